@@ -1,0 +1,179 @@
+"""grpo.py: the algorithm, Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300 §4.1).
+
+One step, with the numbers that the README and train.py use too:
+
+    1. sample       a group of G completions for each of B prompts, from the policy as it is now
+    2. reward       each completion (rewards.py)
+    3. advantage    how much better than its own group each completion did
+    4. log-probs    of every token under the policy (with gradient) and under the frozen reference policy
+    5. loss         raise the log-probs of completions with positive advantage, lower the others, but move
+                    no further than the clip allows and not too far from the reference policy (KL)
+
+No value network estimates how good a prompt's answer *should* be: the group's mean says it. That is
+the whole difference from PPO.
+
+Everything here is tensors in, tensors out; there are no files and no other processes. Letters: B
+prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold one group.
+
+    python -m doctest grpo.py -v         # runs the examples in the docstrings
+"""
+
+import torch
+
+from model import decode_step, prefill
+
+# ------------------------------------------------------------------------------------------------
+# 1. Sample
+# ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids, generators=None, on_token=None):
+    """Samples a group of completions for each prompt, at temperature 1, from the full distribution.
+
+    No top-k, no top-p: the log-probs that training computes are those of the full distribution, and
+    tokens must come from the distribution they are scored under.
+
+    Args:    prompts: B of them; features: their videos' features; stop_ids: tokens that end a completion;
+             generators: B torch.Generators on the model's device, one a prompt, so that a prompt's
+             completions do not depend on what else is in the batch; None for greedy decoding;
+             on_token: called with the tokens (B·G,) of each step, for streaming.
+    Returns: completions (B, G, C) int64, padded with stop_ids[0]; mask (B, G, C) bool, True up to and
+             including the stop token: it is sampled and trained like any other, or the policy would
+             never learn when to stop; log-probs (B, G, C) float32 under the sampler.
+             C <= max_new_tokens is the length of the longest. A completion that ran into
+             max_new_tokens has no stop token.
+    """
+    logits, cache, position = prefill(model, prompts, features)
+    logits = logits.repeat_interleave(group_size, dim=0)  # (B·G, V): all G first tokens from the same distribution
+    position = position.repeat_interleave(group_size)
+    cache.start_decoding(group_size, max_new_tokens)
+    stop = torch.tensor(stop_ids, device=logits.device)
+    alive = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    tokens, masks, logps = [], [], []
+    for step in range(max_new_tokens):
+        logp = logits.log_softmax(dim=-1)
+        if generators is None:
+            token = logp.argmax(dim=-1)
+        else:
+            probs = logp.exp().split(group_size)
+            token = torch.cat([torch.multinomial(p, 1, generator=g)[:, 0] for p, g in zip(probs, generators, strict=True)])
+        token = torch.where(alive, token, stop[0])
+        tokens.append(token)
+        masks.append(alive)
+        logps.append(logp.gather(1, token[:, None])[:, 0])
+        if on_token:
+            on_token(token)
+        alive = alive & ~torch.isin(token, stop)
+        if not alive.any() or step + 1 == max_new_tokens:
+            break
+        logits = decode_step(model, cache, token, position + step)
+    shape = (len(prompts), group_size, len(tokens))
+    return tuple(torch.stack(columns, dim=1).view(shape) for columns in (tokens, masks, logps))
+
+
+# ------------------------------------------------------------------------------------------------
+# 3. Advantages
+# ------------------------------------------------------------------------------------------------
+
+
+def group_advantages(rewards, divide_by_std=True):
+    """A_i = (r_i − mean(r)) / (std(r) + 1e-4), within each group (DeepSeekMath §4.1.2).
+
+    Args:    rewards (…, G); divide_by_std: False is Dr. GRPO's version (arXiv 2503.20783 §3.1), which
+             does not blow up the differences of groups that are nearly all right or all wrong.
+    Returns: advantages (…, G). Their mean is 0; a group of equal rewards gives exactly 0: it teaches nothing.
+
+    std is the sample standard deviation (n − 1), as in the reference code.
+
+    >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 0.0]).double()).round(decimals=2).tolist()
+    [0.87, -0.87, 0.87, -0.87]
+    """
+    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    return centred / (rewards.std(dim=-1, keepdim=True) + 1e-4) if divide_by_std else centred
+
+
+# ------------------------------------------------------------------------------------------------
+# 5. The loss
+# ------------------------------------------------------------------------------------------------
+
+
+def kl_k3(logp, logp_ref):
+    """KL(policy ‖ reference) per token, Schulman's third estimator: exp(Δ) − Δ − 1 with Δ = logp_ref − logp.
+
+    It needs only the sampled token's two log-probs. It is never negative (e^x ≥ 1 + x), and unbiased for
+    tokens sampled from the policy: E[exp(Δ)] = Σ p · p_ref/p = 1, so E[exp(Δ) − 1 − Δ] = E[−Δ] = KL.
+
+    >>> kl_k3(torch.tensor([-1.0, -1.0]).double(), torch.tensor([-1.0, -2.0])).round(decimals=4).tolist()
+    [0.0, 0.3679]
+    """
+    delta = logp_ref - logp
+    return delta.exp() - delta - 1
+
+
+LOSSES = ("grpo", "dr_grpo", "dapo", "gspo")
+
+
+def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
+    """How much each token counts in the step's loss: the only difference between three of the variants.
+
+    Args:    mask (…, G, C): True on a completion's own tokens; n_completions and n_tokens: their numbers in
+             the whole step, over all prompts and processes, so that losses of parts simply add up.
+    Returns: weights (…, G, C), 0 outside the mask.
+
+    grpo, gspo   1 / (length · n_completions)          mean over a completion's tokens, then over completions
+    dr_grpo      1 / (max_new_tokens · n_completions)  no division by length: a long wrong answer is not
+                                                       punished less per token (arXiv 2503.20783 §3.1)
+    dapo         1 / n_tokens                          every token of the step counts alike (arXiv 2503.14476 §3.3)
+
+    >>> mask = torch.tensor([[True, True, True, True], [True, False, False, False]])
+    >>> token_weights(mask, "grpo", 4, 2, 5).tolist()
+    [[0.125, 0.125, 0.125, 0.125], [0.5, 0.0, 0.0, 0.0]]
+    >>> token_weights(mask, "dapo", 4, 2, 5).sum().item()
+    1.0
+    """
+    mask = mask.float()
+    if loss == "dapo":
+        return mask / n_tokens
+    if loss == "dr_grpo":
+        return mask / (max_new_tokens * n_completions)
+    return mask / (mask.sum(dim=-1, keepdim=True) * n_completions)
+
+
+def policy_loss(logp, logp_old, logp_ref, advantages, mask, weights, clip_low, clip_high, beta, loss="grpo"):
+    """The clipped objective with its KL penalty, as a loss to minimise.
+
+        ρ    = exp(logp − logp_old)
+        loss = − Σ weights · ( min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) − β · KL )
+
+    Args:    logp (G, C) with gradient; logp_old (G, C) under the policy that sampled; logp_ref (G, C) under
+             the reference policy, or None when β = 0; advantages (G,); mask (G, C); weights (G, C) from
+             token_weights.
+    Returns: the scalar loss, and per-token tensors (G, C) without gradient: "kl" and "clipped" (True where
+             the clip stopped the gradient).
+
+    Why min and clip: once ρ has moved past the clip in the direction that A asks for, min picks the
+    constant, and the gradient is 0. In the other direction min keeps ρ A: mistakes are always corrected.
+    At the first update after sampling ρ = 1 everywhere, so the loss is −mean(A) = 0 (plus β · KL). Its
+    gradient is not 0: d(ρ A) = A · d logp.
+
+    gspo (arXiv 2507.18071): the ratio belongs to the whole completion, ρ_i = exp(mean_t(logp − logp_old)),
+    because the reward does too; each token carries it. Its ratios stay much nearer to 1: clip at 3e-4.
+
+    >>> logp = torch.tensor([[0.0], [0.0]]).requires_grad_()
+    >>> one = torch.ones(2, 1)
+    >>> loss, _ = policy_loss(logp, logp.detach(), None, torch.tensor([1.0, -1.0]), one.bool(), one / 2, 0.2, 0.2, 0.0)
+    >>> loss.backward()
+    >>> abs(loss.item()), logp.grad.tolist()            # loss 0, yet the good one goes up and the bad one down
+    (0.0, [[-0.5], [0.5]])
+    """
+    log_ratio = torch.where(mask, logp - logp_old, 0.0)
+    if loss == "gspo":
+        log_ratio = (log_ratio.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True)).expand_as(log_ratio)
+    ratio = log_ratio.exp()
+    A = advantages[:, None]
+    clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
+    objective = torch.minimum(ratio * A, clipped_ratio * A)
+    kl = torch.zeros_like(ratio) if logp_ref is None else kl_k3(torch.where(mask, logp, 0.0), torch.where(mask, logp_ref, 0.0))
+    total = -(weights * (objective - beta * kl)).sum()
+    return total, {"kl": kl.detach(), "clipped": (clipped_ratio * A < ratio * A) & mask}
