@@ -449,6 +449,19 @@ def load_prompt(example, budget, tokenizer, think=True, blind=False, max_tokens=
     return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)
 
 
+def completion_texts(completions, mask, tokenizer, stop_ids):
+    """Sampled tokens to text, without the stop token that ended each.
+
+    Args: completions (G, C), mask (G, C). Other special tokens stay visible: a completion that says
+    <|im_start|> in the middle is not well-formed, and must not look as if it were.
+    """
+    texts = []
+    for ids, own in zip(completions.tolist(), mask.tolist()):
+        ids = [i for i, mine in zip(ids, own) if mine]
+        texts.append(tokenizer.decode(ids[:-1] if ids[-1] in stop_ids else ids, skip_special_tokens=False))
+    return texts
+
+
 if __name__ == "__main__":
     try:
         for path in sys.argv[1:] or sys.exit(__doc__):

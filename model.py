@@ -65,8 +65,9 @@ def load(name, device="cpu", dtype=None):
 
 
 def prepare(model):
-    """Makes the language model use this file's `attention`; the vision tower keeps SDPA."""
+    """Makes the language model and the vision tower use this file's attention functions (section 4)."""
     model.model.language_model.config._attn_implementation = "shared_prompt"
+    model.model.visual.config._attn_implementation = "flash_like_windows"
     return model
 
 
@@ -200,6 +201,7 @@ def attention(module, query, key, value, attention_mask, scaling, group=None, ca
     elif group is not None:
         out = packed_attention(query, key, value, group, scaling)
     else:
+        assert attention_mask is not None, "no mask: this would let every token see the ones after it"
         out = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2), None
 
@@ -275,6 +277,26 @@ class GroupCache:
         keys[:, :, self.length], values[:, :, self.length] = key[:, :, 0], value[:, :, 0]
         return keys[:, :, :self.length + 1], values[:, :, :self.length + 1]
 
+
+def window_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, **_):
+    """What each layer of the vision tower calls: attention inside windows (or frames), never across.
+
+    query, key, value (1, H, N, d); cu_seq_lens_q: where windows begin and end among the N patches. Windows
+    of equal size go through SDPA together: a clip has hundreds of them and a handful of sizes. transformers
+    would make one call a window; it hands the boundaries over only to implementations named after flash.
+    """
+    sizes = cu_seq_lens_q.diff().tolist()
+    starts, chunks, places = cu_seq_lens_q[:-1], [], []
+    for size in set(sizes):
+        mine = torch.tensor([s == size for s in sizes], device=query.device)
+        place = starts[mine].long()[:, None] + torch.arange(size, device=query.device)  # (windows, size)
+        q, k, v = (x[0][:, place].transpose(0, 1) for x in (query, key, value))  # (windows, H, size, d)
+        chunks.append(F.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1))  # (windows · size, H, d)
+        places.append(place.flatten())
+    return torch.cat(chunks)[torch.cat(places).argsort()][None], None  # (1, N, H, d)
+
+
+AttentionInterface.register("flash_like_windows", window_attention)
 
 # ------------------------------------------------------------------------------------------------
 # 5. Sampling: prefill, decode

@@ -13,7 +13,7 @@ do. So it gives answers of the right form, spread widely around the wrong times,
 better. GRPO has to find that out from rewards alone.
 
     python toy.py clips                       # renders the data set (train.py and eval.py do this by themselves)
-    python toy.py base --out assets/toy-base  # remakes the base model (about an hour on 2 cores)
+    torchrun --nproc-per-node 2 toy.py base   # remakes the base model in assets/toy-base (about half an hour on 2 cores)
 """
 
 import argparse
@@ -26,6 +26,8 @@ import sys
 import time
 from dataclasses import dataclass, replace
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
+
 import av
 import numpy as np
 import torch
@@ -37,7 +39,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 import data
 from data import BadInput, Example, VideoBudget
-from model import embed, encode_videos, load, mrope_positions, save
+from model import embed, encode_videos, load, mrope_positions, prepare, save
+from train import add_up_gradients, on_first, start_processes
 
 # ------------------------------------------------------------------------------------------------
 # 1. The world
@@ -117,7 +120,7 @@ def make_clip(kind, index, seed=0):
         middle, reach = rng.uniform(0.25, 0.75, size=2), rng.uniform(0.15, 0.32)
         middle = np.where((abs(dx), abs(dy)), 0.5 + rng.uniform(-0.05, 0.05), middle)
         a, b = middle - reach * np.array((dx, dy)), middle + reach * np.array((dx, dy))
-        things.append(Thing(*names[i], path, round(start, 1), round(start + length, 1), tuple(a.tolist()), tuple(b.tolist()), rng.uniform(0.12, 0.15)))
+        things.append(Thing(*names[i], path, round(start, 1), round(start + length, 1), tuple(a.tolist()), tuple(b.tolist()), rng.uniform(0.17, 0.21)))
     return Clip(f"{kind}{index:05d}", duration, int(rng.integers(20, 110)), things)
 
 
@@ -238,7 +241,8 @@ def tell_grounding(clip, video, rng):
 
 
 def names_at(clip, t):
-    return ", ".join(thing.name for thing in clip.things if thing.visible(t)) or "nothing"
+    """Alphabetically: in an order that cannot be seen, half of the answer would be guesswork."""
+    return ", ".join(sorted(thing.name for thing in clip.things if thing.visible(t))) or "nothing"
 
 
 def tell_seconds(clip, video, rng):
@@ -249,7 +253,7 @@ def tell_seconds(clip, video, rng):
 def interesting_moment(clip, video, rng):
     """A moment that was looked at; every other time one within a second of something coming or going."""
     t = rng.choice(video.times[:-1])
-    if rng.random() < 0.5:
+    if clip.things and rng.random() < 0.5:
         thing = clip.things[rng.integers(len(clip.things))]
         wanted = (thing.start, thing.end)[rng.integers(2)] + rng.uniform(-1, 1)
         t = video.times[np.abs(video.times - wanted).argmin()]
@@ -265,7 +269,7 @@ def tell_change(clip, video, rng):
     t = interesting_moment(clip, video, rng)
     came = [f"{thing.name} appears" for thing in clip.things if thing.visible(t) and not thing.visible(t - 0.5)]
     went = [f"{thing.name} leaves" for thing in clip.things if thing.visible(t - 0.5) and not thing.visible(t)]
-    return f"What changes at {t:.1f} seconds?", ", ".join(came + went) or "nothing"
+    return f"What changes at {t:.1f} seconds?", ", ".join(sorted(came) + sorted(went)) or "nothing"
 
 
 def tell_order(clip, video, rng):
@@ -319,9 +323,15 @@ def tell_boxes(clip, video, rng):
     return question, "<answer>[" + ", ".join(text(box) for box in boxes) + "]</answer>"
 
 
+def tell_still(clip, video, rng):
+    """What a picture shows, and where each thing in it is."""
+    turns = [tell_moment(clip, video, rng)]
+    return turns + [tell_place(replace(clip, things=[thing]), video, rng) for thing in clip.things]
+
+
 def tell_looking(clip, video, rng):
-    """A conversation of what can be seen, in random order: all of it true."""
-    turns = [tell_seconds, tell_moment, tell_moment, tell_change, tell_change, tell_place, tell_choice]
+    """A conversation of what can be seen in a clip, in random order: all of it true."""
+    turns = [tell_seconds, tell_moment, tell_moment, tell_moment, tell_change, tell_change, tell_place, tell_choice]
     turns += [tell_order] if rng.random() < 0.5 else []
     rng.shuffle(turns)
     return [tell(clip, video, rng) for tell in turns]
@@ -371,12 +381,12 @@ def make_model(tokenizer):
         text_config=dict(
             vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=8192, initializer_range=0.08, tie_word_embeddings=True,
-            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[4, 6, 6]),
+            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[8, 4, 4]),  # half of a small head for time
             bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
         ),
         vision_config=dict(
             depth=2, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128, fullatt_block_indexes=[1],
-            window_size=112, tokens_per_second=4, initializer_range=0.08,
+            window_size=112, tokens_per_second=2, initializer_range=0.08,
         ),
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True,
@@ -409,72 +419,93 @@ def base_loss(model, rows):
     positions = torch.stack([
         F.pad(mrope_positions(p.ids, p.grids, p.seconds_per_grid, model.config), (0, longest - len(p.ids))) for p in prompts], dim=1)
     labels = torch.stack([F.pad(label, (0, longest - len(label)), value=-100) for _, label in rows])
-    hidden = model.model.language_model(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, position_ids=positions, attention_mask={"full_attention": causal}, use_cache=False).last_hidden_state
     said = labels[:, 1:] != -100
     return F.cross_entropy(model.lm_head(hidden[:, :-1][said]).float(), labels[:, 1:][said])
 
 
-def _read_job(job):
-    path, budget = job
-    return data.read_frames(path, budget)
+def read_clips(kind, numbers, folder, budget):
+    """[(Clip, Frames)] for clips of a kind, by way of mp4 files: the model shall see what a video codec leaves."""
+    os.makedirs(folder, exist_ok=True)
+    pairs = []
+    for i in numbers:
+        _render_job((kind, i, 0, folder))
+        clip = make_clip(kind, i)
+        pairs.append((clip, data.read_frames(os.path.join(folder, clip.name + ".mp4"), budget)))
+    return pairs
 
 
-def read_clips(kind, count, folder, budget):
-    """[(Clip, Frames)] for clips 0 … count-1 of a kind, rendered if need be and decoded as they will be in use."""
-    clips = render_clips(kind, count, folder)
-    jobs = [(os.path.join(folder, clip.name + ".mp4"), budget) for clip in clips]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        return list(zip(clips, tqdm(pool.imap(_read_job, jobs, chunksize=16), total=count, desc=f"reading toy {kind} clips", unit="clip")))
+def still(clip, frames, rng):
+    """One frame of a clip as a clip of its own, two seconds of a world in which time stands still."""
+    k = rng.integers(len(frames.times) - 1)
+    t = frames.times[k]
+    things = [replace(thing, start=0.0, end=2.0, a=thing.centre(t), b=thing.centre(t)) for thing in clip.things if thing.visible(t)]
+    return replace(clip, duration=2.0, things=things), data.Frames(frames.pixels[k].expand(4, -1, -1, -1), np.arange(4) * 0.5, 0.5, 2.0, (SIDE, SIDE))
 
 
-def train_base(out, look_steps, web_steps, batch, lr, clips, seed, start=None):
+# Three parts of base training, one after the other: (name, steps, conversations a step, peak learning
+# rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns nothing
+# from a question about second 7. Only the last part contains the wrong intervals and boxes.
+PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("web", 500, 28, 1e-3))
+
+
+def train_base(out, clips, seed, start=None):
     """Trains the base model on `clips` clips that are in no other data set, and saves it in `out`.
 
-    First `look_steps` on conversations about what can be seen, then `web_steps` on ones that also hold
-    the wrong intervals and boxes, each with its own warm-up and cosine. `start`: skip the first part
-    and take its result from this folder.
+    The result of each part but the last is kept in {out}.{part}; `start`, one of those folders, skips
+    the parts up to it.
     """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    ordinary = read_clips("base", clips, "data/toy/base", TOY_BUDGET)
-    tracking = read_clips("tracking", clips // 8, "data/toy/base", replace(TOY_BUDGET, max_frames=8))
+    rank, world, _ = start_processes("cpu")
+    rng = np.random.default_rng([seed, rank])
+    ordinary = read_clips("base", range(rank, clips, world), "data/toy/base", TOY_BUDGET)
+    tracking = read_clips("tracking", range(rank, clips // 8, world), "data/toy/base", replace(TOY_BUDGET, max_frames=8))
 
-    def conversation(web):
-        tell, (clip, frames) = tell_looking, ordinary[rng.integers(len(ordinary))]
-        if web and rng.random() < 1 / 8:
-            tell, (clip, frames) = lambda *told: [tell_boxes(*told)], tracking[rng.integers(len(tracking))]
-        elif web:
-            tell = tell_web
+    def conversation(part, rng):
+        if part == "web" and rng.random() < 1 / 8:
+            clip, frames = tracking[rng.integers(len(tracking))]
+        else:
+            clip, frames = ordinary[rng.integers(len(ordinary))]
+        if part == "stills":
+            clip, frames = still(clip, frames, rng)
         patches, grid = data.patchify(frames.pixels)
         video = data.Video(patches, grid, data.PAIR * frames.spacing, frames.duration, frames.times)
-        return video, tell(clip, video, rng)
+        if clip.name.startswith("tracking"):
+            return video, [tell_boxes(clip, video, rng)]
+        return video, {"stills": tell_still, "looking": tell_looking, "web": tell_web}[part](clip, video, rng)
 
     if start:
         model, tokenizer = load(start)
+        parts = PARTS[[part for part, *_ in PARTS].index(start.rstrip("/").rpartition(".")[2]) + 1:]
     else:
-        texts = [text for i in range(2000) for turn in conversation(i % 2)[1] for text in turn]
-        tokenizer = make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100)
-        model = make_model(tokenizer)
-    print(f"toy base model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    for web, steps, peak in ((False, 0 if start else look_steps, lr), (True, web_steps, lr / 2)):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda s: min((s + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * min(1, s / steps))))
+        words = np.random.default_rng(seed)
+        texts = [text for i in range(3000) for turn in conversation(PARTS[i % 3][0], words)[1] for text in turn]
+        tokenizer = on_first(rank, world, lambda: make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100))
+        torch.manual_seed(seed)  # the same weights in every process, other conversations
+        model, parts = prepare(make_model(tokenizer)), PARTS
+    if rank == 0:
+        print(f"toy base model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    parameters = list(model.parameters())
+    for part, steps, batch, peak in parts:
+        optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
         began, recent = time.time(), []
         for step in range(steps):
-            loss = base_loss(model, [make_row(*conversation(web), tokenizer, model.config) for _ in range(batch)])
+            loss = base_loss(model, [make_row(*conversation(part, rng), tokenizer, model.config) for _ in range(batch // world)]) / world
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            add_up_gradients(parameters, world)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = peak * min((step + 1) / 50, 0.525 + 0.475 * math.cos(math.pi * step / steps))
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            recent.append(loss.item())
-            if (step + 1) % 50 == 0 or step + 1 == steps:
-                pace = (time.time() - began) / (step + 1)
-                print(f"{'web' if web else 'look'} {step + 1}/{steps}  loss {np.mean(recent):.3f}  {pace:.2f} s a step", flush=True)
+            recent.append(loss.item() * world)
+            last = step + 1 == steps
+            if rank == 0 and ((step + 1) % 50 == 0 or last):
+                print(f"{part} {step + 1}/{steps}  loss {np.mean(recent):.3f}  {(time.time() - began) / (step + 1):.2f} s a step", flush=True)
                 recent = []
-            if (step + 1) % 250 == 0 or step + 1 == steps:
-                save(model, tokenizer, TOY_BUDGET, out if web else out + ".looking")
+            if rank == 0 and ((step + 1) % 250 == 0 or last):
+                save(model, tokenizer, TOY_BUDGET, out if part == PARTS[-1][0] else f"{out}.{part}")
 
 
 def main():
@@ -483,18 +514,14 @@ def main():
     commands.add_parser("clips", help="render the toy data set")
     base = commands.add_parser("base", help="train the toy base model")
     base.add_argument("--out", default="assets/toy-base", help="folder to save it in")
-    base.add_argument("--look-steps", type=int, default=3500, help="optimizer steps on what can be seen")
-    base.add_argument("--web-steps", type=int, default=1000, help="further steps that include the wrong intervals and boxes")
-    base.add_argument("--start", help="folder of a model that has done its looking steps: skip them")
-    base.add_argument("--batch", type=int, default=16, help="conversations a step")
-    base.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (warm-up, then cosine to 0)")
-    base.add_argument("--clips", type=int, default=6000, help="distinct clips to learn from")
+    base.add_argument("--start", help="skip the parts of the training up to the one that this folder holds the result of")
+    base.add_argument("--clips", type=int, default=4000, help="distinct clips to learn from")
     base.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.command == "clips":
         print(f"toy Charades-STA: {ensure_charades()}")
     else:
-        train_base(args.out, args.look_steps, args.web_steps, args.batch, args.lr, args.clips, args.seed, args.start)
+        train_base(args.out, args.clips, args.seed, args.start)
 
 
 if __name__ == "__main__":

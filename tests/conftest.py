@@ -1,0 +1,44 @@
+"""What all tests share: real objects at a size that a laptop runs in seconds."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
+import sys
+
+import pytest
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
+
+import toy  # noqa: E402
+from model import load, prepare  # noqa: E402
+
+BASE = os.path.join(ROOT, "assets", "toy-base")
+
+
+@pytest.fixture(scope="session")
+def base():
+    """(model, tokenizer) of the shipped toy base. Tests must not change its weights."""
+    return load(BASE)
+
+
+@pytest.fixture(scope="session")
+def charades(tmp_path_factory):
+    """A small toy Charades-STA: 12 training clips and 6 test clips as real mp4 files."""
+    return toy.ensure_charades(str(tmp_path_factory.mktemp("data") / "charades"), train=12, test=6)
+
+
+@pytest.fixture
+def fresh(base):
+    """A policy of random weights and the toy's tokenizer: whatever holds for it was not learned."""
+    torch.manual_seed(0)
+    return prepare(toy.make_model(base[1])).eval(), base[1]
+
+
+@pytest.fixture(scope="session")
+def shared():
+    if not os.path.isdir(SHARED):
+        pytest.skip("../shared/data is not here")
+    return SHARED

@@ -1,0 +1,232 @@
+"""From files to prompts: patches against a slow loop, times against the file, and every way a user's input can be broken."""
+
+import doctest
+import json
+import os
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import data
+from data import BadInput, VideoBudget, frame_size, frame_times, load_video, patchify, read_charades, read_frames
+from toy import TOY_BUDGET
+
+
+def write_video(path, n_frames, fps=10, size=(56, 84), times=None):
+    """An mp4 whose frame k is grey level 2k (so a frame says which one it is). times: seconds of each frame, for a variable rate."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.time_base = "1/1000" if times is not None else stream.codec_context.time_base
+        for k in range(n_frames):
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 2 * k, np.uint8), "rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = round(times[k] * 1000), "1/1000"
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return str(path)
+
+
+# Frames and times -------------------------------------------------------------------------------------
+
+
+def test_two_frames_a_second_even_and_at_least_four():
+    for duration, count, spacing in ((10.0, 20, 0.5), (9.6, 20, 0.5), (10.2, 22, 0.5), (1.0, 4, 0.25), (0.1, 4, 0.025)):
+        times, got = frame_times(duration, VideoBudget())
+        assert len(times) == count and got == pytest.approx(spacing) and np.allclose(np.diff(times), spacing) and times[0] == 0
+
+
+def test_a_long_video_is_spread_over_max_frames():
+    times, spacing = frame_times(3600.0, VideoBudget(max_frames=100))
+    assert len(times) == 100 and spacing == 36.0 and times[-1] == 3564.0
+
+
+def test_frames_never_outgrow_the_total_budget():
+    """Even an hour at the smallest frame size stays inside the paper's 3584 tokens."""
+    for duration in (1, 30, 300, 3600, 36000):
+        for height, width in ((360, 640), (1080, 1920), (640, 360), (28, 2000)):
+            budget = VideoBudget()
+            n = len(frame_times(duration, budget)[0])
+            h, w = frame_size(height, width, n, budget)
+            assert h % 28 == 0 and w % 28 == 0 and n % 2 == 0
+            assert n // 2 * h * w <= budget.total_pixels * 1.01
+
+
+def test_times_come_from_the_file_not_from_the_average_rate(tmp_path):
+    """A clip that runs at 20 frames a second for 2 s and then at 2 for 10 s: frame 40 is at 2 s, not at 40 / average."""
+    times = [k / 20 for k in range(40)] + [2 + k / 2 for k in range(20)]
+    frames = read_frames(write_video(tmp_path / "vfr.mp4", 60, times=times), VideoBudget(min_frame_pixels=28 * 28))
+    for seen, moment in zip(frames.pixels, np.arange(len(frames.times)) * frames.spacing):
+        expected = max(k for k, t in enumerate(times) if t <= moment + 1e-3)
+        assert abs(float(seen.float().mean()) / 2 - expected) < 1, f"at {moment} s"
+    assert np.allclose(frames.times[:24], np.arange(24) / 2, atol=0.06)
+
+
+def test_the_real_clip(shared):
+    frames = read_frames(os.path.join(shared, "videos", "OHOFG.mp4"), VideoBudget())
+    assert frames.original_size == (360, 640) and frames.duration == pytest.approx(35.1, abs=0.1)
+    assert frames.pixels.shape[0] == 72 and frames.spacing == 0.5
+    assert np.abs(frames.times[:70] - np.arange(70) / 2).max() < 0.11  # one frame of this clip lasts 0.105 s
+    h, w = frames.pixels.shape[1:3]
+    assert 36 * h * w <= 3584 * 28 * 28
+
+
+# Patches ------------------------------------------------------------------------------------------------
+
+
+def test_patches_against_a_slow_obvious_loop():
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (4, 56, 84, 3), dtype=torch.uint8)
+    rows = []
+    for pair in range(2):
+        for cell_row in range(2):
+            for cell_column in range(3):
+                for row in range(2):
+                    for column in range(2):
+                        top, left = cell_row * 28 + row * 14, cell_column * 28 + column * 14
+                        patch = []
+                        for colour in range(3):
+                            for frame in range(2):
+                                x = pixels[2 * pair + frame, top:top + 14, left:left + 14, colour].float() / 255
+                                patch.append((x - data.MEAN[colour]) / data.STD[colour])
+                        rows.append(torch.stack(patch).flatten())
+    patches, grid = patchify(pixels)
+    assert grid == (2, 4, 6) and torch.equal(patches, torch.stack(rows))
+
+
+def test_blind_keeps_everything_but_the_picture(charades):
+    path = data.charades_examples(charades, "test")[0].video
+    seen, blind = load_video(path, TOY_BUDGET), load_video(path, TOY_BUDGET, blind=True)
+    assert seen.grid == blind.grid and seen.seconds_per_grid == blind.seconds_per_grid and (seen.times == blind.times).all()
+    grey = blind.patches.unflatten(1, (3, -1))  # (N, 3, 2·14·14): one value a colour channel
+    assert (grey.amax(dim=(0, 2)) - grey.amin(dim=(0, 2))).max() == 0 and not torch.equal(seen.patches, blind.patches)
+
+
+# Prompts ------------------------------------------------------------------------------------------------
+
+
+def test_prompt_has_a_place_for_every_video_token(base, charades):
+    example = data.charades_examples(charades, "test")[0]
+    prompt = data.load_prompt(example, TOY_BUDGET, base[1])
+    t, h, w = prompt.grids[0]
+    assert (prompt.ids == base[0].config.video_token_id).sum() == t * h * w // 4
+    assert example.question in prompt.text and "12.54 to 17.83" in prompt.text and "<think>" in prompt.text
+    assert "<think>" not in data.load_prompt(example, TOY_BUDGET, base[1], think=False).text
+
+
+def test_a_question_cannot_smuggle_in_video_tokens(base, charades):
+    video = load_video(data.charades_examples(charades, "test")[0].video, TOY_BUDGET)
+    with pytest.raises(BadInput, match="video_pad"):
+        data.build_prompt("what is <|video_pad|>?", video, base[1])
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_that_names_the_flags(base, charades):
+    video = load_video(data.charades_examples(charades, "test")[0].video, TOY_BUDGET)
+    with pytest.raises(BadInput, match="--fps, --max-frames or --total-pixels"):
+        data.build_prompt("what?", video, base[1], max_tokens=20)
+
+
+# Annotations --------------------------------------------------------------------------------------------
+
+
+def test_charades_text_and_json_read_the_same(tmp_path):
+    text, js = tmp_path / "charades_sta_test.txt", tmp_path / "charades_test.json"
+    text.write_text("3MSZA 24.3 30.4##person turn a light on.\n3MSZA 0.0 4##a person  sits\n\nAMT7R 4.3 12.5##puts a picture up.\n")
+    js.write_text(json.dumps({
+        "3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4], [0.0, 4]], "sentences": ["person turn a light on.", "a person sits"]},
+        "AMT7R": {"duration": 30.08, "timestamps": [[4.3, 12.5]], "sentences": ["puts a picture up."]}}))  # fmt: skip
+    a, b = read_charades(str(text), "v"), read_charades(str(js), "v")
+    assert a == b and len(a) == 3
+    assert a[0] == data.Example("3MSZA/0", "grounding", "v/3MSZA.mp4", "person turn a light on", (24.3, 30.4))
+    assert [e.id for e in a] == ["3MSZA/0", "3MSZA/1", "AMT7R/0"]
+
+
+def test_the_real_excerpts(shared):
+    test = read_charades(os.path.join(shared, "charades_test.excerpt.json"), os.path.join(shared, "videos"))
+    train = read_charades(os.path.join(shared, "charades_train.excerpt.json"), os.path.join(shared, "videos"))
+    assert len(test) == 57 and len(train) == 48 and sum(os.path.isfile(e.video) for e in test) == 6
+    assert any(e.answer[1] == 30.0 for e in train if e.id.startswith("Y6R7T"))  # beyond the clip's 29.46 s, kept
+
+
+def test_malformed_lines_are_reported_with_file_and_line_and_skipped(tmp_path):
+    path = tmp_path / "charades_sta_test.txt"
+    path.write_text("A 1 2##good\nnonsense\nB 5 2##ends before it starts\nC x y##no numbers\n../etc/passwd 1 2##leaves the folder\nD 1 2##\nE nan inf##z\nF 3 4##good\n")
+    said = []
+    examples = read_charades(str(path), "v", said.append)
+    assert [e.id for e in examples] == ["A/0", "F/0"]
+    assert [int(s.split("line ")[1].split(":")[0]) for s in said] == [2, 3, 4, 5, 6, 7] and all(str(path) in s for s in said)
+
+
+@pytest.mark.parametrize("content, says", [
+    ("", "no valid Charades-STA query"), ("all\nwrong\n", "no valid"), ('{"A": {"timestamps": [[1, 2]]', "line 1: broken JSON"),
+    ('{"A": {"timestamps": [[1, 2]], "sentences": []}}', "no valid"), ('{"A": 3, "B": {"timestamps": 4, "sentences": 5}}', "no valid"),
+])  # fmt: skip
+def test_useless_annotation_files(tmp_path, content, says):
+    path = tmp_path / "charades_sta_test.txt"
+    path.write_text(content)
+    with pytest.raises(BadInput, match=says):
+        read_charades(str(path), "v", lambda sentence: None)
+
+
+def test_a_binary_annotation_file(tmp_path):
+    path = tmp_path / "charades_sta_test.txt"
+    path.write_bytes(b"\xff\xfe\x00\x80" * 10)
+    with pytest.raises(BadInput, match="UTF-8"):
+        read_charades(str(path), "v")
+
+
+def test_missing_data_names_the_file_and_where_to_get_it(tmp_path):
+    with pytest.raises(BadInput, match="does not exist.*TALL.*Charades_v1_480.zip"):
+        data.charades_examples(str(tmp_path / "nowhere"), "test")
+    with pytest.raises(BadInput, match="no charades_sta_test.txt.*TALL"):
+        data.charades_examples(str(tmp_path), "test")
+    (tmp_path / "charades_sta_test.txt").write_text("A 1 2##x\n")
+    with pytest.raises(BadInput, match="no folder .*videos"):
+        data.charades_examples(str(tmp_path), "test")
+
+
+# Broken videos ------------------------------------------------------------------------------------------
+
+
+def test_broken_videos_are_one_sentence(tmp_path, charades):
+    good = data.charades_examples(charades, "test")[0].video
+    cases = {"missing.mp4": None, "empty.mp4": b"", "text.mp4": b"this is no video\n" * 100, "truncated.mp4": open(good, "rb").read()[:800]}
+    for name, content in cases.items():
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(BadInput) as e:
+            load_video(str(path), TOY_BUDGET)
+        assert str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_folder_in_place_of_a_video(tmp_path):
+    with pytest.raises(BadInput, match="does not exist"):
+        load_video(str(tmp_path), TOY_BUDGET)
+
+
+def test_a_short_video_still_gives_four_frames(tmp_path):
+    frames = read_frames(write_video(tmp_path / "short.mp4", 5), TOY_BUDGET)
+    assert frames.pixels.shape[0] == 4 and frames.duration == pytest.approx(0.5, abs=0.01)
+
+
+# Budget -------------------------------------------------------------------------------------------------
+
+
+def test_budget_travels_with_the_model_and_flags_win(tmp_path):
+    assert VideoBudget.of_model(str(tmp_path)) == VideoBudget()
+    TOY_BUDGET.save(str(tmp_path))
+    assert VideoBudget.of_model(str(tmp_path)) == TOY_BUDGET
+    assert VideoBudget.of_model(str(tmp_path), fps=1.0, max_frames=None, lr=3).fps == 1.0
+
+
+@pytest.mark.parametrize("wrong", [dict(fps=0.0), dict(max_frames=2), dict(total_pixels=1), dict(min_frame_pixels=10**9)])
+def test_impossible_budgets(tmp_path, wrong):
+    with pytest.raises(BadInput):
+        VideoBudget.of_model(str(tmp_path), **wrong)
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(data).failed == 0
