@@ -47,7 +47,7 @@ CELL = PATCH * MERGE  # 28 pixels: both sides of a frame are multiples of this
 
 @dataclass(frozen=True)
 class VideoBudget:
-    """How much of a video the model gets to see. The defaults are the paper's (VideoChat-R1, §4.1).
+    """How much of a video the model gets to see. The defaults are the paper's.
 
     A token covers 28 × 28 pixels of two consecutive frames. Pixel counts below are therefore
     (number of tokens) · 28 · 28, and the two frames of a pair count once.

@@ -80,7 +80,7 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
 def group_advantages(rewards, divide_by_std=True):
     """A_i = (r_i − mean(r)) / (std(r) + 1e-4), within each group (DeepSeekMath §4.1.2).
 
-    Args:    rewards (…, G); divide_by_std: False is Dr. GRPO's version (arXiv 2503.20783 §3.1), which
+    Args:    rewards (…, G); divide_by_std: False is Dr. GRPO's version (arXiv 2503.20783), which
              does not blow up the differences of groups that are nearly all right or all wrong.
     Returns: advantages (…, G). Their mean is 0; a group of equal rewards gives exactly 0: it teaches nothing.
 
@@ -123,7 +123,7 @@ def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
 
     grpo, gspo   1 / (length · n_completions)          mean over a completion's tokens, then over completions
     dr_grpo      1 / (max_new_tokens · n_completions)  no division by length: a long wrong answer is not
-                                                       punished less per token (arXiv 2503.20783 §3.1)
+                                                       punished less per token (arXiv 2503.20783)
     dapo         1 / n_tokens                          every token of the step counts alike (arXiv 2503.14476 §3.3)
 
     >>> mask = torch.tensor([[True, True, True, True], [True, False, False, False]])

@@ -96,7 +96,7 @@ def save(model, tokenizer, budget, folder):
 
 
 def mrope_positions(ids, grids, seconds_per_grid, config):
-    """M-RoPE positions of a prompt (Qwen2.5-VL, arXiv 2502.13923 §2.1.2).
+    """M-RoPE positions of a prompt (Qwen2.5-VL, arXiv 2502.13923 §2.1).
 
     Rotary embeddings usually count tokens. Here each token has three positions, and a third of the
     rotary frequencies turns with each: time, row, column. Text counts all three up together. A video

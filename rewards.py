@@ -93,12 +93,12 @@ def temporal_iou(a, b):
 
 
 def grounding_format(text, answer, think):
-    """1.0 if the tags are right and the answer reads 'a to b' in seconds, else 0.0 (VideoChat-R1 §3.2)."""
+    """1.0 if the tags are right and the answer reads 'a to b' in seconds, else 0.0 (VideoChat-R1 §3)."""
     return float(well_formed(text, think) and parse_interval(answer_of(text)) is not None)
 
 
 def grounding_iou(text, answer, think):
-    """IoU of the answered interval with the true one, whatever the tags around it (VideoChat-R1 §3.2).
+    """IoU of the answered interval with the true one, whatever the tags around it (VideoChat-R1 §3).
 
     The answer earns its IoU without a <think> block too: else a policy that has not found the format
     yet would learn nothing about time.

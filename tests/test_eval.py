@@ -1,0 +1,135 @@
+"""Scores that can be trusted, evaluations that can be interrupted, and answers about one's own video."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import BASE, ROOT
+
+import data
+import eval as evaluation
+from rewards import temporal_iou
+
+
+def run(*args):
+    return subprocess.run([sys.executable, "eval.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def records(folder):
+    with open(os.path.join(folder, "predictions.jsonl")) as f:
+        return [json.loads(line) for line in f]
+
+
+@pytest.fixture(scope="module")
+def evaluated(charades, tmp_path_factory):
+    out = tmp_path_factory.mktemp("eval") / "out"
+    done = run("--bench", "charades", "--data", charades, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return str(out), done
+
+
+def test_metrics_against_a_slow_computation(evaluated, charades):
+    """From predictions.jsonl and the annotation file alone, text included."""
+    out, _ = evaluated
+    examples = data.charades_examples(charades, "test")
+    found = {r["id"]: r for r in records(out)}
+    ious = []
+    for e in examples:
+        inside = found[e.id]["text"].partition("<answer>")[2].partition("</answer>")[0].split(" to ")
+        ious.append(temporal_iou(tuple(map(float, inside)), e.answer) if len(inside) == 2 else 0.0)
+    with open(os.path.join(out, "results.json")) as f:
+        results = json.load(f)
+    assert results["metrics"]["mIoU"] == pytest.approx(100 * sum(ious) / len(ious))
+    for m in (0.3, 0.5, 0.7):
+        assert results["metrics"][f"R@{m}"] == pytest.approx(100 * sum(i >= m for i in ious) / len(ious))
+
+
+def test_a_score_is_saved_with_how_it_was_made(evaluated):
+    with open(os.path.join(evaluated[0], "results.json")) as f:
+        s = json.load(f)["settings"]
+    assert s["decoding"] == "greedy" and s["video_budget"]["fps"] == 2.0 and "transformers" in s["versions"] and "<answer>" in s["prompt"]
+    assert s["model_name"] == "toy base" and s["weights"][0][0] == "model.safetensors"
+    assert os.path.getsize(os.path.join(evaluated[0], "predictions.png")) > 5000
+
+
+def test_an_interrupted_evaluation_continues_and_comes_to_the_same(evaluated, charades, tmp_path):
+    out = tmp_path / "again"
+    shutil.copytree(evaluated[0], out)
+    lines = (out / "predictions.jsonl").read_text().splitlines(keepends=True)
+    marked = json.loads(lines[0]) | {"mark": "kept"}
+    (out / "predictions.jsonl").write_text(json.dumps(marked) + "\n" + lines[1] + lines[2][:20])  # killed while writing the third
+    done = run("--bench", "charades", "--data", charades, "--out", out)
+    assert done.returncode == 0, done.stderr
+    again = records(out)
+    assert again[0]["mark"] == "kept" and [r["id"] for r in again] == [json.loads(line)["id"] for line in lines]
+    assert [r["text"] for r in again] == [json.loads(line)["text"] for line in lines]
+
+
+def test_other_settings_do_not_continue_old_predictions(evaluated, charades, tmp_path):
+    out = tmp_path / "blind"
+    shutil.copytree(evaluated[0], out)
+    done = run("--bench", "charades", "--data", charades, "--out", out, "--blind")
+    assert done.returncode == 0 and "other settings (blind)" in done.stderr and "BLIND" in done.stdout
+    assert len(records(out)) == 6
+
+
+def test_a_damaged_video_counts_as_wrong_and_is_named(charades, tmp_path):
+    shutil.copytree(charades, tmp_path / "data")
+    broken = data.charades_examples(str(tmp_path / "data"), "test")[2]
+    with open(broken.video, "wb") as f:
+        f.write(b"no video")
+    done = run("--bench", "charades", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    assert done.returncode == 0 and broken.video in done.stderr
+    assert len(records(tmp_path / "out")) == 6
+    with open(tmp_path / "out" / "results.json") as f:
+        assert json.load(f)["failed"] == [broken.id]
+
+
+def test_batch_size_does_not_change_answers(evaluated, charades, tmp_path):
+    done = run("--bench", "charades", "--data", charades, "--out", tmp_path / "one", "--batch-size", 1)
+    assert done.returncode == 0
+    assert [r["text"] for r in records(tmp_path / "one")] == [r["text"] for r in records(evaluated[0])]
+
+
+def test_metrics_by_hand():
+    rows = [{"iou": i, "format": 1.0, "prediction": (0, 1)} for i in (0.3, 0.5, 0.7, 0.0)]  # exactly on a threshold counts
+    assert evaluation.grounding_metrics(rows) == pytest.approx(
+        {"mIoU": 37.5, "R@0.3": 75.0, "R@0.5": 50.0, "R@0.7": 25.0, "format": 100.0, "unparsable": 0.0})  # fmt: skip
+
+
+def test_the_real_clip_and_annotations(shared, tmp_path):
+    done = run("--bench", "charades", "--data", shared, "--limit", 6, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert len(records(tmp_path / "out")) == 6 and all("OHOFG" in r["id"] for r in records(tmp_path / "out"))
+    assert "model: toy base" in done.stdout and f"data: {shared}, 6 queries" in done.stdout
+
+
+def test_missing_clips_are_named_before_anything_is_done(shared, tmp_path):
+    done = run("--bench", "charades", "--data", shared, "--out", tmp_path / "out")
+    assert done.returncode == 2 and "19 of the clips are missing" in done.stderr and "Charades_v1_480.zip" in done.stderr
+    assert not os.path.exists(tmp_path / "out")
+
+
+def test_ask_about_ones_own_video(charades):
+    video = data.charades_examples(charades, "test")[0].video
+    done = run("--video", video, "--ask", "What is visible at 3.0 seconds?")
+    assert done.returncode == 0 and "tokens]" in done.stdout and len(done.stdout.strip().splitlines()[-1]) > 2
+
+
+@pytest.mark.parametrize("args, says", [
+    ([], "--bench charades, or --video"), (["--bench", "juggling"], "--bench juggling is unknown"),
+    (["--video", "nowhere.mp4", "--ask", "what?"], "nowhere.mp4 does not exist"), (["--video", "x.mp4"], "needs a question"),
+    (["--bench", "charades", "--data", "/nowhere"], "data folder /nowhere does not exist"),
+    (["--bench", "charades", "--model", "/nowhere", "--limit", "1"], "neither a folder here nor a hub name"),
+])  # fmt: skip
+def test_a_users_mistake_is_one_sentence(args, says, charades):
+    given = [*args, "--data", charades] if "--model" in args else args
+    done = run(*given)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_shipped_base_is_small():
+    assert sum(os.path.getsize(os.path.join(BASE, f)) for f in os.listdir(BASE)) < 8e6

@@ -1,0 +1,177 @@
+"""The run: steps that learn, processes that agree, and mistakes that are told in one sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import BASE, ROOT
+
+import train
+from data import BadInput
+from model import load
+
+PYTHON = [sys.executable]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+QUICK = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", "--lr", "1e-3"]
+
+
+def run(launcher, *args, timeout=120):
+    return subprocess.run([*launcher, "train.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def metrics(folder):
+    with open(os.path.join(folder, "metrics.jsonl")) as f:
+        return [json.loads(line) for line in f]
+
+
+def weights(folder):
+    return load(os.path.join(folder, "policy"))[0].state_dict()
+
+
+@pytest.fixture(scope="module")
+def one_process(charades, tmp_path_factory):
+    """Three GRPO steps on one process, with two updates each."""
+    out = tmp_path_factory.mktemp("run") / "one"
+    done = run(PYTHON, *QUICK, "--data", charades, "--steps", 3, "--updates-per-rollout", 2, "--out", out, "--rollouts-every", 1)
+    assert done.returncode == 0, done.stderr
+    return str(out), done
+
+
+def test_a_run_leaves_all_that_it_promises(one_process):
+    out, done = one_process
+    assert {"settings.json", "metrics.jsonl", "rollouts.jsonl", "curves.png", "policy"} <= set(os.listdir(out))
+    lines = metrics(out)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert {"reward", "reward/format", "reward/iou", "spread", "no_spread", "kl", "clip_share", "entropy", "length", "grad_norm"} <= set(line)
+        assert {"data", "sample", "reward", "reference", "update"} == set(line["seconds"])
+        assert line["reward"] == pytest.approx(line["reward/format"] + line["reward/iou"], rel=1e-6)
+    assert lines[0]["kl"] < 1e-6 < lines[2]["kl"]  # at first the policy is the reference policy
+    assert "sampler and scorer agree" in done.stderr + done.stdout and "The loss of step 1 is 0" in done.stderr + done.stdout
+    with open(os.path.join(out, "settings.json")) as f:
+        settings = json.load(f)
+    assert settings["seed"] == 0 and settings["versions"]["torch"] == torch.__version__ and settings["video_budget"]["fps"] == 2.0
+
+
+def test_rollouts_add_up(one_process):
+    with open(os.path.join(one_process[0], "rollouts.jsonl")) as f:
+        for group in map(json.loads, f):
+            assert len(group["completions"]) == 4 and "video tokens]" in group["prompt"]
+            assert sum(c["advantage"] for c in group["completions"]) == pytest.approx(0, abs=1e-4)
+            for c in group["completions"]:
+                assert c["reward"] == pytest.approx(sum(c["rewards"].values()), abs=1e-6)
+
+
+def test_the_policy_moved_and_loads_in_plain_transformers(one_process):
+    from transformers import AutoModelForImageTextToText
+
+    before, after = load(BASE)[0].state_dict(), weights(one_process[0])
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    plain = AutoModelForImageTextToText.from_pretrained(os.path.join(one_process[0], "policy")).state_dict()
+    assert all(torch.equal(plain[k], after[k]) for k in after)
+
+
+def test_two_processes_take_the_steps_of_one(one_process, charades, tmp_path):
+    """Same prompts, same completions, same gradients: weights after 3 steps differ by rounding alone."""
+    done = run([*TORCHRUN, "29511"], *QUICK, "--data", charades, "--steps", 3, "--updates-per-rollout", 2, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    a, b = metrics(one_process[0]), metrics(str(tmp_path / "two"))
+    for x, y in zip(a, b):
+        for name in ("reward", "kl", "entropy", "length", "grad_norm", "completion_tokens", "spread"):
+            assert x[name] == pytest.approx(y[name], rel=1e-3, abs=1e-6), (x["step"], name)
+    start, one, two = load(BASE)[0].state_dict(), weights(one_process[0]), weights(str(tmp_path / "two"))
+    moved = sum(float((one[k] - start[k]).square().sum()) for k in one) ** 0.5
+    apart = sum(float((one[k] - two[k]).square().sum()) for k in one) ** 0.5
+    assert apart < 0.01 * moved, (apart, moved)
+
+
+def test_killing_one_process_ends_the_other_with_a_message(charades, tmp_path):
+    job = subprocess.Popen([*TORCHRUN, "29512", "train.py", *QUICK, "--data", charades, "--steps", "100000", "--out", str(tmp_path / "x")],
+                           cwd=ROOT, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        while not os.path.isfile(tmp_path / "x" / "metrics.jsonl"):
+            assert job.poll() is None
+            time.sleep(0.2)
+        workers = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+        assert len(workers) == 2
+        os.kill(int(workers[1]), signal.SIGKILL)
+        killed = time.time()
+        _, said = job.communicate(timeout=30)
+        assert job.returncode != 0 and time.time() - killed < 30
+        assert "lost another process" in said or "told to stop" in said
+    finally:
+        job.kill()
+
+
+def test_sft_learns_the_true_answers(charades, tmp_path):
+    done = run(PYTHON, "--method", "sft", "--data", charades, "--steps", 8, "--lr", "1e-3", "--out", tmp_path / "sft")
+    assert done.returncode == 0, done.stderr
+    losses = [line["loss"] for line in metrics(str(tmp_path / "sft"))]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("loss", ["dr_grpo", "dapo", "gspo"])
+def test_every_variant_runs(loss, charades, tmp_path):
+    done = run(PYTHON, *QUICK, "--data", charades, "--steps", 1, "--loss", loss, "--beta", 0, "--no-think", "--out", tmp_path / loss)
+    assert done.returncode == 0, done.stderr
+    assert metrics(str(tmp_path / loss))[0]["grad_norm"] > 0
+
+
+def test_examples_are_shared_out_completely_and_the_same_for_every_world_size():
+    examples = list(range(50))
+    for world in (1, 2, 4):
+        steps = [[pair for rank in range(world) for pair in train.share_of_step(examples, s, 8, rank, world, seed=3)] for s in range(7)]
+        if world == 1:
+            expected = steps
+        assert steps == expected
+    first_pass = [e for step in expected for _, e in step][:50]
+    assert sorted(first_pass) == examples and first_pass != examples
+
+
+def test_a_run_stops_when_sampler_and_scorer_disagree():
+    train.check_sampler(2e-6, torch.float32)
+    for gap in (0.1, float("nan")):
+        with pytest.raises(BadInput, match="sampler's and the scorer's"):
+            train.check_sampler(gap, torch.float32)
+
+
+# Mistakes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args, says", [
+    (["--task", "juggling"], "--task juggling is unknown; there is: grounding"),
+    (["--model", "/nowhere"], "neither a folder here nor a hub name"),
+    (["--data", "/nowhere"], "data folder /nowhere does not exist"),
+    (["--group-size", "1"], "--group-size must be at least 2"),
+    (["--steps", "0"], "--steps must be at least 1"),
+    (["--fps", "-1"], "--fps must be above 0"),
+])  # fmt: skip
+def test_a_users_mistake_is_one_sentence(args, says, charades, tmp_path):
+    given = args if "--data" in args else [*args, "--data", charades]
+    done = run(PYTHON, *given, "--out", tmp_path / "out")
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.strip().count("\n") == 0 and not os.path.exists(tmp_path / "out")
+
+
+def test_an_existing_run_is_not_overwritten_unasked(one_process, charades):
+    before = metrics(one_process[0])
+    done = run(PYTHON, *QUICK, "--data", charades, "--steps", 1, "--out", one_process[0])
+    assert done.returncode == 2 and "already holds a run" in done.stderr and metrics(one_process[0]) == before
+
+
+def test_a_folder_that_cannot_be_written(charades, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(PYTHON, *QUICK, "--data", charades, "--out", tmp_path / "file" / "run")
+    assert done.returncode == 2 and "cannot write to --out" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_clip_that_is_missing_is_named(charades, tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "charades_sta_train.txt").write_text("ABCDE 1.0 2.0##a door opens.\n")
+    done = run(PYTHON, *QUICK, "--data", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 2 and "ABCDE.mp4 does not exist" in done.stderr and "Traceback" not in done.stderr
