@@ -121,12 +121,10 @@ def frame_size(height, width, n_frames, budget):
 
     Args:    height, width in pixels; n_frames: T, how many frames share the total budget.
     Returns: (height, width) in pixels, with
-             min_frame_pixels <= height · width <= min(max_frame_pixels, total_pixels · 2 / T).
+             height · width <= min(max_frame_pixels, total_pixels · 2 / T), and about min_frame_pixels at least.
 
-    >>> frame_size(360, 640, 70, VideoBudget())   # 35 s of a Charades clip: 8 × 14 tokens a pair,
-    (224, 364)
-    >>> 8 * 13 * 35                               # rounded down to fit: 3640 would not, 8 × 13 does
-    3640
+    >>> frame_size(360, 640, 72, VideoBudget())   # 36 s of a Charades clip: 36 pairs of 7 × 13 tokens = 3276
+    (196, 364)
     """
     if max(height, width) > 200 * min(height, width):
         raise BadInput(f"a frame of {width} × {height} pixels is too narrow to be a video")
@@ -139,6 +137,8 @@ def frame_size(height, width, n_frames, budget):
     elif h * w < least:
         grow = (least / (height * width)) ** 0.5
         h, w = (int(np.ceil(side * grow / CELL)) * CELL for side in (height, width))
+    while h * w > most:  # a side cannot be less than a cell, and growing rounds up: the budget wins over the shape
+        h, w = (h - CELL, w) if h >= w else (h, w - CELL)
     return h, w
 
 

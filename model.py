@@ -249,7 +249,7 @@ def decode_attention(query, key, value, prompt_kv, prompt_mask, scaling):
     weights = torch.cat([to_prompt, to_own], dim=3).float().softmax(dim=3).to(value.dtype)
     on_prompt = weights[..., :P].view(B, G, K, rep, P).transpose(1, 2).reshape(B, K, G * rep, P)
     from_prompt = (on_prompt @ prompt_value).view(B, K, G, rep, d).transpose(1, 2).reshape(B * G, K, rep, d)
-    return (from_prompt + weights[..., P:] @ value).view(B * G, K * rep, 1, d)
+    return (from_prompt + weights[..., P:] @ value).reshape(B * G, K * rep, 1, d)
 
 
 class GroupCache:

@@ -165,15 +165,13 @@ def _render_job(job):
         render(clip, path)
 
 
-def render_clips(kind, count, folder, seed=0):
-    """Renders clips 0 … count-1 of a kind into folder, those that are not there yet. Returns the Clips."""
-    os.makedirs(folder, exist_ok=True)
-    jobs = [(kind, i, seed, folder) for i in range(count)]
+def render_clips(jobs):
+    """Renders what is not there yet of [(kind, number, seed, folder)], on all cores if there is much of it."""
+    if len(jobs) < 100:
+        return [_render_job(job) for job in jobs]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        bar = tqdm(pool.imap_unordered(_render_job, jobs, chunksize=8), total=count, desc=f"rendering toy {kind} clips", unit="clip")
-        for _ in bar:
-            pass
-    return [make_clip(kind, i, seed) for i in range(count)]
+        done = pool.imap_unordered(_render_job, jobs, chunksize=8)
+        return list(tqdm(done, total=len(jobs), desc="rendering toy clips", unit="clip", dynamic_ncols=True))
 
 
 def caption(thing, rng):
@@ -194,8 +192,11 @@ def ensure_charades(folder="data/toy/charades", train=TRAIN_CLIPS, test=TEST_CLI
     if os.path.isfile(mark) and open(mark).read() == version:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
+    videos = os.path.join(folder, "videos")
+    os.makedirs(videos)
+    render_clips([(split, i, seed, videos) for split, count in (("train", train), ("test", test)) for i in range(count)])
     for split, count in (("train", train), ("test", test)):
-        clips = render_clips(split, count, os.path.join(folder, "videos"), seed)
+        clips = [make_clip(split, i, seed) for i in range(count)]
         with open(os.path.join(folder, f"charades_sta_{split}.txt"), "w") as file:
             for i, clip in enumerate(clips):
                 rng = np.random.default_rng([seed, i])

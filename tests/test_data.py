@@ -3,6 +3,7 @@
 import doctest
 import json
 import os
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -19,11 +20,12 @@ def write_video(path, n_frames, fps=10, size=(56, 84), times=None):
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "1"})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        stream.codec_context.time_base = "1/1000" if times is not None else stream.codec_context.time_base
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
         for k in range(n_frames):
             frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 2 * k, np.uint8), "rgb24")
             if times is not None:
-                frame.pts, frame.time_base = round(times[k] * 1000), "1/1000"
+                frame.pts, frame.time_base = round(times[k] * 1000), Fraction(1, 1000)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return str(path)
@@ -46,12 +48,12 @@ def test_a_long_video_is_spread_over_max_frames():
 def test_frames_never_outgrow_the_total_budget():
     """Even an hour at the smallest frame size stays inside the paper's 3584 tokens."""
     for duration in (1, 30, 300, 3600, 36000):
-        for height, width in ((360, 640), (1080, 1920), (640, 360), (28, 2000)):
+        for height, width in ((360, 640), (1080, 1920), (640, 360), (28, 2000), (30, 50)):
             budget = VideoBudget()
             n = len(frame_times(duration, budget)[0])
             h, w = frame_size(height, width, n, budget)
             assert h % 28 == 0 and w % 28 == 0 and n % 2 == 0
-            assert n // 2 * h * w <= budget.total_pixels * 1.01
+            assert n // 2 * h * w <= budget.total_pixels
 
 
 def test_times_come_from_the_file_not_from_the_average_rate(tmp_path):
@@ -146,7 +148,7 @@ def test_charades_text_and_json_read_the_same(tmp_path):
 def test_the_real_excerpts(shared):
     test = read_charades(os.path.join(shared, "charades_test.excerpt.json"), os.path.join(shared, "videos"))
     train = read_charades(os.path.join(shared, "charades_train.excerpt.json"), os.path.join(shared, "videos"))
-    assert len(test) == 57 and len(train) == 48 and sum(os.path.isfile(e.video) for e in test) == 6
+    assert len(test) == 61 and len(train) == 48 and sum(os.path.isfile(e.video) for e in test) == 6
     assert any(e.answer[1] == 30.0 for e in train if e.id.startswith("Y6R7T"))  # beyond the clip's 29.46 s, kept
 
 
