@@ -47,7 +47,7 @@ def find_model(name):
             raise BadInput(f"run folder {name} has no policy/ yet: the run has not saved one; see --save-every of train.py")
         with open(settings_file) as f:
             settings = json.load(f)
-        return policy, f"{settings['model_name']} + {settings['method'].upper()} on {settings['data_name']} ({name})", settings
+        return policy, f"{settings['model_name']} + {settings['method'].upper()} ({name})", settings
     return name, "toy base" if os.path.abspath(name) == TOY_MODEL else name, {}
 
 
@@ -215,16 +215,18 @@ def bench_charades(name, folder, data_name, args):
 
 
 def print_table(rows, data_name):
-    """The rows [(name, metrics)]; with two models also their difference."""
+    """The rows [(name, metrics)]; with two models also their difference. Toy figures say so in every column."""
     names = list(rows[0][1])
+    toy = "toy " if any("toy" in text for text in (data_name, *(name for name, _ in rows))) else ""
     if len(rows) == 2:
         rows = rows + [("difference", {k: rows[1][1][k] - rows[0][1][k] for k in names})]
     width = max(len(name) for name, _ in rows)
+    columns = [max(7, len(toy + k)) for k in names]
     print(f"temporal grounding on {data_name}, in percent:")
-    print(" " * width, *(f"{k:>10}" for k in names))
+    print(" " * width, *(f"{toy + k:>{c}}" for k, c in zip(names, columns)), sep="  ")
     for name, metrics in rows:
         sign = "+" if name == "difference" else ""
-        print(f"{name:<{width}}", *(f"{metrics[k]:>{sign}10.1f}" for k in names))
+        print(f"{name:<{width}}", *(f"{metrics[k]:>{sign}{c}.1f}" for k, c in zip(names, columns)), sep="  ")
 
 
 # ------------------------------------------------------------------------------------------------
