@@ -56,7 +56,7 @@ DEFAULTS = {
     #                  toy   paper (VideoChat-R1)
     "steps":          (200, None),  # None: one pass over the data
     "lr":             (3e-4, 1e-6),
-    "max_new_tokens": (40, 1024),
+    "max_new_tokens": (64, 1024),
 }  # fmt: skip
 
 
