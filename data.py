@@ -92,6 +92,16 @@ class VideoBudget:
 MIN_FRAMES = 4
 
 
+def add_budget_flags(parser):
+    """The command-line flags of a VideoBudget, for train.py and eval.py; what is not given stays None."""
+    group = parser.add_argument_group("how much video the model sees (default: what is saved beside the model, else the paper's)")
+    group.add_argument("--fps", type=float, help="frames looked at per second")
+    group.add_argument("--max-frames", type=int, help="frames at most")
+    group.add_argument("--total-pixels", type=int, help="pixels of all frames at most, a pair of frames counted once")
+    group.add_argument("--min-frame-pixels", type=int, help="pixels of a frame at least")
+    group.add_argument("--max-frame-pixels", type=int, help="pixels of a frame at most")
+
+
 def frame_times(duration, budget):
     """The moments at which a video is looked at.
 

@@ -278,9 +278,7 @@ def parse_args(argv=None):
     g.add_argument("--max-new-tokens", type=int, help="longest answer (default: as the run was trained)")
     g.add_argument("--batch-size", type=int, default=16, help="queries answered together")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    g = p.add_argument_group("how much video the model sees (default: what is saved beside the model, else the paper's)")
-    for name in ("fps", "max-frames", "total-pixels", "min-frame-pixels", "max-frame-pixels"):
-        g.add_argument(f"--{name}", type=float if name == "fps" else int)
+    data.add_budget_flags(p)
     args = p.parse_args(argv)
     if (args.bench is None) == (args.video is None):
         raise BadInput("give either --bench charades, or --video FILE with --ask \"…\"")
@@ -288,6 +286,9 @@ def parse_args(argv=None):
         raise BadInput(f"--bench {args.bench} is unknown; there is: charades")
     if args.video and not args.ask:
         raise BadInput("--video needs a question: --ask \"…\"")
+    for name in ("limit", "batch_size", "max_new_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise BadInput(f"--{name.replace('_', '-')} must be at least 1")
     if args.out and len(args.model) > 1:
         raise BadInput("--out is one folder; with several models leave it away, each gets its own")
     return args

@@ -17,7 +17,6 @@ better. GRPO has to find that out from rewards alone.
 """
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -491,9 +490,13 @@ def train_base(out, clips, seed, after=None):
         model, tokenizer = load(after)
         parts = PARTS[[part for part, *_ in PARTS].index(after.rstrip("/").rpartition(".")[2]) + 1:]
     else:
-        words = np.random.default_rng(seed)
-        texts = [text for i in range(3000) for turn in conversation(PARTS[i % 3][0], words)[1] for text in turn]
-        tokenizer = on_first(rank, world, lambda: make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100))
+
+        def tokenizer_from_conversations():
+            words = np.random.default_rng(seed)
+            texts = [text for i in range(3000) for turn in conversation(PARTS[i % 3][0], words)[1] for text in turn]
+            return make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100)
+
+        tokenizer = on_first(rank, world, tokenizer_from_conversations)
         torch.manual_seed(seed)  # the same weights in every process, other conversations
         model, parts = prepare(make_model(tokenizer)), PARTS
     if rank == 0:

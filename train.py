@@ -102,11 +102,7 @@ def parse_args(argv=None):
     g.add_argument("--lr", type=float, help=f"peak learning rate: 5 steps of warm-up, then straight down to a tenth {both('lr')}")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient")
 
-    g = p.add_argument_group("how much video the model sees (default: what is saved beside the model, else the paper's)")
-    for name, unit in (("fps", "frames looked at per second"), ("max-frames", "frames at most"), ("total-pixels", "pixels, a pair of frames counted once"),
-                       ("min-frame-pixels", "pixels of a frame at least"), ("max-frame-pixels", "pixels of a frame at most")):  # fmt: skip
-        g.add_argument(f"--{name}", type=float if name == "fps" else int, help=unit)
-
+    data.add_budget_flags(p)
     args = p.parse_args(argv)
     toy_model = os.path.abspath(args.model) == TOY_MODEL
     for name, (toy, paper) in DEFAULTS.items():

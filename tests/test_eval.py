@@ -123,6 +123,7 @@ def test_ask_about_ones_own_video(charades):
     ([], "--bench charades, or --video"), (["--bench", "juggling"], "--bench juggling is unknown"),
     (["--video", "nowhere.mp4", "--ask", "what?"], "nowhere.mp4 does not exist"), (["--video", "x.mp4"], "needs a question"),
     (["--bench", "charades", "--data", "/nowhere"], "data folder /nowhere does not exist"),
+    (["--bench", "charades", "--limit", "0"], "--limit must be at least 1"),
     (["--bench", "charades", "--model", "/nowhere", "--limit", "1"], "neither a folder here nor a hub name"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_sentence(args, says, charades):
