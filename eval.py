@@ -28,7 +28,7 @@ import data
 import grpo
 import rewards
 from data import BadInput, VideoBudget
-from model import encode_videos, load
+from model import ATTENTION, encode_videos, load
 from train import TOY_MODEL, append_line, versions
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -199,7 +199,7 @@ def bench_charades(name, folder, data_name, args):
     except OSError as e:
         raise BadInput(f"cannot write to --out {out}: {e.strerror}") from e
 
-    model, tokenizer = load(path, args.device)
+    model, tokenizer = load(path, args.device, attn=args.attn)
     print(f"model: {shown}   data: {data_name}, {len(examples)} queries   frames: {budget.fps:g} a second, at most {budget.max_frames}"
           f"   think: {think}   decoding: greedy{'   BLIND: all frames grey' if args.blind else ''}")  # fmt: skip
     records = list(answer_all(model, tokenizer, examples, budget, think, args.blind, max_new_tokens, args.batch_size, predictions_path).values())
@@ -237,7 +237,7 @@ def print_table(rows, data_name):
 def ask(args):
     """Answers --ask about --video, printing the answer as it is decoded."""
     path, shown, run = find_model(args.model[0])
-    model, tokenizer = load(path, args.device)
+    model, tokenizer = load(path, args.device, attn=args.attn)
     video = data.load_video(args.video, VideoBudget.of_model(path, **vars(args)), args.blind)
     t, h, w = video.grid
     print(f"[{shown}; {video.duration:.1f} s of video as {2 * t} frames of {w * data.PATCH} × {h * data.PATCH} pixels, {video.n_tokens} tokens]")
@@ -278,6 +278,7 @@ def parse_args(argv=None):
     g.add_argument("--max-new-tokens", type=int, help="longest answer (default: as the run was trained)")
     g.add_argument("--batch-size", type=int, default=16, help="queries answered together")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     data.add_budget_flags(p)
     args = p.parse_args(argv)
     if (args.bench is None) == (args.video is None):

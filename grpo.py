@@ -18,9 +18,11 @@ prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensor
     python -m doctest grpo.py -v         # runs the examples in the docstrings
 """
 
+from functools import partial
+
 import torch
 
-from model import decode_step, prefill
+from model import decode_step, prefill, recorded_decode_step
 
 # ------------------------------------------------------------------------------------------------
 # 1. Sample
@@ -37,7 +39,7 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
     Args:    prompts: B of them; features: their videos' features; stop_ids: tokens that end a completion;
              generators: B torch.Generators on the model's device, one a prompt, so that a prompt's
              completions do not depend on what else is in the batch; None for greedy decoding;
-             on_token: called with the tokens (B·G,) of each step, for streaming.
+             on_token: called with the tokens of each step, for streaming.
     Returns: completions (B, G, C) int64, padded with stop_ids[0]; mask (B, G, C) bool, True up to and
              including the stop token: it is sampled and trained like any other, or the policy would
              never learn when to stop; log-probs (B, G, C) float32 under the sampler.
@@ -45,31 +47,58 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
              max_new_tokens has no stop token.
     """
     logits, cache, position = prefill(model, prompts, features)
-    logits = logits.repeat_interleave(group_size, dim=0)  # (B·G, V): all G first tokens from the same distribution
-    position = position.repeat_interleave(group_size)
-    cache.start_decoding(group_size, max_new_tokens)
-    stop = torch.tensor(stop_ids, device=logits.device)
-    alive = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-    tokens, masks, logps = [], [], []
-    for step in range(max_new_tokens):
+    B, G, C, device = len(prompts), group_size, max_new_tokens, logits.device
+    logits = logits.repeat_interleave(G, dim=0)  # (B·G, V): all G first tokens from the same distribution
+    position = position.repeat_interleave(G)
+    cache.start_decoding(G, C)
+    # All the chance that the group will need, drawn at once: (B·G, C) numbers in [0, 1).
+    chance = generators and torch.cat([torch.rand(G, C, dtype=torch.float64, device=device, generator=g) for g in generators])
+    stop = torch.tensor(stop_ids, device=device)
+    tokens = torch.full((B * G, C), stop_ids[0], device=device)
+    mask = torch.zeros(B * G, C, dtype=torch.bool, device=device)
+    logps = torch.zeros(B * G, C, device=device)
+    rows = torch.arange(B * G, device=device).view(B, G)  # the completions that are being decoded
+    alive = torch.ones(B * G, dtype=torch.bool, device=device)  # those of them that have not ended
+    next_logits = partial(decode_step, model, cache)
+    for step in range(C):
+        flat = rows.flatten()
         logp = logits.log_softmax(dim=-1)
-        if generators is None:
-            token = logp.argmax(dim=-1)
-        else:
-            probs = logp.exp().split(group_size)
-            token = torch.cat([torch.multinomial(p, 1, generator=g)[:, 0] for p, g in zip(probs, generators, strict=True)])
+        token = logp.argmax(dim=-1) if chance is None else draw(logp, chance[flat, step])
         token = torch.where(alive, token, stop[0])
-        tokens.append(token)
-        masks.append(alive)
-        logps.append(logp.gather(1, token[:, None])[:, 0])
+        tokens[flat, step], mask[flat, step] = token, alive
+        logps[flat, step] = torch.where(alive, logp.gather(1, token[:, None])[:, 0], 0.0)
         if on_token:
             on_token(token)
         alive = alive & ~torch.isin(token, stop)
-        if not alive.any() or step + 1 == max_new_tokens:
+        if step + 1 == C or (step % 8 == 7 or device.type == "cpu") and not alive.any():  # on CUDA to ask is to wait
             break
-        logits = decode_step(model, cache, token, position + step)
-    shape = (len(prompts), group_size, len(tokens))
-    return tuple(torch.stack(columns, dim=1).view(shape) for columns in (tokens, masks, logps))
+        if device.type == "cuda" and step == 0:
+            next_logits = recorded_decode_step(model, cache, token, position)
+        elif device.type == "cpu" and step % 4 == 3:
+            living = alive.view(rows.shape)
+            groups, most = living.any(dim=1), int(living.sum(dim=1).max())
+            if int(groups.sum()) * most <= 0.75 * living.numel():  # a narrower batch is worth copying the cache
+                first = torch.arange(len(alive)).view(rows.shape).gather(1, living.int().argsort(dim=1, descending=True, stable=True))
+                kept = first[groups, :most]  # (B', G') places in the batch: each group's living, filled up with ended ones
+                cache.keep(kept)
+                rows, alive, token, position = rows.flatten()[kept], alive[kept.flatten()], token[kept.flatten()], position[kept.flatten()]
+        logits = next_logits(token, position + step)
+    longest = int(mask.any(dim=0).sum())
+    return tuple(x[:, :longest].view(B, G, longest) for x in (tokens, mask, logps))
+
+
+def draw(logp, chance):
+    """One token a row by inverse transform: the first whose cumulative probability exceeds the row's chance.
+
+    Args:    logp (n, V); chance (n,) float64 in [0, 1). Returns (n,).
+
+    Summed in float64: over 152,064 tokens float32 would be off by more than a rare token's probability.
+
+    >>> draw(torch.tensor([[0.5, 0.0, 0.5]] * 3).log(), torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
+    [0, 2, 2]
+    """
+    cumulative = logp.double().exp().cumsum(dim=-1)
+    return torch.searchsorted(cumulative, chance[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------

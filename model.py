@@ -17,12 +17,15 @@ Letters: P prompt tokens, B prompts, G completions of each, C completion tokens 
 size, H query heads and K key/value heads of d numbers each, V vocabulary.
 """
 
+import importlib.util
 import json
 import os
 import shutil
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers import logging as transformers_logging
@@ -37,14 +40,18 @@ transformers_logging.set_verbosity_error()
 # ------------------------------------------------------------------------------------------------
 
 
-def load(name, device="cpu", dtype=None):
+def load(name, device="cpu", dtype=None, attn="sdpa"):
     """Loads the model and its tokenizer from a local folder or a hub name.
 
     Args:    name: a folder with config.json, *.safetensors and tokenizer files, or "Qwen/Qwen2.5-VL-7B-Instruct";
-             dtype: of the weights; float32 on CPU and bfloat16 on CUDA unless given.
+             dtype: of the weights; float32 on CPU and bfloat16 on CUDA unless given;
+             attn: "sdpa" (PyTorch's attention) or "flash_attention_2" (the flash-attn package, on CUDA).
     Returns: (model, tokenizer), the model on `device`, in eval mode (it has no dropout to switch).
     Raises:  BadInput if there is no such model, or it is of another family.
     """
+    if attn == "flash_attention_2" and (str(device) == "cpu" or importlib.util.find_spec("flash_attn") is None):
+        missing = "runs on CUDA only" if str(device) == "cpu" else "needs the package flash-attn, which is not installed (pip install flash-attn --no-build-isolation)"
+        raise BadInput(f"--attn flash_attention_2 {missing}; --attn sdpa needs nothing and is about as fast")
     dtype = dtype or (torch.float32 if str(device) == "cpu" else torch.bfloat16)
     if os.path.isdir(name):
         config_file = os.path.join(name, "config.json")
@@ -61,13 +68,13 @@ def load(name, device="cpu", dtype=None):
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as e:
         raise BadInput(f"model {name} cannot be loaded: {str(e).strip().splitlines()[0][:200]}") from e
-    return prepare(model).to(device).eval(), tokenizer
+    return prepare(model, attn).to(device).eval(), tokenizer
 
 
-def prepare(model):
+def prepare(model, attn="sdpa"):
     """Makes the language model and the vision tower use this file's attention functions (section 4)."""
-    model.model.language_model.config._attn_implementation = "shared_prompt"
-    model.model.visual.config._attn_implementation = "flash_like_windows"
+    model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
+    model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
     return model
 
 
@@ -183,60 +190,85 @@ def embed(model, ids, features):
 # In video RL the prompt is thousands of tokens and a completion a few hundred, and G completions have
 # the same prompt. Repeating it G times costs G · (P + C) tokens; reading it once, P + G · C. Nothing but
 # attention ever mixes tokens, so nothing but attention has to know.
+#
+# transformers lets a model's layers call a function of ours. It is given the mask None and never builds
+# one (for a function that it does not know it would build none and say nothing): what is visible from
+# where is decided below, and nowhere else.
+
+NO_MASK = {"full_attention": None}
 
 
-def attention(module, query, key, value, attention_mask, scaling, group=None, cache=None, **_):
+def sdpa(query, key, value, scale, causal=False):
+    """softmax(scale · Q Kᵀ) V, as PyTorch has it.
+
+    query (B, H, n, d) on key, value (B, K, m, d) → (B, H, n, d). `causal` is aligned to the *lower right*:
+    the last query sees all m keys, the one before it m − 1, … (`is_causal=True` is aligned to the upper
+    left, which for n < m would hide the prompt.) On CUDA causal_lower_right runs in a flash kernel, without
+    a mask in memory; elsewhere it becomes an n × m mask.
+    """
+    n, m = query.shape[2], key.shape[2]
+    lower_right = causal_lower_right(n, m) if causal and n != m else None
+    return F.scaled_dot_product_attention(query, key, value, lower_right, is_causal=causal and n == m, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+
+
+def flash_attention_2(query, key, value, scale, causal=False):
+    """The same by the flash-attn package, which aligns to the lower right of its own accord."""
+    from flash_attn import flash_attn_func
+
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return flash_attn_func(query, key, value, softmax_scale=scale, causal=causal).transpose(1, 2)
+
+
+ATTENTION = {"sdpa": sdpa, "flash_attention_2": flash_attention_2}
+
+
+def attention(module, query, key, value, attention_mask, scaling, attend, group=None, cache=None, **_):
     """What each layer of the language model calls, in one of three situations.
 
-    prefill   (neither)     (B, H, P, d) queries on (B, K, P, d) keys, under attention_mask (B, 1, P, P)
-    scoring   group = G     one row [prompt | c_1 | … | c_G], (1, H, P + G·C, d): the prompt is causal on
-                            itself; a completion sees the prompt and itself, never its siblings
-    decoding  cache given   one new token of B·G rows, (B·G, H, 1, d) on (B·G, K, n, d) own keys, and on
-                            the prompt's, which lie in the cache once per prompt
+    prefill   (neither)         (B, H, P, d) queries on (B, K, P, d) keys, causal
+    scoring   group = (G, C)    one row [prompt | c_1 | … | c_G], (1, H, P + G·C, d): the prompt is causal on
+                                itself; a completion sees the prompt and itself, never its siblings
+    decoding  cache given       one new token of B·G rows, (B·G, H, 1, d), on their own keys (B·G, K, C, d) and
+                                on the prompts', which lie in the cache once per prompt
 
     Returns (batch, length, H, d), None, as transformers expects.
     """
+    assert attention_mask is None, "a mask was built that nothing here would respect"
     if cache is not None:
-        out = decode_attention(query, key, value, cache.prompt[module.layer_idx], cache.prompt_mask, scaling)
+        out = decode_attention(query, key, value, cache.prompt[module.layer_idx], cache.prompt_mask, cache.own_mask, scaling)
     elif group is not None:
-        out = packed_attention(query, key, value, group, scaling)
+        out = packed_attention(query, key, value, group, scaling, attend)
     else:
-        assert attention_mask is not None, "no mask: this would let every token see the ones after it"
-        out = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
+        out = attend(query, key, value, scaling, causal=True)
     return out.transpose(1, 2), None
 
 
-AttentionInterface.register("shared_prompt", attention)
-
-
-def packed_attention(query, key, value, group, scaling):
+def packed_attention(query, key, value, group, scaling, attend):
     """[prompt | c_1 | … | c_G] in two calls: prompt × prompt, and completions × (prompt + own completion).
 
-    The second call's mask is causal and aligned to the *lower right*: token j of a completion sees all
-    P prompt positions and its own first j + 1. (SDPA's `is_causal=True` aligns to the upper left, which
-    would hide the prompt from it.)
+    Causality of the second is aligned to the lower right: token j of a completion sees all P prompt
+    positions and its own first j + 1.
     """
     G, C = group
     P = query.shape[2] - G * C
-    sdpa = F.scaled_dot_product_attention
-    prompt = sdpa(query[:, :, :P], key[:, :, :P], value[:, :, :P], is_causal=True, scale=scaling, enable_gqa=True)
+    prompt = attend(query[:, :, :P], key[:, :, :P], value[:, :, :P], scaling, causal=True)
 
-    def per_completion(x):  # (1, heads, G·C, d) → (G, heads, C, d)
+    def per_completion(x):  # (1, heads, P + G·C, d) → (G, heads, C, d)
         return x[0, :, P:].unflatten(1, (G, C)).transpose(0, 1)
 
     def with_prompt(x):  # → (G, K, P + C, d)
         return torch.cat([x[:, :, :P].expand(G, -1, -1, -1), per_completion(x)], dim=2)
 
-    visible = torch.ones(C, P + C, dtype=torch.bool, device=query.device).tril(diagonal=P)
-    own = sdpa(per_completion(query), with_prompt(key), with_prompt(value), visible, scale=scaling, enable_gqa=True)
+    own = attend(per_completion(query), with_prompt(key), with_prompt(value), scaling, causal=True)
     return torch.cat([prompt, own.transpose(0, 1).flatten(1, 2)[None]], dim=2)
 
 
-def decode_attention(query, key, value, prompt_kv, prompt_mask, scaling):
+def decode_attention(query, key, value, prompt_kv, prompt_mask, own_mask, scaling):
     """One new token a row: softmax over [prompt | own tokens], the prompt's keys read once per group.
 
-    query (B·G, H, 1, d), key and value (B·G, K, n, d), prompt_kv two (B, K, P, d), prompt_mask (B, 1, 1, P)
-    with −inf on left padding. Returns (B·G, H, 1, d).
+    query (B·G, H, 1, d); key and value (B·G, K, C, d), of which own_mask (C,) hides with −inf the places
+    not yet written; prompt_kv two (B, K, P, d), prompt_mask (B, 1, 1, P) with −inf on left padding.
+    Returns (B·G, H, 1, d).
     """
     prompt_key, prompt_value = prompt_kv
     B, K, P, d = prompt_key.shape
@@ -245,44 +277,18 @@ def decode_attention(query, key, value, prompt_kv, prompt_mask, scaling):
     by_prompt = by_row.view(B, G, K, rep, d).transpose(1, 2).reshape(B, K, G * rep, d)  # a group's queries side by side
     to_prompt = by_prompt @ prompt_key.transpose(2, 3) * scaling + prompt_mask  # (B, K, G·rep, P)
     to_prompt = to_prompt.view(B, K, G, rep, P).transpose(1, 2).reshape(B * G, K, rep, P)
-    to_own = by_row @ key.transpose(2, 3) * scaling  # (B·G, K, rep, n)
+    to_own = by_row @ key.transpose(2, 3) * scaling + own_mask  # (B·G, K, rep, C)
     weights = torch.cat([to_prompt, to_own], dim=3).float().softmax(dim=3).to(value.dtype)
     on_prompt = weights[..., :P].view(B, G, K, rep, P).transpose(1, 2).reshape(B, K, G * rep, P)
     from_prompt = (on_prompt @ prompt_value).view(B, K, G, rep, d).transpose(1, 2).reshape(B * G, K, rep, d)
     return (from_prompt + weights[..., P:] @ value).reshape(B * G, K * rep, 1, d)
 
 
-class GroupCache:
-    """Keys and values of B prompts, each held once, and of their B·G completions.
-
-    `prompt[layer]` is ((B, K, P, d), (B, K, P, d)), filled by `prefill`; `own[layer]` the same for up to
-    C tokens of each row. Layers call `update`, the one method transformers needs of a cache.
-    """
-
-    def __init__(self, prompt_mask):
-        self.prompt, self.prompt_mask = {}, prompt_mask
-        self.own, self.length = None, 0
-
-    def start_decoding(self, group_size, max_new_tokens):
-        def room(x):  # (B, K, P, d) → (B·G, K, C, d)
-            return x.new_empty(len(x) * group_size, x.shape[1], max_new_tokens, x.shape[3])
-
-        self.own = {layer: (room(k), room(v)) for layer, (k, v) in self.prompt.items()}
-
-    def update(self, key, value, layer):
-        if self.own is None:
-            self.prompt[layer] = (key, value)
-            return key, value
-        keys, values = self.own[layer]
-        keys[:, :, self.length], values[:, :, self.length] = key[:, :, 0], value[:, :, 0]
-        return keys[:, :, :self.length + 1], values[:, :, :self.length + 1]
-
-
-def window_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, **_):
+def window_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, attend, **_):
     """What each layer of the vision tower calls: attention inside windows (or frames), never across.
 
     query, key, value (1, H, N, d); cu_seq_lens_q: where windows begin and end among the N patches. Windows
-    of equal size go through SDPA together: a clip has hundreds of them and a handful of sizes. transformers
+    of equal size are attended to together: a clip has hundreds of them and a handful of sizes. transformers
     would make one call a window; it hands the boundaries over only to implementations named after flash.
     """
     sizes = cu_seq_lens_q.diff().tolist()
@@ -291,16 +297,64 @@ def window_attention(module, query, key, value, attention_mask, scaling, cu_seq_
         mine = torch.tensor([s == size for s in sizes], device=query.device)
         place = starts[mine].long()[:, None] + torch.arange(size, device=query.device)  # (windows, size)
         q, k, v = (x[0][:, place].transpose(0, 1) for x in (query, key, value))  # (windows, H, size, d)
-        chunks.append(F.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1))  # (windows · size, H, d)
+        chunks.append(attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))  # (windows · size, H, d)
         places.append(place.flatten())
     return torch.cat(chunks)[torch.cat(places).argsort()][None], None  # (1, N, H, d)
 
 
-AttentionInterface.register("flash_like_windows", window_attention)
+for name, attend in ATTENTION.items():
+    AttentionInterface.register(f"shared_prompt_{name}", partial(attention, attend=attend))
+    AttentionInterface.register(f"flash_like_windows_{name}", partial(window_attention, attend=attend))
 
 # ------------------------------------------------------------------------------------------------
 # 5. Sampling: prefill, decode
 # ------------------------------------------------------------------------------------------------
+
+
+class GroupCache:
+    """Keys and values of B prompts, each held once, and of their B·G completions.
+
+    While prompts are read, `prompt[layer]` is a list with one ((1, K, P, d), (1, K, P, d)) for each. After
+    start_decoding it is ((B, K, P, d), (B, K, P, d)), padded on the left to the longest prompt, and
+    `own[layer]` has room for C tokens of each row. All of it stays where it is while tokens come, and
+    `length` is a tensor: that is what lets CUDA replay a recorded step. Layers call `update`, the one
+    method that transformers needs of a cache.
+    """
+
+    def __init__(self):
+        self.prompt, self.own = {}, None
+
+    def update(self, key, value, layer):
+        if self.own is None:
+            self.prompt.setdefault(layer, []).append((key, value))
+            return key, value
+        for buffer, new in zip(self.own[layer], (key, value)):
+            buffer.index_copy_(2, self.length, new)
+        return self.own[layer]
+
+    def start_decoding(self, group_size, max_new_tokens):
+        lengths = [key.shape[2] for key, _ in self.prompt[0]]
+        P, first = max(lengths), self.prompt[0][0][0]
+        self.prompt_mask = torch.stack([
+            F.pad(first.new_zeros(n), (P - n, 0), value=float("-inf")) for n in lengths])[:, None, None]  # (B, 1, 1, P)
+        self.own_mask = first.new_full((max_new_tokens,), float("-inf"))
+        self.length = torch.zeros(1, dtype=torch.long, device=first.device)
+
+        def stacked(tensors):  # B of (1, K, P_b, d) → (B, K, P, d)
+            return torch.cat([F.pad(x, (0, 0, P - x.shape[2], 0)) for x in tensors])
+
+        def room(x):  # zeros: what is masked has weight 0, and 0 · NaN would be NaN
+            return x.new_zeros(len(x) * group_size, x.shape[1], max_new_tokens, x.shape[3])
+
+        self.prompt = {layer: tuple(stacked(x) for x in zip(*pairs)) for layer, pairs in self.prompt.items()}
+        self.own = {layer: (room(k), room(v)) for layer, (k, v) in self.prompt.items()}
+
+    def keep(self, rows):
+        """Lets go of all completions but `rows` (B', G'), where a line holds numbers of rows of one prompt."""
+        prompts = rows[:, 0] // (len(self.own[0][0]) // len(self.prompt[0][0]))
+        self.prompt_mask = self.prompt_mask[prompts]
+        self.prompt = {layer: (k[prompts], v[prompts]) for layer, (k, v) in self.prompt.items()}
+        self.own = {layer: (k[rows.flatten()], v[rows.flatten()]) for layer, (k, v) in self.own.items()}
 
 
 def token_logits(model, hidden):
@@ -309,10 +363,11 @@ def token_logits(model, hidden):
     A policy that samples <|video_pad|> would ask for a video that is not there, and the run ends. It is
     ruled out here, in the one place that both the sampler and the scorer go through.
     """
-    logits = model.lm_head(hidden).float()
-    c = model.config
-    never = [c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id]
-    return logits.index_fill(-1, torch.tensor(never, device=logits.device), float("-inf"))
+    logits, c = model.lm_head(hidden).float(), model.config
+    never = torch.zeros(logits.shape[-1], device=logits.device)
+    for token in (c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id):
+        never[token] = float("-inf")
+    return logits + never
 
 
 def prefill(model, prompts, features):
@@ -320,25 +375,17 @@ def prefill(model, prompts, features):
 
     Args:    prompts: list of data.Prompt; features: their videos, from encode_videos.
     Returns: logits (B, V) of each prompt's next token, the GroupCache, and next_position (B,).
-
-    Prompts of different lengths are padded on the left, so that all of them end in the last column.
     """
-    device, longest = model.device, max(len(p.ids) for p in prompts)
-    embeds, positions, real = [], [], []
+    cache, last, after = GroupCache(), [], []
     for prompt, feature in zip(prompts, features, strict=True):
-        pad = longest - len(prompt.ids)
-        embeds.append(F.pad(embed(model, prompt.ids.to(device), feature), (0, 0, pad, 0)))
-        positions.append(F.pad(mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config), (pad, 0)))
-        real.append(torch.arange(longest) >= pad)
-    positions, real = torch.stack(positions, dim=1).to(device), torch.stack(real).to(device)  # (3, B, P), (B, P)
-    causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-    # A padding position sees itself, so that its softmax is not 0/0; nothing sees it.
-    visible = causal & real[:, None, None] | torch.eye(longest, dtype=torch.bool, device=device)
-    cache = GroupCache(torch.zeros(real.shape, device=device, dtype=model.dtype).masked_fill(~real, float("-inf"))[:, None, None])
-    hidden = model.model.language_model(
-        inputs_embeds=torch.stack(embeds), position_ids=positions, attention_mask={"full_attention": visible}, past_key_values=cache
-    ).last_hidden_state
-    return token_logits(model, hidden[:, -1]), cache, positions[:, :, -1].amax(dim=0) + 1
+        positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config).to(model.device)
+        hidden = model.model.language_model(
+            inputs_embeds=embed(model, prompt.ids.to(model.device), feature)[None], position_ids=positions[:, None],
+            attention_mask=NO_MASK, past_key_values=cache,
+        ).last_hidden_state
+        last.append(hidden[0, -1])
+        after.append(positions[:, -1].amax() + 1)
+    return token_logits(model, torch.stack(last)), cache, torch.stack(after)
 
 
 def decode_step(model, cache, tokens, positions):
@@ -348,13 +395,51 @@ def decode_step(model, cache, tokens, positions):
              these tokens (the same on all three axes: they are text).
     Returns: logits (B·G, V) of each row's next token.
     """
+    cache.own_mask.index_fill_(0, cache.length, 0.0)
     hidden = model.model.language_model(
         inputs_embeds=model.model.language_model.embed_tokens(tokens)[:, None],
         position_ids=positions.expand(3, -1)[:, :, None],
-        attention_mask={"full_attention": None}, past_key_values=cache, cache=cache,
+        attention_mask=NO_MASK, past_key_values=cache, cache=cache,
     ).last_hidden_state
     cache.length += 1
     return token_logits(model, hidden[:, 0])
+
+
+def recorded_decode_step(model, cache, tokens, positions):
+    """decode_step as a CUDA graph: recorded once, then replayed by a single call.
+
+    A step of a 7B model is about a thousand small kernels, and Python needs longer to launch them than the
+    GPU to run them. A graph launches them all at once; in return every address in it is fixed, which is why
+    the cache is allocated in full beforehand and the inputs are copied into place.
+
+    Args:    as decode_step's; only shapes are taken from tokens and positions.
+    Returns: a function (tokens, positions) → logits (B·G, V), overwritten by the next call.
+    """
+    tokens, positions = tokens.clone(), positions.clone()
+
+    def rewind():  # a step that was only practice leaves no trace
+        cache.length.zero_()
+        cache.own_mask.fill_(float("-inf"))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # kernels choose and load themselves on their first runs, which cannot be recorded
+        for _ in range(min(2, len(cache.own_mask))):
+            decode_step(model, cache, tokens, positions)
+            rewind()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = decode_step(model, cache, tokens, positions)
+    rewind()
+
+    def replay(new_tokens, new_positions):
+        tokens.copy_(new_tokens)
+        positions.copy_(new_positions)
+        graph.replay()
+        return logits
+
+    return replay
 
 
 # ------------------------------------------------------------------------------------------------
@@ -384,7 +469,7 @@ def group_logprobs(model, prompt, features, completions, chunk=1024):
     after = positions[:, -1].amax() + 1 + torch.arange(C, device=device)  # every completion starts at the same position
     positions = torch.cat([positions, after.repeat(G).expand(3, -1)], dim=1)
     hidden = model.model.language_model(
-        inputs_embeds=embeds[None], position_ids=positions[:, None], attention_mask={"full_attention": None},
+        inputs_embeds=embeds[None], position_ids=positions[:, None], attention_mask=NO_MASK,
         use_cache=False, group=(G, C),
     ).last_hidden_state[0]
     before_first = hidden[P - 1].expand(G, 1, -1)

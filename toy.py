@@ -38,7 +38,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 import data
 from data import BadInput, Example, VideoBudget
-from model import embed, encode_videos, load, mrope_positions, prepare, save
+from model import NO_MASK, embed, encode_videos, load, mrope_positions, prepare, save
 from train import add_up_gradients, on_first, start_processes
 
 # ------------------------------------------------------------------------------------------------
@@ -348,6 +348,13 @@ def tell_looking(clip, video, rng):
     return [tell(clip, video, rng) for tell in turns]
 
 
+def tell_finding(clip, video, rng):
+    """The same world, and for each thing in it the seconds in which it is there."""
+    turns = [tell_seconds, tell_moment, tell_change, tell_place, tell_place, tell_choice, tell_choice, tell_order]
+    asked = [tell(clip, video, rng) for tell in turns] + [tell_when_seen(replace(clip, things=[thing]), video, rng) for thing in clip.things]
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
 def tell_web(clip, video, rng):
     """A shorter one in which somebody also says when, and is wrong; that comes first half of the time."""
     turns = [tell_when_seen, tell_when_seen, tell_moment, tell_place] + ([tell_choice] if rng.random() < 0.5 else [])
@@ -430,9 +437,8 @@ def base_loss(model, rows):
     positions = torch.stack([
         F.pad(mrope_positions(p.ids, p.grids, p.seconds_per_grid, model.config), (0, longest - len(p.ids))) for p in prompts], dim=1)
     labels = torch.stack([F.pad(label, (0, longest - len(label)), value=-100) for _, label in rows])
-    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
     hidden = model.model.language_model(
-        inputs_embeds=embeds, position_ids=positions, attention_mask={"full_attention": causal}, use_cache=False).last_hidden_state
+        inputs_embeds=embeds, position_ids=positions, attention_mask=NO_MASK, use_cache=False).last_hidden_state
     said = labels[:, 1:] != -100
     return F.cross_entropy(model.lm_head(hidden[:, :-1][said]).float(), labels[:, 1:][said])
 
@@ -456,10 +462,10 @@ def still(clip, frames, rng):
     return replace(clip, duration=2.0, things=things), data.Frames(frames.pixels[k].expand(4, -1, -1, -1), np.arange(4) * 0.5, 0.5, 2.0, (SIDE, SIDE))
 
 
-# Three parts of base training, one after the other: (name, steps, conversations a step, peak learning
+# Four parts of base training, one after the other: (name, steps, conversations a step, peak learning
 # rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns nothing
 # from a question about second 7. Only the last part contains the wrong intervals and boxes.
-PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("web", 700, 28, 1.5e-3))
+PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("web", 700, 28, 1.5e-3))
 
 
 def train_base(out, clips, seed, after=None):
@@ -484,7 +490,7 @@ def train_base(out, clips, seed, after=None):
         video = data.Video(patches, grid, data.PAIR * frames.spacing, frames.duration, frames.times)
         if clip.name.startswith("tracking"):
             return video, [tell_boxes(clip, video, rng)]
-        return video, {"stills": tell_still, "looking": tell_looking, "web": tell_web}[part](clip, video, rng)
+        return video, {"stills": tell_still, "looking": tell_looking, "finding": tell_finding, "web": tell_web}[part](clip, video, rng)
 
     if after:
         model, tokenizer = load(after)
@@ -493,7 +499,7 @@ def train_base(out, clips, seed, after=None):
 
         def tokenizer_from_conversations():
             words = np.random.default_rng(seed)
-            texts = [text for i in range(3000) for turn in conversation(PARTS[i % 3][0], words)[1] for text in turn]
+            texts = [text for i in range(3000) for turn in conversation(PARTS[i % len(PARTS)][0], words)[1] for text in turn]
             return make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100)
 
         tokenizer = on_first(rank, world, tokenizer_from_conversations)

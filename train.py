@@ -42,7 +42,8 @@ import data
 import grpo
 import rewards
 from data import BadInput, VideoBudget
-from model import encode_videos, group_logprobs, load, save
+from model import ATTENTION, encode_videos, group_logprobs, load, save
+from report import draw_curves
 
 # ------------------------------------------------------------------------------------------------
 # Settings
@@ -85,6 +86,7 @@ def parse_args(argv=None):
     g.add_argument("--steps", type=int, help=f"optimizer steps, or rollouts where there are several updates for each {both('steps')}")
     g.add_argument("--seed", type=int, default=0, help="of the order of examples and of sampling")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (default: cuda where there is one)")
+    g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     g.add_argument("--rollouts-every", type=int, default=5, help="steps between two groups written to rollouts.jsonl")
     g.add_argument("--save-every", type=int, default=100, help="steps between two saves of the policy; it is always saved at the end")
 
@@ -248,21 +250,24 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
 
     # 4a. Log-probs under the reference policy: the policy as it was before the first step.
     own = [slice(0, int(m.any(dim=0).sum())) for m in mask]  # each group is scored to its own longest completion
-    logp_ref = [None] * n_groups
-    if args.beta > 0:
+    #     Without a KL, a group whose advantages are all 0 has no gradient to give: it is left out of the rest.
+    logp_ref, teaching = [None] * n_groups, range(n_groups)
+    if args.beta == 0:
+        teaching = [b for b in range(n_groups) if advantages[b].any()]
+    else:
         with torch.no_grad():
             reference_features = encode_videos(reference, prompts)
             logp_ref = [group_logprobs(reference, prompts[b], reference_features[b], completions[b][:, own[b]])[0] for b in range(n_groups)]
     clock("reference")
 
-    sums = dict.fromkeys(("loss", "kl", "clipped", "entropy", "later_tokens"), 0.0)
+    sums = dict.fromkeys(("loss", "kl", "clipped", "entropy", "scored_tokens", "later_tokens"), 0.0)
     logp_old = [None] * n_groups
     sampler_gap = 0.0
     for update in range(args.updates_per_rollout):
         if update:
             features = encode_videos(policy, prompts)
         leaves = [f.detach().requires_grad_() for f in features]
-        for b in range(n_groups):
+        for b in teaching:
             # 4b. Log-probs under the policy. Before the first update the policy is the one that sampled, so
             #     they are logp_old as well.
             logp, entropy = group_logprobs(policy, prompts[b], leaves[b], completions[b][:, own[b]])
@@ -271,6 +276,7 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
                 logp_old[b] = logp.detach()
                 sampler_gap = max(sampler_gap, float((logp_old[b] - logp_sampled[b][:, own[b]])[m].abs().max()))
                 sums["entropy"] += float(entropy[m].sum())
+                sums["scored_tokens"] += float(m.sum())
             # 5. Loss. One backward a group: their gradients add up, and one group's activations is all that
             #    memory must hold.
             loss, per_token = grpo.policy_loss(
@@ -282,7 +288,8 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
             else:  # at the first update the ratio is 1 and nothing can be clipped
                 sums["clipped"] += float(per_token["clipped"].sum())
                 sums["later_tokens"] += float(m.sum())
-        torch.autograd.backward(features, [leaf.grad for leaf in leaves])  # on through the vision tower, once
+        if teaching:  # on through the vision tower, once
+            torch.autograd.backward([features[b] for b in teaching], [leaves[b].grad for b in teaching])
         grad_norm = take_optimizer_step(policy, optimizer, lr, args.grad_clip, world)
     clock("update")
 
@@ -341,58 +348,15 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
     """The step's line in metrics.jsonl, from sums over all processes."""
     line = {"step": step, "loss": sums["loss"]}
     if args.method == "grpo":
-        n, tokens = sums["completions"], sums["tokens"]
+        n, tokens, scored = sums["completions"], sums["tokens"], max(1.0, sums["scored_tokens"])
         line |= {name: sums[name] / n for name in sums if name.startswith("reward")}
         line |= {
             "spread": sums["spread"] / sums["groups"], "no_spread": sums["no_spread"] / sums["groups"],
-            "kl": sums["kl"] / tokens, "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
-            "entropy": sums["entropy"] / tokens, "length": tokens / n, "unfinished": sums["unfinished"] / n,
+            "kl": sums["kl"] / scored, "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
+            "entropy": sums["entropy"] / scored, "length": tokens / n, "unfinished": sums["unfinished"] / n,
         }  # fmt: skip
     line |= {"grad_norm": grad_norm, "lr": lr, "prompt_tokens": sums["prompt_tokens"], "completion_tokens": sums["tokens"]}
     return line | {"seconds": {k: round(v, 4) for k, v in seconds.items()}, "seconds_total": round(sum(seconds.values()), 4)}
-
-
-def draw_curves(path, lines, title):
-    """curves.png: each quantity over the steps, pale as it was, dark as a running mean."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    explained = {
-        "reward": "reward (sum of the parts)", "spread": "spread of rewards within a group", "no_spread": "share of groups without spread",
-        "kl": "KL to the reference policy\n(nats per token)", "entropy": "entropy (nats per token)", "length": "tokens per completion",
-        "grad_norm": "gradient norm", "loss": "loss",
-    }  # fmt: skip
-    parts = [k for k in lines[0] if k.startswith("reward/")]
-    names = parts + [k for k in explained if k in lines[0] and k != "loss"] if parts else ["loss", "grad_norm"]
-    columns = 3 if parts else 2
-    rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.7 * rows), squeeze=False, layout="constrained")
-    steps = np.array([line["step"] for line in lines])
-    window = max(1, len(lines) // 15)
-    for axis, name in zip(axes.flat, names):
-        y = np.array([line[name] for line in lines], dtype=float)
-        total = np.cumsum(np.insert(y, 0, 0.0))
-        low = np.maximum(0, np.arange(len(y)) + 1 - window)
-        smooth = (total[1:] - total[low]) / (np.arange(len(y)) + 1 - low)
-        colour = "tab:green" if name.startswith("reward") else "tab:blue"
-        axis.plot(steps, y, color=colour, alpha=0.25, linewidth=1)
-        axis.plot(steps, smooth, color=colour, linewidth=2)
-        axis.set_title(explained.get(name, f"mean {name.removeprefix('reward/')} reward"), fontsize=10)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.25)
-        if name in parts or name == "no_spread":
-            axis.set_ylim(-0.02, 1.02)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes.flat[len(names):]:
-        axis.axis("off")
-    figure.suptitle(title, fontsize=11)
-    partial = path.removesuffix(".png") + ".partial.png"
-    figure.savefig(partial, dpi=110)
-    plt.close(figure)
-    os.replace(partial, path)
 
 
 def versions():
@@ -466,7 +430,7 @@ def train(args):
         raise BadInput(f"--prompts-per-step {args.prompts_per_step} cannot be shared evenly by {world} processes")
     examples, data_name = training_examples(args, rank, world)
     steps = args.steps or -(-len(examples) // args.prompts_per_step)
-    policy, tokenizer = load(args.model, device)
+    policy, tokenizer = load(args.model, device, attn=args.attn)
     budget = VideoBudget.of_model(args.model, **vars(args))
     reference = copy.deepcopy(policy).requires_grad_(False) if args.method == "grpo" and args.beta > 0 else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
@@ -489,7 +453,7 @@ def train(args):
             e.process = rank  # only this process knows about it, so main() lets it speak
             raise
 
-    lines = []
+    lines, checked = [], False
     bar = tqdm(total=steps, disable=rank != 0, dynamic_ncols=True, unit="step")
     with ThreadPoolExecutor(max_workers=1) as reader:  # the next step's clips are decoded while this one runs
         upcoming = reader.submit(load_share, 0)
@@ -506,8 +470,10 @@ def train(args):
             else:
                 sums, grad_norm, rollouts = sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, clock)
             sums = add_up(sums, device, world)
-            if step == 0 and args.method == "grpo":
+            first_scored = not checked and sums.get("scored_tokens", 0) > 0
+            if first_scored:
                 check_sampler(sums["sampler_gap"], policy.dtype)
+                checked = True
             if rank == 0:
                 line = step_metrics(step + 1, sums, grad_norm, lr, clock.seconds, args)
                 lines.append(line)
@@ -517,10 +483,10 @@ def train(args):
                 shown = {"reward": "reward", "reward/iou": "iou", "reward/format": "format", "kl": "kl", "length": "length", "loss": "loss"}
                 bar.set_postfix({short: f"{line[k]:.3g}" for k, short in shown.items() if k in line and (k != "loss" or args.method == "sft")})
                 bar.update()
-                if step == 0 and args.method == "grpo":
-                    bar.write(f"step 0: sampler and scorer agree within {sums['sampler_gap']:.1e} on every log-prob.\n{HINT}")
+                if first_scored:
+                    bar.write(f"step {step}: sampler and scorer agree within {sums['sampler_gap']:.1e} on every log-prob.\n{HINT}")
                 if (step + 1) % 10 == 0 or step + 1 == steps:
-                    draw_curves(os.path.join(out, "curves.png"), lines, f"{args.method.upper()} on {data_name}, from {model_name}, seed {args.seed}")
+                    draw_curves(out, lines, settings)
                 if (step + 1) % args.save_every == 0 or step + 1 == steps:
                     save(policy, tokenizer, budget, os.path.join(out, "policy"))
     bar.close()

@@ -1,11 +1,13 @@
 """model.py against trusted references: positions by hand, packed against repeated, sampler against scorer, ours against transformers'."""
 
 import doctest
+import importlib.util
 import json
 import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,8 @@ from data import BadInput
 from model import embed, encode_videos, group_logprobs, load, mrope_positions, prefill, save, token_logits
 from toy import TOY_BUDGET
 
+from conftest import BASE
+
 
 @pytest.fixture
 def prompts(base, charades):
@@ -26,20 +30,20 @@ def prompts(base, charades):
 
 
 def oracle(model, prompt, completion):
-    """One row [prompt | completion], one ordinary causal forward, nothing shared or packed.
+    """One row [prompt | completion], one ordinary causal forward with transformers' own attention.
 
     Returns the log-probs (C, V) of every token in each place of the completion. Everything that
-    group_logprobs and the sampler do cleverly is done plainly here, positions included.
+    group_logprobs and the sampler do cleverly is done plainly here.
     """
     features = encode_videos(model, [prompt])[0]
     embeds = torch.cat([embed(model, prompt.ids, features), model.model.language_model.embed_tokens(completion)])
     positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config)
     after = int(positions.max()) + 1
     positions = torch.cat([positions, torch.tensor([[after + i for i in range(len(completion))]] * 3)], dim=1)
-    hidden = model.model.language_model(
-        inputs_embeds=embeds[None], position_ids=positions[:, None], use_cache=False,
-        attention_mask={"full_attention": torch.ones(len(embeds), len(embeds), dtype=torch.bool).tril()},
-    ).last_hidden_state[0]
+    config = model.model.language_model.config
+    ours, config._attn_implementation = config._attn_implementation, "sdpa"
+    hidden = model.model.language_model(inputs_embeds=embeds[None], position_ids=positions[:, None], use_cache=False).last_hidden_state[0]
+    config._attn_implementation = ours
     return token_logits(model, hidden[len(prompt.ids) - 1:-1]).log_softmax(dim=-1)
 
 
@@ -113,7 +117,7 @@ def test_windows_together_are_windows_apart(fresh):
     grids = [(3, 14, 22), (2, 8, 4)]
     prompt = SimpleNamespace(grids=grids, patches=torch.randn(sum(t * h * w for t, h, w in grids), 1176))
     results = []
-    for implementation in ("flash_like_windows", "sdpa"):
+    for implementation in ("flash_like_windows_sdpa", "sdpa"):
         model.model.visual.config._attn_implementation = implementation
         features = encode_videos(model, [prompt])[0]
         results.append((features, torch.autograd.grad(features.square().sum(), model.model.visual.patch_embed.proj.weight)[0]))
@@ -124,41 +128,46 @@ def test_windows_together_are_windows_apart(fresh):
 # Scoring ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("G, lengths", [(1, [5]), (3, [7, 1, 4]), (8, [3, 9, 9, 2, 6, 1, 5, 8])])
-def test_packed_group_is_the_repeated_forward(fresh, prompts, G, lengths):
-    """Log-probs within 1e-5 and every parameter's gradient within 1e-4 relative, the vision tower's included."""
-    model = fresh[0]
-    torch.manual_seed(G)
-    completions = torch.randint(10, 400, (G, max(lengths)))
-    own = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    weight = torch.randn(G, max(lengths))
+def with_videos(prompts, tokenizer):
+    """The prompts' videos one after the other, then the last one's question."""
+    vision_end = tokenizer.convert_tokens_to_ids("<|vision_end|>")
+    pieces = []
+    for k, prompt in enumerate(prompts):
+        start, end = 0 if k == 0 else int((prompt.ids == tokenizer.convert_tokens_to_ids("<|vision_start|>")).nonzero()), None
+        if k + 1 < len(prompts):
+            end = int((prompt.ids == vision_end).nonzero()) + 1
+        pieces.append(prompt.ids[start:end])
+    return replace(prompts[-1], ids=torch.cat(pieces), patches=torch.cat([p.patches for p in prompts]), grids=[g for p in prompts for g in p.grids],
+                   seconds_per_grid=[s for p in prompts for s in p.seconds_per_grid])  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_packed_group_is_the_repeated_forward(fresh, prompts, case):
+    """Log-probs within 1e-5 and every parameter's gradient within 1e-4 relative, the vision tower's included,
+    for random groups of 1 to 8 ragged completions after prompts of one to three videos, thinking and not."""
+    model, tokenizer = fresh
+    rng = np.random.default_rng(case)
+    G, C, n_videos = (1, 3, 8, 2)[case % 4], int(rng.integers(1, 14)), 1 + case % 3
+    prompt = with_videos([prompts[i] for i in rng.permutation(4)[:n_videos]], tokenizer)
+    lengths = rng.integers(1, C + 1, size=G).tolist()
+    lengths[rng.integers(G)] = C
+    completions = torch.from_numpy(rng.integers(10, 400, size=(G, C)))
+    own = torch.arange(C) < torch.tensor(lengths)[:, None]
+    weight = torch.from_numpy(rng.standard_normal((G, C))).float()
     gradients, values = [], []
     for packed in (True, False):
         model.zero_grad()
-        prompt = prompts[G % 4]
         if packed:
             logp = group_logprobs(model, prompt, encode_videos(model, [prompt])[0], completions, chunk=7)[0]
         else:
             rows = [repeated_logprobs(model, prompt, c[:n]) for c, n in zip(completions, lengths)]
-            logp = torch.stack([F.pad(row, (0, max(lengths) - len(row))) for row in rows])
+            logp = torch.stack([F.pad(row, (0, C - len(row))) for row in rows])
         (logp * weight)[own].sum().backward()
         values.append(logp.detach()[own])
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     assert (values[0] - values[1]).abs().max() < 1e-5
     for name, g in gradients[1].items():
         assert (gradients[0][name] - g).norm() <= 1e-4 * g.norm() + 1e-7, name
-
-
-def test_packed_group_with_two_videos_in_the_prompt(fresh, prompts):
-    model, tokenizer = fresh
-    a, b = prompts[:2]
-    cut = int((a.ids == tokenizer.convert_tokens_to_ids("<|vision_end|>")).nonzero()) + 1
-    both = replace(a, ids=torch.cat([a.ids[:cut], b.ids]), patches=torch.cat([a.patches, b.patches]), grids=a.grids + b.grids,
-                   seconds_per_grid=a.seconds_per_grid + b.seconds_per_grid)  # fmt: skip
-    completions = torch.randint(10, 400, (3, 6), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        packed = group_logprobs(model, both, encode_videos(model, [both])[0], completions)[0]
-        assert (packed - torch.stack([repeated_logprobs(model, both, c) for c in completions])).abs().max() < 1e-5
 
 
 def test_padding_of_a_completion_changes_nothing_before_it(base, prompts):
@@ -207,6 +216,22 @@ def test_greedy_decoding_takes_the_likeliest_token_each_time(base, prompts):
             assert torch.equal(oracle(model, prompt, row[own]).argmax(dim=-1), row[own])
 
 
+def test_letting_ended_rows_go_changes_nothing(fresh, prompts, monkeypatch):
+    """With one token in nine ending a completion, a group thins out at once; the rest must not notice."""
+    model, tokenizer = fresh
+    stops = list(range(0, len(tokenizer), 9))
+    thinned = []
+    keep = model_module.GroupCache.keep
+    monkeypatch.setattr(model_module.GroupCache, "keep", lambda cache, rows: (thinned.append(tuple(rows.shape)), keep(cache, rows)))
+    with torch.no_grad():
+        features = encode_videos(model, prompts)
+        tokens, mask, logp = grpo.sample_groups(model, prompts, features, 6, 40, stops, [torch.Generator().manual_seed(i) for i in range(4)])
+        assert len(thinned) >= 3 and thinned[-1][0] < 4, thinned
+        for b in range(4):
+            rows = torch.stack([F.pad(repeated_logprobs(model, prompts[b], c[m]), (0, len(c) - int(m.sum()))) for c, m in zip(tokens[b], mask[b])])
+            assert (rows - logp[b])[mask[b]].abs().max() < 1e-4
+
+
 # Load and save --------------------------------------------------------------------------------------------
 
 
@@ -222,6 +247,14 @@ def test_save_then_load_gives_the_same_model(fresh, prompts, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["policy"]  # no leftovers
     with open(os.path.join(folder, "config.json")) as f:
         assert "shared_prompt" not in f.read()  # anybody's transformers can load it
+
+
+def test_flash_attention_where_it_cannot_run_is_one_sentence():
+    with pytest.raises(BadInput, match="--attn flash_attention_2 runs on CUDA only"):
+        load(BASE, attn="flash_attention_2")
+    if importlib.util.find_spec("flash_attn") is None:
+        with pytest.raises(BadInput, match="needs the package flash-attn"):
+            load(BASE, "cuda", attn="flash_attention_2")
 
 
 def test_models_that_cannot_be_loaded_are_one_sentence(tmp_path):

@@ -76,6 +76,15 @@ def test_the_policy_moved_and_loads_in_plain_transformers(one_process):
     assert all(torch.equal(plain[k], after[k]) for k in after)
 
 
+def test_groups_without_spread_teach_nothing(charades, tmp_path):
+    """One token is never an answer: all rewards are 0. Without a KL nothing is scored and no weight moves."""
+    out = str(tmp_path / "still")
+    train.train(train.parse_args([*QUICK, "--data", charades, "--steps", "2", "--beta", "0", "--max-new-tokens", "1", "--out", out]))
+    assert [line["no_spread"] for line in metrics(out)] == [1, 1] and all(line["grad_norm"] == 0 for line in metrics(out))
+    before, after = load(BASE)[0].state_dict(), weights(out)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
 def test_two_processes_take_the_steps_of_one(one_process, charades, tmp_path):
     """Same prompts, same completions, same gradients: weights after 3 steps differ by rounding alone."""
     done = run([*TORCHRUN, "29511"], *QUICK, "--data", charades, "--steps", 3, "--updates-per-rollout", 2, "--out", tmp_path / "two")
