@@ -1,0 +1,70 @@
+"""Bench 5: how the time of a step grows with prompt, group, completion, and number of processes.
+
+    python tests/bench/growth.py
+    python tests/bench/growth.py --device cuda --config 3b
+
+A step here is: vision, sampling of C tokens, scoring, backward; for one group. All shapes are timed by
+turns, in one run. The second table trains the shipped toy base for a few steps under torchrun, with the
+same prompts shared by one or two processes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import torch
+from common import ROOT, arguments, by_turns, make_policy, make_prompt
+
+import grpo
+from model import encode_videos, group_logprobs
+
+START = dict(P=1024, G=8, C=64)
+VALUES = dict(P=(256, 1024, 3584), G=(4, 8, 16), C=(32, 64, 128))
+
+
+def one_step(model, prompt, G, C):
+    device = model.device
+    features = encode_videos(model, [prompt])
+    generators = [torch.Generator(device).manual_seed(0)]
+    tokens, _, _ = grpo.sample_groups(model, [prompt], [f.detach() for f in features], G, C, [model.config.video_token_id], generators)
+    model.zero_grad()
+    group_logprobs(model, prompt, features[0], tokens[0])[0].mean().backward()
+
+
+def seconds_a_step(processes, steps):
+    """Median seconds of a training step of the toy run, without the first."""
+    with tempfile.TemporaryDirectory() as out:
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29617", "train.py",
+             "--steps", str(steps), "--out", out, "--seed", "1"], cwd=ROOT, check=True, capture_output=True)  # fmt: skip
+        with open(os.path.join(out, "metrics.jsonl")) as f:
+            lines = [json.loads(line) for line in f][1:]
+    total = [line["seconds_total"] for line in lines]
+    return float(np.median(total)), float(np.median([line["seconds"]["data"] / line["seconds_total"] for line in lines]))
+
+
+def main():
+    args = arguments(__doc__, processes=([1, 2], "numbers of processes"), steps=(12, "training steps with each"))
+    model = make_policy(args.config, args.device)
+    shapes = {tuple((START | {letter: value}).values()): None for letter, values in VALUES.items() for value in values}
+    prompts = {P: make_prompt(model, P) for P in VALUES["P"]}
+    t = by_turns({shape: lambda s=shape: one_step(model, prompts[s[0]], *s[1:]) for shape in shapes}, args.repeats, args.device)
+    start = t[tuple(START.values())]
+    print(f"{'P':>5} {'G':>3} {'C':>4} {'a step':>9}   against P = 1024, G = 8, C = 64")
+    for letter, values in VALUES.items():
+        for value in values:
+            shape = tuple((START | {letter: value}).values())
+            print(f"{shape[0]:>5} {shape[1]:>3} {shape[2]:>4} {t[shape]:>7.2f} s   {t[shape] / start:.2f}×   ({letter} × {value / START[letter]:g})")
+    print("processes   a step   against one   waiting for data")
+    first = None
+    for n in args.processes:
+        seconds, waiting = seconds_a_step(n, args.steps)
+        first = first or seconds
+        print(f"{n:>9} {seconds:>7.2f} s {first / seconds:>11.2f}× {100 * waiting:>15.1f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Bench 3: one whole GRPO step. Ours against the public trainers' way, and against TRL's GRPOTrainer.
+
+    python tests/bench/step.py                    # frames of 4, 16 and 36 tokens
+    python tests/bench/step.py --trl 1            # TRL as well; installs it into data/trl-venv first
+
+The shipped toy base on 8 toy clips, G = 8, at most 64 new tokens, β = 0.04: sampling, rewards, reference
+log-probs, policy log-probs, backward, optimizer. The demo looks at frames of 4 tokens; larger ones bring
+the prompt nearer to real lengths. All sides sample from the same policy, so completions are of like length.
+
+"public" is the step as VideoChat-R1's and other public trainers write it: every prompt and its video
+repeated G times, in `generate`, in the reference's forward and in the policy's. TRL takes no video, so it
+gets the clip's frames as images, every second one: as many vision tokens as a video of all of them.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from common import ROOT, TOKENIZER, arguments, by_turns, repeated_logprobs, repeated_sampling
+
+import data
+import grpo
+import rewards
+import toy
+import train
+from model import load
+
+
+def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):
+    generators = [train.generator_for(0, 0, k, policy.device) for k, _ in batch]
+    return train.grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, 0.0, args, 1, train.Clock(policy.device))
+
+
+def public(policy, reference, tokenizer, batch, prompts, optimizer, args):
+    """The same step with every prompt repeated. Only what is repeated differs: rewards, loss, optimizer are ours."""
+    G, stop_ids = args.group_size, policy.generation_config.eos_token_id
+    completions = repeated_sampling(policy, prompts, G, args.max_new_tokens)  # (B, G, C)
+    stopped = torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int().cumsum(dim=2)
+    mask = (stopped - torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int()) == 0
+    texts = [data.completion_texts(c, m, tokenizer, stop_ids) for c, m in zip(completions, mask)]
+    reward = torch.tensor([[sum(rewards.score(e.task, t, e.answer, True).values()) for t in group] for (_, e), group in zip(batch, texts)], device=policy.device)
+    advantages = grpo.group_advantages(reward).flatten()
+    with torch.no_grad():
+        logp_ref = repeated_logprobs(reference, prompts, G, completions)
+    logp, mask = repeated_logprobs(policy, prompts, G, completions), mask.flatten(0, 1)
+    weights = grpo.token_weights(mask, "grpo", args.max_new_tokens, len(mask), int(mask.sum()))
+    loss, _ = grpo.policy_loss(logp, logp.detach(), logp_ref, advantages, mask, weights, 0.2, 0.2, args.beta)
+    loss.backward()
+    train.take_optimizer_step(policy, optimizer, 0.0, 1.0, 1)
+
+
+def trl_python():
+    """The interpreter of data/trl-venv, which is made if it is not there."""
+    venv = os.path.join(ROOT, "data", "trl-venv")
+    python = os.path.join(venv, "bin", "python")
+    if not os.path.isfile(os.path.join(venv, "installed")):
+        print("installing TRL into data/trl-venv …", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        pip = [python, "-m", "pip", "-q", "install"]
+        subprocess.run([*pip, "torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "pillow"], check=True)
+        subprocess.run([*pip, "--no-deps", "torchvision==0.28.0"], check=True)  # with its dependencies it would bring another torch
+        open(os.path.join(venv, "installed"), "w").close()
+    return python
+
+
+def trl_seconds(examples, budget, args, steps):
+    """Median seconds of a GRPOTrainer step on the same clips, in a process of its own."""
+    folder = os.path.join(ROOT, "data", "trl-input")
+    os.makedirs(folder, exist_ok=True)
+    questions, frames = [], {}
+    for i, example in enumerate(examples):
+        clip = data.read_frames(example.video, budget)
+        frames[str(i)] = clip.pixels[::2].permute(0, 2, 3, 1).numpy() if clip.pixels.shape[1] == 3 else clip.pixels[::2].numpy()
+        questions.append(data.question_text(example, clip.duration, True))
+    np.savez(os.path.join(folder, "frames.npz"), **frames)
+    with open(os.path.join(folder, "job.json"), "w") as f:
+        json.dump({"model": TOKENIZER, "questions": questions, "system": data.SYSTEM, "group_size": args.group_size, "beta": args.beta,
+                   "max_new_tokens": args.max_new_tokens, "steps": steps, "threads": torch.get_num_threads()}, f)  # fmt: skip
+    done = subprocess.run([trl_python(), os.path.join(ROOT, "tests", "bench", "trl_trainer.py"), folder], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"TRL failed:\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    args = arguments(__doc__, "trained", frame_tokens=([4, 16, 36], "tokens of a pair of frames"), trl=(0, "1: against TRL too"))
+    args.__dict__.update(task="grounding", think=True, group_size=8, max_new_tokens=64, beta=0.04, loss="grpo", updates_per_rollout=1, clip=0.2, clip_high=0.2, grad_clip=1.0)
+    examples = data.charades_examples(toy.ensure_charades(), "train")[:8]
+    policy, tokenizer = load(TOKENIZER, args.device)
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0)
+    print(f"{'P':>5}   {'ours':>8} {'public':>8} {'faster':>7}" + f"   {'TRL':>8} {'faster':>7}   {'tokens: ours':>12} {'TRL':>5}" * bool(args.trl))
+    for frame_tokens in args.frame_tokens:
+        pixels = frame_tokens * 28 * 28
+        budget = data.VideoBudget(max_frames=64, min_frame_pixels=pixels, max_frame_pixels=pixels)
+        batch = list(enumerate(examples))
+        prompts = [data.load_prompt(e, budget, tokenizer, True) for e in examples]
+        job = (policy, reference, tokenizer, batch, prompts, optimizer, args)
+        t = by_turns({"ours": lambda: ours(*job), "public": lambda: public(*job)}, args.repeats, args.device)
+        P = sum(len(p.ids) for p in prompts) / len(prompts)
+        line = f"{P:>5.0f}   {t['ours']:>6.2f} s {t['public']:>6.2f} s {t['public'] / t['ours']:>6.1f}×"
+        if args.trl:
+            trl = trl_seconds(examples, budget, args, args.repeats + 1)
+            tokens = ours(*job)[0]["tokens"] / 64
+            line += f"   {trl['seconds']:>6.2f} s {trl['seconds'] / t['ours']:>6.1f}×   {tokens:>12.1f} {trl['tokens']:>5.1f}"
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
