@@ -153,7 +153,7 @@ def draw_intervals(path, records, title, rows=14):
         else:
             start, end = r["prediction"]
             axis.barh(row + 0.17, max(end - start, 0.05), 0.3, start, color="tab:orange")
-    axis.set_yticks(range(len(shown)), [f"{r.get('question', r['id'])[:44]}   {100 * r['iou']:.0f}" for r in shown], fontsize=8)
+    axis.set_yticks(range(len(shown)), [f"{r.get('question', r['id'])[:52]}   {100 * r['iou']:.0f}" for r in shown], fontsize=8)
     axis.set_ylim(len(shown) - 0.4, -0.6)
     axis.set_xlim(left=0)
     axis.set_xlabel("seconds   (number beside each query: IoU in percent)", fontsize=8)

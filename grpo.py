@@ -22,7 +22,7 @@ from functools import partial
 
 import torch
 
-from model import decode_step, prefill, recorded_decode_step
+from model import decode_step, prefill, recorded_decode_step, threads_for_one_token
 
 # ------------------------------------------------------------------------------------------------
 # 1. Sample
@@ -60,31 +60,45 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
     rows = torch.arange(B * G, device=device).view(B, G)  # the completions that are being decoded
     alive = torch.ones(B * G, dtype=torch.bool, device=device)  # those of them that have not ended
     next_logits = partial(decode_step, model, cache)
-    for step in range(C):
-        flat = rows.flatten()
-        logp = logits.log_softmax(dim=-1)
-        token = logp.argmax(dim=-1) if chance is None else draw(logp, chance[flat, step])
-        token = torch.where(alive, token, stop[0])
-        tokens[flat, step], mask[flat, step] = token, alive
-        logps[flat, step] = torch.where(alive, logp.gather(1, token[:, None])[:, 0], 0.0)
-        if on_token:
-            on_token(token)
-        alive = alive & ~torch.isin(token, stop)
-        if step + 1 == C or (step % 8 == 7 or device.type == "cpu") and not alive.any():  # on CUDA to ask is to wait
-            break
-        if device.type == "cuda" and step == 0:
-            next_logits = recorded_decode_step(model, cache, token, position)
-        elif device.type == "cpu" and step % 4 == 3:
-            living = alive.view(rows.shape)
-            groups, most = living.any(dim=1), int(living.sum(dim=1).max())
-            if int(groups.sum()) * most <= 0.75 * living.numel():  # a narrower batch is worth copying the cache
-                first = torch.arange(len(alive)).view(rows.shape).gather(1, living.int().argsort(dim=1, descending=True, stable=True))
-                kept = first[groups, :most]  # (B', G') places in the batch: each group's living, filled up with ended ones
+    with threads_for_one_token(model):
+        for step in range(C):
+            flat = rows.flatten()
+            logp = logits.log_softmax(dim=-1)
+            token = logp.argmax(dim=-1) if chance is None else draw(logp, chance[flat, step])
+            token = torch.where(alive, token, stop[0])
+            tokens[flat, step], mask[flat, step] = token, alive
+            logps[flat, step] = torch.where(alive, logp.gather(1, token[:, None])[:, 0], 0.0)
+            if on_token:
+                on_token(token)
+            alive = alive & ~torch.isin(token, stop)
+            if step + 1 == C or (step % 8 == 7 or device.type == "cpu") and not alive.any():  # on CUDA to ask is to wait
+                break
+            if device.type == "cuda" and step == 0:
+                next_logits = recorded_decode_step(model, cache, token, position)
+            if device.type == "cpu" and step % 4 == 3 and (kept := worth_keeping(alive.view(rows.shape))) is not None:
                 cache.keep(kept)
-                rows, alive, token, position = rows.flatten()[kept], alive[kept.flatten()], token[kept.flatten()], position[kept.flatten()]
-        logits = next_logits(token, position + step)
+                rows = rows.flatten()[kept]
+                alive, token, position = (x[kept.flatten()] for x in (alive, token, position))
+            logits = next_logits(token, position + step)
     longest = int(mask.any(dim=0).sum())
     return tuple(x[:, :longest].view(B, G, longest) for x in (tokens, mask, logps))
+
+
+def worth_keeping(alive):
+    """Which rows of the batch to go on with, if a narrower batch is worth copying the cache for.
+
+    Args:    alive (B, G): which completions have not ended yet.
+    Returns: (B', G') numbers of rows, the prompts that have any living, each with its living ones first and
+             filled up with ended ones to the same width; None if that would save less than a quarter.
+
+    >>> worth_keeping(torch.tensor([[True, False, True], [False, False, False], [False, False, True]])).tolist()
+    [[0, 2], [8, 6]]
+    """
+    prompts, most = alive.any(dim=1), int(alive.sum(dim=1).max())
+    if int(prompts.sum()) * most > 0.75 * alive.numel():
+        return None
+    living_first = alive.int().argsort(dim=1, descending=True, stable=True)
+    return torch.arange(alive.numel()).view(alive.shape).gather(1, living_first)[prompts, :most]
 
 
 def draw(logp, chance):

@@ -13,7 +13,7 @@ do. So it gives answers of the right form, spread widely around the wrong times,
 better. GRPO has to find that out from rewards alone.
 
     python toy.py clips                       # renders the data set (train.py and eval.py do this by themselves)
-    torchrun --nproc-per-node 2 toy.py base   # remakes the base model in assets/toy-base (about 45 minutes on 2 cores)
+    torchrun --nproc-per-node 2 toy.py base   # remakes the base model in assets/toy-base (about 80 minutes on 2 cores)
 """
 
 import argparse

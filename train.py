@@ -55,7 +55,7 @@ TOY_MODEL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "
 # steps 300 times as large, and says what it has to say in a few words.
 DEFAULTS = {
     #                  toy   paper (VideoChat-R1)
-    "steps":          (500, None),  # None: one pass over the data
+    "steps":          (300, None),  # None: one pass over the data
     "lr":             (3e-4, 1e-6),
     "max_new_tokens": (64, 1024),
 }  # fmt: skip
