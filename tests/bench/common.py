@@ -177,9 +177,12 @@ def repeated_logprobs(model, prompts, G, completions):
 
 
 def repeated_sampling(model, prompts, G, new_tokens):
-    """`generate` on every prompt repeated G times. Returns completions (B, G, C)."""
-    inputs = repeated_inputs(model, prompts, G)
+    """`generate` on every prompt repeated G times. Returns completions (B, G, C).
+
+    Vision tokens are suppressed as ours are: a policy that samples one ends the repeated forward with an error.
+    """
+    inputs, c = repeated_inputs(model, prompts, G), model.config
     with plain_transformers(model):
         out = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new_tokens,
-                             min_new_tokens=new_tokens, pad_token_id=model.generation_config.eos_token_id[0])  # fmt: skip
+                             suppress_tokens=[c.image_token_id, c.video_token_id], pad_token_id=model.generation_config.eos_token_id[0])  # fmt: skip
     return out[:, inputs["input_ids"].shape[1]:].unflatten(0, (len(prompts), G))

@@ -2,10 +2,13 @@
 
     python tests/bench/step.py                    # frames of 4, 16 and 36 tokens
     python tests/bench/step.py --trl 1            # TRL as well; installs it into data/trl-venv first
+    python tests/bench/step.py --device cuda --config 7b --prompt 1024 3584
 
 The shipped toy base on 8 toy clips, G = 8, at most 64 new tokens, β = 0.04: sampling, rewards, reference
 log-probs, policy log-probs, backward, optimizer. The demo looks at frames of 4 tokens; larger ones bring
 the prompt nearer to real lengths. All sides sample from the same policy, so completions are of like length.
+
+With --prompt, weights are random and so are 8 videos of that many tokens: the way to other sizes.
 
 "public" is the step as VideoChat-R1's and other public trainers write it: every prompt and its video
 repeated G times, in `generate`, in the reference's forward and in the policy's. TRL takes no video, so it
@@ -20,7 +23,7 @@ import sys
 
 import numpy as np
 import torch
-from common import ROOT, TOKENIZER, arguments, by_turns, repeated_logprobs, repeated_sampling
+from common import ROOT, TOKENIZER, arguments, by_turns, make_policy, make_prompt, repeated_logprobs, repeated_sampling
 
 import data
 import grpo
@@ -86,25 +89,37 @@ def trl_seconds(examples, budget, args, steps):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+class NoTokenizer:
+    """For random weights of other sizes: whatever they say is nothing, and earns nothing."""
+
+    def decode(self, ids, skip_special_tokens):
+        return ""
+
+
 def main():
-    args = arguments(__doc__, "trained", frame_tokens=([4, 16, 36], "tokens of a pair of frames"), trl=(0, "1: against TRL too"))
+    args = arguments(__doc__, "trained unless --prompt is given", frame_tokens=([4, 16, 36], "tokens of a pair of frames"), prompt=([], "P, with random weights"),
+                     trl=(0, "1: against TRL too"))  # fmt: skip
     args.__dict__.update(task="grounding", think=True, group_size=8, max_new_tokens=64, beta=0.04, loss="grpo", updates_per_rollout=1, clip=0.2, clip_high=0.2, grad_clip=1.0)
-    examples = data.charades_examples(toy.ensure_charades(), "train")[:8]
-    policy, tokenizer = load(TOKENIZER, args.device)
+    if args.config != "toy" and not args.prompt:
+        sys.exit("error: --config other than toy has random weights: give --prompt 1024, say")
+    if args.prompt:
+        policy, tokenizer, examples = make_policy(args.config, args.device), NoTokenizer(), [data.Example("", "grounding", "", "", (0.0, 1.0))] * 8
+        cases = [[make_prompt(policy, P, seed=b) for b in range(8)] for P in args.prompt]
+    else:
+        (policy, tokenizer), examples = load(TOKENIZER, args.device), data.charades_examples(toy.ensure_charades(), "train")[:8]
+        budgets = [data.VideoBudget(max_frames=64, min_frame_pixels=n * 28 * 28, max_frame_pixels=n * 28 * 28) for n in args.frame_tokens]
+        cases = [[data.load_prompt(e, budget, tokenizer, True) for e in examples] for budget in budgets]
     reference = copy.deepcopy(policy).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0)
+    batch = list(enumerate(examples))
     print(f"{'P':>5}   {'ours':>8} {'public':>8} {'faster':>7}" + f"   {'TRL':>8} {'faster':>7}   {'tokens: ours':>12} {'TRL':>5}" * bool(args.trl))
-    for frame_tokens in args.frame_tokens:
-        pixels = frame_tokens * 28 * 28
-        budget = data.VideoBudget(max_frames=64, min_frame_pixels=pixels, max_frame_pixels=pixels)
-        batch = list(enumerate(examples))
-        prompts = [data.load_prompt(e, budget, tokenizer, True) for e in examples]
+    for k, prompts in enumerate(cases):
         job = (policy, reference, tokenizer, batch, prompts, optimizer, args)
         t = by_turns({"ours": lambda: ours(*job), "public": lambda: public(*job)}, args.repeats, args.device)
         P = sum(len(p.ids) for p in prompts) / len(prompts)
         line = f"{P:>5.0f}   {t['ours']:>6.2f} s {t['public']:>6.2f} s {t['public'] / t['ours']:>6.1f}×"
-        if args.trl:
-            trl = trl_seconds(examples, budget, args, args.repeats + 1)
+        if args.trl and not args.prompt:
+            trl = trl_seconds(examples, budgets[k], args, args.repeats + 1)
             tokens = ours(*job)[0]["tokens"] / 64
             line += f"   {trl['seconds']:>6.2f} s {trl['seconds'] / t['ours']:>6.1f}×   {tokens:>12.1f} {trl['tokens']:>5.1f}"
         print(line, flush=True)
