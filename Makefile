@@ -1,4 +1,4 @@
-# make demo    the main job: GRPO on the toy world, then the score before and after (about 10 minutes on 2 cores)
+# make demo    the main job: GRPO on the toy world, then the score before and after (about 6 minutes on 2 cores)
 # make test    the tests (under 5 minutes on 2 cores)
 # make base    remake the shipped toy base model (assets/toy-base)
 #
