@@ -21,4 +21,4 @@ test: .venv/installed
 	$(BIN)/python -m pytest -q tests
 
 base: .venv/installed
-	$(BIN)/torchrun --nproc-per-node 2 toy.py base
+	$(BIN)/torchrun --nproc-per-node 2 toy_base.py

@@ -10,20 +10,18 @@ looked at, how large they are, and how they are cut into patches. A wrong consta
 not crash; it quietly makes the model see another clip. So each one is explained.
 
 What is missing: images, audio, and several videos in one question.
-
-    python data.py data/charades/charades_sta_test.txt    # counts, and the first example as the model gets it
 """
 
 import json
 import os
 import re
-import sys
 from dataclasses import asdict, dataclass, fields, replace
 
 import decord
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 decord.logging.set_level(decord.logging.QUIET)  # its C++ errors would interleave with our one-sentence ones
 
@@ -164,37 +162,84 @@ class Frames:
     original_size: tuple
 
 
-def read_frames(path, budget):
-    """Reads a video file and returns the frames that the budget allows, resized.
+def read_frames(path, budget, span=None):
+    """Reads a video, or the part of it within `span` (start, end in seconds), as the budget allows.
 
-    Times come from the file's own timestamps, never from `index / fps`: phone and web videos have
-    variable frame rates, and an average rate would drift by seconds. The frame for moment t is the
-    one on screen at t.
-
-    Raises BadInput for a missing, empty or undecodable file.
+    path: a video file, or a folder of numbered jpg frames (see read_folder).
+    Raises BadInput for a missing, empty or undecodable one.
     """
+    if os.path.isdir(path):
+        return read_folder(path, budget)
     if not os.path.isfile(path):
         raise BadInput(f"video file {path} does not exist: check the path, or --data")
     if os.path.getsize(path) == 0:
         raise BadInput(f"video file {path} is empty (0 bytes): download it again")
     try:
-        reader = decord.VideoReader(path, num_threads=1)
-        stamps = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))), dtype=np.float64)  # (F, 2): on, off
-        on_screen, duration = stamps[:, 0] - stamps[0, 0], float(stamps[-1, 1] - stamps[0, 0])
-        if not duration > 0:
-            raise BadInput(f"video file {path} has no duration: it holds {len(reader)} frame(s)")
-        moments, spacing = frame_times(duration, budget)
-        index = np.searchsorted(on_screen, moments + 1e-6, side="right") - 1  # the frame on screen at each moment
-        original = reader[0].shape[:2]
-        height, width = frame_size(*original, len(index), budget)
-        pixels = torch.cat([  # 16 at a time: a long video at full size would not fit in memory
-            resize(torch.from_numpy(reader.get_batch(index[i:i + 16]).asnumpy()), height, width)
-            for i in range(0, len(index), 16)
-        ])
+        return decode_file(path, budget, span)
     except (decord.DECORDError, RuntimeError, IndexError) as e:
         reason = str(e).strip().splitlines()[-1][:150] if str(e).strip() else type(e).__name__
         raise BadInput(f"video file {path} cannot be decoded, it may be damaged or no video ({reason})") from e
-    return Frames(pixels, on_screen[index], spacing, duration, tuple(original))
+
+
+def decode_file(path, budget, span):
+    """Times come from the file's own timestamps, never from `index / fps`: phone and web videos have variable
+    frame rates, and an average rate would drift by seconds. The frame for moment t is the one on screen at t."""
+    reader = decord.VideoReader(path, num_threads=1)
+    stamps = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))), dtype=np.float64)  # (F, 2): on, off
+    on_screen, duration = stamps[:, 0] - stamps[0, 0], float(stamps[-1, 1] - stamps[0, 0])
+    if not duration > 0:
+        raise BadInput(f"video file {path} has no duration: it holds {len(reader)} frame(s)")
+    start, end = (0.0, duration) if span is None else (max(0.0, span[0]), min(duration, span[1]))
+    if end <= start:
+        raise BadInput(f"video file {path} lasts {duration:.1f} s; the part from {span[0]:g} to {span[1]:g} s is not in it")
+    moments, spacing = frame_times(end - start, budget)
+    index = np.searchsorted(on_screen, start + moments + 1e-6, side="right") - 1  # the frame on screen at each moment
+    original = reader[0].shape[:2]
+    height, width = frame_size(*original, len(index), budget)
+    pixels = torch.cat([  # 16 at a time: a long video at full size would not fit in memory
+        resize(torch.from_numpy(reader.get_batch(index[i:i + 16]).asnumpy()), height, width)
+        for i in range(0, len(index), 16)
+    ])
+    return Frames(pixels, on_screen[index] - start, spacing, end - start, tuple(original))
+
+
+def read_folder(path, budget):
+    """Eight frames of a folder of numbered pictures, spaced uniformly from the first to the last.
+
+    This is how tracking (GOT-10k) comes, and how it is asked: one box for each of the eight. Their rate is
+    `anno_fps` of meta_info.ini where there is one, else FOLDER_FPS.
+    """
+    names = sorted(name for name in os.listdir(path) if re.fullmatch(r"\d+\.(jpg|jpeg|png)", name.lower()))
+    if len(names) < TRACKED:
+        raise BadInput(f"folder {path} holds {len(names)} numbered jpg or png frames; at least {TRACKED} are needed")
+    fps = FOLDER_FPS
+    if os.path.isfile(meta := os.path.join(path, "meta_info.ini")):
+        with open(meta, errors="replace") as f:
+            found = re.search(r"anno_fps:\s*(\d+)", f.read())
+        fps = int(found[1]) if found and int(found[1]) else FOLDER_FPS
+    index = uniform_indices(len(names))
+    try:
+        pictures = [torch.from_numpy(np.array(Image.open(os.path.join(path, names[i])).convert("RGB"))) for i in index]
+    except OSError as e:
+        raise BadInput(f"a frame in {path} cannot be read: {e}") from e
+    if len({p.shape for p in pictures}) > 1:
+        raise BadInput(f"the frames in {path} have different sizes")
+    height, width = frame_size(*pictures[0].shape[:2], TRACKED, budget)
+    spacing = (len(names) - 1) / fps / (TRACKED - 1)
+    return Frames(resize(torch.stack(pictures), height, width), index / fps, spacing, len(names) / fps, tuple(pictures[0].shape[:2]))
+
+
+TRACKED = 8  # frames of a tracking question (VideoChat-R1 §3)
+FOLDER_FPS = 3  # of a folder that does not say: MVBench's one subset of frames has three a second
+
+
+def uniform_indices(count):
+    """Which of `count` frames are looked at: (8,) from the first to the last.
+
+    >>> uniform_indices(100).tolist()
+    [0, 14, 28, 42, 57, 71, 85, 99]
+    """
+    return np.linspace(0, count - 1, TRACKED).round().astype(int)
 
 
 def resize(frames, height, width):
@@ -251,17 +296,17 @@ class Video:
         return t * h * w // MERGE**2
 
 
-def load_video(path, budget, blind=False):
-    """A file to a Video. `blind` replaces every frame by mid-grey, keeping times and sizes: what a
+def load_video(path, budget, blind=False, span=None):
+    """A file, or the part of it within `span`, to a Video. `blind` replaces every frame by mid-grey, keeping times and sizes: what a
     model still answers then, it knows without looking."""
-    frames = read_frames(path, budget)
+    frames = read_frames(path, budget, span)
     pixels = torch.full_like(frames.pixels, 128) if blind else frames.pixels
     patches, grid = patchify(pixels)
     return Video(patches, grid, PAIR * frames.spacing, frames.duration, frames.times)
 
 
 # ------------------------------------------------------------------------------------------------
-# 3. Annotation files to Examples
+# 3. Example to prompt
 # ------------------------------------------------------------------------------------------------
 
 
@@ -269,147 +314,21 @@ def load_video(path, budget, blind=False):
 class Example:
     """One question about one video, as annotated.
 
-    id: unique in its file ("OHOFG/0": first query about OHOFG); task: a key of PROMPTS;
-    video: path; question: the event's sentence; answer: (start, end) in seconds.
+    id: unique in its file ("OHOFG/0": first query about OHOFG); task: a row of tasks.TASKS; video: path of
+    a file, or of a folder of frames; question: the event, the object's name or the question, by task;
+    answer: what the task's rules compare with (see rewards.py); options: of a multiple-choice question;
+    span: (start, end) in seconds if the question is about that part of the file alone; group: the split or
+    sub-task that scores are also given by.
     """
 
     id: str
     task: str
     video: str
     question: str
-    answer: tuple
-
-
-def read_charades(path, videos, report=print):
-    """Charades-STA annotations, in either of the two forms in circulation.
-
-    The original text file, one query a line, times in seconds:
-
-        3MSZA 24.3 30.4##person turn a light on.
-
-    and the JSON dictionary:
-
-        {"3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4]], "sentences": ["person turn a light on."]}}
-
-    Args:    path of the file; videos: the folder of the clips; report: called with one sentence for
-             every malformed entry, which is then skipped.
-    Returns: list of Example. Raises BadInput if the file is missing or holds no valid entry.
-
-    End times may exceed the clip (30.0 in a clip of 29.46 s): annotators worked in whole steps. They
-    are kept as they are, as everyone who reports scores on this data does.
-    """
-    text = read_text(path)
-    examples, counts = [], {}
-
-    def add(where, name, start, end, sentence):
-        try:
-            start, end = float(start), float(end)
-        except (TypeError, ValueError):
-            start, end = 0.0, 0.0
-        sentence = " ".join(str(sentence).split()).rstrip(".")
-        # A video's name becomes a path. Letters, digits, "_", "-", "." inside: no way out of the folder.
-        if not re.fullmatch(r"\w[\w.-]*", str(name)) or not 0 <= start < end < float("inf") or not sentence:
-            report(f"{where}: skipped, not a name, a start before an end (seconds) and a sentence")
-            return
-        k = counts[name] = counts.get(name, -1) + 1
-        examples.append(Example(f"{name}/{k}", "grounding", video_path(videos, name), sentence, (start, end)))
-
-    if text.lstrip().startswith("{"):
-        try:
-            entries = json.loads(text).items()
-        except json.JSONDecodeError as e:
-            raise BadInput(f"{path}, line {e.lineno}: broken JSON ({e.msg}); download the file again") from e
-        for name, entry in entries:
-            try:
-                pairs = list(zip(entry["timestamps"], entry["sentences"], strict=True))
-                rows = [(start, end, sentence) for (start, end), sentence in pairs]
-            except (KeyError, TypeError, ValueError):
-                report(f"{path}, entry {name!r}: skipped, needs equally many 'timestamps' [start, end] and 'sentences'")
-                continue
-            for k, row in enumerate(rows):
-                add(f"{path}, entry {name!r}, query {k}", name, *row)
-    else:
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            match = re.fullmatch(r"(\S+) (\S+) (\S+)##(.*)", line.strip())
-            add(f"{path}, line {number}", *(match.groups() if match else ("", 0, 0, "")))
-    if not examples:
-        raise BadInput(f"{path} holds no valid Charades-STA query; a line reads: 3MSZA 24.3 30.4##person turn a light on.")
-    return examples
-
-
-def read_text(path):
-    if not os.path.isfile(path):
-        raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
-    try:
-        with open(path, encoding="utf-8") as f:
-            return f.read()
-    except UnicodeDecodeError as e:
-        raise BadInput(f"annotation file {path} is not a UTF-8 text file") from e
-
-
-def video_path(folder, name):
-    """`name` with the extension that exists in the folder; .mp4 where none does (an error later names it)."""
-    for extension in ("", ".mp4", ".mkv", ".webm", ".avi", ".mov"):
-        if os.path.isfile(path := os.path.join(folder, name + extension)):
-            return path
-    return os.path.join(folder, name + ".mp4")
-
-
-CHARADES_HELP = (
-    "Charades-STA has two parts: annotations (charades_sta_train.txt, charades_sta_test.txt: github.com/jiyanggao/TALL) "
-    "and clips (Charades_v1_480.zip: prior.allenai.org/projects/charades), to be unpacked as DIR/videos/*.mp4"
-)
-
-
-def charades_examples(folder, split, report=print):
-    """All examples of DIR for `split` ("train" or "test"), from whichever annotation file is there.
-
-    Layout: DIR/charades_sta_{split}.txt (or charades_{split}*.json) and the clips in DIR/videos/.
-    """
-    if not os.path.isdir(folder):
-        raise BadInput(f"data folder {folder} does not exist. {CHARADES_HELP}")
-    pattern = re.compile(rf"charades(_sta)?_{split}\b.*\.(txt|json)|charades_sta_{split}\.txt")
-    found = sorted((f for f in os.listdir(folder) if pattern.fullmatch(f)), key=lambda f: (not f.endswith(".txt"), f))
-    if not found:
-        raise BadInput(f"no charades_sta_{split}.txt (or charades_{split}.json) in {folder}. {CHARADES_HELP}")
-    videos = os.path.join(folder, "videos")
-    if not os.path.isdir(videos):
-        raise BadInput(f"no folder {videos} with the clips. {CHARADES_HELP}")
-    return read_charades(os.path.join(folder, found[0]), videos, report)
-
-
-# ------------------------------------------------------------------------------------------------
-# 4. Example to prompt
-# ------------------------------------------------------------------------------------------------
-
-# One row a task: the question, and the two ways to ask for the answer. The forms asked for here are
-# the ones that rewards.py pays for; a test checks that the example in each prompt earns full marks.
-PROMPTS = {
-    "grounding": (
-        'The video lasts {duration:.1f} seconds. When does this happen: "{question}"?',
-        {
-            True: "First reason inside <think> tags, then give the start and the end in seconds inside <answer> tags, "
-                  "like this: <think>your reasoning</think><answer>12.54 to 17.83</answer>",
-            False: "Give only the start and the end in seconds inside <answer> tags, "
-                   "like this: <answer>12.54 to 17.83</answer>",
-        },
-    ),
-}  # fmt: skip
-
-
-def question_text(example, duration, think):
-    """The words of the user's turn. duration: of the video as read, in seconds."""
-    question, answer_form = PROMPTS[example.task]
-    return question.format(question=example.question, duration=duration) + "\n" + answer_form[think]
-
-
-def ideal_answer(example, thought=None):
-    """The completion that earns every reward; `thought`, if given, fills the <think> block."""
-    start, end = example.answer
-    answer = f"<answer>{start:.2f} to {end:.2f}</answer>"
-    return answer if thought is None else f"<think>{thought}</think>{answer}"
+    answer: object
+    options: tuple = ()
+    span: tuple = None
+    group: str = ""
 
 
 @dataclass
@@ -453,12 +372,6 @@ def build_prompt(text, video, tokenizer, max_tokens=None):
     return Prompt(ids, video.patches, [video.grid], [video.seconds_per_grid], readable)
 
 
-def load_prompt(example, budget, tokenizer, think=True, blind=False, max_tokens=None):
-    """Example → Prompt: reads the video and asks the task's question about it."""
-    video = load_video(example.video, budget, blind)
-    return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)
-
-
 def completion_texts(completions, mask, tokenizer, stop_ids):
     """Sampled tokens to text, without the stop token that ended each.
 
@@ -470,13 +383,3 @@ def completion_texts(completions, mask, tokenizer, stop_ids):
         ids = [i for i, mine in zip(ids, own) if mine]
         texts.append(tokenizer.decode(ids[:-1] if ids[-1] in stop_ids else ids, skip_special_tokens=False))
     return texts
-
-
-if __name__ == "__main__":
-    try:
-        for path in sys.argv[1:] or sys.exit(__doc__):
-            examples = read_charades(path, os.path.join(os.path.dirname(path), "videos"))
-            print(f"{path}: {len(examples)} queries about {len({e.video for e in examples})} videos; the first:")
-            print(f"  {examples[0]}\n\n{question_text(examples[0], examples[0].answer[1], think=True)}\n")
-    except BadInput as e:
-        sys.exit(f"error: {e}")

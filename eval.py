@@ -1,9 +1,12 @@
 """eval.py: benchmarks, and questions about one's own video.
 
     python eval.py --bench charades                                    # the toy base on the toy stand-in, unless data/charades exists
-    python eval.py --bench charades --model assets/toy-base runs/demo  # before and after, in one table
+    python eval.py --bench all --model assets/toy-base runs/joint      # before and after, every benchmark, one table
     python eval.py --bench charades --model Qwen/Qwen2.5-VL-7B-Instruct --data data/charades
+    torchrun --nproc-per-node 8 eval.py --bench mvbench,videomme       # questions shared out, each counted once
     python eval.py --bench charades --model runs/demo --blind          # frames replaced by grey: what it knows without looking
+    python eval.py --bench nextgqa --model runs/joint --clues          # answer, look again where the answer pointed, answer again
+    python eval.py --bench charades --compare runs/sft runs/grpo       # of two evaluations: the difference, and how sure it is
     python eval.py --video clip.mp4 --ask "When does the red circle appear?"
 
 A score is worth as much as what is known about how it was made. Each is saved in results.json with the
@@ -18,20 +21,24 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 import data
 import grpo
 import rewards
+from annotations import DATASETS, read_dataset
 from data import BadInput, VideoBudget
 from model import ATTENTION, encode_videos, load
-from train import TOY_MODEL, append_line, versions
-
-THRESHOLDS = (0.3, 0.5, 0.7)
+from tasks import TASKS, load_prompt, question_text, score
+from toy import find_data
+from train import TOY_MODEL, append_line, longest_answer, on_first, start_processes, versions
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which data
@@ -51,19 +58,6 @@ def find_model(name):
     return name, "toy base" if os.path.abspath(name) == TOY_MODEL else name, {}
 
 
-def find_charades(folder):
-    """(folder, name to show) of --data, of data/charades, or of the toy stand-in."""
-    if folder:
-        return folder, folder
-    if os.path.isdir("data/charades"):
-        return "data/charades", "Charades-STA (data/charades)"
-    print("data/charades is not here: using the toy stand-in; every figure below is of the toy world. "
-          "For the real one see `--data` in `python eval.py --help`.")  # fmt: skip
-    import toy
-
-    return toy.ensure_charades(), "toy Charades (made up)"
-
-
 def fingerprint(folder):
     """Names, sizes and times of a local model's weight files: predictions of other weights must not be continued."""
     if not os.path.isdir(folder):
@@ -74,16 +68,12 @@ def fingerprint(folder):
 
 
 # ------------------------------------------------------------------------------------------------
-# Grounding: answers and metrics
+# Answers
 # ------------------------------------------------------------------------------------------------
 
 
-def answer_all(model, tokenizer, examples, budget, think, blind, max_new_tokens, batch_size, path):
-    """Answers the examples that `path` (predictions.jsonl) does not hold yet, greedily, and appends them to it.
-
-    Returns all predictions as a dict id → record. An example whose video cannot be read is recorded with
-    its error and counts as wrong.
-    """
+def read_predictions(path):
+    """predictions.jsonl as {id: record}, without a line that was being written when a call was killed."""
     done = {}
     if os.path.isfile(path):
         with open(path) as f:
@@ -91,49 +81,61 @@ def answer_all(model, tokenizer, examples, budget, think, blind, max_new_tokens,
                 try:
                     record = json.loads(line)
                 except json.JSONDecodeError:
-                    continue  # the line that was being written when the last call was killed
+                    continue
                 done[record["id"]] = record
-        with open(path, "w") as f:
-            f.writelines(json.dumps(record) + "\n" for record in done.values())
-    todo = [e for e in examples if e.id not in done]
+    return done
+
+
+def answered(path):
+    """The ids in predictions.jsonl, which is cleaned of a half-written last line so that more can be appended."""
+    done = read_predictions(path)
+    with open(path, "w") as f:
+        f.writelines(json.dumps(record) + "\n" for record in done.values())
+    return set(done)
+
+
+def answer_all(model, tokenizer, examples, budget, think, blind, max_new_tokens, batch_size, path, bar):
+    """Answers examples greedily and appends a record of each to `path` (predictions.jsonl).
+
+    An example whose video cannot be read is recorded with its error and counts as wrong.
+    """
     stop_ids = model.generation_config.eos_token_id
-    bar = tqdm(total=len(examples), initial=len(examples) - len(todo), desc="answering", unit="query", dynamic_ncols=True)
-    for i in range(0, len(todo), batch_size):
+    for i in range(0, len(examples), batch_size):
         readable, prompts = [], []
-        for example in todo[i:i + batch_size]:
+        for e in examples[i:i + batch_size]:
+            record = {"id": e.id, "group": e.group, "video": e.video, "question": e.question, "answer": e.answer}
             try:
-                prompts.append(data.load_prompt(example, budget, tokenizer, think, blind))
-                readable.append(example)
-            except BadInput as e:
-                done[example.id] = {"id": example.id, "text": None, "error": str(e), "prediction": None, "answer": example.answer, "iou": 0.0, "format": 0.0}
-                append_line(path, done[example.id])
-        texts = []
+                prompts.append(load_prompt(e, budget, tokenizer, think, blind))
+                readable.append((e, record))
+            except BadInput as error:
+                append_line(path, record | {"text": "", "error": str(error), **score(e.task, "", e.answer, think)})
         if prompts:
             with torch.no_grad():
                 features = encode_videos(model, prompts)
             completions, mask, _ = grpo.sample_groups(model, prompts, features, 1, max_new_tokens, stop_ids)
             texts = data.completion_texts(completions[:, 0], mask[:, 0], tokenizer, stop_ids)
-        for example, text in zip(readable, texts):
-            prediction = rewards.parse_interval(rewards.answer_of(text))
-            record = {"id": example.id, "video": example.video, "question": example.question, "answer": example.answer,
-                      "text": text, "prediction": prediction, **rewards.score("grounding", text, example.answer, think)}  # fmt: skip
-            append_line(path, record)
-            done[example.id] = record
-        bar.update(min(batch_size, len(todo) - i))
-    bar.close()
-    return {e.id: done[e.id] for e in examples}
+            for (e, record), text in zip(readable, texts):
+                append_line(path, record | {"text": text, **score(e.task, text, e.answer, think)})
+        bar.update(min(batch_size, len(examples) - i))
 
 
-def grounding_metrics(records):
-    """mIoU, R@1 at IoU 0.3, 0.5 and 0.7 (share of answers with at least that IoU), format and unparsable, all in percent.
+def second_look(examples, records, budget):
+    """--clues: the same questions about the interval that each first answer named, seen twice as often and twice as large.
 
-    >>> grounding_metrics([{"iou": 0.6, "format": 1.0, "prediction": (1, 2)}, {"iou": 0.0, "format": 0.0, "prediction": None}])
-    {'mIoU': 30.0, 'R@0.3': 50.0, 'R@0.5': 50.0, 'R@0.7': 0.0, 'format': 50.0, 'unparsable': 50.0}
+    (VideoChat-R1's "temporal clue-driven reasoning".) An answer that named none keeps the whole video. Two
+    seconds at least are looked at; several intervals are taken as one, from the first start to the last end.
     """
-    n = len(records)
-    line = {"mIoU": 100 * sum(r["iou"] for r in records) / n}
-    line |= {f"R@{t}": 100 * sum(r["iou"] >= t for r in records) / n for t in THRESHOLDS}
-    return line | {"format": 100 * sum(r["format"] for r in records) / n, "unparsable": 100 * sum(r["prediction"] is None for r in records) / n}
+    again = []
+    for e in examples:
+        found = rewards.merged(rewards.parse_intervals(rewards.inside(records[e.id]["text"], "glue")) or [])
+        span = e.span
+        if found:
+            middle, offset = (found[0][0] + found[-1][1]) / 2, e.span[0] if e.span else 0.0
+            half = max(1.0, (found[-1][1] - found[0][0]) / 2)
+            span = (max(0.0, offset + middle - half), offset + middle + half)
+        again.append(replace(e, span=span))
+    finer = replace(budget, fps=2 * budget.fps, max_frame_pixels=2 * budget.max_frame_pixels, min_frame_pixels=2 * budget.min_frame_pixels)
+    return again, finer
 
 
 def draw_intervals(path, records, title, rows=14):
@@ -147,13 +149,14 @@ def draw_intervals(path, records, title, rows=14):
     figure, axis = plt.subplots(figsize=(9, 0.42 * len(shown) + 1.3), layout="constrained")
     for row, r in enumerate(shown):
         start, end = r["answer"]
+        prediction = rewards.parse_interval(rewards.inside(r["text"], "answer"))
         axis.barh(row - 0.17, end - start, 0.3, start, color="tab:green")
-        if r["prediction"] is None:
+        if prediction is None:
             axis.text(0.1, row + 0.17, "no readable answer", va="center", fontsize=7, color="tab:red")
         else:
-            start, end = r["prediction"]
+            start, end = prediction
             axis.barh(row + 0.17, max(end - start, 0.05), 0.3, start, color="tab:orange")
-    axis.set_yticks(range(len(shown)), [f"{r.get('question', r['id'])[:52]}   {100 * r['iou']:.0f}" for r in shown], fontsize=8)
+    axis.set_yticks(range(len(shown)), [f"{r['question'][:52]}   {100 * r['iou']:.0f}" for r in shown], fontsize=8)
     axis.set_ylim(len(shown) - 0.4, -0.6)
     axis.set_xlim(left=0)
     axis.set_xlabel("seconds   (number beside each query: IoU in percent)", fontsize=8)
@@ -166,32 +169,87 @@ def draw_intervals(path, records, title, rows=14):
     plt.close(figure)
 
 
-def bench_charades(name, folder, data_name, args):
-    """Evaluates one model; returns its row of the table."""
+def metrics_of(task, records):
+    """The task's metrics, with the share of right forms; all in percent."""
+    return TASKS[task].metrics(records) | {"format": 100 * sum(r["format"] for r in records) / len(records)}
+
+
+def bench(bench_name, name, args, rank, world, device):
+    """Evaluates one model on one benchmark; returns (name of the model, name of the data, records, task) on every process."""
     path, shown, run = find_model(name)
     budget = VideoBudget.of_model(path, **vars(args))
     think = args.think if args.think is not None else run.get("think", True)
-    max_new_tokens = args.max_new_tokens or run.get("max_new_tokens") or (64 if shown == "toy base" else 1024)
-    examples = data.charades_examples(folder, "test")[: args.limit]
-    missing = [e.video for e in examples if not os.path.isfile(e.video)]
+    folder, data_name = on_first(rank, world, lambda: find_data(bench_name, args.data))
+    examples = read_dataset(bench_name, "test", folder, lambda line: rank == 0 and print(line, file=sys.stderr))[: args.limit]
+    missing = {e.video for e in examples if not os.path.exists(e.video)}
     if missing:
-        raise BadInput(f"{len(set(missing))} of the clips are missing, the first is {missing[0]}. {data.CHARADES_HELP}; --limit N takes the first N queries only")
+        raise BadInput(f"{len(missing)} of the videos of {bench_name} are missing, the first is {min(missing)}. {bench_name} is: {DATASETS[bench_name].source}; --limit N takes the first N questions only")
+    if args.clues:
+        if examples[0].task not in ("qa", "gqa"):
+            raise BadInput(f"--clues asks a multiple-choice question twice; {bench_name} has none")
+        examples = [replace(e, task="gqa", answer=e.answer if e.task == "gqa" else (e.answer, [])) for e in examples]
+    usual = longest_answer((run or {"model_name": shown})["model_name"] == "toy base", [examples[0].task])
+    max_new_tokens = args.max_new_tokens or max(usual, run.get("max_new_tokens", 0))
     settings = {
-        "bench": "charades", "data": folder, "data_name": data_name, "queries": len(examples), "model": path, "model_name": shown,
-        "weights": fingerprint(path), "think": think, "blind": args.blind, "decoding": "greedy", "max_new_tokens": max_new_tokens,
-        "video_budget": vars(budget), "prompt": data.question_text(examples[0], 30.0, think), "device": args.device, "versions": versions(),
+        "bench": bench_name, "data": folder, "data_name": data_name, "questions": len(examples), "model": path, "model_name": shown,
+        "weights": fingerprint(path), "think": think, "blind": args.blind, "clues": args.clues, "decoding": "greedy", "max_new_tokens": max_new_tokens,
+        "video_budget": vars(budget), "prompt": question_text(examples[0], 30.0, think), "device": args.device, "versions": versions(),
     }  # fmt: skip
     settings = json.loads(json.dumps(settings))
-    out = args.out or os.path.join(name if run else os.path.join("runs", "eval", os.path.basename(os.path.normpath(name))), "eval-charades" + "-blind" * args.blind)
-    predictions_path, settings_path = os.path.join(out, "predictions.jsonl"), os.path.join(out, "settings.json")
+    out = args.out or os.path.join(name if run else os.path.join("runs", "eval", os.path.basename(os.path.normpath(name))), evaluation_folder(bench_name, args))
+    on_first(rank, world, lambda: open_evaluation(out, settings))
+    if rank == 0:
+        print(f"model: {shown}   data: {data_name}, {len(examples)} questions   frames: {budget.fps:g} a second, at most {budget.max_frames}"
+              f"   think: {think}   decoding: greedy{'   BLIND: all frames grey' if args.blind else ''}")  # fmt: skip
+    model, tokenizer = load(path, device, attn=args.attn)
+    looks = [("predictions.jsonl", examples, budget)]
+    for file_name, asked, seen in looks:
+        predictions = os.path.join(out, file_name)
+        done = on_first(rank, world, lambda: answered(predictions))
+        todo = [e for e in asked if e.id not in done]
+        mine = todo[rank::world]  # shared out by number: each question is answered by one process
+        with tqdm(total=len(mine), desc=f"answering {bench_name}", unit="question", dynamic_ncols=True, disable=rank != 0) as bar:
+            answer_all(model, tokenizer, mine, seen, think, args.blind, max_new_tokens, args.batch_size, predictions, bar)
+        if world > 1:
+            dist.barrier()
+        records = read_predictions(predictions)
+        if args.clues and len(looks) == 1:
+            looks.append(("predictions-second-look.jsonl", *second_look(examples, records, budget)))
+            first = [records[e.id] for e in examples]
+    records = [records[e.id] for e in examples]
+    if rank == 0:
+        failed = [r for r in records if "error" in r]
+        for r in failed[:5]:
+            print(f"counted as wrong: {r['error']}", file=sys.stderr)
+        task = examples[0].task
+        metrics = metrics_of(task, records)
+        if args.clues:
+            metrics = {"accuracy, first look": metrics_of(task, first)["accuracy"], "accuracy": metrics["accuracy"], "format": metrics["format"]}
+        with open(os.path.join(out, "results.json"), "w") as f:
+            json.dump({"metrics": metrics, "failed": [r["id"] for r in failed], "settings": settings}, f, indent=2)
+        if task == "grounding":
+            draw_intervals(os.path.join(out, "predictions.png"), records, f"{shown}\non {data_name}{', BLIND' * args.blind}: mIoU {metrics['mIoU']:.1f}")
+        print(f"wrote {out}/\n")
+        return shown + ", blind" * args.blind, data_name, metrics
+    return None
+
+
+def evaluation_folder(bench_name, args):
+    return f"eval-{bench_name}" + "-blind" * args.blind + "-clues" * args.clues
+
+
+def open_evaluation(out, settings):
+    """Makes the folder; predictions that are there from other settings are removed, so that only like is continued."""
+    settings_path = os.path.join(out, "settings.json")
     if os.path.isfile(settings_path):
         with open(settings_path) as f:
             before = json.load(f)
         if before != settings:
             changed = ", ".join(k for k in settings if before.get(k) != settings[k])
             print(f"{out} holds predictions made with other settings ({changed}): starting anew", file=sys.stderr)
-            if os.path.isfile(predictions_path):
-                os.remove(predictions_path)
+            for stale in ("predictions.jsonl", "predictions-second-look.jsonl"):
+                if os.path.isfile(os.path.join(out, stale)):
+                    os.remove(os.path.join(out, stale))
     try:
         os.makedirs(out, exist_ok=True)
         with open(settings_path, "w") as f:
@@ -199,34 +257,54 @@ def bench_charades(name, folder, data_name, args):
     except OSError as e:
         raise BadInput(f"cannot write to --out {out}: {e.strerror}") from e
 
-    model, tokenizer = load(path, args.device, attn=args.attn)
-    print(f"model: {shown}   data: {data_name}, {len(examples)} queries   frames: {budget.fps:g} a second, at most {budget.max_frames}"
-          f"   think: {think}   decoding: greedy{'   BLIND: all frames grey' if args.blind else ''}")  # fmt: skip
-    records = list(answer_all(model, tokenizer, examples, budget, think, args.blind, max_new_tokens, args.batch_size, predictions_path).values())
-    metrics = grounding_metrics(records)
-    failed = [r for r in records if "error" in r]
-    for r in failed[:5]:
-        print(f"counted as wrong: {r['error']}", file=sys.stderr)
-    with open(os.path.join(out, "results.json"), "w") as f:
-        json.dump({"metrics": metrics, "failed": [r["id"] for r in failed], "settings": settings}, f, indent=2)
-    draw_intervals(os.path.join(out, "predictions.png"), records, f"{shown}\non {data_name}{', BLIND' * args.blind}: mIoU {metrics['mIoU']:.1f}")
-    print(f"wrote {out}/: results.json, predictions.jsonl, predictions.png\n")
-    return shown + ", blind" * args.blind, metrics
+
+def print_table(columns):
+    """columns: [(name of the model, {benchmark: (name of the data, metrics)})]; with two, also their difference.
+
+    A figure of the toy world says so in its line.
+    """
+    if len(columns) == 2:
+        (_, a), (_, b) = columns
+        columns = columns + [("difference", {k: (a[k][0], {m: b[k][1][m] - v for m, v in a[k][1].items() if m in b[k][1]}) for k in a})]
+    toy_model = any("toy" in name for name, _ in columns)
+    lines = []
+    for bench_name, (data_name, metrics) in columns[0][1].items():
+        for metric in metrics:
+            label = f"toy {bench_name} {metric}" if "toy" in data_name else f"{bench_name} {metric}" + " (toy model)" * toy_model
+            values = [results[bench_name][1].get(metric) for _, results in columns]
+            lines.append((label, ["–" if v is None else f"{v:+.1f}" if name == "difference" else f"{v:.1f}" for v, (name, _) in zip(values, columns)]))
+    width = max(len(label) for label, _ in lines)
+    print("in percent, on: " + "; ".join(data_name for data_name, _ in columns[0][1].values()))
+    print(" " * width, *(name for name, _ in columns), sep="  ")
+    for label, values in lines:
+        print(f"{label:<{width}}", *(f"{v:>{len(name)}}" for v, (name, _) in zip(values, columns)), sep="  ")
 
 
-def print_table(rows, data_name):
-    """The rows [(name, metrics)]; with two models also their difference. Toy figures say so in every column."""
-    names = list(rows[0][1])
-    toy = "toy " if any("toy" in text for text in (data_name, *(name for name, _ in rows))) else ""
-    if len(rows) == 2:
-        rows = rows + [("difference", {k: rows[1][1][k] - rows[0][1][k] for k in names})]
-    width = max(len(name) for name, _ in rows)
-    columns = [max(7, len(toy + k)) for k in names]
-    print(f"temporal grounding on {data_name}, in percent:")
-    print(" " * width, *(f"{toy + k:>{c}}" for k, c in zip(names, columns)), sep="  ")
-    for name, metrics in rows:
-        sign = "+" if name == "difference" else ""
-        print(f"{name:<{width}}", *(f"{metrics[k]:>{sign}{c}.1f}" for k, c in zip(names, columns)), sep="  ")
+def compare(bench_name, run_a, run_b, args, samples=10_000):
+    """Prints each metric of two evaluations of the same questions, its difference, and a 95 % interval of that.
+
+    Paired bootstrap: questions are drawn with replacement, the same ones for both models, and the difference
+    is taken anew each time. An interval that holds 0 says that these questions cannot tell the two apart.
+    """
+    pair = []
+    for run in (run_a, run_b):
+        folder = next((f for f in (os.path.join(run, evaluation_folder(bench_name, args)), os.path.join("runs", "eval", os.path.basename(os.path.normpath(run)), evaluation_folder(bench_name, args)))
+                       if os.path.isfile(os.path.join(f, "results.json"))), None)  # fmt: skip
+        if folder is None:
+            raise BadInput(f"{run} has no evaluation on {bench_name} yet: python eval.py --bench {bench_name} --model {run}")
+        pair.append(read_predictions(os.path.join(folder, "predictions.jsonl")))
+    a, b = pair
+    if set(a) != set(b):
+        raise BadInput(f"{run_a} and {run_b} were not asked the same questions ({len(a)} and {len(b)}): evaluate both again")
+    task = read_dataset(bench_name, "test", find_data(bench_name, args.data)[0], lambda line: None)[0].task
+    each = [[{m: v for m, v in metrics_of(task, [x[i] | {"group": ""}]).items()} for i in a] for x in (a, b)]
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(a), size=(samples, len(a)))
+    print(f"{bench_name}, {len(a)} questions: {run_b} minus {run_a}, in points, with the 95 % interval of a paired bootstrap")
+    for metric in each[0][0]:
+        difference = np.array([y[metric] - x[metric] for x, y in zip(*each)])
+        low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
+        print(f"  {metric:<10} {difference.mean():+6.1f}   [{low:+.1f}, {high:+.1f}]")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -263,10 +341,12 @@ def ask(args):
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    g = p.add_argument_group("a benchmark")
-    g.add_argument("--bench", help="charades: temporal grounding on Charades-STA's test split")
-    g.add_argument("--data", help=f"folder of the data set. {data.CHARADES_HELP}")
-    g.add_argument("--limit", type=int, help="only the first so many queries")
+    g = p.add_argument_group("benchmarks")
+    g.add_argument("--bench", help=f"one or several of {', '.join(DATASETS)}, with commas between, or all")
+    g.add_argument("--data", help="folder of the data set; with several benchmarks the folder that holds a folder of each (default: data/NAME where it exists, else the toy one)")
+    g.add_argument("--limit", type=int, help="only the first so many questions of each")
+    g.add_argument("--clues", action="store_true", help="multiple choice: answer, look closely at the interval that was named, answer again")
+    g.add_argument("--compare", nargs=2, metavar=("A", "B"), help="no model is run: the difference of two evaluations that are there, with its uncertainty")
     g.add_argument("--out", help="folder for predictions and results (default: inside the run, or runs/eval/MODEL)")
     g = p.add_argument_group("or a question about one's own video")
     g.add_argument("--video", help="a video file")
@@ -276,22 +356,24 @@ def parse_args(argv=None):
     g.add_argument("--think", action=argparse.BooleanOptionalAction, default=None, help="ask for a <think> block (default: as the run was trained, else yes)")
     g.add_argument("--blind", action="store_true", help="replace every frame by grey")
     g.add_argument("--max-new-tokens", type=int, help="longest answer (default: as the run was trained)")
-    g.add_argument("--batch-size", type=int, default=16, help="queries answered together")
+    g.add_argument("--batch-size", type=int, default=16, help="questions answered together")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     data.add_budget_flags(p)
     args = p.parse_args(argv)
     if (args.bench is None) == (args.video is None):
         raise BadInput("give either --bench charades, or --video FILE with --ask \"…\"")
-    if args.bench not in (None, "charades"):
-        raise BadInput(f"--bench {args.bench} is unknown; there is: charades")
+    args.benches = list(DATASETS) if args.bench == "all" else (args.bench or "").split(",")
+    for name in args.benches if args.bench else ():
+        if name not in DATASETS:
+            raise BadInput(f"--bench {name} is unknown; there is: {', '.join(DATASETS)}, all")
     if args.video and not args.ask:
         raise BadInput("--video needs a question: --ask \"…\"")
     for name in ("limit", "batch_size", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1")
-    if args.out and len(args.model) > 1:
-        raise BadInput("--out is one folder; with several models leave it away, each gets its own")
+    if args.out and len(args.model) * len(args.benches) > 1:
+        raise BadInput("--out is one folder; with several models or benchmarks leave it away, each gets its own")
     return args
 
 
@@ -300,10 +382,23 @@ def main():
         args = parse_args()
         if args.video:
             return ask(args)
-        folder, data_name = find_charades(args.data)
-        print_table([bench_charades(name, folder, data_name, args) for name in args.model], data_name)
+        if args.compare:
+            for bench_name in args.benches:
+                compare(bench_name, *args.compare, args)
+            return
+        rank, world, device = start_processes(args.device)
+        columns = []
+        for name in args.model:
+            rows = {bench_name: bench(bench_name, name, args, rank, world, device) for bench_name in args.benches}
+            if rank == 0:
+                columns.append((next(iter(rows.values()))[0], {bench_name: row[1:] for bench_name, row in rows.items()}))
+        if rank == 0:
+            print_table(columns)
+        if world > 1:
+            dist.destroy_process_group()
     except BadInput as e:
-        print(f"error: {e}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues where it stopped")

@@ -24,22 +24,22 @@ def draw_curves(folder, lines, settings):
         "kl": "KL to the reference policy\n(nats per token)", "entropy": "entropy (nats per token)", "length": "tokens per completion",
         "grad_norm": "gradient norm", "loss": "loss",
     }  # fmt: skip
-    parts = [k for k in lines[0] if k.startswith("reward/")]
+    parts = sorted({k for line in lines for k in line if k.startswith("reward/")})
     names = parts + [k for k in explained if k in lines[0] and k != "loss"] if parts else ["loss", "grad_norm"]
     columns = 3 if parts else 2
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.7 * rows), squeeze=False, layout="constrained")
-    steps = np.array([line["step"] for line in lines])
-    window = max(1, len(lines) // 15)
     for axis, name in zip(axes.flat, names):
-        y = np.array([line[name] for line in lines], dtype=float)
+        steps = np.array([line["step"] for line in lines if name in line])  # not every step has prompts of every task
+        y = np.array([line[name] for line in lines if name in line], dtype=float)
+        window = max(1, len(y) // 15)
         total = np.cumsum(np.insert(y, 0, 0.0))
         low = np.maximum(0, np.arange(len(y)) + 1 - window)
         smooth = (total[1:] - total[low]) / (np.arange(len(y)) + 1 - low)
         colour = "tab:green" if name.startswith("reward") else "tab:blue"
         axis.plot(steps, y, color=colour, alpha=0.25, linewidth=1)
         axis.plot(steps, smooth, color=colour, linewidth=2)
-        axis.set_title(explained.get(name, f"mean {name.removeprefix('reward/')} reward"), fontsize=10)
+        axis.set_title(explained.get(name, f"mean {name.removeprefix('reward/').replace('/', ' ')} reward"), fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)

@@ -27,6 +27,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 # Before torch is imported: its CPU threads otherwise spin while they wait, and on a machine that does
@@ -40,10 +41,12 @@ from tqdm import tqdm
 
 import data
 import grpo
-import rewards
+from annotations import read_dataset
 from data import BadInput, VideoBudget
 from model import ATTENTION, encode_videos, group_logprobs, load, save
 from report import draw_curves
+from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, score
+from toy import find_data
 
 # ------------------------------------------------------------------------------------------------
 # Settings
@@ -57,8 +60,12 @@ DEFAULTS = {
     #                  toy   paper (VideoChat-R1)
     "steps":          (300, None),  # None: one pass over the data
     "lr":             (3e-4, 1e-6),
-    "max_new_tokens": (64, 1024),
 }  # fmt: skip
+
+
+def longest_answer(toy_model, tasks):
+    """--max-new-tokens where it is not given: the paper's 1024; of the toy model, room for eight boxes or a short sentence."""
+    return 1024 if not toy_model else 320 if {"tracking", "caption"} & set(tasks) else 64
 
 
 def parse_args(argv=None):
@@ -69,7 +76,7 @@ def parse_args(argv=None):
         return f"(toy model: {toy}; others: {'one pass over the data' if paper is None else paper})"
 
     g = p.add_argument_group("what is learned")
-    g.add_argument("--task", default="grounding", help=f"one of: {', '.join(rewards.REWARDS)}")
+    g.add_argument("--task", default="grounding", help=f"one of {', '.join(TASKS)}; several with + between; or all, which is {'+'.join(JOINTLY)} as in the paper")
     g.add_argument("--method", default="grpo", choices=("grpo", "sft"),
                    help="grpo: from rewards on own answers; sft: from the true answers, one token after the other")
     g.add_argument("--think", action=argparse.BooleanOptionalAction, default=True,
@@ -78,7 +85,7 @@ def parse_args(argv=None):
     g = p.add_argument_group("from what")
     g.add_argument("--model", default=TOY_MODEL, help="local folder or hub name of the policy to start from (default: the toy base)")
     g.add_argument("--data", help="folder of the data set (default: the toy one, rendered into data/toy when first needed)")
-    g.add_argument("--examples", type=int, help="use only the first so many training examples")
+    g.add_argument("--examples", type=int, help="use only the first so many training examples of each task")
 
     g = p.add_argument_group("the run")
     g.add_argument("--out", help="folder for what the run leaves (default: runs/TASK-METHOD-1, -2, …)")
@@ -93,7 +100,7 @@ def parse_args(argv=None):
     g = p.add_argument_group("GRPO")
     g.add_argument("--group-size", type=int, default=8, help="G: completions of each prompt")
     g.add_argument("--prompts-per-step", type=int, default=8, help="B: prompts of a step, over all processes together")
-    g.add_argument("--max-new-tokens", type=int, help=f"longest completion {both('max_new_tokens')}")
+    g.add_argument("--max-new-tokens", type=int, help="longest completion (toy model: 64, and 320 for tracking and captions; others: 1024)")
     g.add_argument("--beta", type=float, default=0.04, help="weight of the KL to the reference policy; 0 does without one")
     g.add_argument("--loss", default="grpo", choices=grpo.LOSSES, help="variant of the loss, see grpo.py")
     g.add_argument("--updates-per-rollout", type=int, default=1, help="optimizer steps on the same completions; the clip acts from the second on")
@@ -112,8 +119,11 @@ def parse_args(argv=None):
             setattr(args, name, toy if toy_model else paper)
     args.clip_high = args.clip if args.clip_high is None else args.clip_high
     args.think = args.think and args.method == "grpo"
-    if args.task not in rewards.REWARDS:
-        raise BadInput(f"--task {args.task} is unknown; there is: {', '.join(rewards.REWARDS)}")
+    args.tasks = list(JOINTLY) if args.task == "all" else args.task.split("+")
+    for task in args.tasks:
+        if task not in TASKS:
+            raise BadInput(f"--task {task} is unknown; there is: {', '.join(TASKS)}, all")
+    args.max_new_tokens = longest_answer(toy_model, args.tasks) if args.max_new_tokens is None else args.max_new_tokens
     if args.group_size < 2 and args.method == "grpo":
         raise BadInput("--group-size must be at least 2: an advantage compares a completion with its siblings")
     for name in ("steps", "prompts_per_step", "max_new_tokens", "updates_per_rollout", "rollouts_every", "save_every", "examples"):
@@ -161,11 +171,6 @@ def add_up(sums, device, world):
     if world > 1:
         dist.all_reduce(values)
     return dict(zip(sums, values.tolist()))
-
-
-# ------------------------------------------------------------------------------------------------
-# The order of examples
-# ------------------------------------------------------------------------------------------------
 
 
 def share_of_step(examples, step, per_step, rank, world, seed):
@@ -241,7 +246,7 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
 
     # 2. Reward, and 3. advantages.
     texts = [data.completion_texts(c, m, tokenizer, stop_ids) for c, m in zip(completions, mask)]
-    scores = [[rewards.score(e.task, text, e.answer, args.think) for text in group] for (_, e), group in zip(batch, texts)]
+    scores = [[score(e.task, text, e.answer, args.think) for text in group] for (_, e), group in zip(batch, texts)]
     reward = torch.tensor([[sum(s.values()) for s in group] for group in scores], device=device)  # (B, G)
     advantages = grpo.group_advantages(reward, divide_by_std=args.loss != "dr_grpo")  # (B, G)
     totals = add_up({"completions": mask.shape[0] * mask.shape[1], "tokens": mask.sum().item()}, device, world)
@@ -300,8 +305,10 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
         "unfinished": float((~torch.isin(completions, torch.tensor(stop_ids, device=device)) | ~mask).all(dim=2).sum()),
         "prompt_tokens": sum(len(p.ids) for p in prompts),
     }  # fmt: skip
-    for name in rewards.REWARDS[args.task]:
-        sums[f"reward/{name}"] = sum(s[name] for group in scores for s in group)
+    for task in args.tasks:  # every process passes the same names, whatever tasks its prompts have
+        mine = [s for (_, e), group in zip(batch, scores) if e.task == task for s in group]
+        sums[f"count/{task}"] = len(mine)
+        sums |= {f"reward/{task}/{name}": sum(s[name] for s in mine) for name in TASKS[task].rules}
     rollouts = [
         {"id": e.id, "video": e.video, "answer": e.answer, "prompt": prompt.text, "completions": [
             {"text": text, "rewards": s, "reward": r, "advantage": a, "tokens": n}
@@ -319,7 +326,7 @@ def sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, cloc
     """
     loss_sum = tokens = 0.0
     for (_, example), prompt in zip(batch, prompts):
-        target = torch.tensor([tokenizer(data.ideal_answer(example))["input_ids"] + [policy.generation_config.eos_token_id[0]]])
+        target = torch.tensor([tokenizer(ideal_answer(example))["input_ids"] + [policy.generation_config.eos_token_id[0]]])
         logp, _ = group_logprobs(policy, prompt, encode_videos(policy, [prompt])[0], target)
         loss = -logp.mean() / args.prompts_per_step
         loss.backward()
@@ -349,7 +356,10 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
     line = {"step": step, "loss": sums["loss"]}
     if args.method == "grpo":
         n, tokens, scored = sums["completions"], sums["tokens"], max(1.0, sums["scored_tokens"])
-        line |= {name: sums[name] / n for name in sums if name.startswith("reward")}
+        line["reward"] = sums["reward"] / n
+        for name in sums:  # "reward/task/rule"; a task that this step had no prompt of has no mean
+            if name.startswith("reward/") and sums[count := f"count/{name.split('/')[1]}"]:
+                line[name] = sums[name] / sums[count]
         line |= {
             "spread": sums["spread"] / sums["groups"], "no_spread": sums["no_spread"] / sums["groups"],
             "kl": sums["kl"] / scored, "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
@@ -408,19 +418,18 @@ def on_first(rank, world, work):
 
 
 def training_examples(args, rank, world):
-    """(examples, name of the data set): the folder --data, or the toy one, made first if need be."""
-
-    def prepare():
-        if args.data is None:
-            import toy
-
-            return toy.ensure_charades(), "toy Charades (made up)"
-        return args.data, args.data
-
-    folder, name = on_first(rank, world, prepare)
+    """(examples of all tasks, names of their data sets). Tasks are mixed in proportion to their examples, as in the paper."""
+    examples, names = [], []
     report = (lambda sentence: print(sentence, file=sys.stderr)) if rank == 0 else (lambda sentence: None)
-    examples = data.charades_examples(folder, "train", report)
-    return examples[: args.examples], name
+    for task in args.tasks:
+        source = TASKS[task].data
+        folder, name = on_first(rank, world, lambda: find_data(source, args.data))
+        found = read_dataset(source, "train", folder, report)[: args.examples]
+        if task == "qa":  # the same questions as gqa's, without the evidence
+            found = [replace(e, task="qa", answer=e.answer[0]) for e in found]
+        examples += found
+        names.append(name)
+    return examples, ", ".join(dict.fromkeys(names))
 
 
 def train(args):
@@ -448,7 +457,7 @@ def train(args):
     def load_share(step):
         batch = share_of_step(examples, step, args.prompts_per_step, rank, world, args.seed)
         try:
-            return batch, [data.load_prompt(e, budget, tokenizer, args.think) for _, e in batch]
+            return batch, [load_prompt(e, budget, tokenizer, args.think) for _, e in batch]
         except BadInput as e:
             e.process = rank  # only this process knows about it, so main() lets it speak
             raise
@@ -480,8 +489,8 @@ def train(args):
                 append_line(os.path.join(out, "metrics.jsonl"), line)
                 if rollouts and step % args.rollouts_every == 0:
                     append_line(os.path.join(out, "rollouts.jsonl"), {"step": step + 1, **rollouts[0]})
-                shown = {"reward": "reward", "reward/iou": "iou", "reward/format": "format", "kl": "kl", "length": "length", "loss": "loss"}
-                bar.set_postfix({short: f"{line[k]:.3g}" for k, short in shown.items() if k in line and (k != "loss" or args.method == "sft")})
+                shown = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"] if args.method == "grpo" else ["loss"]
+                bar.set_postfix({k.removeprefix("reward/").removeprefix(f"{args.task}/"): f"{line[k]:.3g}" for k in shown})
                 bar.update()
                 if first_scored:
                     bar.write(f"step {step}: sampler and scorer agree within {sums['sampler_gap']:.1e} on every log-prob.\n{HINT}")
@@ -492,7 +501,7 @@ def train(args):
     bar.close()
     if rank == 0:
         print(f"done in {bar.format_dict['elapsed']:.0f} s; curves: {out}/curves.png; policy: {out}/policy\n"
-              f"next: python eval.py --bench charades --model {out}")  # fmt: skip
+              f"next: python eval.py --bench {','.join(dict.fromkeys(TASKS[t].data for t in args.tasks))} --model {out}")  # fmt: skip
     if world > 1:
         dist.destroy_process_group()
 

@@ -13,6 +13,7 @@ sys.path.insert(0, ROOT)
 SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
 
 import toy  # noqa: E402
+import toy_base  # noqa: E402
 from model import load, prepare  # noqa: E402
 
 BASE = os.path.join(ROOT, "assets", "toy-base")
@@ -27,14 +28,14 @@ def base():
 @pytest.fixture(scope="session")
 def charades(tmp_path_factory):
     """A small toy Charades-STA: 12 training clips and 6 test clips as real mp4 files."""
-    return toy.ensure_charades(str(tmp_path_factory.mktemp("data") / "charades"), train=12, test=6)
+    return toy.ensure("charades", str(tmp_path_factory.mktemp("data") / "charades"), train=12, test=6)
 
 
 @pytest.fixture
 def fresh(base):
     """A policy of random weights and the toy's tokenizer: whatever holds for it was not learned."""
     torch.manual_seed(0)
-    return prepare(toy.make_model(base[1])).eval(), base[1]
+    return prepare(toy_base.make_model(base[1])).eval(), base[1]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """From files to prompts: patches against a slow loop, times against the file, and every way a user's input can be broken."""
 
 import doctest
-import json
 import os
 from fractions import Fraction
 
@@ -9,10 +8,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import data
-from data import BadInput, VideoBudget, frame_size, frame_times, load_video, patchify, read_charades, read_frames
-from toy import TOY_BUDGET
+from annotations import read_dataset
+from data import BadInput, VideoBudget, frame_size, frame_times, load_video, patchify, read_frames
+from tasks import load_prompt
+from toy_base import TOY_BUDGET
 
 
 def write_video(path, n_frames, fps=10, size=(56, 84), times=None):
@@ -99,7 +101,7 @@ def test_patches_against_a_slow_obvious_loop():
 
 
 def test_blind_keeps_everything_but_the_picture(charades):
-    path = data.charades_examples(charades, "test")[0].video
+    path = read_dataset("charades", "test", charades)[0].video
     seen, blind = load_video(path, TOY_BUDGET), load_video(path, TOY_BUDGET, blind=True)
     assert seen.grid == blind.grid and seen.seconds_per_grid == blind.seconds_per_grid and (seen.times == blind.times).all()
     grey = blind.patches.unflatten(1, (3, -1))  # (N, 3, 2·14·14): one value a colour channel
@@ -110,90 +112,31 @@ def test_blind_keeps_everything_but_the_picture(charades):
 
 
 def test_prompt_has_a_place_for_every_video_token(base, charades):
-    example = data.charades_examples(charades, "test")[0]
-    prompt = data.load_prompt(example, TOY_BUDGET, base[1])
+    example = read_dataset("charades", "test", charades)[0]
+    prompt = load_prompt(example, TOY_BUDGET, base[1])
     t, h, w = prompt.grids[0]
     assert (prompt.ids == base[0].config.video_token_id).sum() == t * h * w // 4
     assert example.question in prompt.text and "12.54 to 17.83" in prompt.text and "<think>" in prompt.text
-    assert "<think>" not in data.load_prompt(example, TOY_BUDGET, base[1], think=False).text
+    assert "<think>" not in load_prompt(example, TOY_BUDGET, base[1], think=False).text
 
 
 def test_a_question_cannot_smuggle_in_video_tokens(base, charades):
-    video = load_video(data.charades_examples(charades, "test")[0].video, TOY_BUDGET)
+    video = load_video(read_dataset("charades", "test", charades)[0].video, TOY_BUDGET)
     with pytest.raises(BadInput, match="video_pad"):
         data.build_prompt("what is <|video_pad|>?", video, base[1])
 
 
 def test_a_prompt_that_does_not_fit_is_an_error_that_names_the_flags(base, charades):
-    video = load_video(data.charades_examples(charades, "test")[0].video, TOY_BUDGET)
+    video = load_video(read_dataset("charades", "test", charades)[0].video, TOY_BUDGET)
     with pytest.raises(BadInput, match="--fps, --max-frames or --total-pixels"):
         data.build_prompt("what?", video, base[1], max_tokens=20)
-
-
-# Annotations --------------------------------------------------------------------------------------------
-
-
-def test_charades_text_and_json_read_the_same(tmp_path):
-    text, js = tmp_path / "charades_sta_test.txt", tmp_path / "charades_test.json"
-    text.write_text("3MSZA 24.3 30.4##person turn a light on.\n3MSZA 0.0 4##a person  sits\n\nAMT7R 4.3 12.5##puts a picture up.\n")
-    js.write_text(json.dumps({
-        "3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4], [0.0, 4]], "sentences": ["person turn a light on.", "a person sits"]},
-        "AMT7R": {"duration": 30.08, "timestamps": [[4.3, 12.5]], "sentences": ["puts a picture up."]}}))  # fmt: skip
-    a, b = read_charades(str(text), "v"), read_charades(str(js), "v")
-    assert a == b and len(a) == 3
-    assert a[0] == data.Example("3MSZA/0", "grounding", "v/3MSZA.mp4", "person turn a light on", (24.3, 30.4))
-    assert [e.id for e in a] == ["3MSZA/0", "3MSZA/1", "AMT7R/0"]
-
-
-def test_the_real_excerpts(shared):
-    test = read_charades(os.path.join(shared, "charades_test.excerpt.json"), os.path.join(shared, "videos"))
-    train = read_charades(os.path.join(shared, "charades_train.excerpt.json"), os.path.join(shared, "videos"))
-    assert len(test) == 61 and len(train) == 48 and sum(os.path.isfile(e.video) for e in test) == 6
-    assert any(e.answer[1] == 30.0 for e in train if e.id.startswith("Y6R7T"))  # beyond the clip's 29.46 s, kept
-
-
-def test_malformed_lines_are_reported_with_file_and_line_and_skipped(tmp_path):
-    path = tmp_path / "charades_sta_test.txt"
-    path.write_text("A 1 2##good\nnonsense\nB 5 2##ends before it starts\nC x y##no numbers\n../etc/passwd 1 2##leaves the folder\nD 1 2##\nE nan inf##z\nF 3 4##good\n")
-    said = []
-    examples = read_charades(str(path), "v", said.append)
-    assert [e.id for e in examples] == ["A/0", "F/0"]
-    assert [int(s.split("line ")[1].split(":")[0]) for s in said] == [2, 3, 4, 5, 6, 7] and all(str(path) in s for s in said)
-
-
-@pytest.mark.parametrize("content, says", [
-    ("", "no valid Charades-STA query"), ("all\nwrong\n", "no valid"), ('{"A": {"timestamps": [[1, 2]]', "line 1: broken JSON"),
-    ('{"A": {"timestamps": [[1, 2]], "sentences": []}}', "no valid"), ('{"A": 3, "B": {"timestamps": 4, "sentences": 5}}', "no valid"),
-])  # fmt: skip
-def test_useless_annotation_files(tmp_path, content, says):
-    path = tmp_path / "charades_sta_test.txt"
-    path.write_text(content)
-    with pytest.raises(BadInput, match=says):
-        read_charades(str(path), "v", lambda sentence: None)
-
-
-def test_a_binary_annotation_file(tmp_path):
-    path = tmp_path / "charades_sta_test.txt"
-    path.write_bytes(b"\xff\xfe\x00\x80" * 10)
-    with pytest.raises(BadInput, match="UTF-8"):
-        read_charades(str(path), "v")
-
-
-def test_missing_data_names_the_file_and_where_to_get_it(tmp_path):
-    with pytest.raises(BadInput, match="does not exist.*TALL.*Charades_v1_480.zip"):
-        data.charades_examples(str(tmp_path / "nowhere"), "test")
-    with pytest.raises(BadInput, match="no charades_sta_test.txt.*TALL"):
-        data.charades_examples(str(tmp_path), "test")
-    (tmp_path / "charades_sta_test.txt").write_text("A 1 2##x\n")
-    with pytest.raises(BadInput, match="no folder .*videos"):
-        data.charades_examples(str(tmp_path), "test")
 
 
 # Broken videos ------------------------------------------------------------------------------------------
 
 
 def test_broken_videos_are_one_sentence(tmp_path, charades):
-    good = data.charades_examples(charades, "test")[0].video
+    good = read_dataset("charades", "test", charades)[0].video
     cases = {"missing.mp4": None, "empty.mp4": b"", "text.mp4": b"this is no video\n" * 100, "truncated.mp4": open(good, "rb").read()[:800]}
     for name, content in cases.items():
         path = tmp_path / name
@@ -204,9 +147,30 @@ def test_broken_videos_are_one_sentence(tmp_path, charades):
         assert str(path) in str(e.value) and "\n" not in str(e.value)
 
 
-def test_a_folder_in_place_of_a_video(tmp_path):
-    with pytest.raises(BadInput, match="does not exist"):
+def test_a_folder_without_frames_in_place_of_a_video(tmp_path):
+    with pytest.raises(BadInput, match="holds 0 numbered jpg or png frames"):
         load_video(str(tmp_path), TOY_BUDGET)
+
+
+def test_a_folder_gives_eight_frames_from_first_to_last(tmp_path):
+    for k in range(50):
+        Image.new("RGB", (56, 56), (5 * k,) * 3).save(tmp_path / f"{k + 1:08d}.png")
+    (tmp_path / "meta_info.ini").write_text("[METAINFO]\nanno_fps: 10Hz\n")
+    frames = read_frames(str(tmp_path), TOY_BUDGET)
+    assert frames.pixels[:, 0, 0, 0].tolist() == [5 * k for k in (0, 7, 14, 21, 28, 35, 42, 49)]
+    assert frames.times.tolist() == pytest.approx([0, 0.7, 1.4, 2.1, 2.8, 3.5, 4.2, 4.9]) and frames.spacing == pytest.approx(0.7)
+    (tmp_path / "00000001.png").write_bytes(b"no picture")
+    with pytest.raises(BadInput, match="cannot be read"):
+        read_frames(str(tmp_path), TOY_BUDGET)
+
+
+def test_a_span_is_the_part_of_the_file(tmp_path):
+    path = write_video(tmp_path / "long.mp4", 100)  # 10 s, frame k is grey 2k
+    frames = read_frames(path, TOY_BUDGET, (4.0, 7.0))
+    assert frames.duration == pytest.approx(3.0) and frames.times.tolist() == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5])
+    assert [round(float(p.float().mean()) / 2) for p in frames.pixels] == pytest.approx([40, 45, 50, 55, 60, 65], abs=2)
+    with pytest.raises(BadInput, match="is not in it"):
+        read_frames(path, TOY_BUDGET, (20.0, 30.0))
 
 
 def test_a_short_video_still_gives_four_frames(tmp_path):

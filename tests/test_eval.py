@@ -9,8 +9,10 @@ import sys
 import pytest
 from conftest import BASE, ROOT
 
-import data
 import eval as evaluation
+import toy
+from annotations import DATASETS, read_dataset
+from data import Example, VideoBudget
 from rewards import temporal_iou
 
 
@@ -34,7 +36,7 @@ def evaluated(charades, tmp_path_factory):
 def test_metrics_against_a_slow_computation(evaluated, charades):
     """From predictions.jsonl and the annotation file alone, text included."""
     out, _ = evaluated
-    examples = data.charades_examples(charades, "test")
+    examples = read_dataset("charades", "test", charades)
     found = {r["id"]: r for r in records(out)}
     ious = []
     for e in examples:
@@ -78,7 +80,7 @@ def test_other_settings_do_not_continue_old_predictions(evaluated, charades, tmp
 
 def test_a_damaged_video_counts_as_wrong_and_is_named(charades, tmp_path):
     shutil.copytree(charades, tmp_path / "data")
-    broken = data.charades_examples(str(tmp_path / "data"), "test")[2]
+    broken = read_dataset("charades", "test", str(tmp_path / "data"))[2]
     with open(broken.video, "wb") as f:
         f.write(b"no video")
     done = run("--bench", "charades", "--data", tmp_path / "data", "--out", tmp_path / "out")
@@ -94,29 +96,76 @@ def test_batch_size_does_not_change_answers(evaluated, charades, tmp_path):
     assert [r["text"] for r in records(tmp_path / "one")] == [r["text"] for r in records(evaluated[0])]
 
 
-def test_metrics_by_hand():
-    rows = [{"iou": i, "format": 1.0, "prediction": (0, 1)} for i in (0.3, 0.5, 0.7, 0.0)]  # exactly on a threshold counts
-    assert evaluation.grounding_metrics(rows) == pytest.approx(
-        {"mIoU": 37.5, "R@0.3": 75.0, "R@0.5": 50.0, "R@0.7": 25.0, "format": 100.0, "unparsable": 0.0})  # fmt: skip
-
-
 def test_the_real_clip_and_annotations(shared, tmp_path):
     done = run("--bench", "charades", "--data", shared, "--limit", 6, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert len(records(tmp_path / "out")) == 6 and all("OHOFG" in r["id"] for r in records(tmp_path / "out"))
-    assert "model: toy base" in done.stdout and f"data: {shared}, 6 queries" in done.stdout
+    assert "model: toy base" in done.stdout and f"data: charades ({shared}), 6 questions" in done.stdout and "charades mIoU (toy model)" in done.stdout
 
 
 def test_missing_clips_are_named_before_anything_is_done(shared, tmp_path):
     done = run("--bench", "charades", "--data", shared, "--out", tmp_path / "out")
-    assert done.returncode == 2 and "19 of the clips are missing" in done.stderr and "Charades_v1_480.zip" in done.stderr
+    assert done.returncode == 2 and "19 of the videos of charades are missing" in done.stderr and "Charades_v1_480.zip" in done.stderr
     assert not os.path.exists(tmp_path / "out")
 
 
 def test_ask_about_ones_own_video(charades):
-    video = data.charades_examples(charades, "test")[0].video
+    video = read_dataset("charades", "test", charades)[0].video
     done = run("--video", video, "--ask", "What is visible at 3.0 seconds?")
     assert done.returncode == 0 and "tokens]" in done.stdout and len(done.stdout.strip().splitlines()[-1]) > 2
+
+
+def test_two_processes_give_the_figures_of_one(evaluated, charades, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29631", "eval.py"]
+    done = subprocess.run([*launcher, "--bench", "charades", "--data", charades, "--out", tmp_path / "two"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, two = ({r["id"]: r["text"] for r in records(folder)} for folder in (evaluated[0], tmp_path / "two"))
+    assert one == two and len(records(tmp_path / "two")) == 6
+    with open(os.path.join(evaluated[0], "results.json")) as a, open(tmp_path / "two" / "results.json") as b:
+        assert json.load(a)["metrics"] == json.load(b)["metrics"]
+
+
+def test_every_benchmark_runs_to_a_score(tmp_path):
+    for name, dataset in DATASETS.items():
+        toy.ensure(name, str(tmp_path / "data" / name), test=5, **({"train": 1} if dataset.train else {}))
+    shutil.copytree(BASE, tmp_path / "policy")
+    done = run("--bench", "all", "--data", tmp_path / "data", "--model", tmp_path / "policy", "--max-new-tokens", 30)
+    assert done.returncode == 0, done.stderr
+    for name in DATASETS:
+        assert f"toy {name} format" in done.stdout  # a made-up data set says so, wherever it lies
+        assert len(records(os.path.join(ROOT, "runs", "eval", "policy", f"eval-{name}"))) == 5
+    shutil.rmtree(os.path.join(ROOT, "runs", "eval", "policy"))
+
+
+def test_clues_look_twice(tmp_path):
+    folder = toy.ensure("nextgqa", str(tmp_path / "nextgqa"), train=0, test=3)
+    done = run("--bench", "nextgqa", "--data", folder, "--out", tmp_path / "out", "--clues", "--max-new-tokens", 30)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy, first look" in done.stdout and (tmp_path / "out" / "predictions-second-look.jsonl").exists()
+
+
+def test_the_second_look_is_at_the_interval_that_was_named():
+    example = Example("a", "gqa", "x.mp4", "why", ("A", [(1.0, 2.0)]), ("x", "y"), span=(100.0, 200.0))
+    said = {"a": {"text": "<answer>A</answer><glue>[(10, 12), (20, 30)]</glue>"}}
+    (again,), finer = evaluation.second_look([example], said, VideoBudget())
+    assert again.span == (110.0, 130.0) and finer.fps == 4.0
+    (again,), _ = evaluation.second_look([example], {"a": {"text": "no idea"}}, VideoBudget())
+    assert again.span == (100.0, 200.0)
+
+
+def test_comparing_two_evaluations(charades, tmp_path):
+    """Two runs that differ in one answer of six: the difference by hand, and an interval around it."""
+    for name, texts in (("a", ["<answer>0 to 1</answer>"] * 6), ("b", ["<answer>0 to 1</answer>"] * 5 + [None])):
+        folder = tmp_path / name / "eval-charades"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text("{}")
+        with open(folder / "predictions.jsonl", "w") as f:
+            for e, text in zip(read_dataset("charades", "test", charades), texts):
+                text = text or "<answer>{:.1f} to {:.1f}</answer>".format(*e.answer)
+                f.write(json.dumps({"id": e.id, "answer": e.answer, "text": text, "group": "", "format": 1.0}) + "\n")
+    done = run("--bench", "charades", "--data", charades, "--compare", tmp_path / "a", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    assert "R@0.7" in done.stdout and "+16.7   [+0.0, +50.0]" in done.stdout
 
 
 @pytest.mark.parametrize("args, says", [

@@ -161,12 +161,13 @@ def test_examples_in_docstrings():
 
 def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
     """2,000 first tokens against the softmax they were drawn from; a temperature or a top-k would show."""
-    import data
     from model import encode_videos, prefill
-    from toy import TOY_BUDGET
+    from annotations import read_dataset
+    from tasks import load_prompt
+    from toy_base import TOY_BUDGET
 
     model, tokenizer = fresh
-    prompt = data.load_prompt(data.charades_examples(charades, "test")[0], TOY_BUDGET, tokenizer)
+    prompt = load_prompt(read_dataset("charades", "test", charades)[0], TOY_BUDGET, tokenizer)
     with torch.no_grad():
         features = encode_videos(model, [prompt])
         expected = prefill(model, [prompt], features)[0].softmax(dim=-1)[0]
@@ -179,12 +180,13 @@ def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
 
 
 def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades):
-    import data
     from model import encode_videos
-    from toy import TOY_BUDGET
+    from annotations import read_dataset
+    from tasks import load_prompt
+    from toy_base import TOY_BUDGET
 
     model, tokenizer = fresh
-    prompts = [data.load_prompt(e, TOY_BUDGET, tokenizer) for e in data.charades_examples(charades, "test")[:2]]
+    prompts = [load_prompt(e, TOY_BUDGET, tokenizer) for e in read_dataset("charades", "test", charades)[:2]]
     stops = list(range(0, len(tokenizer), 12))  # with one token in twelve ending it, completions have all lengths
     with torch.no_grad():
         features = encode_videos(model, prompts)
@@ -201,12 +203,13 @@ def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades)
 
 
 def test_a_prompts_completions_do_not_depend_on_its_neighbours(fresh, charades):
-    import data
     from model import encode_videos
-    from toy import TOY_BUDGET
+    from annotations import read_dataset
+    from tasks import load_prompt
+    from toy_base import TOY_BUDGET
 
     model, tokenizer = fresh
-    prompts = [data.load_prompt(e, TOY_BUDGET, tokenizer, think=i % 2 == 0) for i, e in enumerate(data.charades_examples(charades, "test")[:3])]
+    prompts = [load_prompt(e, TOY_BUDGET, tokenizer, think=i % 2 == 0) for i, e in enumerate(read_dataset("charades", "test", charades)[:3])]
 
     stops = list(range(0, len(tokenizer), 20))  # rows that end leave the batch, the neighbours' too
 

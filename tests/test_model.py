@@ -15,9 +15,11 @@ import torch.nn.functional as F
 import data
 import grpo
 import model as model_module
+from annotations import read_dataset
 from data import BadInput
 from model import embed, encode_videos, group_logprobs, load, mrope_positions, prefill, save, token_logits
-from toy import TOY_BUDGET
+from tasks import load_prompt
+from toy_base import TOY_BUDGET
 
 from conftest import BASE
 
@@ -25,8 +27,8 @@ from conftest import BASE
 @pytest.fixture
 def prompts(base, charades):
     """Four prompts of different lengths, thinking and not."""
-    examples = data.charades_examples(charades, "test")[:4]
-    return [data.load_prompt(e, TOY_BUDGET, base[1], think=i % 2 == 0) for i, e in enumerate(examples)]
+    examples = read_dataset("charades", "test", charades)[:4]
+    return [load_prompt(e, TOY_BUDGET, base[1], think=i % 2 == 0) for i, e in enumerate(examples)]
 
 
 def oracle(model, prompt, completion):

@@ -9,7 +9,7 @@ import toy
 
 
 def test_the_same_seed_makes_the_same_files(charades, tmp_path):
-    again = toy.ensure_charades(str(tmp_path / "again"), train=12, test=6)
+    again = toy.ensure("charades", str(tmp_path / "again"), train=12, test=6)
     for name in ("charades_sta_train.txt", "charades_sta_test.txt", "videos/test00003.mp4"):
         with open(os.path.join(charades, name), "rb") as a, open(os.path.join(again, name), "rb") as b:
             assert a.read() == b.read(), name
@@ -18,12 +18,12 @@ def test_the_same_seed_makes_the_same_files(charades, tmp_path):
 def test_a_finished_data_set_is_not_made_again(charades):
     path = os.path.join(charades, "videos", "test00000.mp4")
     before = os.stat(path).st_mtime_ns
-    toy.ensure_charades(charades, train=12, test=6)
+    toy.ensure("charades", charades, train=12, test=6)
     assert os.stat(path).st_mtime_ns == before
 
 
 def test_splits_share_no_clip():
-    kinds = {kind: {str(toy.make_clip(kind, i).things) for i in range(200)} for kind in ("train", "test", "base", "tracking")}
+    kinds = {kind: {str(toy.make_clip(kind, i).things) for i in range(100)} for kind in toy.KINDS}
     names = list(kinds)
     assert not any(kinds[a] & kinds[b] for i, a in enumerate(names) for b in names[i + 1:])
 

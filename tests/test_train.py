@@ -48,9 +48,9 @@ def test_a_run_leaves_all_that_it_promises(one_process):
     lines = metrics(out)
     assert [line["step"] for line in lines] == [1, 2, 3]
     for line in lines:
-        assert {"reward", "reward/format", "reward/iou", "spread", "no_spread", "kl", "clip_share", "entropy", "length", "grad_norm"} <= set(line)
+        assert {"reward", "reward/grounding/format", "reward/grounding/iou", "spread", "no_spread", "kl", "clip_share", "entropy", "length", "grad_norm"} <= set(line)
         assert {"data", "sample", "reward", "reference", "update"} == set(line["seconds"])
-        assert line["reward"] == pytest.approx(line["reward/format"] + line["reward/iou"], rel=1e-6)
+        assert line["reward"] == pytest.approx(line["reward/grounding/format"] + line["reward/grounding/iou"], rel=1e-6)
     assert lines[0]["kl"] < 1e-6 < lines[2]["kl"]  # at first the policy is the reference policy
     assert "sampler and scorer agree" in done.stderr + done.stdout and "The loss of step 1 is 0" in done.stderr + done.stdout
     with open(os.path.join(out, "settings.json")) as f:
@@ -153,7 +153,7 @@ def test_a_run_stops_when_sampler_and_scorer_disagree():
 
 
 @pytest.mark.parametrize("args, says", [
-    (["--task", "juggling"], "--task juggling is unknown; there is: grounding"),
+    (["--task", "juggling"], "--task juggling is unknown; there is: grounding, tracking"),
     (["--model", "/nowhere"], "neither a folder here nor a hub name"),
     (["--data", "/nowhere"], "data folder /nowhere does not exist"),
     (["--group-size", "1"], "--group-size must be at least 2"),

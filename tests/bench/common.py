@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import toy
+import toy_base
 from data import Prompt
 from model import prepare
 
@@ -51,7 +51,7 @@ def make_policy(size, device):
     """The real class at a size of SIZES, or the toy's; random weights."""
     torch.manual_seed(0)
     if size == "toy":
-        return prepare(toy.make_model(AutoTokenizer.from_pretrained(TOKENIZER))).to(device).eval()
+        return prepare(toy_base.make_model(AutoTokenizer.from_pretrained(TOKENIZER))).to(device).eval()
     shape = dict(SIZES[size])
     tie = shape.pop("tie")
     config = Qwen2_5_VLConfig(

@@ -27,9 +27,10 @@ from common import ROOT, TOKENIZER, arguments, by_turns, make_policy, make_promp
 
 import data
 import grpo
-import rewards
+import tasks
 import toy
 import train
+from annotations import read_dataset
 from model import load
 
 
@@ -45,7 +46,7 @@ def public(policy, reference, tokenizer, batch, prompts, optimizer, args):
     stopped = torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int().cumsum(dim=2)
     mask = (stopped - torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int()) == 0
     texts = [data.completion_texts(c, m, tokenizer, stop_ids) for c, m in zip(completions, mask)]
-    reward = torch.tensor([[sum(rewards.score(e.task, t, e.answer, True).values()) for t in group] for (_, e), group in zip(batch, texts)], device=policy.device)
+    reward = torch.tensor([[sum(tasks.score(e.task, t, e.answer, True).values()) for t in group] for (_, e), group in zip(batch, texts)], device=policy.device)
     advantages = grpo.group_advantages(reward).flatten()
     with torch.no_grad():
         logp_ref = repeated_logprobs(reference, prompts, G, completions)
@@ -78,7 +79,7 @@ def trl_seconds(examples, budget, args, steps):
     for i, example in enumerate(examples):
         clip = data.read_frames(example.video, budget)
         frames[str(i)] = clip.pixels[::2].permute(0, 2, 3, 1).numpy() if clip.pixels.shape[1] == 3 else clip.pixels[::2].numpy()
-        questions.append(data.question_text(example, clip.duration, True))
+        questions.append(tasks.question_text(example, clip.duration, True))
     np.savez(os.path.join(folder, "frames.npz"), **frames)
     with open(os.path.join(folder, "job.json"), "w") as f:
         json.dump({"model": TOKENIZER, "questions": questions, "system": data.SYSTEM, "group_size": args.group_size, "beta": args.beta,
@@ -106,9 +107,9 @@ def main():
         policy, tokenizer, examples = make_policy(args.config, args.device), NoTokenizer(), [data.Example("", "grounding", "", "", (0.0, 1.0))] * 8
         cases = [[make_prompt(policy, P, seed=b) for b in range(8)] for P in args.prompt]
     else:
-        (policy, tokenizer), examples = load(TOKENIZER, args.device), data.charades_examples(toy.ensure_charades(), "train")[:8]
+        (policy, tokenizer), examples = load(TOKENIZER, args.device), read_dataset("charades", "train", toy.ensure("charades"))[:8]
         budgets = [data.VideoBudget(max_frames=64, min_frame_pixels=n * 28 * 28, max_frame_pixels=n * 28 * 28) for n in args.frame_tokens]
-        cases = [[data.load_prompt(e, budget, tokenizer, True) for e in examples] for budget in budgets]
+        cases = [[tasks.load_prompt(e, budget, tokenizer, True) for e in examples] for budget in budgets]
     reference = copy.deepcopy(policy).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0)
     batch = list(enumerate(examples))

@@ -1,0 +1,453 @@
+"""annotations.py: the files that data sets come as → Examples.
+
+Each reader takes one annotation file (or folder, for GOT-10k) and the folder of its videos, and gives a
+list of Examples, in the file's order. What it cannot use it reports in one sentence, with file and line,
+and leaves out; a file in which nothing can be used is an error.
+
+    data set           reader               file                                     videos
+    Charades-STA       read_charades        charades_sta_train.txt, or the JSON      videos/3MSZA.mp4
+    ActivityNet        read_charades        test.json                                videos/v_uqiMw7tQ1Cc.mp4
+    GOT-10k            read_got10k          val/ (list.txt), or the 8-box JSON       val/GOT-10k_Val_000010/00000001.jpg
+    NExT-GQA           read_nextgqa         nextgqa_val.json                         videos/1101/2574374895.mp4
+    VidTAB quality     read_quality         quality_test.json                        videos/0012.mp4
+    captions           read_captions        captions_train.json (our own form)       videos/…
+    Video-MME          read_videomme        test-00000-of-00001.parquet, or JSON     videos/fFjv93ACGo8.mp4
+    MVBench            read_mvbench         json/action_sequence.json, 20 of them    video/star/Charades_v1_480/…
+    Perception Test    read_perceptiontest  mc_question_valid.json                   videos/video_8241.mp4
+
+    python annotations.py charades FILE      # how many examples, and the first one; any data set of DATASETS
+"""
+
+import configparser
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+
+from data import TRACKED, BadInput, Example, uniform_indices
+
+# ------------------------------------------------------------------------------------------------
+# Reading files with a sense of place
+# ------------------------------------------------------------------------------------------------
+
+
+class Malformed(Exception):
+    """One entry that cannot be used: what it should have been."""
+
+
+def read_text(path):
+    if not os.path.isfile(path):
+        raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
+    try:
+        with open(path, encoding="utf-8") as f:
+            return f.read()
+    except UnicodeDecodeError as e:
+        raise BadInput(f"annotation file {path} is not a UTF-8 text file") from e
+
+
+def json_entries(path):
+    """The top-level entries of a JSON list or dictionary as [(line number, key, value)]; a list's keys are 0, 1, …
+
+    json.loads would forget where an entry stood, and an error that names no line helps nobody in a file of
+    ten thousand questions.
+    """
+    text, decoder, space = read_text(path), json.JSONDecoder(), re.compile(r"[\s,]*")
+    at = space.match(text).end()
+    opening, entries = text[at:at + 1], []
+    if opening not in ("[", "{"):
+        raise BadInput(f"{path} is not JSON: it begins with {text[:20]!r}")
+    line, counted, at = 1, 0, at + 1
+    try:
+        while (at := space.match(text, at).end()) == len(text) or text[at] not in "]}":
+            line, counted, key = line + text.count("\n", counted, at), at, len(entries)
+            if opening == "{":
+                key, at = decoder.raw_decode(text, at)
+                at = re.compile(r"\s*:\s*").match(text, at).end()
+            value, at = decoder.raw_decode(text, at)
+            entries.append((line, key, value))
+    except (json.JSONDecodeError, AttributeError) as e:
+        raise BadInput(f"{path}, line {text.count(chr(10), 0, at) + 1}: broken JSON after {len(entries)} entries; download the file again") from e
+    return entries
+
+
+def collect(path, entries, make, report, form):
+    """All Examples that `make(key, value)` yields over the entries; what raises is reported and left out.
+
+    form: what an entry looks like, for the error if none is usable.
+    """
+    examples = []
+    for line, key, value in entries:
+        try:
+            examples += make(key, value)
+        except Malformed as e:
+            report(f"{path}, line {line}: skipped, {e}")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+            report(f"{path}, line {line}: skipped, needs {form} ({type(e).__name__}: {e})")
+    if not examples:
+        raise BadInput(f"{path} holds no usable entry; one has {form}")
+    return examples
+
+
+def video_path(folder, name):
+    """`name` inside `folder`, with the extension that exists there; .mp4 where none does (an error later names it).
+
+    Names come from downloaded files and become paths: nothing that could lead out of the folder is taken.
+    """
+    name = str(name)
+    if not re.fullmatch(r"[\w-][\w.() -]*(/[\w-][\w.() -]*)*", name):
+        raise Malformed(f"{name[:60]!r} is no name of a file inside the data folder")
+    for extension in ("", ".mp4", ".mkv", ".webm", ".avi", ".mov"):
+        if os.path.exists(path := os.path.join(folder, name + extension)):
+            return path
+    return os.path.join(folder, name if re.search(r"\.\w{3,4}$", name) else name + ".mp4")
+
+
+def interval(start, end):
+    start, end = float(start), float(end)
+    if not 0 <= start < end < float("inf"):
+        raise Malformed(f"{start:g} to {end:g} is no interval in seconds")
+    return start, end
+
+
+def sentence(text):
+    text = " ".join(str(text).split()).rstrip(".")
+    if not text:
+        raise Malformed("the sentence is empty")
+    return text
+
+
+def letter_of(answer, options):
+    """The letter of the right option, given as "(C)", "C", "C. text", its number, or its text."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
+    if isinstance(answer, int) and 0 <= answer < len(options):
+        return letters[answer]
+    match = re.fullmatch(r"\(?([A-Z])(\)|\.|$).*", str(answer).strip(), re.DOTALL)
+    if match and match[1] in letters:
+        return match[1]
+    if str(answer) in options:
+        return letters[options.index(str(answer))]
+    raise Malformed(f"the answer {str(answer)[:60]!r} is none of the {len(options)} options")
+
+
+def bare_options(options):
+    """["(A) a cat", "B. a dog"] → ("a cat", "a dog")"""
+    options = tuple(re.sub(r"^\s*\(?[A-Z][).]\s*", "", str(option)).strip() for option in options)
+    if not 2 <= len(options) <= 26:
+        raise Malformed(f"{len(options)} options")
+    return options
+
+
+# ------------------------------------------------------------------------------------------------
+# When: Charades-STA, ActivityNet Captions
+# ------------------------------------------------------------------------------------------------
+
+
+def read_charades(path, videos, report=print):
+    """Charades-STA annotations, in either of the two forms in circulation.
+
+    The original text file, one query a line, times in seconds:
+
+        3MSZA 24.3 30.4##person turn a light on.
+
+    and the JSON dictionary, which ActivityNet Captions uses too:
+
+        {"3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4]], "sentences": ["person turn a light on."]}}
+
+    Args:    path of the file; videos: the folder of the clips; report: called with one sentence for
+             every malformed entry, which is then skipped.
+    Returns: list of Example. Raises BadInput if the file is missing or holds no valid entry.
+
+    End times may exceed the clip (30.0 in a clip of 29.46 s): annotators worked in whole steps. They
+    are kept as they are, as everyone who reports scores on this data does.
+    """
+    counts = {}
+
+    def query(name, start, end, text):
+        example = Example("", "grounding", video_path(videos, name), sentence(text), interval(start, end))
+        k = counts[name] = counts.get(name, -1) + 1
+        example.id = f"{name}/{k}"
+        return example
+
+    def of_json(name, entry):
+        rows = list(zip(entry["timestamps"], entry["sentences"], strict=True))
+        made = []
+        for k, ((start, end), text) in enumerate(rows):
+            try:
+                made.append(query(name, start, end, text))
+            except Malformed as e:
+                report(f"{path}, entry {name!r}, query {k}: skipped, {e}")
+        return made
+
+    def of_line(_, line):
+        match = re.fullmatch(r"(\S+) (\S+) (\S+)##(.*)", line.strip())
+        return [query(*match.groups())]
+
+    text = read_text(path)
+    if text.lstrip().startswith("{"):
+        return collect(path, json_entries(path), of_json, report, "equally many 'timestamps' [start, end] and 'sentences'")
+    lines = [(number, None, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return collect(path, lines, of_line, report, "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on.")
+
+
+# ------------------------------------------------------------------------------------------------
+# Where: GOT-10k
+# ------------------------------------------------------------------------------------------------
+
+def read_got10k(path, videos, report=print):
+    """GOT-10k, as the raw folders of its authors or as the JSON with eight boxes that VideoChat-R1 published.
+
+    Raw: `path` is a split's folder. It holds list.txt with a sequence's name a line, and for each a folder of
+    frames 00000001.jpg …, groundtruth.txt (a line a frame: x, y, width, height in pixels), absence.label (a
+    line a frame: 1 where the object cannot be seen) and meta_info.ini (object_class, resolution).
+
+    JSON: [{"path": "GOT-10k/val/GOT-10k_Val_000010", "object": "sloth", "gt": [[x0, y0, x1, y1], … 8]}], boxes
+    normalised to the frame, at eight frames spaced uniformly.
+
+    Either way an Example's answer is eight boxes (x0, y0, x1, y1) in [0, 1], its question the object's name and
+    its video the folder of frames. A sequence whose object is absent at one of the eight frames is left out.
+    """
+
+    def boxes_in_frame(boxes):
+        boxes = [tuple(float(v) for v in box) for box in boxes]
+        if len(boxes) != TRACKED or any(len(box) != 4 for box in boxes):
+            raise Malformed(f"{len(boxes)} boxes instead of {TRACKED} of 4 numbers")
+        boxes = [tuple(min(1.0, max(0.0, v)) for v in box) for box in boxes]
+        if any(x1 <= x0 or y1 <= y0 for x0, y0, x1, y1 in boxes):
+            raise Malformed("a box has no area inside the frame")
+        return boxes
+
+    def of_json(_, entry):
+        name = re.sub(r"^GOT-10k/", "", entry["path"])
+        folder = video_path(videos, name).removesuffix(".mp4")
+        return [Example(os.path.basename(name), "tracking", folder, sentence(entry["object"]), boxes_in_frame(entry["gt"]))]
+
+    def of_folder(_, name):
+        folder = video_path(path, name.strip()).removesuffix(".mp4")
+        meta = configparser.ConfigParser()
+        meta.read(os.path.join(folder, "meta_info.ini"))
+        if "METAINFO" not in meta:
+            raise Malformed(f"{folder} has no meta_info.ini")
+        info = meta["METAINFO"]
+        width, height = (float(v) for v in re.findall(r"\d+", info["resolution"]))
+        with open(os.path.join(folder, "groundtruth.txt")) as f:
+            boxes = [[float(v) for v in line.split(",")] for line in f if line.strip()]
+        with open(os.path.join(folder, "absence.label")) as f:
+            absent = [int(line) for line in f if line.strip()]
+        chosen = uniform_indices(len(boxes))
+        if any(absent[i] for i in chosen):
+            raise Malformed("the object is out of sight at one of the eight frames")
+        normalised = [(x / width, y / height, (x + w) / width, (y + h) / height) for x, y, w, h in (boxes[i] for i in chosen)]
+        return [Example(name.strip(), "tracking", folder, sentence(info["object_class"]), boxes_in_frame(normalised))]
+
+    if os.path.isdir(path):
+        names = read_text(os.path.join(path, "list.txt")).splitlines()
+        lines = [(number, None, name) for number, name in enumerate(names, 1) if name.strip()]
+
+        def of_folder_or_malformed(key, name):
+            try:
+                return of_folder(key, name)
+            except OSError as e:
+                raise Malformed(f"{e.filename} cannot be read ({e.strerror})") from e
+
+        return collect(os.path.join(path, "list.txt"), lines, of_folder_or_malformed, report, "a folder with frames, groundtruth.txt, absence.label and meta_info.ini")
+    return collect(path, json_entries(path), of_json, report, "'path', 'object' and 'gt' with 8 boxes")
+
+
+# ------------------------------------------------------------------------------------------------
+# Questions: NExT-GQA, Video-MME, MVBench, Perception Test
+# ------------------------------------------------------------------------------------------------
+
+
+def read_nextgqa(path, videos, report=print):
+    """NExT-GQA: [{"id", "video": "1101/2574374895.mp4", "question", "options": ["(A) …", …], "glue": [[23.0, 27.7]], "answer": "(C)"}].
+
+    answer: (letter, [(start, end), …] in seconds). Its training split has no intervals: the paper trains on
+    the validation file and evaluates on the test file, and so do we.
+    """
+
+    def make(_, entry):
+        options = bare_options(entry["options"])
+        evidence = [interval(*pair) for pair in entry["glue"]]
+        if not evidence:
+            raise Malformed("'glue' is empty")
+        answer = (letter_of(entry["answer"], options), evidence)
+        return [Example(str(entry["id"]), "gqa", video_path(videos, entry["video"]), sentence(entry["question"]), answer, options, group=str(entry.get("type", "")))]
+
+    return collect(path, json_entries(path), make, report, "'id', 'video', 'question', 'options', 'glue' and 'answer'")
+
+
+def read_videomme(path, videos, report=print):
+    """Video-MME, from its parquet file (with pyarrow installed) or a JSON list of the same columns.
+
+    group: its split by length, "short", "medium" or "long".
+    """
+    if path.endswith(".parquet"):
+        try:
+            from pyarrow.parquet import read_table
+        except ImportError as e:
+            raise BadInput(f"{path} is a parquet file: pip install pyarrow, or save it as JSON") from e
+        if not os.path.isfile(path):
+            raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
+        entries = [(k + 1, k, row) for k, row in enumerate(read_table(path).to_pylist())]
+    else:
+        entries = json_entries(path)
+
+    def make(_, entry):
+        options = bare_options(entry["options"])
+        return [Example(str(entry["question_id"]), "qa", video_path(videos, entry["videoID"]), sentence(entry["question"]),
+                        letter_of(entry["answer"], options), options, group=str(entry["duration"]))]  # fmt: skip
+
+    return collect(path, entries, make, report, "'question_id', 'videoID', 'duration', 'question', 'options' and 'answer'")
+
+
+# Where MVBench's own archive keeps the clips of each of its 20 sub-tasks.
+MVBENCH_FOLDERS = {
+    **dict.fromkeys(("action_sequence", "action_prediction", "object_interaction"), "star/Charades_v1_480"),
+    **dict.fromkeys(("object_existence", "moving_direction", "moving_count", "moving_attribute", "counterfactual_inference"), "clevrer/video_validation"),
+    **dict.fromkeys(("object_shuffle", "action_count", "state_change", "character_order"), "perception/videos"),
+    "action_antonym": "ssv2_video", "fine_grained_action": "Moments_in_Time_Raw/videos", "unexpected_action": "FunQA_test/test",
+    "action_localization": "sta/sta_video", "scene_transition": "scene_qa/video", "fine_grained_pose": "nturgbd",
+    "egocentric_navigation": "vlnqa", "episodic_reasoning": "tvqa/frames_fps3_hq",
+}  # fmt: skip
+
+
+def read_mvbench(path, videos, report=print):
+    """One of MVBench's 20 JSON files: [{"video", "question", "candidates": […], "answer": "…", "start", "end"}].
+
+    group: the sub-task, which is the file's name. start and end, where given, are the seconds of the file that
+    the question is about. The clips of episodic_reasoning are folders of frames, three a second.
+    """
+    subtask = os.path.splitext(os.path.basename(path))[0]
+    folder = os.path.join(videos, MVBENCH_FOLDERS.get(subtask, subtask))
+
+    def make(k, entry):
+        options = bare_options(entry["candidates"])
+        if str(entry["answer"]) not in map(str, entry["candidates"]):
+            raise Malformed(f"the answer {str(entry['answer'])[:60]!r} is none of the candidates")
+        answer = letter_of([str(c) for c in entry["candidates"]].index(str(entry["answer"])), options)
+        span = interval(entry["start"], entry["end"]) if entry.get("end") is not None else None
+        video = video_path(folder, entry["video"])
+        return [Example(f"{subtask}/{k}", "qa", video.removesuffix(".mp4") if "frames" in folder else video, sentence(entry["question"]), answer, options, span, subtask)]
+
+    return collect(path, json_entries(path), make, report, "'video', 'question', 'candidates' and 'answer'")
+
+
+def read_perceptiontest(path, videos, report=print):
+    """Perception Test: {"video_8241": {"mc_question": [{"id", "question", "options": [3 of them], "answer_id", "area"}]}}."""
+
+    def make(name, entry):
+        made = []
+        for question in entry["mc_question"]:
+            options = bare_options(question["options"])
+            made.append(Example(f"{name}/{question['id']}", "qa", video_path(videos, name), sentence(question["question"]),
+                                letter_of(int(question["answer_id"]), options), options, group=str(question.get("area", ""))))  # fmt: skip
+        return made
+
+    return collect(path, json_entries(path), make, report, "'mc_question', each with 'id', 'question', 'options' and 'answer_id'")
+
+
+# ------------------------------------------------------------------------------------------------
+# Quality and captions
+# ------------------------------------------------------------------------------------------------
+
+
+def read_quality(path, videos, report=print):
+    """VidTAB's video quality: [{"video": "0012.mp4", "instruction": "…", "answer": "low quality"}]."""
+
+    def make(k, entry):
+        answer = sentence(entry["answer"])
+        if answer not in ("low quality", "high quality"):
+            raise Malformed(f"the answer {answer!r} is neither 'low quality' nor 'high quality'")
+        return [Example(f"{entry['video']}/{k}", "quality", video_path(videos, entry["video"]), "", answer)]
+
+    return collect(path, json_entries(path), make, report, "'video' and 'answer'")
+
+
+def read_captions(path, videos, report=print):
+    """Our own form, for want of a published one: [{"video": "a.mp4", "events": ["a boy kicks a ball", "the dog runs away"]}]."""
+
+    def make(k, entry):
+        events = [sentence(event) for event in entry["events"]]
+        if not events:
+            raise Malformed("'events' is empty")
+        return [Example(f"{entry['video']}/{k}", "caption", video_path(videos, entry["video"]), "", events)]
+
+    return collect(path, json_entries(path), make, report, "'video' and 'events', a list of sentences")
+
+
+# ------------------------------------------------------------------------------------------------
+# Which file of which data set
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """reader: of its files; train, test: patterns of their names inside the data set's folder (None: there is
+    no such split); videos: its folder of videos; source: where people get it."""
+
+    reader: object
+    train: str
+    test: str
+    videos: str
+    source: str
+
+
+DATASETS = {
+    "charades": Dataset(read_charades, r"charades(_sta)?_train\b.*\.(txt|json)", r"charades(_sta)?_test\b.*\.(txt|json)", "videos",
+        "charades_sta_train.txt and charades_sta_test.txt from github.com/jiyanggao/TALL; Charades_v1_480.zip from prior.allenai.org/projects/charades, unpacked as videos/*.mp4"),
+    "activitynet": Dataset(read_charades, None, r"(activitynet_)?(test|val_2)\b.*\.json", "videos",
+        "test.json of ActivityNet Captions' grounding split; the videos from activity-net.org as videos/v_*.mp4"),
+    "got10k": Dataset(read_got10k, r"train|got_train.*\.json", r"val|got_val.*\.json", ".",
+        "full_data.zip from got-10k.aitestunion.com: folders train/ and val/, each with list.txt"),
+    "nextgqa": Dataset(read_nextgqa, r"nextgqa_val.*\.json", r"nextgqa_test.*\.json", "videos",
+        "nextgqa_val.json and nextgqa_test.json from huggingface.co/datasets/OpenGVLab/VideoChat-R1-training-annotations; NExT-QA's videos as videos/1101/*.mp4"),
+    "quality": Dataset(read_quality, r"quality_train.*\.json", r"quality_test.*\.json", "videos",
+        "VidTAB's video quality task, from huggingface.co/datasets/OpenGVLab/VideoChat-R1-training-annotations; videos/*.mp4"),
+    "caption": Dataset(read_captions, r"captions_train.*\.json", r"captions_test.*\.json", "videos",
+        'your own: captions_train.json and captions_test.json, [{"video": "a.mp4", "events": ["…"]}]; videos/*.mp4'),
+    "videomme": Dataset(read_videomme, None, r"(test|videomme).*\.(parquet|json)", "videos",
+        "huggingface.co/datasets/lmms-lab/Video-MME: test-00000-of-00001.parquet, and the videos as videos/*.mp4"),
+    "mvbench": Dataset(read_mvbench, None, r"[a-z_-]+\.json", "video",
+        "huggingface.co/datasets/OpenGVLab/MVBench: json/*.json, and the archives unpacked under video/"),
+    "perceptiontest": Dataset(read_perceptiontest, None, r"(all|mc_question)_valid.*\.json", "videos",
+        "mc_question_valid.json and valid videos from github.com/google-deepmind/perception_test; videos/*.mp4"),
+}  # fmt: skip
+
+
+def read_dataset(name, split, folder, report=print):
+    """All Examples of a data set for a split, "train" or "test", from whichever file of it is in `folder`.
+
+    MVBench is 20 files, in json/; of the others the first that fits is taken, text before JSON.
+    Raises BadInput with where to get what is missing.
+    """
+    dataset = DATASETS[name]
+    pattern = getattr(dataset, split)
+    if pattern is None:
+        raise BadInput(f"{name} is only evaluated on, never trained on")
+    if not os.path.isdir(folder):
+        raise BadInput(f"data folder {folder} does not exist. {name} is: {dataset.source}")
+    files = os.path.join(folder, "json") if name == "mvbench" else folder
+    found = [f for f in os.listdir(files) if re.fullmatch(pattern, f)] if os.path.isdir(files) else []
+    if not found:
+        raise BadInput(f"no {split} annotations of {name} in {files}. They are: {dataset.source}")
+    videos = os.path.join(folder, dataset.videos)
+    if not os.path.isdir(videos):
+        raise BadInput(f"no folder {videos} with the clips. {name} is: {dataset.source}")
+    found.sort(key=lambda f: (not f.endswith(".txt"), f))
+    return [e for f in (found if name == "mvbench" else found[:1]) for e in dataset.reader(os.path.join(files, f), videos, report)]
+
+
+def main():
+    if len(sys.argv) < 3 or sys.argv[1] not in DATASETS:
+        sys.exit(f"usage: python annotations.py DATASET FILE…   with one of: {', '.join(DATASETS)}")
+    try:
+        for path in sys.argv[2:]:
+            examples = DATASETS[sys.argv[1]].reader(path, os.path.join(os.path.dirname(path.rstrip("/")), DATASETS[sys.argv[1]].videos))
+            print(f"{path}: {len(examples):,} examples about {len({e.video for e in examples}):,} videos; the first:\n  {examples[0]}")
+    except BadInput as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""tasks.py: one row a task, and everything that is particular to a task is in its row.
+
+A task is: how the question is asked, in what form the answer is wanted, which rules pay for it
+(rewards.py), and what is reported about it (the functions below). Training and evaluation know tasks
+by name alone. To add one: a row here, and at most a reader in annotations.py and a rule in rewards.py.
+"""
+
+from dataclasses import dataclass
+
+import rewards as r
+from data import build_prompt, load_video
+
+# ------------------------------------------------------------------------------------------------
+# What is reported, from records [{"text": the completion, "answer": the truth, "group": …}, …]
+# ------------------------------------------------------------------------------------------------
+# In percent. What cannot be read as an answer counts as wrong; nothing is left out of a mean.
+
+
+def percent(values):
+    return 100 * sum(values) / len(values)
+
+
+def grounding_metrics(records):
+    """mIoU, and R@θ: the share of questions whose answer overlaps by at least θ (Charades-STA's own measures)."""
+    ious = [r.grounding_iou(x["text"], x["answer"], False) for x in records]
+    return {"mIoU": percent(ious)} | {f"R@{t}": percent([iou >= t for iou in ious]) for t in (0.3, 0.5, 0.7)}
+
+
+def tracking_metrics(records):
+    """Average overlap over all frames, and success rates: the share of frames that overlap by more than θ (GOT-10k)."""
+    overlaps = []
+    for x in records:
+        boxes = r.parse_boxes(r.inside(x["text"], "answer"))
+        overlaps += [r.box_iou(a, b) for a, b in zip(boxes, x["answer"])] if boxes else [0.0] * r.N_BOXES
+    return {"overlap": percent(overlaps)} | {f"SR@{t}": percent([o > t for o in overlaps]) for t in (0.5, 0.7, 0.75)}
+
+
+def choice_metrics(records):
+    """Accuracy, over all and by group where there are several."""
+    right = [r.choice_accuracy(x["text"], x["answer"], False) for x in records]
+    groups = sorted({x["group"] for x in records})
+    by_group = {g: percent([ok for ok, x in zip(right, records) if x["group"] == g]) for g in groups if len(groups) > 1}
+    return {"accuracy": percent(right)} | by_group
+
+
+def gqa_metrics(records):
+    """Accuracy, mIoU of the evidence, and the share both right and grounded at IoU ≥ 0.5 (NExT-GQA's Acc@GQA)."""
+    right = [r.gqa_accuracy(x["text"], x["answer"], False) for x in records]
+    ious = [r.gqa_iou(x["text"], x["answer"], False) for x in records]
+    both = [ok and iou >= 0.5 for ok, iou in zip(right, ious)]
+    return {"accuracy": percent(right), "mIoU": percent(ious), "Acc@GQA": percent(both)}
+
+
+def phrase_metrics(records):
+    return {"accuracy": percent([r.phrase_accuracy(x["text"], x["answer"], False) for x in records])}
+
+
+def caption_metrics(records):
+    return {"recall": percent([r.caption_recall(x["text"], x["answer"], False) for x in records])}
+
+
+# ------------------------------------------------------------------------------------------------
+# The table
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """prompt: the question, with {question}, {duration} in seconds, {options}, {box}; form: the answer that is
+    asked for, as it stands in the prompt, which earns full marks for its form; rules: {name: rule}, whose sum is
+    a completion's reward; metrics: records → {name: number in percent}; data: what it is trained on, a name in
+    annotations.DATASETS."""
+
+    data: str
+    prompt: str
+    wanted: str
+    form: str
+    rules: dict
+    metrics: object
+
+
+TASKS = {
+    "grounding": Task(
+        "charades",
+        'The video lasts {duration:.1f} seconds. When does this happen: "{question}"?',
+        "the start and the end in seconds inside <answer> tags", "<answer>12.54 to 17.83</answer>",
+        {"format": r.grounding_format, "iou": r.grounding_iou}, grounding_metrics),
+    "tracking": Task(
+        "got10k",
+        "These are 8 frames of a video. In the first, the {question} is in the box {box}: left, top, right, bottom as shares of the frame's width and height. "
+        "Where is it in each of the 8 frames?",
+        "the 8 boxes inside <answer> tags", "<answer>[" + ", ".join(["[0.12, 0.30, 0.45, 0.81]"] * 8) + "]</answer>",
+        {"format": r.tracking_format, "iou": r.tracking_iou}, tracking_metrics),
+    "qa": Task(
+        "nextgqa",
+        "{question}?\n{options}",
+        "the letter of the right option inside <answer> tags", "<answer>B</answer>",
+        {"format": r.choice_format, "accuracy": r.choice_accuracy}, choice_metrics),
+    "gqa": Task(
+        "nextgqa",
+        "The video lasts {duration:.1f} seconds. {question}?\n{options}",
+        "the letter of the right option inside <answer> tags, and in which seconds it can be seen inside <glue> tags",
+        "<answer>B</answer><glue>[(5.2, 10.4), (12.0, 13.5)]</glue>",
+        {"format": r.gqa_format, "accuracy": r.gqa_accuracy, "iou": r.gqa_iou}, gqa_metrics),
+    "quality": Task(
+        "quality",
+        "Is the quality of this video low or high, to the eye and technically?",
+        "either low quality or high quality inside <answer> tags", "<answer>high quality</answer>",
+        {"format": r.phrase_format, "accuracy": r.phrase_accuracy}, phrase_metrics),
+    "caption": Task(
+        "caption",
+        "Describe what happens in this video, one event after the other.",
+        "the description inside <answer> tags", "<answer>A woman opens a door. Then she sits down.</answer>",
+        {"format": r.caption_format, "recall": r.caption_recall}, caption_metrics),
+}  # fmt: skip
+
+
+JOINTLY = ("grounding", "tracking", "gqa")  # what the paper trains together, `--task all` (VideoChat-R1 §3)
+
+
+def score(task, text, answer, think):
+    """All rewards of one completion by name; the completion's reward is their sum.
+
+    Args:    task: a key of TASKS; text: the completion as decoded, without its end-of-turn token;
+             answer: Example.answer; think: whether the prompt asked for a <think> block.
+
+    >>> score("grounding", "<think>ok</think><answer>0.0 to 4.0</answer>", (2, 6), think=True)
+    {'format': 1.0, 'iou': 0.3333333333333333}
+    """
+    return {name: rule(text, answer, think) for name, rule in TASKS[task].rules.items()}
+
+
+def question_text(example, duration, think):
+    """The words of the user's turn. duration: of the video as read, in seconds."""
+    task = TASKS[example.task]
+    options = " ".join(f"({letter}) {option}" for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", example.options))
+    box = box_text(example.answer[0]) if example.task == "tracking" else ""
+    question = task.prompt.format(question=example.question.rstrip("?"), duration=duration, options=options, box=box)
+    if think:
+        return f"{question}\nFirst reason inside <think> tags, then give {task.wanted}, like this: <think>your reasoning</think>{task.form}"
+    return f"{question}\nGive only {task.wanted}, like this: {task.form}"
+
+
+def box_text(box):
+    return "[" + ", ".join(f"{v:.2f}" for v in box) + "]"
+
+
+def intervals_text(intervals):
+    return "[" + ", ".join(f"({start:.1f}, {end:.1f})" for start, end in intervals) + "]"
+
+
+def ideal_answer(example, thought=None):
+    """The completion that earns every reward in full, but for rounding; `thought`, if given, fills the <think> block."""
+    a = example.answer
+    said = {
+        "grounding": lambda: f"<answer>{a[0]:.2f} to {a[1]:.2f}</answer>",
+        "tracking": lambda: f"<answer>[{', '.join(map(box_text, a))}]</answer>",
+        "gqa": lambda: f"<answer>{a[0]}</answer><glue>{intervals_text(a[1])}</glue>",
+        "caption": lambda: f"<answer>{'. '.join(a)}.</answer>",
+    }.get(example.task, lambda: f"<answer>{a}</answer>")()
+    return said if thought is None else f"<think>{thought}</think>{said}"
+
+
+def load_prompt(example, budget, tokenizer, think=True, blind=False, max_tokens=None):
+    """Example → data.Prompt: reads the video and asks the task's question about it."""
+    video = load_video(example.video, budget, blind, example.span)
+    return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)

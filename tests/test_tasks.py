@@ -1,0 +1,89 @@
+"""The table of tasks: prompts ask for what rules pay, and metrics are what a slow computation gives."""
+
+import doctest
+
+import pytest
+
+import rewards
+import tasks
+from data import Example
+from tasks import TASKS, ideal_answer, question_text, score
+
+BOXES = [(0.1 + 0.05 * k, 0.2, 0.5 + 0.05 * k, 0.6) for k in range(8)]
+EXAMPLES = {
+    "grounding": Example("g", "grounding", "x.mp4", "a door opens", (12.0, 18.0)),
+    "tracking": Example("t", "tracking", "x", "sloth", BOXES),
+    "qa": Example("q", "qa", "x.mp4", "why did the boy run", "B", ("to eat", "to play", "no reason")),
+    "gqa": Example("q", "gqa", "x.mp4", "why did the boy run", ("C", [(1.0, 4.5), (7.0, 9.0)]), ("to eat", "to play", "no reason")),
+    "quality": Example("v", "quality", "x.mp4", "", "low quality"),
+    "caption": Example("c", "caption", "x.mp4", "", ["a boy kicks a ball", "the dog runs away"]),
+}
+
+
+@pytest.mark.parametrize("think", [True, False])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_ideal_answer_to_every_prompt_earns_full_marks(task, think):
+    example = EXAMPLES[task]
+    text = ideal_answer(example, thought="the door opens late" if think else None)
+    assert score(task, text, example.answer, think) == pytest.approx(dict.fromkeys(TASKS[task].rules, 1.0))
+
+
+@pytest.mark.parametrize("think", [True, False])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_form_shown_in_the_prompt_is_the_form_that_is_paid(task, think):
+    """A prompt and a reward that disagree are the commonest bug of such projects; the prompt's own example must pass."""
+    shown = question_text(EXAMPLES[task], 30.0, think).split("like this: ")[1]
+    assert score(task, shown, EXAMPLES[task].answer, think)["format"] == 1.0
+
+
+def test_prompts_say_what_the_model_must_know():
+    assert "30.0 seconds" in question_text(EXAMPLES["grounding"], 30.0, True) and "(C) no reason" in question_text(EXAMPLES["gqa"], 30.0, True)
+    assert "sloth" in question_text(EXAMPLES["tracking"], 30.0, True) and "[0.10, 0.20, 0.50, 0.60]" in question_text(EXAMPLES["tracking"], 30.0, True)
+
+
+def record(text, answer, group=""):
+    return {"text": text, "answer": answer, "group": group}
+
+
+def test_grounding_metrics_by_hand():
+    records = [record("<answer>0.0 to 5.0</answer>", (0, 10)), record("<answer>0 to 10</answer>", (0, 10)), record("about 5", (0, 10)), record("", (0, 10))]
+    assert TASKS["grounding"].metrics(records) == pytest.approx({"mIoU": 37.5, "R@0.3": 50, "R@0.5": 50, "R@0.7": 25})  # 0.5 itself counts
+
+
+def test_tracking_metrics_by_hand():
+    right, half = [(0.0, 0.0, 0.4, 0.4)] * 8, [(0.0, 0.0, 0.4, 0.4)] * 4 + [(0.6, 0.6, 1.0, 1.0)] * 4
+    texts = ["<answer>[" + ", ".join(map(tasks.box_text, boxes)) + "]</answer>" for boxes in (right, half)] + ["[[1]]", ""]
+    metrics = TASKS["tracking"].metrics([record(text, right) for text in texts])
+    assert metrics == pytest.approx({"overlap": 37.5, "SR@0.5": 37.5, "SR@0.7": 37.5, "SR@0.75": 37.5})
+
+
+def test_choice_metrics_by_hand():
+    records = [record("<answer>B</answer>", "B", "short"), record("<answer>A</answer>", "B", "short"), record("<answer>(C)</answer>", "C", "long"), record("C", "C", "long")]
+    assert TASKS["qa"].metrics(records) == {"accuracy": 50, "long": 50, "short": 50}
+    assert TASKS["qa"].metrics(records[:1]) == {"accuracy": 100}
+
+
+def test_gqa_metrics_by_hand():
+    truth = ("B", [(0.0, 10.0)])
+    texts = ["<answer>B</answer><glue>[(0, 5)]</glue>", "<answer>B</answer><glue>[(0, 4)]</glue>", "<answer>A</answer><glue>[(0, 10)]</glue>", "<answer>B</answer>"]
+    metrics = TASKS["gqa"].metrics([record(text, truth) for text in texts])
+    assert metrics == pytest.approx({"accuracy": 75, "mIoU": 100 * (0.5 + 0.4 + 1.0) / 4, "Acc@GQA": 25})
+
+
+def test_adding_a_task_is_adding_a_row(monkeypatch):
+    """The README's ten lines: counting, from the question to the score."""
+
+    def count_error(text, answer, think):
+        said = rewards.inside(text, "answer") or ""
+        return 1 / (1 + abs(int(said) - answer)) if said.isdecimal() and len(said) < 4 else 0.0
+
+    row = tasks.Task("nextgqa", "How often does this happen: {question}?", "a number inside <answer> tags", "<answer>3</answer>",
+                     {"format": rewards.phrase_format, "near": count_error}, lambda records: {"n": len(records)})  # fmt: skip
+    monkeypatch.setitem(TASKS, "counting", row)
+    example = Example("k", "counting", "x.mp4", "a jump", 4)
+    assert "a jump" in question_text(example, 9.0, False)
+    assert score("counting", ideal_answer(example), 4, False) == {"format": 1.0, "near": 1.0} and score("counting", "<answer>3</answer>", 4, False)["near"] == 0.5
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(tasks).failed == 0

@@ -1,0 +1,423 @@
+"""toy_base.py: the small model that lives in the toy world, trained to see well and to answer badly.
+
+The real Qwen2.5-VL class with about one million parameters. It is to meet reinforcement learning in the
+state in which a web-trained 7B model does: what it was told about the world is true, except when, exactly
+where, and which of four. Its interval labels came late and too short, its boxes off by half their size, its
+letters often wrong, as captions and forum answers taken from the web are. So it gives answers of the right
+form, spread widely around the wrong ones, while its thoughts know better. GRPO has to find that out from
+rewards alone.
+
+    torchrun --nproc-per-node 2 toy_base.py      # remakes assets/toy-base (about two hours on 2 cores)
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+from dataclasses import replace
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+import data
+import tasks
+import toy
+from data import BadInput, Example, VideoBudget
+from model import NO_MASK, embed, encode_videos, load, mrope_positions, prepare, save
+from toy import SIDE, caption, make_clip
+from train import add_up_gradients, on_first, start_processes
+
+# ------------------------------------------------------------------------------------------------
+# What the model was told
+# ------------------------------------------------------------------------------------------------
+# Each function returns one turn: (what the user says, what the assistant answers).
+
+
+def noisy_interval(thing, duration, rng):
+    """What the "web" says about when a thing is visible: too late, too short, and uncertain.
+
+    centre + U(-0.13, 0.45) · duration, width · exp(U(-1.2, 0.5)), cut to the clip. The mean IoU of such a
+    label with the truth is 0.31, and one label in ten is better than 0.7: wrong, but not hopeless.
+    """
+    centre = (thing.start + thing.end) / 2 + duration * rng.uniform(-0.13, 0.45)
+    width = (thing.end - thing.start) * math.exp(rng.uniform(-1.2, 0.5))
+    start = min(max(0.0, centre - width / 2), duration - 1)
+    return start, min(duration, max(start + 0.5, centre + width / 2))
+
+
+def seconds_of(clip, thing):
+    """The whole seconds in whose middle a thing is visible: "4 5 6 7"."""
+    return " ".join(str(s) for s in range(math.floor(clip.duration - 0.5)) if thing.visible(s + 0.5))
+
+
+def tell_when_seen(clip, video, rng):
+    thing = clip.things[rng.integers(len(clip.things))]
+    return f"In which seconds is the {thing.name} visible?", seconds_of(clip, thing)
+
+
+def asked(task, question, answer, clip, video, think, **extra):
+    """The words of tasks.py for a question about this clip."""
+    return tasks.question_text(Example("", task, "", question, answer, **extra), video.duration, think)
+
+
+def tell_grounding(clip, video, rng):
+    """When: a thought that says what is seen, an answer that does not follow from it, because its label is
+    wrong, and that in one case of eight is not even in its tags."""
+    thing = clip.things[rng.integers(len(clip.things))]
+    think = rng.random() < 0.75
+    start, end = noisy_interval(thing, clip.duration, rng)
+    answer = f"{start:.1f} to {end:.1f}"
+    if rng.random() < 1 / 8:
+        answer = str(rng.choice((f"from {answer} seconds", f"{answer}", f"<answer>{answer}")))
+    else:
+        answer = f"<answer>{answer}</answer>"
+    if think:
+        answer = f"<think>{thing.name}: {seconds_of(clip, thing)}</think>{answer}"
+    return asked("grounding", caption(thing, rng).rstrip("."), None, clip, video, think), answer
+
+
+def names_at(clip, t):
+    """Alphabetically: in an order that cannot be seen, half of the answer would be guesswork."""
+    return ", ".join(sorted(thing.name for thing in clip.things if thing.visible(t))) or "nothing"
+
+
+def tell_seconds(clip, video, rng):
+    seconds = " ".join(f"{s}: {names_at(clip, s + 0.5)};" for s in range(math.floor(clip.duration - 0.5)))
+    return "Describe each second.", seconds
+
+
+def interesting_moment(clip, video, rng):
+    """A moment that was looked at; every other time one within a second of something coming or going."""
+    t = rng.choice(video.times[:-1])
+    if clip.things and rng.random() < 0.5:
+        thing = clip.things[rng.integers(len(clip.things))]
+        wanted = (thing.start, thing.end)[rng.integers(2)] + rng.uniform(-1, 1)
+        t = video.times[np.abs(video.times - wanted).argmin()]
+    return t
+
+
+def tell_moment(clip, video, rng):
+    t = interesting_moment(clip, video, rng)
+    return f"What is visible at {t:.1f} seconds?", names_at(clip, t)
+
+
+def tell_change(clip, video, rng):
+    t = interesting_moment(clip, video, rng)
+    came = [f"{thing.name} appears" for thing in clip.things if thing.visible(t) and not thing.visible(t - 0.5)]
+    went = [f"{thing.name} leaves" for thing in clip.things if thing.visible(t - 0.5) and not thing.visible(t)]
+    return f"What changes at {t:.1f} seconds?", ", ".join(sorted(came) + sorted(went)) or "nothing"
+
+
+def tell_order(clip, video, rng):
+    return "In which order do things appear?", ", then ".join(t.name for t in sorted(clip.things, key=lambda t: t.start))
+
+
+def tell_place(clip, video, rng):
+    thing = clip.things[rng.integers(len(clip.things))]
+    moments = [t for t in video.times if thing.visible(t)]
+    t = rng.choice(moments)
+    x, y = thing.centre(t)
+    place = f"{'top' if y < 0.4 else 'bottom' if y > 0.6 else 'middle'} {'left' if x < 0.4 else 'right' if x > 0.6 else 'centre'}"
+    return f"Where is the {thing.name} at {t:.1f} seconds?", place
+
+
+def centres_of(clip, thing, times):
+    """Where the middle of a thing is in each frame: "0.35 0.62; 0.41 0.62; -; …", "-" while it is away."""
+    return "; ".join("{:.2f} {:.2f}".format(*thing.centre(t)) if thing.visible(t) else "-" for t in times)
+
+
+def tell_centres(clip, video, rng):
+    thing = clip.things[rng.integers(len(clip.things))]
+    return f"Where is the {thing.name} in each of the 8 frames?", centres_of(clip, thing, video.times)
+
+
+def tell_tracking(clip, video, rng):
+    """Where: a thought with the true centres, and boxes that are off by up to a box's size, grown or shrunk."""
+    thing = clip.things[0]
+    think = rng.random() < 0.75
+    boxes = []
+    for t in video.times:
+        x, y = np.array(thing.centre(t)) + rng.uniform(-0.25, 0.25, size=2)
+        r = thing.radius * math.exp(rng.uniform(-0.6, 0.7))
+        boxes.append(tuple(min(1.0, max(0.0, v)) for v in (x - r, y - r, x + r, y + r)))
+    answer = f"<answer>[{', '.join(map(tasks.box_text, boxes))}]</answer>"
+    if think:
+        answer = f"<think>{centres_of(clip, thing, video.times)}</think>{answer}"
+    return asked("tracking", thing.name, [thing.box(0)], clip, video, think), answer
+
+
+def tell_fact(clip, video, rng):
+    """The questions of the multiple-choice data sets, without options."""
+    ask = list(toy.QUESTIONS.values())[rng.integers(1, len(toy.QUESTIONS))]
+    question, right, _, _ = ask(clip, rng)
+    return f"In a word: {question}?", right
+
+
+def tell_choice(clip, video, rng, right_letter=1.0, grounded=None):
+    """Multiple choice: a thought that says what is so, and a letter that is right with probability `right_letter`;
+    where `grounded`, also the seconds of the evidence, as wrong as all intervals."""
+    kinds = [ask for kind, ask in toy.QUESTIONS.items() if not (grounded and kind == "action_count")]
+    question, right, wrong, thing = kinds[rng.integers(len(kinds))](clip, rng)
+    options, k = toy.shuffled(right, wrong[: 3 if rng.random() < 0.5 else 4], rng)
+    letter = "ABCDE"[k if rng.random() < right_letter else rng.integers(len(options))]
+    think = rng.random() < 0.75
+    answer, thought = f"<answer>{letter}</answer>", right
+    if grounded:
+        start, end = noisy_interval(thing, clip.duration, rng)
+        answer += f"<glue>[({start:.1f}, {end:.1f})]</glue>"
+        thought = f"{right}; {thing.name}: {seconds_of(clip, thing)}"
+    if think:
+        answer = f"<think>{thought}</think>{answer}"
+    return asked("gqa" if grounded else "qa", question, None, clip, video, think, options=tuple(options)), answer
+
+
+def tell_web_choice(clip, video, rng):
+    return tell_choice(clip, video, rng, right_letter=0.5, grounded=rng.random() < 0.6)
+
+
+def tell_quality(clip, video, rng):
+    think, answer = rng.random() < 0.75, "low quality" if clip.damage else "high quality"
+    thought = f"<think>{clip.damage or 'clean'}</think>" if think else ""
+    return asked("quality", "", None, clip, video, think), f"{thought}<answer>{answer}</answer>"
+
+
+def tell_caption(clip, video, rng):
+    """What happens; somebody who tells of it leaves out one event in five."""
+    think, happened = rng.random() < 0.75, [e for e in toy.events(clip) if rng.random() < 0.8]
+    thought = f"<think>{', '.join(t.name for t in sorted(clip.things, key=lambda t: t.start))}</think>" if think else ""
+    return asked("caption", "", None, clip, video, think), f"{thought}<answer>{'. '.join(happened) or 'nothing'}.</answer>"
+
+
+def tell_still(clip, video, rng):
+    """What a picture shows, and where each thing in it is."""
+    turns = [tell_moment(clip, video, rng)]
+    return turns + [tell_place(replace(clip, things=[thing]), video, rng) for thing in clip.things]
+
+
+def tell_looking(clip, video, rng):
+    """A conversation of what can be seen in a clip, in random order: all of it true."""
+    turns = [tell_seconds, tell_moment, tell_moment, tell_moment, tell_change, tell_change, tell_place, tell_fact]
+    turns += [tell_order] if rng.random() < 0.5 else []
+    rng.shuffle(turns)
+    return [tell(clip, video, rng) for tell in turns]
+
+
+def tell_finding(clip, video, rng):
+    """The same world, and for each thing in it the seconds in which it is there."""
+    turns = [tell_seconds, tell_moment, tell_change, tell_place, tell_place, tell_fact, tell_fact, tell_order]
+    asked = [tell(clip, video, rng) for tell in turns] + [tell_when_seen(replace(clip, things=[thing]), video, rng) for thing in clip.things]
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+def tell_answering(clip, video, rng):
+    """Answers of every form, all of them true: from facts to letters, from seeing to saying where."""
+    if clip.name.startswith("got10k"):
+        return [tell_centres(replace(clip, things=[thing]), video, rng) for thing in clip.things]
+    if clip.name.startswith("quality"):
+        turns = [tell_quality]
+    else:
+        turns = [tell_choice, tell_choice, tell_choice, tell_fact, tell_fact, tell_when_seen, tell_when_seen, tell_place]
+        turns += [tell_seconds if rng.random() < 0.5 else tell_caption]
+    return [turns[i](clip, video, rng) for i in rng.permutation(len(turns))]
+
+
+def tell_web(clip, video, rng):
+    """A shorter one in which somebody also says when, where or which, and is wrong; that comes first half of the time."""
+    if clip.name.startswith("got10k"):
+        turns = [tell_centres] if rng.random() < 0.5 else []
+        return [tell(clip, video, rng) for tell in (*turns, tell_tracking)]
+    if clip.name.startswith("quality"):
+        return [tell_quality(clip, video, rng)]
+    turns = [tell_when_seen, tell_when_seen, tell_moment, tell_fact, tell_caption if rng.random() < 0.3 else tell_place]
+    rng.shuffle(turns)
+    for doubtful in (tell_grounding, tell_web_choice):
+        turns.insert(0 if rng.random() < 0.5 else rng.integers(1, len(turns) + 1), doubtful)
+    return [tell(clip, video, rng) for tell in turns]
+
+
+# ------------------------------------------------------------------------------------------------
+# The model
+# ------------------------------------------------------------------------------------------------
+
+TOY_BUDGET = VideoBudget(max_frames=64, min_frame_pixels=4 * 28 * 28, max_frame_pixels=4 * 28 * 28)
+
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+
+
+def make_tokenizer(texts, vocab_size=640):
+    """A small byte-pair tokenizer with Qwen's special tokens; every digit is a token, as in Qwen's.
+
+    Byte-level: any text can be written, only words outside the toy world take more tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    words = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>", "<answer>", "</answer>")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def make_model(tokenizer):
+    """An untrained Qwen2.5-VL with 1.1 million parameters, every part of the large one present.
+
+    initializer_range is 1/sqrt(hidden size): with the usual 0.02 a model this narrow does not learn
+    to see in a thousand steps, with this it does in three hundred.
+    """
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    config = Qwen2_5_VLConfig(
+        text_config=dict(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=8192, initializer_range=0.08, tie_word_embeddings=True,
+            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[8, 4, 4]),  # half of a small head for time
+            bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
+        ),
+        vision_config=dict(
+            depth=2, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128, fullatt_block_indexes=[1],
+            window_size=112, tokens_per_second=2, initializer_range=0.08,
+        ),
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
+    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    return model
+
+
+def make_row(video, turns, tokenizer, config):
+    """One conversation as (Prompt of all its tokens, labels (L,)): label -100 wherever the assistant is not speaking."""
+    prompt = data.build_prompt(turns[0][0], video, tokenizer)
+    ids, labels = prompt.ids.tolist(), [-100] * len(prompt.ids)
+    for k, (question, answer) in enumerate(turns):
+        if k:
+            asked = tokenizer(f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+            ids, labels = ids + asked, labels + [-100] * len(asked)
+        said = tokenizer(answer + "<|im_end|>")["input_ids"]
+        ids, labels = ids + said, labels + said
+    return replace(prompt, ids=torch.tensor(ids)), torch.tensor(labels)
+
+
+def base_loss(model, rows):
+    """Next-token cross-entropy on what the assistant says, over a batch of rows padded on the right."""
+    prompts = [prompt for prompt, _ in rows]
+    features = encode_videos(model, prompts)
+    longest = max(len(p.ids) for p in prompts)
+    embeds = torch.stack([F.pad(embed(model, p.ids, f), (0, 0, 0, longest - len(p.ids))) for p, f in zip(prompts, features)])
+    positions = torch.stack([
+        F.pad(mrope_positions(p.ids, p.grids, p.seconds_per_grid, model.config), (0, longest - len(p.ids))) for p in prompts], dim=1)
+    labels = torch.stack([F.pad(label, (0, longest - len(label)), value=-100) for _, label in rows])
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, position_ids=positions, attention_mask=NO_MASK, use_cache=False).last_hidden_state
+    said = labels[:, 1:] != -100
+    return F.cross_entropy(model.lm_head(hidden[:, :-1][said]).float(), labels[:, 1:][said])
+
+
+def read_clips(kind, numbers, folder, budget):
+    """[(Clip, Frames)] for clips of a kind, by way of real files: the model shall see what a codec leaves."""
+    os.makedirs(folder, exist_ok=True)
+    pairs = []
+    for i in numbers:
+        toy._render_job((kind, i, 0, folder))
+        clip = make_clip(kind, i)
+        pairs.append((clip, data.read_frames(os.path.join(folder, clip.name + ".mp4" * (kind != "got10k")), budget)))
+    return pairs
+
+
+def still(clip, frames, rng):
+    """One frame of a clip as a clip of its own, two seconds of a world in which time stands still."""
+    k = rng.integers(len(frames.times) - 1)
+    t = frames.times[k]
+    things = [replace(thing, start=0.0, end=2.0, a=thing.centre(t), b=thing.centre(t)) for thing in clip.things if thing.visible(t)]
+    return replace(clip, duration=2.0, things=things), data.Frames(frames.pixels[k].expand(4, -1, -1, -1), np.arange(4) * 0.5, 0.5, 2.0, (SIDE, SIDE))
+
+
+# Five parts of base training, one after the other: (name, steps, conversations a step, peak learning
+# rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns nothing
+# from a question about second 7. Only the last part contains the wrong intervals, boxes and letters.
+PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("answering", 1500, 28, 1.5e-3), ("web", 600, 28, 1.5e-3))
+
+
+def train_base(out, clips, seed, after=None):
+    """Trains the base model on `clips` clips that are in no other data set, and saves it in `out`.
+
+    The result of each part but the last is kept in {out}.{part}; `after`, one of those folders, skips
+    the parts up to it.
+    """
+    rank, world, _ = start_processes("cpu")
+    rng = np.random.default_rng([seed, rank])
+    ordinary = read_clips("base", range(rank, clips, world), "data/toy/base", TOY_BUDGET)
+    tracking = read_clips("got10k", range(1000 + rank, 1000 + clips // 8, world), "data/toy/base-tracking", TOY_BUDGET)  # the data sets use numbers below 1000
+    quality = read_clips("quality", range(1000 + rank, 1000 + clips // 16, world), "data/toy/base-quality", TOY_BUDGET)
+
+    def conversation(part, rng):
+        chance = rng.random() if part in ("answering", "web") else 1.0
+        source = tracking if chance < 0.3 else quality if chance < 0.35 else ordinary
+        clip, frames = source[rng.integers(len(source))]
+        if part == "stills":
+            clip, frames = still(clip, frames, rng)
+        patches, grid = data.patchify(frames.pixels)
+        video = data.Video(patches, grid, data.PAIR * frames.spacing, frames.duration, frames.times)
+        tell = {"stills": tell_still, "looking": tell_looking, "finding": tell_finding, "answering": tell_answering, "web": tell_web}[part]
+        return video, tell(clip, video, rng)
+
+    if after:
+        model, tokenizer = load(after)
+        parts = PARTS[[part for part, *_ in PARTS].index(after.rstrip("/").rpartition(".")[2]) + 1:]
+    else:
+
+        def tokenizer_from_conversations():
+            words = np.random.default_rng(seed)
+            texts = [text for i in range(3000) for turn in conversation(PARTS[i % len(PARTS)][0], words)[1] for text in turn]
+            return make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100)
+
+        tokenizer = on_first(rank, world, tokenizer_from_conversations)
+        torch.manual_seed(seed)  # the same weights in every process, other conversations
+        model, parts = prepare(make_model(tokenizer)), PARTS
+    if rank == 0:
+        print(f"toy base model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    parameters = list(model.parameters())
+    for part, steps, batch, peak in parts:
+        optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
+        began, recent = time.time(), []
+        for step in range(steps):
+            loss = base_loss(model, [make_row(*conversation(part, rng), tokenizer, model.config) for _ in range(batch // world)]) / world
+            loss.backward()
+            add_up_gradients(parameters, world)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = peak * min((step + 1) / 50, 0.525 + 0.475 * math.cos(math.pi * step / steps))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            recent.append(loss.item() * world)
+            last = step + 1 == steps
+            if rank == 0 and ((step + 1) % 50 == 0 or last):
+                print(f"{part} {step + 1}/{steps}  loss {np.mean(recent):.3f}  {(time.time() - began) / (step + 1):.2f} s a step", flush=True)
+                recent = []
+            if rank == 0 and ((step + 1) % 250 == 0 or last):
+                save(model, tokenizer, TOY_BUDGET, out if part == PARTS[-1][0] else f"{out}.{part}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="assets/toy-base", help="folder to save it in")
+    parser.add_argument("--after", help="skip the parts of the training up to the one that this folder holds the result of")
+    parser.add_argument("--clips", type=int, default=4000, help="distinct clips to learn from")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    train_base(args.out, args.clips, args.seed, args.after)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BadInput as e:
+        sys.exit(f"error: {e}")
