@@ -202,21 +202,22 @@ def bench(bench_name, name, args, rank, world, device):
         print(f"model: {shown}   data: {data_name}, {len(examples)} questions   frames: {budget.fps:g} a second, at most {budget.max_frames}"
               f"   think: {think}   decoding: greedy{'   BLIND: all frames grey' if args.blind else ''}")  # fmt: skip
     model, tokenizer = load(path, device, attn=args.attn)
-    looks = [("predictions.jsonl", examples, budget)]
-    for file_name, asked, seen in looks:
+
+    def answers(file_name, asked, seen):
+        """All records of one round of questions, in their order; what the file holds already is not asked again."""
         predictions = os.path.join(out, file_name)
         done = on_first(rank, world, lambda: answered(predictions))
-        todo = [e for e in asked if e.id not in done]
-        mine = todo[rank::world]  # shared out by number: each question is answered by one process
+        mine = [e for e in asked if e.id not in done][rank::world]  # shared out by number: each question is answered by one process
         with tqdm(total=len(mine), desc=f"answering {bench_name}", unit="question", dynamic_ncols=True, disable=rank != 0) as bar:
             answer_all(model, tokenizer, mine, seen, think, args.blind, max_new_tokens, args.batch_size, predictions, bar)
         if world > 1:
             dist.barrier()
-        records = read_predictions(predictions)
-        if args.clues and len(looks) == 1:
-            looks.append(("predictions-second-look.jsonl", *second_look(examples, records, budget)))
-            first = [records[e.id] for e in examples]
-    records = [records[e.id] for e in examples]
+        found = read_predictions(predictions)
+        return [found[e.id] for e in asked]
+
+    records = first = answers("predictions.jsonl", examples, budget)
+    if args.clues:
+        records = answers("predictions-second-look.jsonl", *second_look(examples, {r["id"]: r for r in first}, budget))
     if rank == 0:
         failed = [r for r in records if "error" in r]
         for r in failed[:5]:
@@ -297,7 +298,7 @@ def compare(bench_name, run_a, run_b, args, samples=10_000):
     if set(a) != set(b):
         raise BadInput(f"{run_a} and {run_b} were not asked the same questions ({len(a)} and {len(b)}): evaluate both again")
     task = read_dataset(bench_name, "test", find_data(bench_name, args.data)[0], lambda line: None)[0].task
-    each = [[{m: v for m, v in metrics_of(task, [x[i] | {"group": ""}]).items()} for i in a] for x in (a, b)]
+    each = [[metrics_of(task, [x[i]]) for i in a] for x in (a, b)]
     rng = np.random.default_rng(0)
     draws = rng.integers(0, len(a), size=(samples, len(a)))
     print(f"{bench_name}, {len(a)} questions: {run_b} minus {run_a}, in points, with the 95 % interval of a paired bootstrap")
