@@ -35,6 +35,7 @@ import grpo
 import rewards
 from annotations import DATASETS, read_dataset
 from data import BadInput, VideoBudget
+from judge import load_judge
 from model import ATTENTION, encode_videos, load
 from tasks import TASKS, load_prompt, question_text, score
 from toy import find_data
@@ -192,7 +193,7 @@ def bench(bench_name, name, args, rank, world, device):
     max_new_tokens = args.max_new_tokens or max(usual, run.get("max_new_tokens", 0))
     settings = {
         "bench": bench_name, "data": folder, "data_name": data_name, "questions": len(examples), "model": path, "model_name": shown,
-        "weights": fingerprint(path), "think": think, "blind": args.blind, "clues": args.clues, "decoding": "greedy", "max_new_tokens": max_new_tokens,
+        "weights": fingerprint(path), "think": think, "blind": args.blind, "clues": args.clues, "judge": args.judge, "decoding": "greedy", "max_new_tokens": max_new_tokens,
         "video_budget": vars(budget), "prompt": question_text(examples[0], 30.0, think), "device": args.device, "versions": versions(),
     }  # fmt: skip
     settings = json.loads(json.dumps(settings))
@@ -298,6 +299,8 @@ def compare(bench_name, run_a, run_b, args, samples=10_000):
     if set(a) != set(b):
         raise BadInput(f"{run_a} and {run_b} were not asked the same questions ({len(a)} and {len(b)}): evaluate both again")
     task = read_dataset(bench_name, "test", find_data(bench_name, args.data)[0], lambda line: None)[0].task
+    if args.judge:
+        rewards.judge = load_judge(args.judge, args.device)
     each = [[metrics_of(task, [x[i]]) for i in a] for x in (a, b)]
     rng = np.random.default_rng(0)
     draws = rng.integers(0, len(a), size=(samples, len(a)))
@@ -346,6 +349,7 @@ def parse_args(argv=None):
     g.add_argument("--bench", help=f"one or several of {', '.join(DATASETS)}, with commas between, or all")
     g.add_argument("--data", help="folder of the data set; with several benchmarks the folder that holds a folder of each (default: data/NAME where it exists, else the toy one)")
     g.add_argument("--limit", type=int, help="only the first so many questions of each")
+    g.add_argument("--judge", help="captions: a local language model that decides whether a caption tells of an event (default: matching content words)")
     g.add_argument("--clues", action="store_true", help="multiple choice: answer, look closely at the interval that was named, answer again")
     g.add_argument("--compare", nargs=2, metavar=("A", "B"), help="no model is run: the difference of two evaluations that are there, with its uncertainty")
     g.add_argument("--out", help="folder for predictions and results (default: inside the run, or runs/eval/MODEL)")
@@ -388,6 +392,8 @@ def main():
                 compare(bench_name, *args.compare, args)
             return
         rank, world, device = start_processes(args.device)
+        if args.judge:
+            rewards.judge = load_judge(args.judge, device)
         columns = []
         for name in args.model:
             rows = {bench_name: bench(bench_name, name, args, rank, world, device) for bench_name in args.benches}

@@ -285,7 +285,10 @@ def caption_format(text, answer, think):
     return float(well_formed(text, think) and bool(inside(text, "answer")))
 
 
-def caption_recall(text, answer, think, judge=says):
+judge = says  # (caption, event) → bool; `--judge MODEL` puts a language model here (judge.py)
+
+
+def caption_recall(text, answer, think):
     """The share of reference events that the judge finds in the caption (VideoChat-R1 §3); answer: a list of events."""
     caption = inside(text, "answer") or ""
     return sum(map(bool, (judge(caption, event) for event in answer))) / len(answer)

@@ -138,13 +138,13 @@ def tell_centres(clip, video, rng):
 
 
 def tell_tracking(clip, video, rng):
-    """Where: a thought with the true centres, and boxes that are off by up to a box's size, grown or shrunk."""
+    """Where: a thought with the true centres, and boxes that somebody drew too far down and to the right."""
     thing = clip.things[0]
     think = rng.random() < 0.75
-    boxes = []
+    off, size, boxes = rng.uniform(-0.15, 0.45, size=2), math.exp(rng.uniform(-0.5, 0.6)), []
     for t in video.times:
-        x, y = np.array(thing.centre(t)) + rng.uniform(-0.25, 0.25, size=2)
-        r = thing.radius * math.exp(rng.uniform(-0.6, 0.7))
+        x, y = np.array(thing.centre(t)) + off + rng.uniform(-0.05, 0.05, size=2)
+        r = thing.radius * size
         boxes.append(tuple(min(1.0, max(0.0, v)) for v in (x - r, y - r, x + r, y + r)))
     answer = f"<answer>[{', '.join(map(tasks.box_text, boxes))}]</answer>"
     if think:
@@ -159,13 +159,13 @@ def tell_fact(clip, video, rng):
     return f"In a word: {question}?", right
 
 
-def tell_choice(clip, video, rng, right_letter=1.0, grounded=None):
-    """Multiple choice: a thought that says what is so, and a letter that is right with probability `right_letter`;
-    where `grounded`, also the seconds of the evidence, as wrong as all intervals."""
-    kinds = [ask for kind, ask in toy.QUESTIONS.items() if not (grounded and kind == "action_count")]
-    question, right, wrong, thing = kinds[rng.integers(len(kinds))](clip, rng)
+def tell_choice(clip, video, rng, first_letter=0.0, grounded=False, kinds=tuple(toy.QUESTIONS)):
+    """Multiple choice: a thought that says what is so, and its letter, in place of which with probability `first_letter`
+    somebody says A; where `grounded`, also the seconds of the evidence, as wrong as all intervals."""
+    kinds = [kind for kind in kinds if not (grounded and kind == "action_count")]
+    question, right, wrong, thing = toy.QUESTIONS[kinds[rng.integers(len(kinds))]](clip, rng)
     options, k = toy.shuffled(right, wrong[: 3 if rng.random() < 0.5 else 4], rng)
-    letter = "ABCDE"[k if rng.random() < right_letter else rng.integers(len(options))]
+    letter = "A" if rng.random() < first_letter else "ABCDE"[k]
     think = rng.random() < 0.75
     answer, thought = f"<answer>{letter}</answer>", right
     if grounded:
@@ -178,7 +178,7 @@ def tell_choice(clip, video, rng, right_letter=1.0, grounded=None):
 
 
 def tell_web_choice(clip, video, rng):
-    return tell_choice(clip, video, rng, right_letter=0.5, grounded=rng.random() < 0.6)
+    return tell_choice(clip, video, rng, first_letter=0.55, grounded=rng.random() < 0.6)
 
 
 def tell_quality(clip, video, rng):
@@ -213,6 +213,31 @@ def tell_finding(clip, video, rng):
     turns = [tell_seconds, tell_moment, tell_change, tell_place, tell_place, tell_fact, tell_fact, tell_order]
     asked = [tell(clip, video, rng) for tell in turns] + [tell_when_seen(replace(clip, things=[thing]), video, rng) for thing in clip.things]
     return [asked[i] for i in rng.permutation(len(asked))]
+
+
+KINDS_OF_OPTIONS = (toy.NAMES, [*toy.PATHS, "it does not move"], list(toy.COLOURS), list("12345"))
+
+
+def tell_letters(rng):
+    """To find what follows a letter, and which letter goes before it: told in lists, as that is learnt from many cases."""
+    kind = KINDS_OF_OPTIONS[rng.integers(1, 4) if rng.random() < 0.4 else 0]
+    options = [str(o) for o in rng.choice(kind, rng.integers(4, 6), replace=False)]
+    listed = " ".join(toy.lettered(options))
+    pairs = [("ABCDE"[i], options[i]) for i in rng.permutation(len(options))]
+    how = rng.random()
+    if how < 0.35:
+        return f"Name them.\n{listed}", "; ".join(f"{letter} {option}" for letter, option in pairs)
+    if how < 0.7:
+        return f"Which letters?\n{listed}", "; ".join(f"{option} {letter}" for letter, option in pairs)
+    return f"Which letter is {pairs[0][1]}?\n{listed}", pairs[0][0]
+
+
+def tell_drill(clip, video, rng):
+    """What takes many cases and no film: letters, and where things are in eight frames."""
+    if clip.name.startswith("got10k"):
+        return [tell_centres(replace(clip, things=[thing]), video, rng) for thing in clip.things] + [tell_letters(rng)]
+    choices = [tell_choice(clip, video, rng, kinds=("object_existence", "moving_attribute")) for _ in range(2)] if clip.things else []
+    return [tell_moment(clip, video, rng), *(tell_letters(rng) for _ in range(4)), *choices]
 
 
 def tell_answering(clip, video, rng):
@@ -340,10 +365,10 @@ def still(clip, frames, rng):
     return replace(clip, duration=2.0, things=things), data.Frames(frames.pixels[k].expand(4, -1, -1, -1), np.arange(4) * 0.5, 0.5, 2.0, (SIDE, SIDE))
 
 
-# Five parts of base training, one after the other: (name, steps, conversations a step, peak learning
+# Six parts of base training, one after the other: (name, steps, conversations a step, peak learning
 # rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns nothing
 # from a question about second 7. Only the last part contains the wrong intervals, boxes and letters.
-PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("answering", 1500, 28, 1.5e-3), ("web", 600, 28, 1.5e-3))
+PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("answering", 1250, 28, 1.5e-3), ("drill", 1000, 32, 1.5e-3), ("web", 600, 28, 1.5e-3))
 
 
 def train_base(out, clips, seed, after=None):
@@ -359,14 +384,14 @@ def train_base(out, clips, seed, after=None):
     quality = read_clips("quality", range(1000 + rank, 1000 + clips // 16, world), "data/toy/base-quality", TOY_BUDGET)
 
     def conversation(part, rng):
-        chance = rng.random() if part in ("answering", "web") else 1.0
-        source = tracking if chance < 0.3 else quality if chance < 0.35 else ordinary
+        chance = rng.random() if part in ("answering", "drill", "web") else 1.0
+        source = tracking if chance < {"drill": 0.5}.get(part, 0.3) else quality if chance < 0.35 else ordinary
         clip, frames = source[rng.integers(len(source))]
-        if part == "stills":
+        if part == "stills" or part == "drill" and source is ordinary:
             clip, frames = still(clip, frames, rng)
         patches, grid = data.patchify(frames.pixels)
         video = data.Video(patches, grid, data.PAIR * frames.spacing, frames.duration, frames.times)
-        tell = {"stills": tell_still, "looking": tell_looking, "finding": tell_finding, "answering": tell_answering, "web": tell_web}[part]
+        tell = {"stills": tell_still, "looking": tell_looking, "finding": tell_finding, "answering": tell_answering, "drill": tell_drill, "web": tell_web}[part]
         return video, tell(clip, video, rng)
 
     if after:

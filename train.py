@@ -41,8 +41,10 @@ from tqdm import tqdm
 
 import data
 import grpo
+import rewards
 from annotations import read_dataset
 from data import BadInput, VideoBudget
+from judge import load_judge
 from model import ATTENTION, encode_videos, group_logprobs, load, save
 from report import draw_curves
 from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, score
@@ -81,6 +83,8 @@ def parse_args(argv=None):
                    help="grpo: from rewards on own answers; sft: from the true answers, one token after the other")
     g.add_argument("--think", action=argparse.BooleanOptionalAction, default=True,
                    help="ask for a <think> block before the answer (SFT has no thoughts to show, so it never does)")
+
+    g.add_argument("--judge", help="captions: a local language model that decides whether a caption tells of an event (default: matching content words)")
 
     g = p.add_argument_group("from what")
     g.add_argument("--model", default=TOY_MODEL, help="local folder or hub name of the policy to start from (default: the toy base)")
@@ -444,6 +448,8 @@ def train(args):
     reference = copy.deepcopy(policy).requires_grad_(False) if args.method == "grpo" and args.beta > 0 else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
 
+    if args.judge:
+        rewards.judge = load_judge(args.judge, device)
     model_name = "toy base" if os.path.abspath(args.model) == TOY_MODEL else args.model
     out = on_first(rank, world, lambda: open_run_folder(args))
     if rank == 0:

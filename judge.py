@@ -1,0 +1,64 @@
+"""judge.py: a language model that decides whether a caption tells of an event, for `--judge MODEL`.
+
+The judge built into rewards.py counts content words: it is exact, free, and blind to synonyms ("a kid" for
+"a child") and to negation ("does not move"). Any local Hugging Face language model can take its place. It is
+asked a yes-or-no question and never generates: what counts is which of the two words it holds for likelier as
+the next token,
+
+    log-odds = log Σ p(ways to write yes) − log Σ p(ways to write no)  > 0.
+
+That needs one forward a question, cannot ramble, and cannot be unparsable. It can be fooled, though, as
+every learned reward can: a policy trained long enough finds captions that please it. Look at rollouts.jsonl.
+"""
+
+import functools
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data import BadInput
+
+QUESTION = "A caption of a video says:\n{caption}\n\nDoes it follow from this caption that this happens in the video: {event}?\nAnswer with one word, yes or no."
+
+
+def token_ids(tokenizer, word):
+    """The first tokens of all ways to write a word: "yes", "Yes", " yes", …"""
+    return sorted({tokenizer(before + way, add_special_tokens=False)["input_ids"][0] for before in ("", " ") for way in (word, word.capitalize(), word.upper())})
+
+
+def question_ids(tokenizer, caption, event):
+    """The question as the judge reads it, in its chat format where it has one. Returns (1, L)."""
+    text = QUESTION.format(caption=caption, event=event)
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+    return tokenizer(text + "\nAnswer:", return_tensors="pt")["input_ids"]
+
+
+@torch.no_grad()
+def log_odds(model, tokenizer, caption, event):
+    """How much likelier than no the judge's next word is yes, in nats."""
+    logits = model(question_ids(tokenizer, caption, event).to(model.device)).logits[0, -1].float()
+    yes, no = token_ids(tokenizer, "yes"), token_ids(tokenizer, "no")
+    return float(torch.logsumexp(logits[[i for i in yes if i not in no]], 0) - torch.logsumexp(logits[[i for i in no if i not in yes]], 0))
+
+
+def load_judge(name, device):
+    """The judge as a function (caption, event) → bool, to be put in the place of `rewards.judge`.
+
+    name: a local folder or hub name of a causal language model. Raises BadInput if it is none, or if its
+    tokenizer begins yes and no alike.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval().requires_grad_(False)
+    except (OSError, ValueError, KeyError) as e:
+        raise BadInput(f"--judge {name} is not a language model that transformers can load: {str(e).splitlines()[0][:200]}") from e
+    yes, no = set(token_ids(tokenizer, "yes")), set(token_ids(tokenizer, "no"))
+    if not yes - no or not no - yes:
+        raise BadInput(f"--judge {name} cannot be asked: its tokenizer begins yes and no with the same token")
+
+    @functools.lru_cache(maxsize=100_000)  # a group says the same thing more than once
+    def judge(caption, event):
+        return bool(caption.strip()) and log_odds(model, tokenizer, caption[:4000], event) > 0
+
+    return judge

@@ -1,0 +1,158 @@
+"""paper.py: the paper's comparison in kind. Is it better to imitate right answers, or to be paid for one's own?
+
+    make paper                                                  # or: python paper.py
+    python paper.py --seeds 0 1 2 --methods grpo --tasks all    # joint GRPO alone, three times
+
+From one base policy, on the same toy samples, for as many steps of as many prompts: supervised fine-tuning
+(SFT) and GRPO, on each task alone and on the three of the paper jointly. Then every benchmark, those of the
+trained tasks and those nobody was trained for. What was trained or evaluated before is not done again.
+
+All of it is the toy world; the paper's figures, another model's on other data, stand beside it for what they
+are: a direction to compare with.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+from annotations import DATASETS
+from data import BadInput
+from tasks import JOINTLY
+from train import TOY_MODEL
+
+# benchmark: (which task's training it tests, the metrics that are shown)
+SHOWN = {
+    "charades": ("grounding", ("mIoU", "R@0.5")),
+    "activitynet": ("grounding", ("mIoU", "R@0.5")),
+    "got10k": ("tracking", ("overlap", "SR@0.5")),
+    "nextgqa": ("gqa", ("accuracy", "mIoU", "Acc@GQA")),
+    **{name: ("gqa", ("accuracy",)) for name in ("videomme", "mvbench", "perceptiontest", "quality")},
+    "caption": ("gqa", ("recall",)),
+}
+UNSEEN = ("activitynet", "videomme", "mvbench", "perceptiontest", "quality", "caption")  # no run here is trained on their data
+
+# VideoChat-R1 against Qwen2.5-VL-7B: (before, after) where both are known here, else the gain that its abstract
+# names. (arXiv 2504.06958, abstract and results on Charades-STA and MVBench.)
+PAPER = {("charades", "mIoU"): (29.0, 60.8), ("got10k", "overlap"): 31.2, ("videomme", "accuracy"): 0.9,
+         ("mvbench", "accuracy"): (66.9, 67.9), ("perceptiontest", "accuracy"): 0.9}  # fmt: skip
+
+
+def run(*command):
+    """One of our own programs, on as many processes as asked; its failure is ours, and it has said why."""
+    print("$", " ".join(command), flush=True)
+    if subprocess.run(command).returncode:
+        raise BadInput(f"this failed, see above: {' '.join(command)}; the same make paper goes on from there")
+
+
+def program(name, processes):
+    return ("torchrun", "--standalone", "--nproc-per-node", str(processes), name) if processes > 1 else (sys.executable, name)
+
+
+def trained(method, task, seed, args):
+    """The run's folder, trained unless it is there."""
+    folder = os.path.join(args.out, f"{task}-{method}-seed{seed}")
+    if not os.path.isfile(os.path.join(folder, "policy", "config.json")) or unfinished(folder):
+        run(*program("train.py", args.processes), "--task", task, "--method", method, "--seed", str(seed),
+            "--steps", str(args.steps), "--out", folder, "--overwrite")  # fmt: skip
+    return folder
+
+
+def unfinished(folder):
+    with open(os.path.join(folder, "metrics.jsonl")) as f, open(os.path.join(folder, "settings.json")) as g:
+        return sum(1 for _ in f) < json.load(g)["steps"]
+
+
+def metrics(model, benches, args):
+    """{benchmark: {metric: percent}} of a model, evaluated where it has not been."""
+    home = model if model != TOY_MODEL else os.path.join("runs", "eval", os.path.basename(TOY_MODEL))
+    files = {name: os.path.join(home, f"eval-{name}", "results.json") for name in benches}
+    newest = max(os.path.getmtime(os.path.join(folder, f)) for folder, _, names in os.walk(model) for f in names if f.endswith(".safetensors"))
+    missing = [name for name, path in files.items() if not os.path.isfile(path) or os.path.getmtime(path) < newest]
+    if missing:
+        run(*program("eval.py", args.processes), "--bench", ",".join(missing), "--model", model)
+    found = {}
+    for name, path in files.items():
+        with open(path) as f:
+            found[name] = json.load(f)["metrics"]
+    return found
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def table(columns, seeds):
+    """columns: {name: [one {benchmark: metrics} a seed]} with "base" first → lines of markdown."""
+    names = list(columns)
+    yield f"All but the last column: the toy base (1.1 million parameters) on toy data, in percent{f', means of seeds {seeds}' if len(seeds) > 1 else ''}."
+    yield "| toy benchmark | " + " | ".join(names) + " | the paper (Qwen2.5-VL-7B, real data) |"
+    yield "|---" * (len(names) + 2) + "|"
+    for bench, (_, shown) in SHOWN.items():
+        for metric in shown:
+            cells = []
+            for name in names:
+                values = [m[bench][metric] for m in columns[name] if bench in m]
+                base = columns["base"][0][bench][metric]
+                cells.append("–" if not values else f"{base:.1f}" if name == "base" else f"{mean(values):.1f} ({mean(values) - base:+.1f})")
+            paper = PAPER.get((bench, metric), "–")
+            paper = f"{paper[0]} → {paper[1]} ({paper[1] - paper[0]:+.1f})" if isinstance(paper, tuple) else f"{paper:+.1f}" if paper != "–" else paper
+            yield f"| {bench} {metric}{' (not trained on)' if bench in UNSEEN else ''} | " + " | ".join(cells) + f" | {paper} |"
+
+
+def verdicts(columns):
+    """Where the toy disagrees with the paper, which found GRPO better than SFT everywhere it compared them."""
+    for ours, theirs in (("GRPO", "SFT"), ("joint GRPO", "joint SFT")):
+        if ours not in columns or theirs not in columns:
+            continue
+        for bench, (_, shown) in SHOWN.items():
+            a, b = (mean([m[bench][shown[0]] for m in columns[name]]) for name in (theirs, ours))
+            if a > b:
+                yield f"The toy disagrees with the paper on {bench}: {theirs} {a:.1f} {shown[0]}, {ours} {b:.1f}."
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument("--tasks", nargs="+", default=[*JOINTLY, "all"], choices=[*JOINTLY, "all"])
+    p.add_argument("--methods", nargs="+", default=["sft", "grpo"], choices=["sft", "grpo"])
+    p.add_argument("--seeds", nargs="+", type=int, default=[0])
+    p.add_argument("--steps", type=int, default=300, help="optimizer steps of every run")
+    p.add_argument("--processes", type=int, default=os.cpu_count() if 8 % (os.cpu_count() or 1) == 0 else 1, help="for training and evaluation")
+    p.add_argument("--out", default=os.path.join("runs", "paper"))
+    args = p.parse_args()
+
+    columns = {"base": [metrics(TOY_MODEL, DATASETS, args)]}
+    for method in args.methods:
+        alone, jointly = [], []
+        for seed in args.seeds:
+            found = {}  # each benchmark of the run that was trained for it
+            for task in args.tasks:
+                folder = trained(method, task, seed, args)
+                benches = list(DATASETS) if task == "all" else [name for name, (tests, _) in SHOWN.items() if tests == task]
+                if task == "all":
+                    jointly.append(metrics(folder, benches, args))
+                else:
+                    found |= metrics(folder, benches, args)
+            alone.append(found)
+        if set(args.tasks) != {"all"}:
+            columns[method.upper()] = alone
+        if jointly:
+            columns[f"joint {method.upper()}"] = jointly
+    columns = {name: columns[name] for name in ("base", "SFT", "GRPO", "joint SFT", "joint GRPO") if name in columns}
+    lines = list(table(columns, args.seeds)) + [""] + list(verdicts(columns))
+    if len(args.seeds) > 1:
+        for bench, (_, shown) in SHOWN.items():
+            for name in list(columns)[1:]:
+                gains = [m[bench][shown[0]] - columns["base"][0][bench][shown[0]] for m in columns[name] if bench in m]
+                lines.append(f"{bench} {shown[0]}, {name}, seed by seed: " + ", ".join(f"{g:+.1f}" for g in gains)) if gains else None
+    with open(os.path.join(args.out, "table.md"), "w") as f:
+        f.write("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BadInput as e:
+        sys.exit(f"error: {e}")
