@@ -296,10 +296,10 @@ class Video:
         return t * h * w // MERGE**2
 
 
-def load_video(path, budget, blind=False, span=None):
+def load_video(path, budget, blind=False, span=None, read=read_frames):
     """A file, or the part of it within `span`, to a Video. `blind` replaces every frame by mid-grey, keeping times and sizes: what a
     model still answers then, it knows without looking."""
-    frames = read_frames(path, budget, span)
+    frames = read(path, budget, span)
     pixels = torch.full_like(frames.pixels, 128) if blind else frames.pixels
     patches, grid = patchify(pixels)
     return Video(patches, grid, PAIR * frames.spacing, frames.duration, frames.times)

@@ -37,9 +37,10 @@ from annotations import DATASETS, read_dataset
 from data import BadInput, VideoBudget
 from judge import load_judge
 from model import ATTENTION, encode_videos, load
+from scale import on_first, start_processes
 from tasks import TASKS, load_prompt, question_text, score
 from toy import find_data
-from train import TOY_MODEL, append_line, longest_answer, on_first, start_processes, versions
+from train import TOY_MODEL, append_line, longest_answer, versions
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which data

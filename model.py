@@ -32,6 +32,7 @@ from transformers import AttentionInterface, AutoTokenizer, Qwen2_5_VLForConditi
 from transformers import logging as transformers_logging
 
 from data import BadInput
+from lora import load_adapters, merge
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -54,6 +55,21 @@ def load(name, device="cpu", dtype=None, attn="sdpa"):
         missing = "runs on CUDA only" if str(device) == "cpu" else "needs the package flash-attn, which is not installed (pip install flash-attn --no-build-isolation)"
         raise BadInput(f"--attn flash_attention_2 {missing}; --attn sdpa needs nothing and is about as fast")
     dtype = dtype or (torch.float32 if str(device) == "cpu" else torch.bfloat16)
+    if os.path.isfile(os.path.join(name, "adapter_config.json")):  # a run with --lora: its base, changed by its adapters
+        with open(os.path.join(name, "adapter_config.json")) as f:
+            model, tokenizer = load(json.load(f)["base_model_name_or_path"], device, dtype, attn)
+        return merge(load_adapters(model, name)), tokenizer
+    check_family(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError) as e:
+        raise BadInput(f"model {name} cannot be loaded: {str(e).strip().splitlines()[0][:200]}") from e
+    return prepare(model, attn).to(device).eval(), tokenizer
+
+
+def check_family(name):
+    """Raises BadInput unless `name` can be a Qwen2.5-VL: the cheap part of finding out."""
     if os.path.isdir(name):
         config_file = os.path.join(name, "config.json")
         if not os.path.isfile(config_file):
@@ -64,12 +80,6 @@ def load(name, device="cpu", dtype=None, attn="sdpa"):
             raise BadInput(f"model folder {name} holds a {family!r} model; this project knows Qwen2.5-VL (model_type 'qwen2_5_vl')")
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BadInput(f"model {name} is neither a folder here nor a hub name like Qwen/Qwen2.5-VL-7B-Instruct")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError) as e:
-        raise BadInput(f"model {name} cannot be loaded: {str(e).strip().splitlines()[0][:200]}") from e
-    return prepare(model, attn).to(device).eval(), tokenizer
 
 
 def prepare(model, attn="sdpa"):
@@ -79,17 +89,27 @@ def prepare(model, attn="sdpa"):
     return model
 
 
-def save(model, tokenizer, budget, folder):
+def call(model, function, *args):
+    """function(model, *args). Sharded weights are gathered by whoever comes in through a module's own method, so
+    training comes in through this one (scale.py); for weights that are whole it changes nothing."""
+    return function(model, *args)
+
+
+Qwen2_5_VLForConditionalGeneration.call = call
+
+
+def save(model, tokenizer, budget, folder, write=None):
     """Saves in Hugging Face format, atomically: `folder` is complete or it is not there.
 
     Everything is written to a neighbour first and moved into place at the end, so that a kill at any
-    moment leaves the old folder or the new one, never half of each.
+    moment leaves the old folder or the new one, never half of each. write: a function of the folder that
+    writes the weights where `save_pretrained` cannot (adapters, sharded weights).
     """
     folder = folder.rstrip("/")
     partial, old = folder + ".partial", folder + ".old"
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(partial)
+    (write or model.save_pretrained)(partial)
     tokenizer.save_pretrained(partial)
     budget.save(partial)
     if os.path.isdir(folder):
@@ -160,7 +180,7 @@ def encode_videos(model, prompts):
     """
     device = model.device
     grids = [grid for prompt in prompts for grid in prompt.grids]
-    patches = torch.cat([prompt.patches for prompt in prompts]).to(device, model.dtype)
+    patches = torch.cat([prompt.patches for prompt in prompts]).to(device, model.model.visual.patch_embed.proj.weight.dtype)
     features = model.model.visual(patches, grid_thw=torch.tensor(grids, device=device)).pooler_output
     per_video = [t * h * w // model.config.vision_config.spatial_merge_size**2 for t, h, w in grids]
     per_prompt, i = [], 0
@@ -383,10 +403,10 @@ def decode_step(model, cache, tokens, positions):
     is all that a decoder is.
     """
     language_model = model.model.language_model
-    angles = positions[:, None] * language_model.rotary_emb.inv_freq  # (B·G, d/2): with all three positions equal, M-RoPE is plain RoPE
-    cos, sin = (torch.cat([f, f], dim=1)[:, None].to(model.dtype) for f in (angles.cos(), angles.sin()))  # (B·G, 1, d)
-    cache.mask.index_fill_(3, cache.prompt_length + cache.length, 0.0)
     x = language_model.embed_tokens(tokens)  # (B·G, D)
+    angles = positions[:, None] * language_model.rotary_emb.inv_freq  # (B·G, d/2): with all three positions equal, M-RoPE is plain RoPE
+    cos, sin = (torch.cat([f, f], dim=1)[:, None].to(x.dtype) for f in (angles.cos(), angles.sin()))  # (B·G, 1, d)
+    cache.mask.index_fill_(3, cache.prompt_length + cache.length, 0.0)
     for layer, block in enumerate(language_model.layers):
         attn, h = block.self_attn, rms_norm(x, block.input_layernorm)
         query, key, value = (project(h).view(len(x), -1, attn.head_dim) for project in (attn.q_proj, attn.k_proj, attn.v_proj))

@@ -8,7 +8,7 @@ by name alone. To add one: a row here, and at most a reader in annotations.py an
 from dataclasses import dataclass
 
 import rewards as r
-from data import build_prompt, load_video
+from data import build_prompt, load_video, read_frames
 
 # ------------------------------------------------------------------------------------------------
 # What is reported, from records [{"text": the completion, "answer": the truth, "group": …}, …]
@@ -161,7 +161,7 @@ def ideal_answer(example, thought=None):
     return said if thought is None else f"<think>{thought}</think>{said}"
 
 
-def load_prompt(example, budget, tokenizer, think=True, blind=False, max_tokens=None):
-    """Example → data.Prompt: reads the video and asks the task's question about it."""
-    video = load_video(example.video, budget, blind, example.span)
+def load_prompt(example, budget, tokenizer, think=True, blind=False, max_tokens=None, read=read_frames):
+    """Example → data.Prompt: reads the video (read: data.read_frames, or a Decoder's) and asks the task's question about it."""
+    video = load_video(example.video, budget, blind, example.span, read)
     return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)

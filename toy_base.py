@@ -30,8 +30,8 @@ import tasks
 import toy
 from data import BadInput, Example, VideoBudget
 from model import NO_MASK, embed, encode_videos, load, mrope_positions, prepare, save
+from scale import add_up_gradients, on_first, start_processes
 from toy import SIDE, caption, make_clip
-from train import add_up_gradients, on_first, start_processes
 
 # ------------------------------------------------------------------------------------------------
 # What the model was told
@@ -155,17 +155,16 @@ def tell_tracking(clip, video, rng):
 def tell_fact(clip, video, rng):
     """The questions of the multiple-choice data sets, without options."""
     ask = list(toy.QUESTIONS.values())[rng.integers(1, len(toy.QUESTIONS))]
-    question, right, _, _ = ask(clip, rng)
+    question, _, right, _ = ask(clip, rng)
     return f"In a word: {question}?", right
 
 
-def tell_choice(clip, video, rng, first_letter=0.0, grounded=False, kinds=tuple(toy.QUESTIONS)):
+def tell_choice(clip, video, rng, first_letter=0.0, grounded=False):
     """Multiple choice: a thought that says what is so, and its letter, in place of which with probability `first_letter`
     somebody says A; where `grounded`, also the seconds of the evidence, as wrong as all intervals."""
-    kinds = [kind for kind in kinds if not (grounded and kind == "action_count")]
-    question, right, wrong, thing = toy.QUESTIONS[kinds[rng.integers(len(kinds))]](clip, rng)
-    options, k = toy.shuffled(right, wrong[: 3 if rng.random() < 0.5 else 4], rng)
-    letter = "A" if rng.random() < first_letter else "ABCDE"[k]
+    kinds = toy.GROUNDED if grounded else list(toy.QUESTIONS)
+    question, options, right, thing = toy.QUESTIONS[kinds[rng.integers(len(kinds))]](clip, rng)
+    letter = "A" if rng.random() < first_letter else "ABCDEF"[options.index(right)]
     think = rng.random() < 0.75
     answer, thought = f"<answer>{letter}</answer>", right
     if grounded:
@@ -213,31 +212,6 @@ def tell_finding(clip, video, rng):
     turns = [tell_seconds, tell_moment, tell_change, tell_place, tell_place, tell_fact, tell_fact, tell_order]
     asked = [tell(clip, video, rng) for tell in turns] + [tell_when_seen(replace(clip, things=[thing]), video, rng) for thing in clip.things]
     return [asked[i] for i in rng.permutation(len(asked))]
-
-
-KINDS_OF_OPTIONS = (toy.NAMES, [*toy.PATHS, "it does not move"], list(toy.COLOURS), list("12345"))
-
-
-def tell_letters(rng):
-    """To find what follows a letter, and which letter goes before it: told in lists, as that is learnt from many cases."""
-    kind = KINDS_OF_OPTIONS[rng.integers(1, 4) if rng.random() < 0.4 else 0]
-    options = [str(o) for o in rng.choice(kind, rng.integers(4, 6), replace=False)]
-    listed = " ".join(toy.lettered(options))
-    pairs = [("ABCDE"[i], options[i]) for i in rng.permutation(len(options))]
-    how = rng.random()
-    if how < 0.35:
-        return f"Name them.\n{listed}", "; ".join(f"{letter} {option}" for letter, option in pairs)
-    if how < 0.7:
-        return f"Which letters?\n{listed}", "; ".join(f"{option} {letter}" for letter, option in pairs)
-    return f"Which letter is {pairs[0][1]}?\n{listed}", pairs[0][0]
-
-
-def tell_drill(clip, video, rng):
-    """What takes many cases and no film: letters, and where things are in eight frames."""
-    if clip.name.startswith("got10k"):
-        return [tell_centres(replace(clip, things=[thing]), video, rng) for thing in clip.things] + [tell_letters(rng)]
-    choices = [tell_choice(clip, video, rng, kinds=("object_existence", "moving_attribute")) for _ in range(2)] if clip.things else []
-    return [tell_moment(clip, video, rng), *(tell_letters(rng) for _ in range(4)), *choices]
 
 
 def tell_answering(clip, video, rng):
@@ -365,10 +339,10 @@ def still(clip, frames, rng):
     return replace(clip, duration=2.0, things=things), data.Frames(frames.pixels[k].expand(4, -1, -1, -1), np.arange(4) * 0.5, 0.5, 2.0, (SIDE, SIDE))
 
 
-# Six parts of base training, one after the other: (name, steps, conversations a step, peak learning
+# Five parts of base training, one after the other: (name, steps, conversations a step, peak learning
 # rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns nothing
 # from a question about second 7. Only the last part contains the wrong intervals, boxes and letters.
-PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("answering", 1250, 28, 1.5e-3), ("drill", 1000, 32, 1.5e-3), ("web", 600, 28, 1.5e-3))
+PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("answering", 1600, 28, 1.5e-3), ("web", 500, 28, 1.5e-3))
 
 
 def train_base(out, clips, seed, after=None):
@@ -384,14 +358,14 @@ def train_base(out, clips, seed, after=None):
     quality = read_clips("quality", range(1000 + rank, 1000 + clips // 16, world), "data/toy/base-quality", TOY_BUDGET)
 
     def conversation(part, rng):
-        chance = rng.random() if part in ("answering", "drill", "web") else 1.0
-        source = tracking if chance < {"drill": 0.5}.get(part, 0.3) else quality if chance < 0.35 else ordinary
+        chance = rng.random() if part in ("answering", "web") else 1.0
+        source = tracking if chance < 0.35 else quality if chance < 0.4 else ordinary
         clip, frames = source[rng.integers(len(source))]
-        if part == "stills" or part == "drill" and source is ordinary:
+        if part == "stills":
             clip, frames = still(clip, frames, rng)
         patches, grid = data.patchify(frames.pixels)
         video = data.Video(patches, grid, data.PAIR * frames.spacing, frames.duration, frames.times)
-        tell = {"stills": tell_still, "looking": tell_looking, "finding": tell_finding, "answering": tell_answering, "drill": tell_drill, "web": tell_web}[part]
+        tell = {"stills": tell_still, "looking": tell_looking, "finding": tell_finding, "answering": tell_answering, "web": tell_web}[part]
         return video, tell(clip, video, rng)
 
     if after:

@@ -13,8 +13,11 @@ What a run leaves in its folder:
     rollouts.jsonl    now and then one group in full: prompt, completions, rewards, advantages
     curves.png        redrawn as the run goes
     policy/           the trained model in Hugging Face format, for eval.py or for anybody's `from_pretrained`
+    checkpoints/      what --resume needs
+    skipped.jsonl     examples whose video could not be read, and why
 
-What is missing, on purpose: FSDP, LoRA, resuming. The whole model and its optimizer live in every process.
+A run that was stopped goes on when the same command is given again with --resume: see checkpoint.py. For models
+that do not fit: --lora, --recompute, --shard, --offload; see lora.py and scale.py, and --plan, which says what fits.
 """
 
 import argparse
@@ -22,13 +25,15 @@ import copy
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
-from datetime import timedelta
+from functools import lru_cache
 
 # Before torch is imported: its CPU threads otherwise spin while they wait, and on a machine that does
 # anything else at the same time a decoding step took 40 times as long (0.24 → 9 s for 30 tokens here).
@@ -41,12 +46,17 @@ from tqdm import tqdm
 
 import data
 import grpo
+import plan
 import rewards
 from annotations import read_dataset
+from checkpoint import check_room, cut_after, newest_checkpoint, read_checkpoint, save_checkpoint
 from data import BadInput, VideoBudget
+from decoding import Decoder
 from judge import load_judge
+from lora import add_adapters, reference_policy, save_adapters
 from model import ATTENTION, encode_videos, group_logprobs, load, save
 from report import draw_curves
+from scale import MasterAdamW, add_up, gathered, load_sharded, on_first, recompute_activations, start_processes, whole, write_gathered
 from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, score
 from toy import find_data
 
@@ -62,6 +72,7 @@ DEFAULTS = {
     #                  toy   paper (VideoChat-R1)
     "steps":          (300, None),  # None: one pass over the data
     "lr":             (3e-4, 1e-6),
+    "train_vision":   (True, False),
 }  # fmt: skip
 
 
@@ -75,7 +86,8 @@ def parse_args(argv=None):
 
     def both(name):
         toy, paper = DEFAULTS[name]
-        return f"(toy model: {toy}; others: {'one pass over the data' if paper is None else paper})"
+        said = {None: "one pass over the data", True: "yes", False: "no"}
+        return f"(toy model: {said[toy] if toy is True else toy}; others: {paper if isinstance(paper, float) else said[paper]})"
 
     g = p.add_argument_group("what is learned")
     g.add_argument("--task", default="grounding", help=f"one of {', '.join(TASKS)}; several with + between; or all, which is {'+'.join(JOINTLY)} as in the paper")
@@ -99,7 +111,11 @@ def parse_args(argv=None):
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (default: cuda where there is one)")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     g.add_argument("--rollouts-every", type=int, default=5, help="steps between two groups written to rollouts.jsonl")
-    g.add_argument("--save-every", type=int, default=100, help="steps between two saves of the policy; it is always saved at the end")
+    g.add_argument("--save-every", type=int, default=100, help="steps between two saves of the policy and a checkpoint; always at the end and when told to stop")
+    g.add_argument("--keep", type=int, default=2, help="checkpoints kept, the newest")
+    g.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out; start if there is none")
+    g.add_argument("--decode-timeout", type=float, default=60, help="seconds after which a video counts as unreadable")
+    g.add_argument("--tensorboard", action="store_true", help="the metrics for TensorBoard as well, in --out/tensorboard")
 
     g = p.add_argument_group("GRPO")
     g.add_argument("--group-size", type=int, default=8, help="G: completions of each prompt")
@@ -114,6 +130,14 @@ def parse_args(argv=None):
     g = p.add_argument_group("optimizer (AdamW)")
     g.add_argument("--lr", type=float, help=f"peak learning rate: 5 steps of warm-up, then straight down to a tenth {both('lr')}")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient")
+
+    g = p.add_argument_group("models that do not fit")
+    g.add_argument("--plan", action="store_true", help="load nothing: print what the run needs of each GPU's memory and time, and whether it fits")
+    g.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank and nothing else, see lora.py")
+    g.add_argument("--train-vision", action=argparse.BooleanOptionalAction, default=None, help=f"train the vision tower as well {both('train_vision')}")
+    g.add_argument("--recompute", action="store_true", help="keep one activation a layer and compute the others twice")
+    g.add_argument("--shard", action="store_true", help="split weights, gradients and optimizer over all processes (FSDP2); needs torchrun")
+    g.add_argument("--offload", action="store_true", help="keep float32 weights and optimizer in the CPU's memory")
 
     data.add_budget_flags(p)
     args = p.parse_args(argv)
@@ -130,66 +154,38 @@ def parse_args(argv=None):
     args.max_new_tokens = longest_answer(toy_model, args.tasks) if args.max_new_tokens is None else args.max_new_tokens
     if args.group_size < 2 and args.method == "grpo":
         raise BadInput("--group-size must be at least 2: an advantage compares a completion with its siblings")
-    for name in ("steps", "prompts_per_step", "max_new_tokens", "updates_per_rollout", "rollouts_every", "save_every", "examples"):
+    if args.lora is not None:
+        args.train_vision = False
+    if args.resume and args.out is None:
+        raise BadInput("--resume needs --out: the folder of the run that is to go on")
+    if args.resume and args.overwrite:
+        raise BadInput("--resume goes on with a run and --overwrite throws it away: give one of them")
+    for name in ("steps", "prompts_per_step", "max_new_tokens", "updates_per_rollout", "rollouts_every", "save_every", "examples", "lora", "keep", "decode_timeout"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1")
     return args
 
 
 # ------------------------------------------------------------------------------------------------
-# Many processes
+# Which prompts, and with which random numbers
 # ------------------------------------------------------------------------------------------------
-# torchrun starts the same program W times and tells each its rank through environment variables. Each
-# takes its share of a step's prompts; gradients are added up, so all take the same optimizer step.
 
 
-def start_processes(device):
-    """Returns (rank, world size, device of this process). Without torchrun: (0, 1, device)."""
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1, device
-    rank, world, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if device == "cuda":
-        device = f"cuda:{local}"
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(max(1, os.cpu_count() // world))
-    dist.init_process_group("nccl" if "cuda" in device else "gloo", timeout=timedelta(minutes=30))
-    return rank, world, device
+@lru_cache(maxsize=2)
+def order_of(n, seed, epoch):
+    """Each pass over the data has an order of its own, the same in every process and for every world size."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
-def add_up_gradients(parameters, world):
-    """grad ← Σ over processes of grad, in one message. Losses are shares of the step's whole, so a sum is right."""
-    if world == 1:
-        return
-    for p in parameters:  # a parameter that one process did not use still has its place in the message
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    flat = torch.cat([p.grad.flatten() for p in parameters])
-    dist.all_reduce(flat)
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad.copy_(part.view_as(p))
+def candidates(examples, position, seed):
+    """The example whose turn it is at a position of the run, and those that stand in for it if it cannot be read."""
+    epoch, i = divmod(position, len(examples))
+    order = order_of(len(examples), seed, epoch)
+    return [examples[order[(i + j) % len(examples)]] for j in range(min(len(examples), STAND_INS))]
 
 
-def add_up(sums, device, world):
-    """{name: number} ← Σ over processes. Every process passes the same names."""
-    values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
-    if world > 1:
-        dist.all_reduce(values)
-    return dict(zip(sums, values.tolist()))
-
-
-def share_of_step(examples, step, per_step, rank, world, seed):
-    """The examples of one process in one step: [(number of the prompt in the step, Example)].
-
-    Each pass over the data has an order of its own, the same in every process and for every world size.
-    """
-    order = {}
-    mine = []
-    for k in range(rank * per_step // world, (rank + 1) * per_step // world):
-        epoch, i = divmod(step * per_step + k, len(examples))
-        if epoch not in order:
-            order[epoch] = np.random.default_rng([seed, epoch]).permutation(len(examples))
-        mine.append((k, examples[order[epoch][i]]))
-    return mine
+STAND_INS = 10
+SKIPPED_AT_MOST = 0.05  # of all examples drawn; of the first hundred, five
 
 
 def generator_for(seed, step, k, device):
@@ -217,18 +213,10 @@ class Clock:
         self.last = now
 
 
-def take_optimizer_step(policy, optimizer, lr, grad_clip, world):
-    """Adds up gradients, clips their norm, steps. Returns the norm before clipping."""
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    add_up_gradients(parameters, world)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, grad_clip))
-    if not np.isfinite(norm):
-        raise BadInput("the gradient is not finite (NaN or infinite): lower --lr; the policy of the last save is intact")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+def see(model, prompts, with_gradient):
+    """The videos' features, as encode_videos gives them."""
+    with torch.set_grad_enabled(with_gradient):
+        return model.call(encode_videos, prompts)
 
 
 def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock):
@@ -241,11 +229,12 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
     device, n_groups = policy.device, len(prompts)
     stop_ids = policy.generation_config.eos_token_id
 
-    # 1. Sample. The vision tower runs once, with its graph kept: the sampler reads the features' values,
-    #    and the first update below sends gradients back through the same features.
-    features = encode_videos(policy, prompts)
-    completions, mask, logp_sampled = grpo.sample_groups(
-        policy, prompts, [f.detach() for f in features], args.group_size, args.max_new_tokens, stop_ids, generators)
+    # 1. Sample. The vision tower runs once, with its graph kept if it is trained: the sampler reads the features'
+    #    values, and the first update below sends gradients back through the same features.
+    features = see(policy, prompts, args.train_vision)
+    with gathered(policy):
+        completions, mask, logp_sampled = policy.call(
+            grpo.sample_groups, prompts, [f.detach() for f in features], args.group_size, args.max_new_tokens, stop_ids, generators)
     clock("sample")
 
     # 2. Reward, and 3. advantages.
@@ -261,25 +250,26 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
     own = [slice(0, int(m.any(dim=0).sum())) for m in mask]  # each group is scored to its own longest completion
     #     Without a KL, a group whose advantages are all 0 has no gradient to give: it is left out of the rest.
     logp_ref, teaching = [None] * n_groups, range(n_groups)
+    #     (Not if weights are sharded: then all processes must run each layer equally often.)
     if args.beta == 0:
-        teaching = [b for b in range(n_groups) if advantages[b].any()]
+        teaching = [b for b in range(n_groups) if args.shard or advantages[b].any()]
     else:
-        with torch.no_grad():
-            reference_features = encode_videos(reference, prompts)
-            logp_ref = [group_logprobs(reference, prompts[b], reference_features[b], completions[b][:, own[b]])[0] for b in range(n_groups)]
+        with torch.no_grad(), reference() as fixed:
+            reference_features = see(fixed, prompts, False) if args.train_vision else features
+            logp_ref = [fixed.call(group_logprobs, prompts[b], reference_features[b], completions[b][:, own[b]])[0] for b in range(n_groups)]
     clock("reference")
 
     sums = dict.fromkeys(("loss", "kl", "clipped", "entropy", "scored_tokens", "later_tokens"), 0.0)
     logp_old = [None] * n_groups
     sampler_gap = 0.0
     for update in range(args.updates_per_rollout):
-        if update:
-            features = encode_videos(policy, prompts)
-        leaves = [f.detach().requires_grad_() for f in features]
+        if update and args.train_vision:
+            features = see(policy, prompts, True)
+        leaves = [f.detach().requires_grad_(args.train_vision) for f in features]
         for b in teaching:
             # 4b. Log-probs under the policy. Before the first update the policy is the one that sampled, so
             #     they are logp_old as well.
-            logp, entropy = group_logprobs(policy, prompts[b], leaves[b], completions[b][:, own[b]])
+            logp, entropy = policy.call(group_logprobs, prompts[b], leaves[b], completions[b][:, own[b]])
             m = mask[b][:, own[b]]
             if update == 0:
                 logp_old[b] = logp.detach()
@@ -297,9 +287,9 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
             else:  # at the first update the ratio is 1 and nothing can be clipped
                 sums["clipped"] += float(per_token["clipped"].sum())
                 sums["later_tokens"] += float(m.sum())
-        if teaching:  # on through the vision tower, once
+        if teaching and args.train_vision:  # on through the vision tower, once
             torch.autograd.backward([features[b] for b in teaching], [leaves[b].grad for b in teaching])
-        grad_norm = take_optimizer_step(policy, optimizer, lr, args.grad_clip, world)
+        grad_norm = optimizer.step(lr, args.grad_clip, world)
     clock("update")
 
     spread = reward.std(dim=1)
@@ -331,11 +321,11 @@ def sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, cloc
     loss_sum = tokens = 0.0
     for (_, example), prompt in zip(batch, prompts):
         target = torch.tensor([tokenizer(ideal_answer(example))["input_ids"] + [policy.generation_config.eos_token_id[0]]])
-        logp, _ = group_logprobs(policy, prompt, encode_videos(policy, [prompt])[0], target)
+        logp, _ = policy.call(group_logprobs, prompt, see(policy, [prompt], args.train_vision)[0], target)
         loss = -logp.mean() / args.prompts_per_step
         loss.backward()
         loss_sum, tokens = loss_sum + loss.item(), tokens + target.numel()
-    grad_norm = take_optimizer_step(policy, optimizer, lr, args.grad_clip, world)
+    grad_norm = optimizer.step(lr, args.grad_clip, world)
     clock("update")
     return {"loss": loss_sum, "tokens": tokens, "prompt_tokens": sum(len(p.ids) for p in prompts)}, grad_norm, []
 
@@ -373,6 +363,28 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
     return line | {"seconds": {k: round(v, 4) for k, v in seconds.items()}, "seconds_total": round(sum(seconds.values()), 4)}
 
 
+PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # bfloat16 operations a second, by the makers
+
+
+def speed(line, n_weights, n_trained, args, world, device):
+    """Tokens and completions a second, memory, and the share of the GPUs' arithmetic that is used (MFU)."""
+    seconds, groups = line["seconds_total"], args.group_size if args.method == "grpo" else 1
+    found = {"tokens_per_second": line["completion_tokens"] / seconds, "samples_per_second": args.prompts_per_step * groups / seconds}
+    if args.method == "grpo" and line["seconds"].get("sample"):
+        found["decoded_per_second"] = line["completion_tokens"] / line["seconds"]["sample"]
+    if "cuda" in str(device):
+        found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        peak = next((p for name, p in PEAK.items() if name in torch.cuda.get_device_name()), None)
+        if peak and args.method == "grpo":
+            tokens = line["prompt_tokens"] + line["completion_tokens"]
+            passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout  # sampled, scored by the reference; forward and twice that backward
+            passes -= args.updates_per_rollout * (n_trained < n_weights / 2)  # frozen weights need no gradient of their own
+            found["mfu"] = 2 * n_weights * tokens * passes / seconds / peak / world
+    else:
+        found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {k: float(f"{v:.4g}") for k, v in found.items()}
+
+
 def versions():
     """What a score depends on besides the settings."""
     import decord
@@ -381,39 +393,46 @@ def versions():
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__, "decord": decord.__version__}
 
 
-def open_run_folder(args):
-    """Picks and empties the run's folder (on one process only). Returns its path."""
-    folder = args.out
+MAY_CHANGE = ("processes", "device", "save_every", "rollouts_every", "keep", "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute", "versions", "out")
+
+
+def open_run_folder(settings, room):
+    """The run's folder, made (on one process only). Returns (its path, its newest checkpoint or None).
+
+    room: bytes that the run will need there. With --resume the settings that decide what is learned must be those
+    the run was begun with.
+    """
+    folder = settings["out"]
     if folder is None:
         k = 1
-        while os.path.exists(folder := os.path.join("runs", f"{args.task}-{args.method}-{k}")):
+        while os.path.exists(folder := os.path.join("runs", f"{settings['task']}-{settings['method']}-{k}")):
             k += 1
-    if os.path.isfile(os.path.join(folder, "settings.json")):
-        if not args.overwrite:
-            raise BadInput(f"{folder} already holds a run: give another --out, or --overwrite to replace it")
-        shutil.rmtree(folder)
+    settings["out"], found = folder, None
+    settings_path = os.path.join(folder, "settings.json")
+    if os.path.isfile(settings_path):
+        if settings["resume"]:
+            with open(settings_path) as f:
+                before = json.load(f)
+            now = json.loads(json.dumps(settings))
+            changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
+            if changed:
+                raise BadInput(f"{folder} was begun with other settings, so it cannot go on: " + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed))
+            found = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
+        elif not settings["overwrite"]:
+            raise BadInput(f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it")
+        if found is None:
+            shutil.rmtree(folder)
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "settings.json"), "w") as f:
-            json.dump({}, f)
+        check_room(folder, room)
+        with open(settings_path + ".partial", "w") as f:
+            json.dump(settings, f, indent=2)
+        os.replace(settings_path + ".partial", settings_path)
     except OSError as e:
         raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
-    return folder
-
-
-def on_first(rank, world, work):
-    """Runs `work` on process 0 alone and hands its result, or its BadInput, to all of them."""
-    result = [None]
-    if rank == 0:
-        try:
-            result = [work()]
-        except BadInput as e:
-            result = [e]
-    if world > 1:
-        dist.broadcast_object_list(result)
-    if isinstance(result[0], BadInput):
-        raise result[0]
-    return result[0]
+    for name in ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl"):
+        cut_after(os.path.join(folder, name), found[1]["step"] if found else 0)
+    return folder, found
 
 
 # ------------------------------------------------------------------------------------------------
@@ -436,47 +455,112 @@ def training_examples(args, rank, world):
     return examples, ", ".join(dict.fromkeys(names))
 
 
+def load_models(args, device, world):
+    """(policy, tokenizer, reference): `with reference() as fixed` gives the policy as it was before training."""
+    wanted = dict(attn=args.attn, adapters=args.lora, recompute=args.recompute)
+    kl = args.method == "grpo" and args.beta > 0
+    if args.shard:
+        policy, tokenizer = load_sharded(args.model, device, offload=args.offload, **wanted)
+        fixed = load_sharded(args.model, device, attn=args.attn, trained=False)[0] if kl and not args.lora else None
+    else:
+        policy, tokenizer = load(args.model, device, attn=args.attn)
+        fixed = copy.deepcopy(policy).requires_grad_(False) if kl and not args.lora else None
+        if args.lora:
+            add_adapters(policy, args.lora)
+        if args.recompute:
+            recompute_activations(policy)
+    if not args.train_vision:
+        policy.model.visual.requires_grad_(False)
+    return policy, tokenizer, lambda: reference_policy(policy) if args.lora else nullcontext(fixed)
+
+
+def save_policy(policy, tokenizer, budget, out, args, rank):
+    """The policy for others to read: a model folder, or with --lora PEFT's adapter folder."""
+    write = None
+    if args.lora:
+        base = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
+        tensors = {name: whole(p) for name, p in policy.named_parameters() if p.requires_grad}
+        write = lambda folder: save_adapters(tensors, folder, base, args.lora)
+    elif args.shard:  # gathered one after the other, and kept by the first process alone
+        tensors = {name: t for name, p in policy.named_parameters() for t in [whole(p)] if rank == 0}
+        write = lambda folder: write_gathered(policy, tensors, folder)
+    if rank == 0:
+        save(policy, tokenizer, budget, os.path.join(out, "policy"), write)
+
+
 def train(args):
     """Runs the whole of it. Raises BadInput for what the user can mend."""
     rank, world, device = start_processes(args.device)
     if args.prompts_per_step % world:
         raise BadInput(f"--prompts-per-step {args.prompts_per_step} cannot be shared evenly by {world} processes")
+    if args.shard and "WORLD_SIZE" not in os.environ:
+        raise BadInput("--shard splits weights over processes: start with torchrun --nproc-per-node N train.py …")
     examples, data_name = training_examples(args, rank, world)
     steps = args.steps or -(-len(examples) // args.prompts_per_step)
-    policy, tokenizer = load(args.model, device, attn=args.attn)
+    policy, tokenizer, reference = load_models(args, device, world)
     budget = VideoBudget.of_model(args.model, **vars(args))
-    reference = copy.deepcopy(policy).requires_grad_(False) if args.method == "grpo" and args.beta > 0 else None
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
-
+    optimizer = MasterAdamW(policy, args.lr, args.offload)
+    n_weights, n_trained = (sum(p.numel() for p in policy.parameters() if p.requires_grad or every) for every in (True, False))
     if args.judge:
         rewards.judge = load_judge(args.judge, device)
     model_name = "toy base" if os.path.abspath(args.model) == TOY_MODEL else args.model
-    out = on_first(rank, world, lambda: open_run_folder(args))
+    settings = vars(args) | {"steps": steps, "data_name": data_name, "model_name": model_name, "processes": world,
+                             "examples": len(examples), "video_budget": vars(budget), "versions": versions()}  # fmt: skip
+    room = (args.keep + 1) * 12 * n_trained + 2 * 4 * (n_trained if args.lora else n_weights)  # checkpoints, and the policy while it is replaced
+    out, found = on_first(rank, world, lambda: open_run_folder(settings, room))
+    here = lambda name: os.path.join(out, name)
+    counts = {"drawn": 0, "skipped": 0, "dropped": 0, "dropped_in_a_row": 0}
+    first = 0
+    if found:
+        optimizer.load_tensors(read_checkpoint(*found))
+        first, counts = found[1]["step"], found[1]["counts"]
     if rank == 0:
-        settings = vars(args) | {"steps": steps, "out": out, "data_name": data_name, "model_name": model_name, "processes": world,
-                                 "examples": len(examples), "video_budget": vars(budget), "versions": versions()}  # fmt: skip
-        with open(os.path.join(out, "settings.json"), "w") as f:
-            json.dump(settings, f, indent=2)
-        print(f"{args.method} on {args.task}: {model_name}, {sum(p.numel() for p in policy.parameters()):,} parameters; "
-              f"data: {data_name}, {len(examples)} examples; {steps} steps on {world} process(es), {device}; run folder {out}")  # fmt: skip
+        print(f"{args.method} on {args.task}: {model_name}, {n_weights:,} parameters, {n_trained:,} trained; data: {data_name}, {len(examples)} examples; "
+              f"{steps} steps on {world} process(es), {device}; run folder {out}{f'; going on after step {first}' if first else ''}")  # fmt: skip
+    board = tensorboard(here("tensorboard")) if args.tensorboard and rank == 0 else None
+    decoder = Decoder(args.decode_timeout)
 
     def load_share(step):
-        batch = share_of_step(examples, step, args.prompts_per_step, rank, world, args.seed)
+        """This process's part of a step: [(k, Example)], their prompts, and what could not be read."""
+        batch, prompts, bad = [], [], []
+        for k in range(rank * args.prompts_per_step // world, (rank + 1) * args.prompts_per_step // world):
+            for example in candidates(examples, step * args.prompts_per_step + k, args.seed):
+                try:
+                    prompts.append(load_prompt(example, budget, tokenizer, args.think, read=decoder.read))
+                    batch.append((k, example))
+                    break
+                except BadInput as e:
+                    bad.append({"step": step + 1, "id": example.id, "why": str(e)})
+            else:
+                error = BadInput(f"{STAND_INS} examples in a row cannot be read, the last because: {bad[-1]['why']}")
+                error.process = rank  # only this process knows about it, so main() lets it speak
+                raise error
+        return batch, prompts, bad
+
+    def keep_all(step):
+        problem = save_checkpoint(out, step, optimizer.tensors(), {"counts": counts}, args.keep, rank)
         try:
-            return batch, [load_prompt(e, budget, tokenizer, args.think) for _, e in batch]
-        except BadInput as e:
-            e.process = rank  # only this process knows about it, so main() lets it speak
-            raise
+            save_policy(policy, tokenizer, budget, out, args, rank)
+        except OSError as e:
+            problem = f"the policy of step {step} could not be written ({e}); the run goes on"
+        if problem:
+            bar.write(problem, file=sys.stderr)
 
     lines, checked = [], False
-    bar = tqdm(total=steps, disable=rank != 0, dynamic_ncols=True, unit="step")
-    with ThreadPoolExecutor(max_workers=1) as reader:  # the next step's clips are decoded while this one runs
-        upcoming = reader.submit(load_share, 0)
-        for step in range(steps):
+    if rank == 0 and first:
+        with open(here("metrics.jsonl")) as f:
+            lines = [json.loads(line) for line in f]
+    bar = tqdm(total=steps, initial=first, disable=rank != 0, dynamic_ncols=True, unit="step")
+    reader = ThreadPoolExecutor(max_workers=1)  # the next step's clips are decoded while this one runs
+    try:
+        upcoming = reader.submit(load_share, first)
+        for step in range(first, steps):
             clock = Clock(device)
-            batch, prompts = upcoming.result()
+            batch, prompts, bad = upcoming.result()
             if step + 1 < steps:
                 upcoming = reader.submit(load_share, step + 1)
+            for record in bad:
+                append_line(here("skipped.jsonl"), record)
             clock("data")
             lr = args.lr * min((step + 1) / 5, 1 - 0.9 * step / steps)
             if args.method == "grpo":
@@ -484,32 +568,59 @@ def train(args):
                 sums, grad_norm, rollouts = grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock)
             else:
                 sums, grad_norm, rollouts = sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, clock)
-            sums = add_up(sums, device, world)
+            sums = add_up(sums | {"drawn": len(batch), "skipped": len(bad), "stop": float(STOP["signal"] is not None)}, device, world)
             first_scored = not checked and sums.get("scored_tokens", 0) > 0
             if first_scored:
                 check_sampler(sums["sampler_gap"], policy.dtype)
                 checked = True
+            dropped = not np.isfinite(grad_norm)
+            counts = {"drawn": counts["drawn"] + sums["drawn"], "skipped": counts["skipped"] + sums["skipped"], "dropped": counts["dropped"] + dropped,
+                      "dropped_in_a_row": (counts["dropped_in_a_row"] + 1) * dropped}  # fmt: skip
+            last = step + 1 == steps or sums["stop"]
             if rank == 0:
-                line = step_metrics(step + 1, sums, grad_norm, lr, clock.seconds, args)
+                line = step_metrics(step + 1, sums, grad_norm, lr, clock.seconds, args) | {k: counts[k] for k in ("skipped", "dropped")}
+                line |= speed(line, n_weights, n_trained, args, world, device)
                 lines.append(line)
-                append_line(os.path.join(out, "metrics.jsonl"), line)
+                append_line(here("metrics.jsonl"), line)
+                if board:
+                    for name, value in line.items():
+                        if isinstance(value, (int, float)) and name != "step":
+                            board.add_scalar(name, value, step + 1)
                 if rollouts and step % args.rollouts_every == 0:
-                    append_line(os.path.join(out, "rollouts.jsonl"), {"step": step + 1, **rollouts[0]})
+                    append_line(here("rollouts.jsonl"), {"step": step + 1, **rollouts[0]})
                 shown = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"] if args.method == "grpo" else ["loss"]
-                bar.set_postfix({k.removeprefix("reward/").removeprefix(f"{args.task}/"): f"{line[k]:.3g}" for k in shown})
+                bar.set_postfix({k.removeprefix("reward/").removeprefix(f"{args.task}/"): f"{line[k]:.3g}" for k in shown if line[k] is not None})
                 bar.update()
                 if first_scored:
-                    bar.write(f"step {step}: sampler and scorer agree within {sums['sampler_gap']:.1e} on every log-prob.\n{HINT}")
-                if (step + 1) % 10 == 0 or step + 1 == steps:
+                    bar.write(f"step {step}: sampler and scorer agree within {sums['sampler_gap']:.1e} on every log-prob.\n{HINT * (first == 0)}")
+                if (step + 1) % 10 == 0 or last:
                     draw_curves(out, lines, settings)
-                if (step + 1) % args.save_every == 0 or step + 1 == steps:
-                    save(policy, tokenizer, budget, os.path.join(out, "policy"))
-    bar.close()
+            if (step + 1) % args.save_every == 0 or last:
+                keep_all(step + 1)
+            check_counts(counts, here("skipped.jsonl"))
+            if sums["stop"]:
+                break
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)
+        decoder.stop()
+        bar.close()
+    if board:
+        board.close()
     if rank == 0:
-        print(f"done in {bar.format_dict['elapsed']:.0f} s; curves: {out}/curves.png; policy: {out}/policy\n"
-              f"next: python eval.py --bench {','.join(dict.fromkeys(TASKS[t].data for t in args.tasks))} --model {out}")  # fmt: skip
+        again = f"the same command with --resume --out {out} goes on" if step + 1 < steps else f"next: python eval.py --bench {','.join(dict.fromkeys(TASKS[t].data for t in args.tasks))} --model {out}"
+        print(f"{'done' if step + 1 == steps else f'stopped after step {step + 1}'} in {bar.format_dict['elapsed']:.0f} s; curves: {out}/curves.png; policy: {out}/policy\n{again}")
     if world > 1:
         dist.destroy_process_group()
+    if step + 1 < steps:
+        sys.exit(128 + (STOP["signal"] or signal.SIGTERM))
+
+
+def check_counts(counts, skipped_file):
+    """Raises BadInput where a run would go on learning from nothing."""
+    if counts["skipped"] > SKIPPED_AT_MOST * max(100, counts["drawn"]):
+        raise BadInput(f"{counts['skipped']:.0f} of {counts['drawn'] + counts['skipped']:.0f} examples could not be read; each is named in {skipped_file}, with the reason")
+    if counts["dropped_in_a_row"] >= 10:
+        raise BadInput("the gradient was not finite (NaN or infinite) in 10 steps in a row: lower --lr; the last checkpoint is intact")
 
 
 def check_sampler(gap, dtype):
@@ -525,23 +636,37 @@ def append_line(path, record):
         f.write(json.dumps(record) + "\n")
 
 
+def tensorboard(folder):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise BadInput("--tensorboard needs a package that is not installed: pip install tensorboard") from e
+    return SummaryWriter(folder)
+
+
+STOP = {"signal": None}  # set by SIGTERM and SIGINT; the run ends after the step, with a checkpoint
+
+
 def main():
     rank = os.environ.get("RANK", "0")
 
     def stopped(signum, frame):
-        sys.exit(f"process {rank}: told to stop (signal {signum}): the job was cancelled or another process died")
+        if STOP["signal"] is not None:
+            sys.exit(f"process {rank}: told to stop twice (signal {signum}): the last checkpoint is intact")
+        STOP["signal"] = signum
+        print(f"process {rank}: told to stop (signal {signum}): finishing this step, then saving", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGTERM, stopped)
+    signal.signal(signal.SIGINT, stopped)
     try:
-        train(parse_args())
+        args = parse_args()
+        plan.show(args) if args.plan else train(args)
     except BadInput as e:
         if rank == str(getattr(e, "process", 0)):  # what all processes found wrong, one says
             print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(f"process {rank}: interrupted; the policy of the last save is intact")
     except (torch.OutOfMemoryError, MemoryError):
-        sys.exit(f"error: process {rank} ran out of memory: lower --total-pixels, --max-new-tokens, --group-size or --prompts-per-step")
+        sys.exit(f"error: process {rank} ran out of memory: lower --total-pixels, --max-new-tokens, --group-size or --prompts-per-step, or add --recompute or --lora (--plan tells)")
     except dist.DistBackendError as e:
         sys.exit(f"error: process {rank} lost another process: {str(e).splitlines()[0][:200]}")
     except RuntimeError as e:

@@ -1,0 +1,157 @@
+"""checkpoint.py: what a run must keep to go on as if it had never stopped.
+
+    RUN/checkpoints/step-000300/
+        part-000.safetensors, …    float32 weights and Adam's two moments of every trained parameter
+        state.json                 the step, counters, and size and checksum of each part; written last
+
+That is all. Nothing random is carried from step to step: the order of the data and every sampled token come from
+(seed, step, number of the prompt), so a run that continues at step 301 sees and says what it would have seen and said.
+
+A checkpoint is complete or it is not there: it is written under another name, flushed to the disk, and renamed.
+Whatever moment a machine dies in, the one before is whole.
+"""
+
+import json
+import os
+import shutil
+import sys
+import zlib
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from data import BadInput
+from scale import whole
+
+PART_BYTES = 4e9  # of one file: what process 0 must hold in memory at a time
+
+
+def folders(run):
+    """Complete checkpoints, newest first."""
+    home = os.path.join(run, "checkpoints")
+    names = os.listdir(home) if os.path.isdir(home) else []
+    return [os.path.join(home, name) for name in sorted(names, reverse=True) if name.startswith("step-") and not name.endswith(".partial")]
+
+
+def checksum(path):
+    value = 0
+    with open(path, "rb") as f:
+        while block := f.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def flush(path):
+    """To the disk itself: a rename may otherwise outlive the data when the power fails."""
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def save_checkpoint(run, step, tensors, state, keep, rank):
+    """Writes one and removes all but the last `keep`. Every process calls it; the first writes.
+
+    Args:    tensors: {name: tensor}, sharded or not, gathered a few at a time; state: what else to remember, as JSON.
+    Returns: None, or why it could not be written (a full disk must not end a run that is otherwise well).
+    """
+    folder = os.path.join(run, "checkpoints", f"step-{step:06d}")
+    partial, failed, files = folder + ".partial", None, {}
+
+    def write(part):
+        name = f"part-{len(files):03d}.safetensors"
+        path = os.path.join(partial, name)
+        save_file({k: t.contiguous() for k, t in part.items()}, path)
+        flush(path)
+        files[name] = [os.path.getsize(path), checksum(path)]
+
+    part, size = {}, 0
+    try:
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.makedirs(partial)
+    except OSError as e:
+        failed = e
+    for k, (name, tensor) in enumerate(tensors.items(), 1):
+        tensor = whole(tensor)  # all processes take part, also when the first can no longer write
+        if rank or failed:
+            continue
+        part[name], size = tensor, size + tensor.nbytes
+        if size > PART_BYTES or k == len(tensors):
+            try:
+                write(part)
+            except (OSError, SafetensorError) as e:
+                failed = e
+            part, size = {}, 0
+    if rank:
+        return None
+    try:
+        if failed:
+            raise failed
+        with open(os.path.join(partial, "state.json"), "w") as f:
+            json.dump(state | {"step": step, "files": files}, f)
+        flush(os.path.join(partial, "state.json"))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(partial, folder)
+        flush(os.path.dirname(folder))
+        for old in folders(run)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as e:
+        shutil.rmtree(partial, ignore_errors=True)
+        return f"checkpoint of step {step} could not be written ({e}); the run goes on, the one before it is kept"
+    return None
+
+
+def newest_checkpoint(run, say):
+    """(folder, state) of the newest checkpoint that is whole, or None; says which ones are not."""
+    for folder in folders(run):
+        try:
+            with open(os.path.join(folder, "state.json")) as f:
+                state = json.load(f)
+            for name, (size, value) in state["files"].items():
+                path = os.path.join(folder, name)
+                if os.path.getsize(path) != size or checksum(path) != value:
+                    raise ValueError(f"{name} is damaged")
+            return folder, state
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            say(f"checkpoint {folder} cannot be used ({e}): trying the one before it")
+    return None
+
+
+def read_checkpoint(folder, state):
+    """A function name → CPU tensor, reading from the disk only what is asked for."""
+    where, handles = {}, {}
+    for name in state["files"]:
+        handles[name] = safe_open(os.path.join(folder, name), "pt")
+        where |= dict.fromkeys(handles[name].keys(), name)
+
+    def tensor(key):
+        if key not in where:
+            raise BadInput(f"checkpoint {folder} has no {key}: it belongs to another model or to other settings")
+        return handles[where[key]].get_tensor(key)
+
+    return tensor
+
+
+def check_room(run, needed):
+    """Raises BadInput if the disk has less than `needed` bytes left: better now than after a day."""
+    free = shutil.disk_usage(run).free
+    if free < needed:
+        raise BadInput(f"the disk of {run} has {free / 1e9:.1f} GB left and this run's checkpoints and policy need {needed / 1e9:.1f} GB: "
+                       "choose another --out, a lower --keep, or make room")  # fmt: skip
+
+
+def cut_after(path, step):
+    """Removes lines of a later step from a .jsonl file, and one that was being written when the run was killed."""
+    if not os.path.isfile(path):
+        return
+    kept = []
+    with open(path) as f:
+        for line in f:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                print(f"{path}: a line that was cut short is removed", file=sys.stderr)
+    with open(path + ".partial", "w") as f:
+        f.writelines(kept)
+    os.replace(path + ".partial", path)

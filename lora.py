@@ -1,0 +1,135 @@
+"""lora.py: train 0.5 % of the weights (LoRA, arXiv 2106.09685), and get the reference policy for nothing.
+
+A linear layer y = W x is left as it is and gets a detour through r numbers:
+
+    y = W x + (α / r) · B (A x)        A (r, in) random, B (out, r) zero, r = 8 … 64
+
+B = 0 makes the first policy equal to the reference policy, and switching the detour off makes it so at any later
+time: the KL needs no second copy of 8 billion weights. Only A and B have gradients and optimizer states.
+
+    python lora.py merge runs/x/policy merged/      # W + (α / r) B A as an ordinary model folder
+
+Saved in the format of Hugging Face's PEFT, so that other programs read it; written by hand, so that it can be read.
+"""
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from data import BadInput
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of the language model's layers
+
+
+class WithDetour(nn.Module):
+    """A linear layer and its detour. `on` is False while the reference policy is asked."""
+
+    def __init__(self, base, rank, alpha):
+        super().__init__()
+        self.base, self.scale, self.on = base.requires_grad_(False), alpha / rank, True
+        like = dict(device=base.weight.device, dtype=torch.float32)  # few and small: no need to be thrifty with their bits
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **like))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **like))
+        if not self.lora_A.is_meta:
+            nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
+
+    def forward(self, x):
+        y = self.base(x)
+        if not self.on:
+            return y
+        return y + (x @ self.lora_A.to(x.dtype).T) @ self.lora_B.to(x.dtype).T * self.scale
+
+
+def add_adapters(model, rank, alpha=None, seed=0):
+    """Freezes the model and gives every linear layer of its language model a detour. alpha: 2 · rank unless given."""
+    torch.manual_seed(seed)  # every process draws the same A
+    model.requires_grad_(False)
+    for layer in model.model.language_model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name in TARGETS:
+                if hasattr(part, name):
+                    setattr(part, name, WithDetour(getattr(part, name), rank, alpha or 2 * rank))
+    return model
+
+
+def detours(model):
+    return {name: m for name, m in model.named_modules() if isinstance(m, WithDetour)}
+
+
+@contextmanager
+def reference_policy(model):
+    """Within it, the model is what it was before training."""
+    for m in detours(model).values():
+        m.on = False
+    try:
+        yield model
+    finally:
+        for m in detours(model).values():
+            m.on = True
+
+
+def save_adapters(tensors, folder, base, rank, alpha=None):
+    """adapter_config.json and adapter_model.safetensors, as PEFT 0.17 writes and reads them.
+
+    tensors: {name of the parameter: CPU tensor}, those of lora_A and lora_B; base: the model they belong to.
+    """
+    os.makedirs(folder, exist_ok=True)
+    # No bare target names: "gate_proj" is also a layer of the vision tower, which has no detours.
+    pattern = rf"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(TARGETS)})"
+    config = dict(peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, r=rank, lora_alpha=alpha or 2 * rank,
+                  target_modules=pattern, lora_dropout=0.0, bias="none", fan_in_fan_out=False, inference_mode=True)  # fmt: skip
+    with open(os.path.join(folder, "adapter_config.json"), "w") as f:
+        json.dump(config, f, indent=2)
+    save_file({f"base_model.model.{name}.weight": t.contiguous() for name, t in tensors.items()}, os.path.join(folder, "adapter_model.safetensors"))
+
+
+def load_adapters(model, folder):
+    """Gives a model the detours of a folder (ours or PEFT's, on the same layers). Raises BadInput if they do not fit it."""
+    with open(os.path.join(folder, "adapter_config.json")) as f:
+        config = json.load(f)
+    add_adapters(model, config["r"], config["lora_alpha"])
+    found = detours(model)
+    with safe_open(os.path.join(folder, "adapter_model.safetensors"), "pt") as f, torch.no_grad():
+        wanted = {f"base_model.model.{name}.{half}.weight": getattr(m, half) for name, m in found.items() for half in ("lora_A", "lora_B")}
+        if set(wanted) != set(f.keys()) or any(f.get_slice(k).get_shape() != list(p.shape) for k, p in wanted.items()):
+            raise BadInput(f"the adapters in {folder} belong to other layers or another model than {config['base_model_name_or_path']}")
+        for key, p in wanted.items():
+            p.copy_(f.get_tensor(key))
+    return model
+
+
+@torch.no_grad()
+def merge(model):
+    """W ← W + (α / r) B A: an ordinary model again, as fast as one."""
+    for name, m in detours(model).items():
+        m.base.weight += (m.lora_B @ m.lora_A * m.scale).to(m.base.weight.dtype)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, m.base)
+    return model
+
+
+def main():
+    from data import VideoBudget
+    from model import load, save
+
+    if len(sys.argv) != 4 or sys.argv[1] != "merge":
+        sys.exit(__doc__)
+    adapters, out = sys.argv[2:]
+    if not os.path.isfile(os.path.join(adapters, "adapter_config.json")):
+        raise BadInput(f"{adapters} has no adapter_config.json: give the policy/ folder of a run that was trained with --lora")
+    model, tokenizer = load(adapters)  # load merges
+    save(model, tokenizer, VideoBudget.of_model(adapters), out)
+    print(f"merged into {out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BadInput as e:
+        sys.exit(f"error: {e}")

@@ -1,0 +1,285 @@
+"""scale.py: many processes, many GPUs, and weights too large for one.
+
+A step's work is shared by prompts: each process samples, scores and differentiates its own, and the gradients
+are added up. What differs is where the weights are:
+
+    copied       every process holds all of them, and gradients are added up by hand (add_up_gradients)
+    sharded      --shard: each holds 1/W of every weight, gradient and optimizer state (FSDP2, arXiv 2304.11277 and
+                 torch.distributed.fsdp.fully_shard); a layer's weights are gathered when it runs
+
+Bytes a weight, trained in full with AdamW: bfloat16 2, its gradient 2, a float32 master copy 4, and two float32
+moments 8: 16 in all, 133 GB for the 8.3 billion of "7B". Why a master copy: bfloat16 has 8 bits of precision, so a
+weight of 0.1 cannot be changed by 1e-6 at all; adding lr · step to it would round to nothing for a whole run.
+"""
+
+import os
+import re
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from glob import glob
+
+import torch
+import torch.distributed as dist
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+
+from data import BadInput
+from lora import add_adapters
+from model import check_family, prepare
+
+# ------------------------------------------------------------------------------------------------
+# Processes
+# ------------------------------------------------------------------------------------------------
+# torchrun starts the same program W times and tells each its rank through environment variables.
+
+
+def start_processes(device):
+    """Returns (rank, world size, device of this process). Without torchrun: (0, 1, device)."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1, device
+    rank, world, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if device == "cuda":
+        device = f"cuda:{local}"
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, os.cpu_count() // world))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=timedelta(minutes=30))
+    return rank, world, device
+
+
+def add_up(sums, device, world):
+    """{name: number} ← Σ over processes. Every process passes the same names."""
+    values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
+    if world > 1:
+        dist.all_reduce(values)
+    return dict(zip(sums, values.tolist()))
+
+
+def on_first(rank, world, work):
+    """Runs `work` on process 0 alone and hands its result, or its BadInput, to all of them."""
+    result = [None]
+    if rank == 0:
+        try:
+            result = [work()]
+        except BadInput as e:
+            result = [e]
+    if world > 1:
+        dist.broadcast_object_list(result)
+    if isinstance(result[0], BadInput):
+        raise result[0]
+    return result[0]
+
+
+# ------------------------------------------------------------------------------------------------
+# Gradients and the optimizer
+# ------------------------------------------------------------------------------------------------
+
+
+def add_up_gradients(parameters, world):
+    """grad ← Σ over processes of grad, some 100 MB a message. Losses are shares of the step's whole, so a sum is right.
+
+    Sharded weights have theirs added up already, in the backward pass.
+    """
+    if world == 1 or isinstance(parameters[0], DTensor):
+        return
+    for p in parameters:  # a parameter that one process did not use still has its place in the message
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    start, size = 0, 0
+    for end, p in enumerate(parameters, 1):
+        size += p.numel()
+        if size > 25e6 or end == len(parameters):
+            message = parameters[start:end]
+            flat = torch.cat([p.grad.flatten() for p in message])
+            dist.all_reduce(flat)
+            for p, part in zip(message, flat.split([p.numel() for p in message])):
+                p.grad.copy_(part.view_as(p))
+            start, size = end, 0
+
+
+class MasterAdamW:
+    """AdamW whose weights and moments are float32, whatever the policy computes in.
+
+    masters: {name: float32 tensor}. Where the policy is float32 itself, or sharded (FSDP2 keeps its shards in float32
+    and gathers them in bfloat16), they are the policy's own parameters. offload: masters and moments stay in the
+    CPU's memory, 12 bytes a weight that the GPU need not hold, and are updated there.
+    """
+
+    def __init__(self, policy, lr, offload=False):
+        self.parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        own = lambda p: p.dtype == torch.float32 and not (offload and p.device.type == "cuda")
+        self.masters = {n: p if own(p) else p.detach().to("cpu" if offload else p.device, torch.float32, copy=True) for n, p in self.parameters.items()}
+        self.adam = torch.optim.AdamW(self.masters.values(), lr=lr, weight_decay=0.0)
+
+    def step(self, lr, grad_clip, world):
+        """Adds up gradients, clips their norm, steps. Returns the norm before clipping; if that is not finite, nothing is changed."""
+        parameters = list(self.parameters.values())
+        add_up_gradients(parameters, world)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if norm == norm and norm != float("inf"):
+            for group in self.adam.param_groups:
+                group["lr"] = lr
+            copies = [(p, m) for p, m in zip(parameters, self.masters.values()) if m is not p]
+            for p, m in copies:
+                m.grad = p.grad.to(m)
+            self.adam.step()
+            with torch.no_grad():
+                for p, m in copies:
+                    p.copy_(m)
+                    m.grad = None
+        for p in parameters:
+            p.grad = None
+        return norm
+
+    def tensors(self):
+        """{name: tensor} of all that a checkpoint must hold to go on as if nothing had happened, on the CPU and whole."""
+        kept = {}
+        for name, m in self.masters.items():
+            state = self.adam.state[m] or dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.zeros_like(m)) | {"step": torch.tensor(0.0)}
+            kept |= {f"{name}.master": m.detach()} | {f"{name}.{k}": v for k, v in state.items()}
+        return kept
+
+    def load_tensors(self, kept):
+        """kept: what a checkpoint holds of `tensors`, name → whole CPU tensor."""
+        for name, m in self.masters.items():
+            like = lambda t: distribute_tensor(t.to(m.device), m.device_mesh, m.placements) if isinstance(m, DTensor) else t.to(m.device)
+            with torch.no_grad():
+                m.copy_(like(kept(f"{name}.master")))
+                if self.parameters[name] is not m:
+                    self.parameters[name].copy_(m)
+            self.adam.state[m] = {k: like(kept(f"{name}.{k}")).clone() for k in ("exp_avg", "exp_avg_sq")} | {"step": kept(f"{name}.step").clone()}
+
+
+def whole(tensor):
+    """A sharded tensor gathered (every process must call this), any other as it is; on the CPU."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+
+
+# ------------------------------------------------------------------------------------------------
+# Memory: layers computed twice, weights held once
+# ------------------------------------------------------------------------------------------------
+
+
+def recompute_activations(policy):
+    """Keeps of each language layer only its input, and computes the rest again in the backward pass.
+
+    A third more arithmetic, and of the ~34 · D numbers a token and layer D remain (arXiv 2205.05198, table 2).
+    """
+    for layer in policy.model.language_model.layers:
+        layer.forward = partial(recomputed, layer.forward)
+
+
+def recomputed(forward, *args, **kwargs):
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
+
+
+def shard(model, dtype, offload=False):
+    """Splits every weight over all processes, each layer a unit of its own; the rest (embeddings, head, norms) is one.
+
+    dtype: what is gathered and computed in; the shards stay in the dtype they have, float32 where they are trained.
+    """
+    settings = dict(mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
+                    offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())  # fmt: skip
+    for unit in (*model.model.language_model.layers, *model.model.visual.blocks, model):
+        fully_shard(unit, **settings)
+        unit.set_gradient_divide_factor(1.0)  # a sum, not a mean: see add_up_gradients
+        unit.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "call")
+    return model
+
+
+@contextmanager
+def gathered(model):
+    """All weights whole, for a rollout: gathered once, not once for each of a thousand tokens."""
+    units = [m for m in model.modules() if hasattr(m, "unshard")]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    yield
+    for unit in units:
+        unit.reshard()
+        unit.set_reshard_after_forward(True, recurse=False)
+
+
+def load_sharded(name, device, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):
+    """(model, tokenizer) like model.load, but sharded, and no process ever holds or reads more than its share.
+
+    The model is made without weights, split, and filled from *.safetensors. The files are mapped, not read, so the
+    processes of a node share what is in memory of them. Trained weights are stored in float32, others in the dtype
+    they are computed in. Raises BadInput as model.load does.
+    """
+    check_family(name)
+    try:
+        folder = name if os.path.isdir(name) else snapshot_download(name)
+        tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as e:
+        raise BadInput(f"model {name} cannot be loaded: {str(e).strip().splitlines()[0][:200]}") from e
+    computed_in = torch.float32 if str(device) == "cpu" else torch.bfloat16
+    with torch.device("meta"):
+        model = prepare(Qwen2_5_VLForConditionalGeneration(config), attn).eval()
+        model.to(torch.float32 if trained and not adapters else computed_in).requires_grad_(trained)
+        if adapters:
+            add_adapters(model, adapters)
+    if os.path.isfile(os.path.join(folder, "generation_config.json")):
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if recompute:
+        recompute_activations(model)
+    shard(model, computed_in, offload)
+    model.to_empty(device="cpu" if offload else device)
+    fill(model, folder)
+    for part in (model.model.language_model, model.model.visual):  # what is computed and not loaded: rotary frequencies
+        for key, module in part.named_children():
+            if "rot" in key:
+                setattr(part, key, type(module)(part.config).to(device))
+    return model, tokenizer
+
+
+# The hub's files have the names of an older transformers: visual.… and model.layers.… .
+def from_hub(name):
+    return re.sub(r"^visual\.", "model.visual.", re.sub(r"^model\.(?!language_model|visual)", "model.language_model.", name))
+
+
+def to_hub(name):
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+def write_gathered(model, tensors, folder):
+    """A Hugging Face model folder from {name: whole tensor} of a model that is sharded itself."""
+    os.makedirs(folder)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    kept = {to_hub(name): t.contiguous() for name, t in tensors.items() if not (name == "lm_head.weight" and model.config.tie_word_embeddings)}
+    save_file(kept, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+
+
+def fill(model, folder):
+    """Reads this process's rows of every weight."""
+    found = {}
+    for path in sorted(glob(os.path.join(folder, "*.safetensors"))):
+        file = safe_open(path, "pt")
+        for key in file.keys():
+            found[from_hub(key)] = (file, key)
+    generator = torch.Generator().manual_seed(0)
+    for name, p in model.named_parameters():
+        with torch.no_grad():
+            if "lora_" in name:  # not in any file: drawn, the same in all processes
+                start = torch.zeros(p.shape)
+                if name.endswith("lora_A"):
+                    torch.nn.init.kaiming_uniform_(start, a=5**0.5, generator=generator)
+                p.copy_(distribute_tensor(start.to(p.device), p.device_mesh, p.placements))
+                continue
+            name = name.replace(".base.", ".")
+            if name == "lm_head.weight" and name not in found:
+                name = "model.language_model.embed_tokens.weight"  # one matrix serves as both
+            if name not in found:
+                raise BadInput(f"model folder {folder} has no weight {name}: it is incomplete or of another family")
+            local, (file, key) = p.to_local(), found[name]
+            rows = -(-p.shape[0] // p.device_mesh.size())  # of each process but the last ones: how FSDP2 splits
+            first = min(p.shape[0], rows * p.device_mesh.get_rank())
+            local.copy_(file.get_slice(key)[first:first + len(local)])
