@@ -1,1 +1,128 @@
-def show(args): pass
+"""plan.py: will it fit, and how long will it take? From the model's config alone, before anything is loaded.
+
+    python train.py --task grounding --model Qwen/Qwen2.5-VL-7B-Instruct --lora 64 --recompute --plan
+
+Memory of one GPU is what stays (weights, gradients, optimizer) and the larger of two things that come and go: the
+KV cache while a group is sampled, the activations while it is scored. Each line below is one product. What the
+figures do not know is fragmentation and what CUDA itself takes: about 1.5 GB a process, which is added.
+
+Letters as in model.py: P prompt tokens, B prompts of one process, G completions of each, C tokens of each, L = P + G·C
+the row that is scored, D hidden size, I of the MLP, V vocabulary, N weights; W processes.
+"""
+
+import os
+
+import torch
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+from data import BadInput, VideoBudget
+from lora import add_adapters
+from model import check_family
+
+# name: (memory in bytes, bfloat16 operations a second, bytes a second from memory), by the makers' data sheets
+GPUS = {"H200": (141e9, 989e12, 4.8e12), "H100": (80e9, 989e12, 3.35e12), "A100": (80e9, 312e12, 2.0e12), "4090": (24e9, 165e12, 1.0e12)}
+USED = 0.4  # share of the arithmetic that large matrix products reach in practice
+
+
+def empty_model(name, lora):
+    """The model with shapes and without numbers."""
+    check_family(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as e:
+        raise BadInput(f"the config of {name} cannot be read: {str(e).strip().splitlines()[0][:200]}") from e
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+        model.tie_weights()
+        return add_adapters(model, lora) if lora else model
+
+
+def prompt_tokens(args):
+    """P at most: the video's tokens as the budget allows, and about 200 of text. The toy's clips never fill their budget: about 80."""
+    from train import TOY_MODEL
+
+    budget = VideoBudget.of_model(args.model, **vars(args))
+    return 200 + (80 if os.path.abspath(args.model) == TOY_MODEL else budget.total_pixels // 28**2)
+
+
+def estimate(model, args, world, cuda=True, P=None):
+    """{what: bytes} of one process, and {phase: operations} of one step of it.
+
+    model: as empty_model makes it; args: of train.py. On a CPU weights and activations are float32.
+    """
+    c, v = model.config.text_config, model.config.vision_config
+    P, G, C = P or prompt_tokens(args), args.group_size if args.method == "grpo" else 1, args.max_new_tokens
+    B, L, number = args.prompts_per_step // world, P + G * C, 2 if cuda else 4
+    if not args.train_vision:
+        model.model.visual.requires_grad_(False)
+    N = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    D, I, V, layers = c.hidden_size, c.intermediate_size, c.vocab_size, c.num_hidden_layers
+    head = D // c.num_attention_heads
+    kv = c.num_key_value_heads * head
+    share = world if args.shard else 1
+    kl = args.method == "grpo" and args.beta > 0
+
+    master = trained * 4 * (cuda and not args.shard and not args.lora)  # sharded weights are float32 themselves, adapters too
+    weights = {
+        "weights": (N * 4 if args.shard and not args.lora else N * number) / share,
+        "reference policy": N * number / share if kl and not args.lora else 0,
+        "gradients": trained * (4 if args.shard or args.lora else number) / share,
+        "optimizer": 0 if args.offload else (trained * 8 + master) / share,
+    }
+    # A layer keeps for its backward pass, a token: two norms (each its input, a float32 copy and its result), q, k, v before and
+    # after rotation, the attention's result, and the MLP's gate, silu(gate), up and product.
+    wide = 4 if cuda else 2  # of a float32 copy, beside numbers of `number` bytes, in halves
+    norms = 2 * D * (2 + wide / 2)
+    a_layer = L * number * (norms + 3 * (D + kv) + D + 2 * D + 4 * I)
+    kept = (layers * L * D * number + a_layer) if args.recompute else layers * a_layer
+    vision = B * P * 4 * v.depth * number * (12 * v.hidden_size + 4 * v.intermediate_size) if args.train_vision else 0
+    logits = min(1024, G * C) * V * 4 * 4  # float32 logits, their softmax, and the gradients of both
+    gathered = N * number if args.shard else 0  # all weights at once, during a rollout
+    moving = {"sampling: KV cache": 2 * kv * layers * number * B * (P + G * C) + B * G * V * 4 * 3 + gathered, "scoring: activations and logits": kept + vision + logits}
+
+    language = sum(p.numel() for n, p in model.named_parameters() if "visual" not in n and "embed_tokens" not in n)
+    backward = 2 if trained > N / 2 else 1  # frozen weights need no gradient of their own
+    operations = {
+        "prefill": 2 * language * B * P,
+        "scoring, reference": 2 * language * B * L * kl,
+        "scoring, with backward": 2 * language * B * L * (1 + backward + bool(args.recompute)) * args.updates_per_rollout,
+    }
+    return weights, moving, operations, dict(N=N, trained=trained, P=P, L=L, B=B, G=G, C=C)
+
+
+def seconds(operations, sizes, args, gpu):
+    """Rough seconds of a step: products at 40 % of the GPU's arithmetic; each decoded token reads all weights and the cache."""
+    _, peak, bandwidth = GPUS[gpu]
+    found = {name: n / (peak * USED) for name, n in operations.items()}
+    found["decoding"] = args.max_new_tokens * sizes["N"] * 2 / (0.6 * bandwidth) if args.method == "grpo" else 0.0
+    return found
+
+
+def show(args):
+    """Prints the estimate for these flags. --plan of train.py."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("RANK", "0") != "0":
+        return
+    model = empty_model(args.model, args.lora)
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    gpu = next((name for name in GPUS if name in here), "H100")
+    weights, moving, operations, sizes = estimate(model, args, world)
+    stays, peak = sum(weights.values()), sum(weights.values()) + max(moving.values()) + 1.5e9
+    memory = torch.cuda.get_device_properties(0).total_memory if here else GPUS[gpu][0]
+    print(f"{args.model}: {sizes['N'] / 1e9:.2f} billion weights, {sizes['trained'] / 1e9:.3f} trained; {world} process(es), one GPU each ({here or f'none here; figures for an {gpu}'})")
+    print(f"a step of one process: {sizes['B']} prompts of at most {sizes['P']:,} tokens, {sizes['G']} completions of at most {sizes['C']:,} each; rows of {sizes['L']:,} tokens are scored\n")
+    for name, n in weights.items():
+        print(f"  {name:<34}{n / 1e9:8.2f} GB")
+    for name, n in moving.items():
+        print(f"  {name:<34}{n / 1e9:8.2f} GB{'   (comes and goes)'}")
+    print(f"  {'at most, with 1.5 GB for CUDA':<34}{peak / 1e9:8.2f} GB   {'fits' if peak < memory else 'DOES NOT FIT'} in {memory / 1e9:.0f} GB")
+    if args.offload:
+        print(f"  {'in the CPU’s memory (optimizer)':<34}{sizes['trained'] * 12 / 1e9:8.2f} GB")
+    parts = seconds(operations, sizes, args, gpu)
+    print(f"\nabout {sum(parts.values()):.0f} s a step on an {gpu}: " + ", ".join(f"{name} {s:.1f}" for name, s in parts.items()))
+    if peak >= memory:
+        hints = [("--recompute", not args.recompute and max(moving.values()) == moving["scoring: activations and logits"]), ("--lora 64", not args.lora and stays > memory / 2),
+                 ("--shard on more GPUs", not args.shard and stays > memory / 2), ("--offload", not args.offload and weights["optimizer"] > memory / 8),
+                 ("a lower --max-new-tokens or --total-pixels", True)]  # fmt: skip
+        print("to make it fit, try: " + ", ".join(hint for hint, useful in hints if useful))

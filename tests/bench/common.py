@@ -47,20 +47,24 @@ def arguments(description, weights="random weights", **extra):
     return args
 
 
-def make_policy(size, device):
-    """The real class at a size of SIZES, or the toy's; random weights."""
-    torch.manual_seed(0)
-    if size == "toy":
-        return prepare(toy_base.make_model(AutoTokenizer.from_pretrained(TOKENIZER))).to(device).eval()
+def real_config(size):
     shape = dict(SIZES[size])
     tie = shape.pop("tie")
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config=dict(shape, max_position_embeddings=128000, tie_word_embeddings=tie,
                          rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24])),
         vision_config=dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=shape["hidden_size"],
                            fullatt_block_indexes=[7, 15, 23, 31], window_size=112, tokens_per_second=2),
         image_token_id=151655, video_token_id=151656, vision_start_token_id=151652, vision_end_token_id=151653, tie_word_embeddings=tie,
     )  # fmt: skip
+
+
+def make_policy(size, device):
+    """The real class at a size of SIZES, or the toy's; random weights."""
+    torch.manual_seed(0)
+    if size == "toy":
+        return prepare(toy_base.make_model(AutoTokenizer.from_pretrained(TOKENIZER))).to(device).eval()
+    config = real_config(size)
     torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration(config)

@@ -1,0 +1,183 @@
+"""Runs that are stopped, killed and damaged go on to the weights that they would have had."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import BASE, ROOT
+from safetensors.torch import load_file
+
+import checkpoint
+import train
+from data import BadInput
+
+QUICK = ["--task", "grounding", "--group-size", "2", "--prompts-per-step", "2", "--max-new-tokens", "16", "--steps", "6", "--save-every", "2", "--rollouts-every", "1"]
+
+
+def run(charades, out, *more, **kwargs):
+    return subprocess.run([sys.executable, "train.py", *QUICK, "--data", charades, "--out", str(out), *more], cwd=ROOT, capture_output=True, text=True, **kwargs)
+
+
+def start(charades, out, *more):
+    return subprocess.Popen([sys.executable, "train.py", *QUICK, "--data", charades, "--out", str(out), *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def weights(out):
+    return load_file(os.path.join(out, "policy", "model.safetensors"))
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values()))
+
+
+def lines(out, name="metrics.jsonl"):
+    with open(os.path.join(out, name)) as f:
+        return [json.loads(line) for line in f]
+
+
+def wait_for(path, job):
+    while not os.path.exists(path):
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def unstopped(charades, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("run") / "unstopped")
+    done = run(charades, out)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(os.path.join(out, "checkpoints"))) == ["step-000004", "step-000006"]  # --keep 2
+    return out
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(charades, unstopped, tmp_path):
+    out = tmp_path / "killed"
+    job = start(charades, out)
+    wait_for(out / "checkpoints" / "step-000002", job)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    done = run(charades, out, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stdout
+    assert same(out, unstopped)
+    drop = lambda line: {k: v for k, v in line.items() if "second" not in k and k != "memory_gb"}
+    assert [drop(a) for a in lines(out)] == [drop(b) for b in lines(unstopped)]
+    assert [r["step"] for r in lines(out, "rollouts.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_sigterm_saves_and_exits(charades, unstopped, tmp_path):
+    out = tmp_path / "told"
+    job = start(charades, out)
+    wait_for(out / "metrics.jsonl", job)
+    job.send_signal(signal.SIGTERM)
+    told, (said, _) = time.time(), job.communicate(timeout=60)
+    assert job.returncode == 128 + signal.SIGTERM and time.time() - told < 15 and "stopped after step" in said
+    steps = len(lines(out))
+    assert 1 <= steps < 6 and os.path.isdir(out / "checkpoints" / f"step-{steps:06d}")
+    assert run(charades, out, "--resume").returncode == 0
+    assert same(out, unstopped)
+
+
+def test_damaged_checkpoint_is_passed_over(charades, unstopped, tmp_path):
+    out = tmp_path / "damaged"
+    shutil.copytree(unstopped, out)
+    path = out / "checkpoints" / "step-000006" / "part-000.safetensors"
+    blob = bytearray(path.read_bytes())
+    blob[len(blob) // 2] ^= 1  # one bit
+    path.write_bytes(blob)
+    done = run(charades, out, "--resume")
+    assert done.returncode == 0 and "step-000006 cannot be used (part-000.safetensors is damaged)" in done.stderr and "after step 4" in done.stdout
+    assert same(out, unstopped)
+
+
+def test_resume_refuses_other_settings_and_starts_where_nothing_is(charades, unstopped, tmp_path):
+    out = tmp_path / "other"
+    shutil.copytree(unstopped, out)
+    done = run(charades, out, "--resume", "--lr", "1e-5")
+    assert done.returncode == 2 and "lr was 0.0003, now 1e-05" in done.stderr and "Traceback" not in done.stderr
+    done = run(charades, out)
+    assert done.returncode == 2 and "--resume" in done.stderr
+    done = run(charades, tmp_path / "new", "--resume", "--steps", "1")
+    assert done.returncode == 0 and len(lines(tmp_path / "new")) == 1
+
+
+def test_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    tensors = {"a": torch.ones(3)}
+    assert checkpoint.save_checkpoint(str(tmp_path), 1, tensors, {}, 2, 0) is None
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    said = checkpoint.save_checkpoint(str(tmp_path), 2, tensors, {}, 2, 0)
+    assert "No space left" in said and os.listdir(tmp_path / "checkpoints") == ["step-000001"]
+    with pytest.raises(BadInput, match="the disk of .* has .* GB left"):
+        checkpoint.check_room(str(tmp_path), 1e18)
+
+
+def test_unreadable_videos_are_replaced_and_named(charades, tmp_path):
+    """One of 12 training clips is damaged: whoever draws it takes the next one; the run ends well and says so."""
+    broken = tmp_path / "charades"
+    shutil.copytree(charades, broken)
+    (broken / "videos" / "train00003.mp4").write_bytes(b"not a video")
+    out = tmp_path / "run"
+    done = run(broken, out, "--steps", "8")
+    assert done.returncode == 0, done.stderr
+    skipped = lines(out, "skipped.jsonl")
+    assert skipped and {s["id"].split("/")[0] for s in skipped} == {"train00003"} and "cannot be decoded" in skipped[0]["why"]
+    assert lines(out)[-1]["skipped"] == len(skipped)
+
+
+def test_many_unreadable_videos_stop_the_run(charades, tmp_path):
+    broken = tmp_path / "charades"
+    shutil.copytree(charades, broken)
+    for i in range(0, 12, 2):
+        (broken / "videos" / f"train{i:05d}.mp4").write_bytes(b"")
+    done = run(broken, tmp_path / "run", "--steps", "20")
+    assert done.returncode == 2 and "could not be read; each is named in" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_steps_that_are_not_finite_are_dropped_and_ten_in_a_row_stop(charades, tmp_path, monkeypatch):
+    loss = train.grpo.policy_loss
+
+    def infinite(*args):
+        value, per_token = loss(*args)
+        return value * float("inf"), per_token
+
+    monkeypatch.setattr(train.grpo, "policy_loss", infinite)
+    args = [*QUICK, "--data", charades, "--out", str(tmp_path / "x"), "--steps", "12", "--save-every", "100"]
+    with pytest.raises(BadInput, match="10 steps in a row"):
+        train.train(train.parse_args(args))
+    assert [line["dropped"] for line in lines(tmp_path / "x")] == list(range(1, 11))
+
+
+def test_a_decoder_that_hangs_or_dies_costs_one_video(charades, tmp_path):
+    from data import VideoBudget, read_frames
+    from decoding import Decoder
+
+    good = os.path.join(charades, "videos", "train00000.mp4")
+    budget, decoder = VideoBudget.of_model(BASE), Decoder(20)
+    try:
+        ours, theirs = decoder.read(good, budget), read_frames(good, budget)
+        assert torch.equal(ours.pixels, theirs.pixels) and np.array_equal(ours.times, theirs.times) and ours.duration == theirs.duration
+        with pytest.raises(BadInput, match="does not exist"):
+            decoder.read(str(tmp_path / "none.mp4"), budget)
+        decoder.process.send_signal(signal.SIGSTOP)  # hangs
+        decoder.limit = 0.5
+        with pytest.raises(BadInput, match="not decoded within 0.5 s"):
+            decoder.read(good, budget)
+        decoder.limit = 20
+        assert torch.equal(decoder.read(good, budget).pixels, theirs.pixels)
+        decoder.process.send_signal(signal.SIGSTOP)
+        os.kill(decoder.process.pid, signal.SIGSEGV)  # crashes as soon as it is asked
+        decoder.process.send_signal(signal.SIGCONT)
+        time.sleep(0.2)
+        assert torch.equal(decoder.read(good, budget).pixels, theirs.pixels)  # a new one is there
+    finally:
+        decoder.stop()
