@@ -155,3 +155,60 @@ def cut_after(path, step):
     with open(path + ".partial", "w") as f:
         f.writelines(kept)
     os.replace(path + ".partial", path)
+
+
+# ------------------------------------------------------------------------------------------------
+# The run's folder
+# ------------------------------------------------------------------------------------------------
+
+MAY_CHANGE = ("processes", "device", "save_every", "rollouts_every", "keep", "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute", "versions", "out")
+
+
+def open_run_folder(settings, room):
+    """The run's folder, made (on one process only). Returns (its path, its newest checkpoint or None).
+
+    room: bytes that the run will need there. With --resume the settings that decide what is learned must be those
+    the run was begun with.
+    """
+    folder = settings["out"]
+    if folder is None:
+        k = 1
+        while os.path.exists(folder := os.path.join("runs", f"{settings['task']}-{settings['method']}-{k}")):
+            k += 1
+    settings["out"], found = folder, None
+    settings_path = os.path.join(folder, "settings.json")
+    if os.path.isfile(settings_path):
+        if settings["resume"]:
+            with open(settings_path) as f:
+                before = json.load(f)
+            now = json.loads(json.dumps(settings))
+            changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
+            if changed:
+                raise BadInput(f"{folder} was begun with other settings, so it cannot go on: " + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed))
+            found = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
+        elif not settings["overwrite"]:
+            raise BadInput(f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it")
+        if found is None:
+            shutil.rmtree(folder)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        check_room(folder, room)
+        with open(settings_path + ".partial", "w") as f:
+            json.dump(settings, f, indent=2)
+        os.replace(settings_path + ".partial", settings_path)
+    except OSError as e:
+        raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
+    for name in ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl"):
+        cut_after(os.path.join(folder, name), found[1]["step"] if found else 0)
+    return folder, found
+
+
+SKIPPED_AT_MOST = 0.05  # of all examples drawn; of the first hundred, five
+
+
+def check_counts(counts, skipped_file):
+    """Raises BadInput where a run would go on learning from nothing."""
+    if counts["skipped"] > SKIPPED_AT_MOST * max(100, counts["drawn"]):
+        raise BadInput(f"{counts['skipped']:.0f} of {counts['drawn'] + counts['skipped']:.0f} examples could not be read; each is named in {skipped_file}, with the reason")
+    if counts["dropped_in_a_row"] >= 10:
+        raise BadInput("the gradient was not finite (NaN or infinite) in 10 steps in a row: lower --lr; the last checkpoint is intact")

@@ -35,12 +35,14 @@ import grpo
 import rewards
 from annotations import DATASETS, read_dataset
 from data import BadInput, VideoBudget
+from decoding import Decoder
 from judge import load_judge
+from metrics import append_line, versions
 from model import ATTENTION, encode_videos, load
 from scale import on_first, start_processes
 from tasks import TASKS, load_prompt, question_text, score
 from toy import find_data
-from train import TOY_MODEL, append_line, longest_answer, versions
+from train import TOY_MODEL, longest_answer
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which data
@@ -96,7 +98,7 @@ def answered(path):
     return set(done)
 
 
-def answer_all(model, tokenizer, examples, budget, think, blind, max_new_tokens, batch_size, path, bar):
+def answer_all(model, tokenizer, examples, budget, think, blind, max_new_tokens, batch_size, path, bar, decoder):
     """Answers examples greedily and appends a record of each to `path` (predictions.jsonl).
 
     An example whose video cannot be read is recorded with its error and counts as wrong.
@@ -107,7 +109,7 @@ def answer_all(model, tokenizer, examples, budget, think, blind, max_new_tokens,
         for e in examples[i:i + batch_size]:
             record = {"id": e.id, "group": e.group, "video": e.video, "question": e.question, "answer": e.answer}
             try:
-                prompts.append(load_prompt(e, budget, tokenizer, think, blind))
+                prompts.append(load_prompt(e, budget, tokenizer, think, blind, read=decoder.read))
                 readable.append((e, record))
             except BadInput as error:
                 append_line(path, record | {"text": "", "error": str(error), **score(e.task, "", e.answer, think)})
@@ -204,6 +206,7 @@ def bench(bench_name, name, args, rank, world, device):
         print(f"model: {shown}   data: {data_name}, {len(examples)} questions   frames: {budget.fps:g} a second, at most {budget.max_frames}"
               f"   think: {think}   decoding: greedy{'   BLIND: all frames grey' if args.blind else ''}")  # fmt: skip
     model, tokenizer = load(path, device, attn=args.attn)
+    decoder = Decoder(limit=60)
 
     def answers(file_name, asked, seen):
         """All records of one round of questions, in their order; what the file holds already is not asked again."""
@@ -211,7 +214,7 @@ def bench(bench_name, name, args, rank, world, device):
         done = on_first(rank, world, lambda: answered(predictions))
         mine = [e for e in asked if e.id not in done][rank::world]  # shared out by number: each question is answered by one process
         with tqdm(total=len(mine), desc=f"answering {bench_name}", unit="question", dynamic_ncols=True, disable=rank != 0) as bar:
-            answer_all(model, tokenizer, mine, seen, think, args.blind, max_new_tokens, args.batch_size, predictions, bar)
+            answer_all(model, tokenizer, mine, seen, think, args.blind, max_new_tokens, args.batch_size, predictions, bar, decoder)
         if world > 1:
             dist.barrier()
         found = read_predictions(predictions)
@@ -220,6 +223,7 @@ def bench(bench_name, name, args, rank, world, device):
     records = first = answers("predictions.jsonl", examples, budget)
     if args.clues:
         records = answers("predictions-second-look.jsonl", *second_look(examples, {r["id"]: r for r in first}, budget))
+    decoder.stop()
     if rank == 0:
         failed = [r for r in records if "error" in r]
         for r in failed[:5]:

@@ -3,7 +3,7 @@
 The layers are Hugging Face's `Qwen2_5_VLForConditionalGeneration`, weights included. What this file
 does by hand is everything around them that RL must control exactly:
 
-    1. load and save           a folder or hub name → model + tokenizer; atomic save
+    1. load and save           folder or hub name → model + tokenizer; atomic save
     2. positions               (3, L) M-RoPE positions: each video token knows its second, row and column
     3. embeddings              token ids + patches → input embeddings, the video's features in their places
     4. attention               one prompt, read by a whole group of completions
@@ -52,7 +52,7 @@ def load(name, device="cpu", dtype=None, attn="sdpa"):
     Raises:  BadInput if there is no such model, or it is of another family.
     """
     if attn == "flash_attention_2" and (str(device) == "cpu" or importlib.util.find_spec("flash_attn") is None):
-        missing = "runs on CUDA only" if str(device) == "cpu" else "needs the package flash-attn, which is not installed (pip install flash-attn --no-build-isolation)"
+        missing = "runs on CUDA only" if str(device) == "cpu" else "needs the package flash-attn (pip install flash-attn --no-build-isolation)"
         raise BadInput(f"--attn flash_attention_2 {missing}; --attn sdpa needs nothing and is about as fast")
     dtype = dtype or (torch.float32 if str(device) == "cpu" else torch.bfloat16)
     if os.path.isfile(os.path.join(name, "adapter_config.json")):  # a run with --lora: its base, changed by its adapters

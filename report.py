@@ -30,8 +30,8 @@ def draw_curves(folder, lines, settings):
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.7 * rows), squeeze=False, layout="constrained")
     for axis, name in zip(axes.flat, names):
-        steps = np.array([line["step"] for line in lines if name in line])  # not every step has prompts of every task
-        y = np.array([line[name] for line in lines if name in line], dtype=float)
+        steps = np.array([line["step"] for line in lines if line.get(name) is not None])  # not every step has prompts of every task
+        y = np.array([line[name] for line in lines if line.get(name) is not None], dtype=float)
         window = max(1, len(y) // 15)
         total = np.cumsum(np.insert(y, 0, 0.0))
         low = np.maximum(0, np.arange(len(y)) + 1 - window)

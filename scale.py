@@ -12,9 +12,10 @@ moments 8: 16 in all, 133 GB for the 8.3 billion of "7B". Why a master copy: bfl
 weight of 0.1 cannot be changed by 1e-6 at all; adding lr · step to it would round to nothing for a whole run.
 """
 
+import copy
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from glob import glob
@@ -30,8 +31,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from data import BadInput
-from lora import add_adapters
-from model import check_family, prepare
+from lora import add_adapters, reference_policy, save_adapters
+from model import check_family, load, prepare, save
 
 # ------------------------------------------------------------------------------------------------
 # Processes
@@ -141,7 +142,7 @@ class MasterAdamW:
         """{name: tensor} of all that a checkpoint must hold to go on as if nothing had happened, on the CPU and whole."""
         kept = {}
         for name, m in self.masters.items():
-            state = self.adam.state[m] or dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.zeros_like(m)) | {"step": torch.tensor(0.0)}
+            state = self.adam.state[m] or {"exp_avg": torch.zeros_like(m), "exp_avg_sq": torch.zeros_like(m), "step": torch.tensor(0.0)}
             kept |= {f"{name}.master": m.detach()} | {f"{name}.{k}": v for k, v in state.items()}
         return kept
 
@@ -283,3 +284,41 @@ def fill(model, folder):
             rows = -(-p.shape[0] // p.device_mesh.size())  # of each process but the last ones: how FSDP2 splits
             first = min(p.shape[0], rows * p.device_mesh.get_rank())
             local.copy_(file.get_slice(key)[first:first + len(local)])
+
+
+# ------------------------------------------------------------------------------------------------
+# The models of a run
+# ------------------------------------------------------------------------------------------------
+
+
+def load_models(args, device, world):
+    """(policy, tokenizer, reference): `with reference() as fixed` gives the policy as it was before training."""
+    wanted = dict(attn=args.attn, adapters=args.lora, recompute=args.recompute)
+    kl = args.method == "grpo" and args.beta > 0
+    if args.shard:
+        policy, tokenizer = load_sharded(args.model, device, offload=args.offload, **wanted)
+        fixed = load_sharded(args.model, device, attn=args.attn, trained=False)[0] if kl and not args.lora else None
+    else:
+        policy, tokenizer = load(args.model, device, attn=args.attn)
+        fixed = copy.deepcopy(policy).requires_grad_(False) if kl and not args.lora else None
+        if args.lora:
+            add_adapters(policy, args.lora)
+        if args.recompute:
+            recompute_activations(policy)
+    if not args.train_vision:
+        policy.model.visual.requires_grad_(False)
+    return policy, tokenizer, lambda: reference_policy(policy) if args.lora else nullcontext(fixed)
+
+
+def save_policy(policy, tokenizer, budget, out, args, rank):
+    """The policy for others to read: a model folder, or with --lora PEFT's adapter folder."""
+    write = None
+    if args.lora:
+        base = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
+        tensors = {name: whole(p) for name, p in policy.named_parameters() if p.requires_grad}
+        write = lambda folder: save_adapters(tensors, folder, base, args.lora)
+    elif args.shard:  # gathered one after the other, and kept by the first process alone
+        tensors = {name: t for name, p in policy.named_parameters() for t in [whole(p)] if rank == 0}
+        write = lambda folder: write_gathered(policy, tensors, folder)
+    if rank == 0:
+        save(policy, tokenizer, budget, os.path.join(out, "policy"), write)

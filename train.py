@@ -21,17 +21,12 @@ that do not fit: --lora, --recompute, --shard, --offload; see lora.py and scale.
 """
 
 import argparse
-import copy
 import json
 import os
-import platform
-import resource
-import shutil
 import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 
@@ -49,14 +44,14 @@ import grpo
 import plan
 import rewards
 from annotations import read_dataset
-from checkpoint import check_room, cut_after, newest_checkpoint, read_checkpoint, save_checkpoint
+from checkpoint import check_counts, open_run_folder, read_checkpoint, save_checkpoint
 from data import BadInput, VideoBudget
 from decoding import Decoder
 from judge import load_judge
-from lora import add_adapters, reference_policy, save_adapters
-from model import ATTENTION, encode_videos, group_logprobs, load, save
+from metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
+from model import ATTENTION, encode_videos, group_logprobs
 from report import draw_curves
-from scale import MasterAdamW, add_up, gathered, load_sharded, on_first, recompute_activations, start_processes, whole, write_gathered
+from scale import MasterAdamW, add_up, gathered, load_models, on_first, save_policy, start_processes
 from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, score
 from toy import find_data
 
@@ -185,7 +180,6 @@ def candidates(examples, position, seed):
 
 
 STAND_INS = 10
-SKIPPED_AT_MOST = 0.05  # of all examples drawn; of the first hundred, five
 
 
 def generator_for(seed, step, k, device):
@@ -331,111 +325,6 @@ def sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, cloc
 
 
 # ------------------------------------------------------------------------------------------------
-# What a person sees
-# ------------------------------------------------------------------------------------------------
-
-HINT = """
-The loss of step 1 is 0 and that is right: before the first update every ratio is 1, and advantages have
-mean 0. Watch instead (all in metrics.jsonl and curves.png):
-  reward     per completion; its parts are reward/format (0 or 1) and the task's own
-  spread     standard deviation of rewards within a group: what there is to learn from
-  no_spread  share of groups whose completions all earn the same; they teach nothing
-  kl         distance to the reference policy in nats per token: should grow slowly, not jump
-  length     tokens per completion; unfinished: share that ran into --max-new-tokens
-"""
-
-
-def step_metrics(step, sums, grad_norm, lr, seconds, args):
-    """The step's line in metrics.jsonl, from sums over all processes."""
-    line = {"step": step, "loss": sums["loss"]}
-    if args.method == "grpo":
-        n, tokens, scored = sums["completions"], sums["tokens"], max(1.0, sums["scored_tokens"])
-        line["reward"] = sums["reward"] / n
-        for name in sums:  # "reward/task/rule"; a task that this step had no prompt of has no mean
-            if name.startswith("reward/") and sums[count := f"count/{name.split('/')[1]}"]:
-                line[name] = sums[name] / sums[count]
-        line |= {
-            "spread": sums["spread"] / sums["groups"], "no_spread": sums["no_spread"] / sums["groups"],
-            "kl": sums["kl"] / scored, "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
-            "entropy": sums["entropy"] / scored, "length": tokens / n, "unfinished": sums["unfinished"] / n,
-        }  # fmt: skip
-    line |= {"grad_norm": grad_norm, "lr": lr, "prompt_tokens": sums["prompt_tokens"], "completion_tokens": sums["tokens"]}
-    return line | {"seconds": {k: round(v, 4) for k, v in seconds.items()}, "seconds_total": round(sum(seconds.values()), 4)}
-
-
-PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # bfloat16 operations a second, by the makers
-
-
-def speed(line, n_weights, n_trained, args, world, device):
-    """Tokens and completions a second, memory, and the share of the GPUs' arithmetic that is used (MFU)."""
-    seconds, groups = line["seconds_total"], args.group_size if args.method == "grpo" else 1
-    found = {"tokens_per_second": line["completion_tokens"] / seconds, "samples_per_second": args.prompts_per_step * groups / seconds}
-    if args.method == "grpo" and line["seconds"].get("sample"):
-        found["decoded_per_second"] = line["completion_tokens"] / line["seconds"]["sample"]
-    if "cuda" in str(device):
-        found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        peak = next((p for name, p in PEAK.items() if name in torch.cuda.get_device_name()), None)
-        if peak and args.method == "grpo":
-            tokens = line["prompt_tokens"] + line["completion_tokens"]
-            passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout  # sampled, scored by the reference; forward and twice that backward
-            passes -= args.updates_per_rollout * (n_trained < n_weights / 2)  # frozen weights need no gradient of their own
-            found["mfu"] = 2 * n_weights * tokens * passes / seconds / peak / world
-    else:
-        found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {k: float(f"{v:.4g}") for k, v in found.items()}
-
-
-def versions():
-    """What a score depends on besides the settings."""
-    import decord
-    import transformers
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__, "decord": decord.__version__}
-
-
-MAY_CHANGE = ("processes", "device", "save_every", "rollouts_every", "keep", "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute", "versions", "out")
-
-
-def open_run_folder(settings, room):
-    """The run's folder, made (on one process only). Returns (its path, its newest checkpoint or None).
-
-    room: bytes that the run will need there. With --resume the settings that decide what is learned must be those
-    the run was begun with.
-    """
-    folder = settings["out"]
-    if folder is None:
-        k = 1
-        while os.path.exists(folder := os.path.join("runs", f"{settings['task']}-{settings['method']}-{k}")):
-            k += 1
-    settings["out"], found = folder, None
-    settings_path = os.path.join(folder, "settings.json")
-    if os.path.isfile(settings_path):
-        if settings["resume"]:
-            with open(settings_path) as f:
-                before = json.load(f)
-            now = json.loads(json.dumps(settings))
-            changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
-            if changed:
-                raise BadInput(f"{folder} was begun with other settings, so it cannot go on: " + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed))
-            found = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
-        elif not settings["overwrite"]:
-            raise BadInput(f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it")
-        if found is None:
-            shutil.rmtree(folder)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        check_room(folder, room)
-        with open(settings_path + ".partial", "w") as f:
-            json.dump(settings, f, indent=2)
-        os.replace(settings_path + ".partial", settings_path)
-    except OSError as e:
-        raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
-    for name in ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl"):
-        cut_after(os.path.join(folder, name), found[1]["step"] if found else 0)
-    return folder, found
-
-
-# ------------------------------------------------------------------------------------------------
 # The run
 # ------------------------------------------------------------------------------------------------
 
@@ -453,39 +342,6 @@ def training_examples(args, rank, world):
         examples += found
         names.append(name)
     return examples, ", ".join(dict.fromkeys(names))
-
-
-def load_models(args, device, world):
-    """(policy, tokenizer, reference): `with reference() as fixed` gives the policy as it was before training."""
-    wanted = dict(attn=args.attn, adapters=args.lora, recompute=args.recompute)
-    kl = args.method == "grpo" and args.beta > 0
-    if args.shard:
-        policy, tokenizer = load_sharded(args.model, device, offload=args.offload, **wanted)
-        fixed = load_sharded(args.model, device, attn=args.attn, trained=False)[0] if kl and not args.lora else None
-    else:
-        policy, tokenizer = load(args.model, device, attn=args.attn)
-        fixed = copy.deepcopy(policy).requires_grad_(False) if kl and not args.lora else None
-        if args.lora:
-            add_adapters(policy, args.lora)
-        if args.recompute:
-            recompute_activations(policy)
-    if not args.train_vision:
-        policy.model.visual.requires_grad_(False)
-    return policy, tokenizer, lambda: reference_policy(policy) if args.lora else nullcontext(fixed)
-
-
-def save_policy(policy, tokenizer, budget, out, args, rank):
-    """The policy for others to read: a model folder, or with --lora PEFT's adapter folder."""
-    write = None
-    if args.lora:
-        base = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
-        tensors = {name: whole(p) for name, p in policy.named_parameters() if p.requires_grad}
-        write = lambda folder: save_adapters(tensors, folder, base, args.lora)
-    elif args.shard:  # gathered one after the other, and kept by the first process alone
-        tensors = {name: t for name, p in policy.named_parameters() for t in [whole(p)] if rank == 0}
-        write = lambda folder: write_gathered(policy, tensors, folder)
-    if rank == 0:
-        save(policy, tokenizer, budget, os.path.join(out, "policy"), write)
 
 
 def train(args):
@@ -615,33 +471,12 @@ def train(args):
         sys.exit(128 + (STOP["signal"] or signal.SIGTERM))
 
 
-def check_counts(counts, skipped_file):
-    """Raises BadInput where a run would go on learning from nothing."""
-    if counts["skipped"] > SKIPPED_AT_MOST * max(100, counts["drawn"]):
-        raise BadInput(f"{counts['skipped']:.0f} of {counts['drawn'] + counts['skipped']:.0f} examples could not be read; each is named in {skipped_file}, with the reason")
-    if counts["dropped_in_a_row"] >= 10:
-        raise BadInput("the gradient was not finite (NaN or infinite) in 10 steps in a row: lower --lr; the last checkpoint is intact")
-
-
 def check_sampler(gap, dtype):
     """Stops a run whose sampler and scorer are two different distributions: it would learn from wrong ratios."""
     allowed = 1e-3 if dtype == torch.float32 else 0.5  # bfloat16 keeps 8 bits: a single log-prob may be off by some percent
     if not gap <= allowed:
         raise BadInput(f"the sampler's and the scorer's log-probs differ by {gap:.3g} (rounding explains {allowed}): "
                        "positions, masks or weights disagree; please report it with your versions")  # fmt: skip
-
-
-def append_line(path, record):
-    with open(path, "a") as f:
-        f.write(json.dumps(record) + "\n")
-
-
-def tensorboard(folder):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise BadInput("--tensorboard needs a package that is not installed: pip install tensorboard") from e
-    return SummaryWriter(folder)
 
 
 STOP = {"signal": None}  # set by SIGTERM and SIGINT; the run ends after the step, with a checkpoint

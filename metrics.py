@@ -1,0 +1,86 @@
+"""metrics.py: what is written down about each step, and what it means.
+
+A line of metrics.jsonl is made of sums over all processes (train.py adds them up), so that a mean is the mean of the
+whole step however many processes shared it.
+"""
+
+import json
+import math
+import platform
+import resource
+
+import torch
+
+from data import BadInput
+
+HINT = """
+The loss of step 1 is 0 and that is right: before the first update every ratio is 1, and advantages have
+mean 0. Watch instead (all in metrics.jsonl and curves.png):
+  reward     per completion; its parts are reward/format (0 or 1) and the task's own
+  spread     standard deviation of rewards within a group: what there is to learn from
+  no_spread  share of groups whose completions all earn the same; they teach nothing
+  kl         distance to the reference policy in nats per token: should grow slowly, not jump
+  length     tokens per completion; unfinished: share that ran into --max-new-tokens
+"""
+
+
+def step_metrics(step, sums, grad_norm, lr, seconds, args):
+    """The step's line in metrics.jsonl, from sums over all processes."""
+    line = {"step": step, "loss": sums["loss"]}
+    if args.method == "grpo":
+        n, tokens, scored = sums["completions"], sums["tokens"], max(1.0, sums["scored_tokens"])
+        line["reward"] = sums["reward"] / n
+        for name in sums:  # "reward/task/rule"; a task that this step had no prompt of has no mean
+            if name.startswith("reward/") and sums[count := f"count/{name.split('/')[1]}"]:
+                line[name] = sums[name] / sums[count]
+        line |= {
+            "spread": sums["spread"] / sums["groups"], "no_spread": sums["no_spread"] / sums["groups"],
+            "kl": sums["kl"] / scored, "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
+            "entropy": sums["entropy"] / scored, "length": tokens / n, "unfinished": sums["unfinished"] / n,
+        }  # fmt: skip
+    line |= {"grad_norm": grad_norm, "lr": lr, "prompt_tokens": sums["prompt_tokens"], "completion_tokens": sums["tokens"]}
+    line = {k: v if math.isfinite(v) else None for k, v in line.items()}  # JSON has no NaN
+    return line | {"seconds": {k: round(v, 4) for k, v in seconds.items()}, "seconds_total": round(sum(seconds.values()), 4)}
+
+
+PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # bfloat16 operations a second, by the makers
+
+
+def speed(line, n_weights, n_trained, args, world, device):
+    """Tokens and completions a second, memory, and the share of the GPUs' arithmetic that is used (MFU)."""
+    seconds, groups = line["seconds_total"], args.group_size if args.method == "grpo" else 1
+    found = {"tokens_per_second": line["completion_tokens"] / seconds, "samples_per_second": args.prompts_per_step * groups / seconds}
+    if args.method == "grpo" and line["seconds"].get("sample"):
+        found["decoded_per_second"] = line["completion_tokens"] / line["seconds"]["sample"]
+    if "cuda" in str(device):
+        found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        peak = next((p for name, p in PEAK.items() if name in torch.cuda.get_device_name()), None)
+        if peak and args.method == "grpo":
+            tokens = line["prompt_tokens"] + line["completion_tokens"]
+            passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout  # sampled, scored by the reference; forward and twice that backward
+            passes -= args.updates_per_rollout * (n_trained < n_weights / 2)  # frozen weights need no gradient of their own
+            found["mfu"] = 2 * n_weights * tokens * passes / seconds / peak / world
+    else:
+        found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {k: float(f"{v:.4g}") for k, v in found.items()}
+
+
+def versions():
+    """What a score depends on besides the settings."""
+    import decord
+    import transformers
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__, "decord": decord.__version__}
+
+
+def tensorboard(folder):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise BadInput("--tensorboard needs a package that is not installed: pip install tensorboard") from e
+    return SummaryWriter(folder)
+
+
+def append_line(path, record):
+    with open(path, "a") as f:
+        f.write(json.dumps(record) + "\n")
