@@ -1,4 +1,5 @@
 # make demo    the main job: GRPO on the toy world, then the score before and after (about 6 minutes on 2 cores)
+# make paper   SFT against GRPO, task by task and jointly, on every toy benchmark (see paper.py)
 # make test    the tests (under 5 minutes on 2 cores)
 # make base    remake the shipped toy base model (assets/toy-base)
 #
@@ -6,7 +7,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test base
+.PHONY: demo paper test base
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +17,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/torchrun --nproc-per-node 2 train.py --task grounding --out runs/demo --overwrite
 	$(BIN)/python eval.py --bench charades --model assets/toy-base runs/demo
+
+paper: .venv/installed
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python paper.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests

@@ -55,7 +55,7 @@ def trained(method, task, seed, args):
     folder = os.path.join(args.out, f"{task}-{method}-seed{seed}")
     if not os.path.isfile(os.path.join(folder, "policy", "config.json")) or unfinished(folder):
         run(*program("train.py", args.processes), "--task", task, "--method", method, "--seed", str(seed),
-            "--steps", str(args.steps), "--out", folder, "--overwrite")  # fmt: skip
+            "--steps", str(args.steps), "--examples", str(args.examples), "--out", folder, "--overwrite")  # fmt: skip
     return folder
 
 
@@ -118,6 +118,7 @@ def main():
     p.add_argument("--methods", nargs="+", default=["sft", "grpo"], choices=["sft", "grpo"])
     p.add_argument("--seeds", nargs="+", type=int, default=[0])
     p.add_argument("--steps", type=int, default=300, help="optimizer steps of every run")
+    p.add_argument("--examples", type=int, default=800, help="of each task at most: so that none outweighs the others in joint training")
     p.add_argument("--processes", type=int, default=os.cpu_count() if 8 % (os.cpu_count() or 1) == 0 else 1, help="for training and evaluation")
     p.add_argument("--out", default=os.path.join("runs", "paper"))
     args = p.parse_args()
