@@ -10,7 +10,8 @@ What a run leaves in its folder:
 
     settings.json     every setting and library version
     metrics.jsonl     one line a step: rewards, KL, entropy, gradient norm, tokens and seconds per phase, …
-    rollouts.jsonl    now and then one group in full: prompt, completions, rewards, advantages
+    rollouts.jsonl    now and then one group in full: prompt, completions, rewards, advantages, and each token's
+                      log-prob, its change by the step, and its KL (python report.py RUN shows them)
     curves.png        redrawn as the run goes
     policy/           the trained model in Hugging Face format, for eval.py or for anybody's `from_pretrained`
 
@@ -231,10 +232,11 @@ def take_optimizer_step(policy, optimizer, lr, grad_clip, world):
     return norm
 
 
-def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock):
+def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock, record=False):
     """One GRPO step on this process's prompts; numbers 1 to 5 are those of grpo.py.
 
-    Args:    batch: [(k, Example)]; prompts: their data.Prompts; generators: one for each.
+    Args:    batch: [(k, Example)]; prompts: their data.Prompts; generators: one for each; record: whether the
+             first group is kept token by token.
     Returns: sums over this process's completions, groups and tokens (add_up makes them the step's),
              the gradient norm, and the groups in full.
     """
@@ -319,7 +321,33 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
             for text, s, r, a, n in zip(group, score, reward[b].tolist(), advantages[b].tolist(), mask[b].sum(dim=1).tolist())]}
         for b, ((_, e), prompt, group, score) in enumerate(zip(batch, prompts, texts, scores))
     ]  # fmt: skip
+    if record:  # without a KL a group that teaches nothing was not scored: the sampler's log-probs are the same but for rounding
+        before = logp_sampled[0][:, own[0]] if logp_old[0] is None else logp_old[0]
+        records = token_records(policy, tokenizer, prompts[0], completions[0][:, own[0]], mask[0][:, own[0]], before, logp_ref[0])
+        for completion, tokens in zip(rollouts[0]["completions"], records):
+            completion |= tokens
+        clock("record")
     return sums, grad_norm, rollouts
+
+
+@torch.no_grad()
+def token_records(policy, tokenizer, prompt, completions, mask, before, logp_ref):
+    """What a step did to each token of one group, for report.py: one more scoring forward, after the update.
+
+    Args:    completions, mask (G, C); before (G, C): log-probs as they were sampled; logp_ref (G, C) or None.
+    Returns: of each completion {"token_texts", "logp": before the update, "logp_change": by it, "kl": before it}.
+
+    Every process does this for its own first group, though one alone writes: where weights are shared out
+    over processes, a forward is something that all of them must do together.
+    """
+    change = group_logprobs(policy, prompt, encode_videos(policy, [prompt])[0], completions)[0] - before
+    kl = torch.zeros_like(before) if logp_ref is None else grpo.kl_k3(before, logp_ref)
+    values = {"logp": before, "logp_change": change, "kl": kl}
+    return [
+        {"token_texts": [tokenizer.decode([i]) for i in ids[own].tolist()]}
+        | {name: [round(v, 4) for v in x[g][own].tolist()] for name, x in values.items()}
+        for g, (ids, own) in enumerate(zip(completions, mask))
+    ]
 
 
 def sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, clock):
@@ -481,7 +509,8 @@ def train(args):
             lr = args.lr * min((step + 1) / 5, 1 - 0.9 * step / steps)
             if args.method == "grpo":
                 generators = [generator_for(args.seed, step, k, device) for k, _ in batch]
-                sums, grad_norm, rollouts = grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock)
+                sums, grad_norm, rollouts = grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock,
+                                                       record=step % args.rollouts_every == 0)
             else:
                 sums, grad_norm, rollouts = sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, clock)
             sums = add_up(sums, device, world)
