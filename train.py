@@ -47,7 +47,7 @@ from annotations import read_dataset
 from data import BadInput, VideoBudget
 from judge import load_judge
 from model import ATTENTION, encode_videos, group_logprobs, load, save
-from report import draw_curves
+from report import draw_curves, group_text
 from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, score
 from toy import find_data
 
@@ -100,6 +100,7 @@ def parse_args(argv=None):
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (default: cuda where there is one)")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     g.add_argument("--rollouts-every", type=int, default=5, help="steps between two groups written to rollouts.jsonl")
+    g.add_argument("--quiet", action="store_true", help="do not show a group in the terminal every tenth step")
     g.add_argument("--save-every", type=int, default=100, help="steps between two saves of the policy; it is always saved at the end")
 
     g = p.add_argument_group("GRPO")
@@ -524,6 +525,8 @@ def train(args):
                 append_line(os.path.join(out, "metrics.jsonl"), line)
                 if rollouts and step % args.rollouts_every == 0:
                     append_line(os.path.join(out, "rollouts.jsonl"), {"step": step + 1, **rollouts[0]})
+                if rollouts and step % 10 == 0 and not args.quiet:
+                    bar.write(group_text(step + 1, rollouts[0], min(120, shutil.get_terminal_size().columns)) + "\n")
                 shown = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"] if args.method == "grpo" else ["loss"]
                 bar.set_postfix({k.removeprefix("reward/").removeprefix(f"{args.task}/"): f"{line[k]:.3g}" for k in shown})
                 bar.update()
@@ -561,6 +564,7 @@ def main():
         sys.exit(f"process {rank}: told to stop (signal {signum}): the job was cancelled or another process died")
 
     signal.signal(signal.SIGTERM, stopped)
+    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show what a model says must not end the run
     try:
         train(parse_args())
     except BadInput as e:
