@@ -91,17 +91,18 @@ def true_answer(answer):
     return {"words": words, "intervals": intervals, "boxes": boxes}
 
 
-def given_answer(text):
+def given_answer(text, answer):
     """The same of a completion, read by the rules that pay for it; all of its text where it has no answer.
 
-    >>> given_answer("<answer>B</answer><glue>[(5.2, 10.4)]</glue>")
+    >>> given_answer("<answer>B</answer><glue>[(5.2, 10.4)]</glue>", ["C", [[1.0, 2.0]]])
     {'words': 'B [(5.2, 10.4)]', 'intervals': [(5.2, 10.4)], 'boxes': []}
     """
     said, glue = rewards.inside(text, "answer"), rewards.inside(text, "glue")
-    interval = rewards.parse_interval(said)
+    lettered = isinstance(answer[0], str)  # then seconds count as evidence alone, else as the answer alone
+    intervals = rewards.parse_intervals(glue) if lettered else [rewards.parse_interval(said)]
     return {
-        "words": " ".join(part for part in (said, glue) if part) or text,
-        "intervals": [interval] if interval else rewards.parse_intervals(glue) or [],
+        "words": " ".join(part for part in (said, glue) if part) or text.strip() or "(nothing)",
+        "intervals": [i for i in intervals or [] if i],
         "boxes": rewards.parse_boxes(said) or [],
     }
 
@@ -116,17 +117,18 @@ def group_text(step, group, width=100):
 
     Args:    group: a record of rollouts.jsonl; width in characters. Returns lines that are no wider.
     """
-    truth, given = true_answer(group["answer"]), [given_answer(c["text"]) for c in group["completions"]]
+    truth, given = true_answer(group["answer"]), [given_answer(c["text"], group["answer"]) for c in group["completions"]]
     duration = duration_of(group["prompt"], truth)
     cells = max(10, width - 46) if truth["intervals"] and duration else 0
 
     def row(label, answer):
-        bar = [" "] * bool(cells)
-        for k in range(cells):
-            inside = any(start < (k + 0.5) / cells * duration < end or k == int(start / duration * cells) for start, end in answer["intervals"])
-            bar.append("█" if inside else "·")
+        bar = ["·"] * cells
+        for start, end in answer["intervals"] if cells else []:
+            first, last = round(start / duration * cells), round(end / duration * cells)
+            for k in range(first, min(cells, max(last, first + (start <= end)))):  # one cell at least, but none if it is reversed
+                bar[k] = "█"
         words = "".join(c if c.isprintable() else " " for c in answer["words"])  # a control character could garble the terminal
-        return shorten(f"{label:18}{''.join(bar)}  {words}", width)
+        return shorten(f"{label:17}  {''.join(bar)}{'  ' * bool(cells)}{words}".rstrip(), width)
 
     lines = textwrap.wrap(f"step {step}: {asked(group['prompt'])}", width) + [row("reward  advantage", truth | {"words": f"true: {truth['words']}"})]
     best_first = sorted(zip(group["completions"], given), key=lambda pair: -pair[0]["reward"])
@@ -146,7 +148,7 @@ def curves_of(lines):
     """[(name, title, steps, values)] of what a run's metrics say, rewards first."""
     explained = {
         "reward": "reward (sum of the parts)", "spread": "spread of rewards within a group", "no_spread": "share of groups without spread",
-        "kl": "KL to the reference policy\n(nats per token)", "entropy": "entropy (nats per token)", "length": "tokens per completion",
+        "kl": "KL to the reference policy (nats per token)", "entropy": "entropy (nats per token)", "length": "tokens per completion",
         "grad_norm": "gradient norm", "loss": "loss",
     }  # fmt: skip
     parts = sorted({k for line in lines for k in line if k.startswith("reward/")})
@@ -223,7 +225,7 @@ def thumbnails(video):
 def page_group(group):
     """A record of rollouts.jsonl as the page takes it, completions from best to worst."""
     truth = true_answer(group["answer"])
-    completions = [c | {"number": i + 1, "given": given_answer(c["text"])} for i, c in enumerate(group["completions"])]
+    completions = [c | {"number": i + 1, "given": given_answer(c["text"], group["answer"])} for i, c in enumerate(group["completions"])]
     return {
         "step": group["step"], "question": asked(group["prompt"]), "clip": group["video"], "duration": duration_of(group["prompt"], truth),
         "truth": truth, "completions": sorted(completions, key=lambda c: -c["reward"]),
@@ -244,7 +246,7 @@ def held_out(folder, settings):
             before = before or read_json(os.path.join(before_path, "results.json"))
             if before:
                 break
-        if before and any(before["settings"].get(k) != after["settings"].get(k) for k in ("questions", "think", "video_budget")):
+        if before and any(before["settings"].get(k) != v for k, v in after["settings"].items() if k in ("questions", "think", "video_budget")):
             before = None
         earlier = {r["id"]: r for r in read_lines(os.path.join(before_path, "predictions.jsonl"))} if before else {}
         records = read_lines(os.path.join(path, "predictions.jsonl"))[:HELD_OUT_CLIPS] if "-blind" not in name else []
@@ -252,8 +254,8 @@ def held_out(folder, settings):
             "name": name.removeprefix("eval-"), "toy": "toy" in after["settings"]["data_name"] + after["settings"]["model_name"],
             "metrics": [[m, before and before["metrics"].get(m), value] for m, value in after["metrics"].items()],
             "clips": [{
-                "question": r["question"], "clip": r["video"], "truth": true_answer(r["answer"]), "after": given_answer(r["text"]),
-                "before": given_answer(earlier[r["id"]]["text"]) if r["id"] in earlier else None} for r in records],
+                "question": r["question"], "clip": r["video"], "truth": true_answer(r["answer"]), "after": given_answer(r["text"], r["answer"]),
+                "before": given_answer(earlier[r["id"]]["text"], r["answer"]) if r["id"] in earlier else None} for r in records],
         })  # fmt: skip
     return found
 
