@@ -98,7 +98,7 @@ def given_answer(text, answer):
     {'words': 'B [(5.2, 10.4)]', 'intervals': [(5.2, 10.4)], 'boxes': []}
     """
     said, glue = rewards.inside(text, "answer"), rewards.inside(text, "glue")
-    lettered = isinstance(answer[0], str)  # then seconds count as evidence alone, else as the answer alone
+    lettered = not answer or isinstance(answer[0], str)  # then seconds count as evidence alone, else as the answer alone
     intervals = rewards.parse_intervals(glue) if lettered else [rewards.parse_interval(said)]
     return {
         "words": " ".join(part for part in (said, glue) if part) or text.strip() or "(nothing)",
