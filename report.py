@@ -238,17 +238,16 @@ def held_out(folder, settings):
     base = os.path.basename(os.path.normpath(settings["model"]))
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "eval-*"))):
         name = os.path.basename(path)
-        after, before, before_path = read_json(os.path.join(path, "results.json")), None, None
+        after = read_json(os.path.join(path, "results.json"))
         if after is None:
             continue
-        for runs in (os.path.dirname(os.path.abspath(folder)), "runs"):  # where eval.py puts those of a model that is no run
-            before_path = os.path.join(runs, "eval", base, name)
-            before = before or read_json(os.path.join(before_path, "results.json"))
-            if before:
-                break
+        # eval.py puts the evaluations of a model that is no run into runs/eval: that beside this run, or the one here.
+        places = [os.path.join(runs, "eval", base, name) for runs in (os.path.dirname(os.path.abspath(folder)), "runs")]
+        place = next(filter(os.path.isdir, places), places[0])
+        before = read_json(os.path.join(place, "results.json"))
         if before and any(before["settings"].get(k) != v for k, v in after["settings"].items() if k in ("questions", "think", "video_budget")):
             before = None
-        earlier = {r["id"]: r for r in read_lines(os.path.join(before_path, "predictions.jsonl"))} if before else {}
+        earlier = {r["id"]: r for r in read_lines(os.path.join(place, "predictions.jsonl"))} if before else {}
         records = read_lines(os.path.join(path, "predictions.jsonl"))[:HELD_OUT_CLIPS] if "-blind" not in name else []
         found.append({
             "name": name.removeprefix("eval-"), "toy": "toy" in after["settings"]["data_name"] + after["settings"]["model_name"],
@@ -261,20 +260,20 @@ def held_out(folder, settings):
 
 
 def tidy(x):
-    """For the page: floats of 4 digits, and null for what JSON cannot say (NaN)."""
+    """For the page: floats of 4 significant digits, and null for what JSON cannot say (NaN)."""
     if isinstance(x, dict):
         return {k: tidy(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
         return [tidy(v) for v in x]
     if isinstance(x, float):
-        return round(x, 4) + 0.0 if math.isfinite(x) else None  # + 0.0 makes 0 of -0
+        return float(f"{x:.4g}") if math.isfinite(x) else None
     return x
 
 
 def write_page(folder, lines, settings):
     """{folder}/report.html. Fewer groups are shown until it is small enough to be sent by mail."""
     rollouts, evaluations, pictures = read_lines(os.path.join(folder, "rollouts.jsonl")), held_out(folder, settings), {}
-    with open(TEMPLATE) as f:
+    with open(TEMPLATE, encoding="utf-8") as f:
         template = f.read()
     most = MOST_GROUPS
     while True:
@@ -295,7 +294,7 @@ def write_page(folder, lines, settings):
             break
         most //= 2
     path = os.path.join(folder, "report.html")
-    with open(path + ".partial", "w") as f:
+    with open(path + ".partial", "w", encoding="utf-8") as f:
         f.write(page)
     os.replace(path + ".partial", path)
     return path
