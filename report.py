@@ -1,17 +1,161 @@
-"""report.py: what a run looks like, from the numbers that it left in its folder.
+"""report.py: what a run looks like: a page to click through, its curves, and one group as text.
 
-    python report.py runs/demo           # redraws runs/demo/curves.png from runs/demo/metrics.jsonl
+    python report.py runs/demo           # runs/demo/report.html and curves.png, from what the run has left so far
+
+The page is one file that asks nothing of the network: report.html beside this file, with the run's numbers and
+small pictures of its clips put in as JSON. It may be made while the run is going; a long run is thinned out.
 """
 
+import base64
+import glob
+import io
 import json
+import math
 import os
+import re
 import sys
+import textwrap
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
+
+import rewards
+from data import BadInput, VideoBudget, read_frames
+
+TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
+MOST_GROUPS, MOST_POINTS, MOST_BYTES = 60, 400, 9_000_000  # of the page: steps to choose from, points of a curve, size
+HELD_OUT_CLIPS = 6  # of an evaluation
+THUMBNAILS = VideoBudget(fps=1000, max_frames=8, min_frame_pixels=28 * 28, max_frame_pixels=28 * 28 * 32)  # 8 frames of any clip
+
+# ------------------------------------------------------------------------------------------------
+# Reading what a run has left
+# ------------------------------------------------------------------------------------------------
+
+
+def read_lines(path):
+    """The records of a .jsonl file, without a last line that is still being written; [] where there is no file."""
+    records = []
+    if os.path.isfile(path):
+        with open(path) as f:
+            for line in f:
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+    return records
+
+
+def read_json(path):
+    """The object in a .json file; None where there is none yet."""
+    try:
+        with open(path) as f:
+            return json.load(f)
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def asked(prompt):
+    """The question in a prompt: the user's words without the last line, which describes the form of the answer."""
+    words = prompt.split("<|vision_end|>")[-1].split("<|im_end|>")[0]
+    return words.rpartition("\n")[0] or words
+
+
+def duration_of(prompt, truth):
+    """Seconds that the clip lasts, as the prompt says; where it does not, up to where the true answer ends."""
+    said = re.search(r"The video lasts ([0-9.]+) seconds", prompt)
+    return float(said[1]) if said else max((end for _, end in truth["intervals"]), default=0.0)
+
+
+def true_answer(answer):
+    """An annotated answer as {"words", "intervals", "boxes"}: what can be said of it, and what drawn. Its shape tells its task.
+
+    >>> true_answer((2.0, 9.7))
+    {'words': '2.0 to 9.7', 'intervals': [(2.0, 9.7)], 'boxes': []}
+    """
+    words, intervals, boxes = "", [], []
+    if isinstance(answer, str):
+        words = answer
+    elif all(isinstance(part, str) for part in answer):  # a caption's events
+        words = ". ".join(answer)
+    elif isinstance(answer[0], str):
+        intervals = answer[1]
+        words = " ".join([answer[0], *(f"({start:.1f}, {end:.1f})" for start, end in intervals)])
+    elif isinstance(answer[0], (list, tuple)):
+        words, boxes = f"{len(answer)} boxes", answer
+    else:
+        words, intervals = f"{answer[0]:.1f} to {answer[1]:.1f}", [answer]
+    return {"words": words, "intervals": intervals, "boxes": boxes}
+
+
+def given_answer(text, answer):
+    """The same of a completion, read by the rules that pay for it; all of its text where it has no answer.
+
+    >>> given_answer("<answer>B</answer><glue>[(5.2, 10.4)]</glue>", ["C", [[1.0, 2.0]]])
+    {'words': 'B [(5.2, 10.4)]', 'intervals': [(5.2, 10.4)], 'boxes': []}
+    """
+    said, glue = rewards.inside(text, "answer"), rewards.inside(text, "glue")
+    lettered = not answer or isinstance(answer[0], str)  # then seconds count as evidence alone, else as the answer alone
+    intervals = rewards.parse_intervals(glue) if lettered else [rewards.parse_interval(said)]
+    return {
+        "words": " ".join(part for part in (said, glue) if part) or text.strip() or "(nothing)",
+        "intervals": [i for i in intervals or [] if i],
+        "boxes": rewards.parse_boxes(said) or [],
+    }
+
+
+# ------------------------------------------------------------------------------------------------
+# One group as text, for the terminal
+# ------------------------------------------------------------------------------------------------
+
+
+def group_text(step, group, width=100):
+    """A group as train.py shows it: the question, then true and given answers on a time axis, the best first.
+
+    Args:    group: a record of rollouts.jsonl; width in characters. Returns lines that are no wider.
+    """
+    truth, given = true_answer(group["answer"]), [given_answer(c["text"], group["answer"]) for c in group["completions"]]
+    duration = duration_of(group["prompt"], truth)
+    cells = max(10, width - 46) if truth["intervals"] and duration else 0
+
+    def row(label, answer):
+        bar = ["·"] * cells
+        for start, end in answer["intervals"] if cells else []:
+            first, last = round(start / duration * cells), round(end / duration * cells)
+            for k in range(first, min(cells, max(last, first + (start <= end)))):  # one cell at least, but none if it is reversed
+                bar[k] = "█"
+        words = "".join(c if c.isprintable() else " " for c in answer["words"])  # a control character could garble the terminal
+        return shorten(f"{label:17}  {''.join(bar)}{'  ' * bool(cells)}{words}".rstrip(), width)
+
+    lines = textwrap.wrap(f"step {step}: {asked(group['prompt'])}", width) + [row("reward  advantage", truth | {"words": f"true: {truth['words']}"})]
+    best_first = sorted(zip(group["completions"], given), key=lambda pair: -pair[0]["reward"])
+    return "\n".join(lines + [row(f"{c['reward']:6.2f}  {c['advantage']:+9.2f}", answer) for c, answer in best_first])
+
+
+def shorten(text, width):
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+# ------------------------------------------------------------------------------------------------
+# Curves
+# ------------------------------------------------------------------------------------------------
+
+
+def curves_of(lines):
+    """[(name, title, steps, values)] of what a run's metrics say, rewards first."""
+    explained = {
+        "reward": "reward (sum of the parts)", "spread": "spread of rewards within a group", "no_spread": "share of groups without spread",
+        "kl": "KL to the reference policy (nats per token)", "entropy": "entropy (nats per token)", "length": "tokens per completion",
+        "grad_norm": "gradient norm", "loss": "loss",
+    }  # fmt: skip
+    parts = sorted({k for line in lines for k in line if k.startswith("reward/")})
+    names = parts + [k for k in explained if k in lines[0] and k != "loss"] if parts else ["loss", "grad_norm"]
+    titles = [explained.get(name, f"mean {name.removeprefix('reward/').replace('/', ' ')} reward") for name in names]
+    found = [[line for line in lines if line.get(name) is not None] for name in names]  # not every step has prompts of every task
+    return [(name, title, [x["step"] for x in has], [float(x[name]) for x in has]) for name, title, has in zip(names, titles, found)]
 
 
 def draw_curves(folder, lines, settings):
@@ -19,34 +163,22 @@ def draw_curves(folder, lines, settings):
 
     Args:    lines: those of metrics.jsonl, as dictionaries; settings: those of settings.json.
     """
-    explained = {
-        "reward": "reward (sum of the parts)", "spread": "spread of rewards within a group", "no_spread": "share of groups without spread",
-        "kl": "KL to the reference policy\n(nats per token)", "entropy": "entropy (nats per token)", "length": "tokens per completion",
-        "grad_norm": "gradient norm", "loss": "loss",
-    }  # fmt: skip
-    parts = sorted({k for line in lines for k in line if k.startswith("reward/")})
-    names = parts + [k for k in explained if k in lines[0] and k != "loss"] if parts else ["loss", "grad_norm"]
-    columns = 3 if parts else 2
-    rows = -(-len(names) // columns)
+    curves = curves_of(lines)
+    columns = 3 if len(curves) > 2 else 2
+    rows = -(-len(curves) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.7 * rows), squeeze=False, layout="constrained")
-    for axis, name in zip(axes.flat, names):
-        steps = np.array([line["step"] for line in lines if line.get(name) is not None])  # not every step has prompts of every task
-        y = np.array([line[name] for line in lines if line.get(name) is not None], dtype=float)
-        window = max(1, len(y) // 15)
-        total = np.cumsum(np.insert(y, 0, 0.0))
-        low = np.maximum(0, np.arange(len(y)) + 1 - window)
-        smooth = (total[1:] - total[low]) / (np.arange(len(y)) + 1 - low)
+    for axis, (name, title, steps, values) in zip(axes.flat, curves):
         colour = "tab:green" if name.startswith("reward") else "tab:blue"
-        axis.plot(steps, y, color=colour, alpha=0.25, linewidth=1)
-        axis.plot(steps, smooth, color=colour, linewidth=2)
-        axis.set_title(explained.get(name, f"mean {name.removeprefix('reward/').replace('/', ' ')} reward"), fontsize=10)
+        axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+        axis.plot(steps, running_mean(values), color=colour, linewidth=2)
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
-        if name in parts or name == "no_spread":
+        if is_share(name):
             axis.set_ylim(-0.02, 1.02)
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes.flat[len(names):]:
+    for axis in axes.flat[len(curves):]:
         axis.axis("off")
     figure.suptitle("{} on {data_name}, from {model_name}, seed {seed}".format(settings["method"].upper(), **settings), fontsize=11)
     path, partial = os.path.join(folder, "curves.png"), os.path.join(folder, "curves.partial.png")
@@ -55,16 +187,129 @@ def draw_curves(folder, lines, settings):
     os.replace(partial, path)
 
 
+def running_mean(values):
+    """The mean over the last fifteenth of a run, or over as much of it as there is."""
+    window = max(1, len(values) // 15)
+    total = np.cumsum(np.insert(np.array(values, dtype=float), 0, 0.0))
+    low = np.maximum(0, np.arange(len(values)) + 1 - window)
+    return (total[1:] - total[low]) / (np.arange(len(values)) + 1 - low)
+
+
+def is_share(name):
+    return name.startswith("reward/") or name == "no_spread"
+
+
+# ------------------------------------------------------------------------------------------------
+# The page
+# ------------------------------------------------------------------------------------------------
+
+
+def evenly(items, most):
+    """At most so many of them, evenly spaced, with the first and the last."""
+    return items if len(items) <= most else [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+
+
+def thumbnails(video):
+    """{"duration", "frames": [{"at": seconds, "src": a JPEG as data URI}]} of a clip; None where it cannot be read here."""
+    try:
+        frames = read_frames(video, THUMBNAILS)
+    except BadInput:
+        return None
+    shown = []
+    for at, pixels in zip(frames.times, frames.pixels):
+        Image.fromarray(pixels.numpy()).save(jpeg := io.BytesIO(), "JPEG", quality=70)
+        shown.append({"at": float(at), "src": "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()})
+    return {"duration": frames.duration, "frames": shown}
+
+
+def page_group(group):
+    """A record of rollouts.jsonl as the page takes it, completions from best to worst."""
+    truth = true_answer(group["answer"])
+    completions = [c | {"number": i + 1, "given": given_answer(c["text"], group["answer"])} for i, c in enumerate(group["completions"])]
+    return {
+        "step": group["step"], "question": asked(group["prompt"]), "clip": group["video"], "duration": duration_of(group["prompt"], truth),
+        "truth": truth, "completions": sorted(completions, key=lambda c: -c["reward"]),
+    }  # fmt: skip
+
+
+def held_out(folder, settings):
+    """The run's finished evaluations, each beside that of the model it started from where there is one made alike."""
+    found = []
+    base = os.path.basename(os.path.normpath(settings["model"]))
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "eval-*"))):
+        name = os.path.basename(path)
+        after = read_json(os.path.join(path, "results.json"))
+        if after is None:
+            continue
+        # eval.py puts the evaluations of a model that is no run into runs/eval: that beside this run, or the one here.
+        places = [os.path.join(runs, "eval", base, name) for runs in (os.path.dirname(os.path.abspath(folder)), "runs")]
+        place = next(filter(os.path.isdir, places), places[0])
+        before = read_json(os.path.join(place, "results.json"))
+        if before and any(before["settings"].get(k) != v for k, v in after["settings"].items() if k in ("questions", "think", "video_budget")):
+            before = None
+        earlier = {r["id"]: r for r in read_lines(os.path.join(place, "predictions.jsonl"))} if before else {}
+        records = read_lines(os.path.join(path, "predictions.jsonl"))[:HELD_OUT_CLIPS] if "-blind" not in name else []
+        found.append({
+            "name": name.removeprefix("eval-"), "toy": "toy" in after["settings"]["data_name"] + after["settings"]["model_name"],
+            "metrics": [[m, before and before["metrics"].get(m), value] for m, value in after["metrics"].items()],
+            "clips": [{
+                "question": r["question"], "clip": r["video"], "truth": true_answer(r["answer"]), "after": given_answer(r["text"], r["answer"]),
+                "before": given_answer(earlier[r["id"]]["text"], r["answer"]) if r["id"] in earlier else None} for r in records],
+        })  # fmt: skip
+    return found
+
+
+def tidy(x):
+    """For the page: floats of 4 significant digits, and null for what JSON cannot say (NaN)."""
+    if isinstance(x, dict):
+        return {k: tidy(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [tidy(v) for v in x]
+    if isinstance(x, float):
+        return float(f"{x:.4g}") if math.isfinite(x) else None
+    return x
+
+
+def write_page(folder, lines, settings):
+    """{folder}/report.html. Fewer groups are shown until it is small enough to be sent by mail."""
+    rollouts, evaluations, pictures = read_lines(os.path.join(folder, "rollouts.jsonl")), held_out(folder, settings), {}
+    with open(TEMPLATE, encoding="utf-8") as f:
+        template = f.read()
+    most = MOST_GROUPS
+    while True:
+        groups = [page_group(g) for g in evenly(rollouts, most)] if most else []
+        clips = {shown["clip"] for shown in groups + [c for e in evaluations for c in e["clips"]]}
+        pictures |= {clip: thumbnails(clip) for clip in clips - set(pictures)}
+        content = {
+            "title": "{} on {data_name}".format(settings["method"].upper(), **settings),
+            "about": "From {model_name}, seed {seed}. {} of {steps} steps so far.".format(lines[-1]["step"], **settings),
+            "toy": "toy" in settings["data_name"] + settings["model_name"], "recorded": len(rollouts), "settings": settings,
+            "curves": [{"title": title, "share": is_share(name), "points": evenly(list(zip(steps, values, running_mean(values).tolist())), MOST_POINTS)}
+                       for name, title, steps, values in curves_of(lines)],
+            "groups": groups, "clips": {clip: pictures[clip] for clip in clips}, "heldOut": evaluations,
+        }  # fmt: skip
+        # Inside <script> only "<" could end the JSON early, and JSON can say it otherwise.
+        page = template.replace("RUN_DATA", json.dumps(tidy(content), allow_nan=False).replace("<", "\\u003c"))
+        if len(page) < MOST_BYTES or most == 0:
+            break
+        most //= 2
+    path = os.path.join(folder, "report.html")
+    with open(path + ".partial", "w", encoding="utf-8") as f:
+        f.write(page)
+    os.replace(path + ".partial", path)
+    return path
+
+
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     folder = sys.argv[1]
     try:
         with open(os.path.join(folder, "settings.json")) as f:
             settings = json.load(f)
-        with open(os.path.join(folder, "metrics.jsonl")) as f:
-            lines = [json.loads(line) for line in f]
+        lines = read_lines(os.path.join(folder, "metrics.jsonl"))
         draw_curves(folder, lines, settings)
+        print(f"wrote {write_page(folder, lines, settings)}: open it in a browser")
     except (OSError, KeyError, IndexError, ValueError) as e:
         sys.exit(f"error: {folder} is not a run folder of train.py with at least one step in it ({type(e).__name__}: {e})")
 

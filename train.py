@@ -10,7 +10,8 @@ What a run leaves in its folder:
 
     settings.json     every setting and library version
     metrics.jsonl     one line a step: rewards, KL, entropy, gradient norm, tokens and seconds per phase, …
-    rollouts.jsonl    now and then one group in full: prompt, completions, rewards, advantages
+    rollouts.jsonl    now and then one group in full: prompt, completions, rewards, advantages, and each token's
+                      log-prob, its change by the step, and its KL (python report.py RUN shows them)
     curves.png        redrawn as the run goes
     policy/           the trained model in Hugging Face format, for eval.py or for anybody's `from_pretrained`
     checkpoints/      what --resume needs
@@ -23,6 +24,7 @@ that do not fit: --lora, --recompute, --shard, --offload; see lora.py and scale.
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -50,7 +52,7 @@ from decoding import Decoder
 from judge import load_judge
 from metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
 from model import ATTENTION, encode_videos, group_logprobs
-from report import draw_curves
+from report import draw_curves, group_text
 from scale import MasterAdamW, add_up, gathered, load_models, on_first, save_policy, start_processes
 from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, score
 from toy import find_data
@@ -106,6 +108,7 @@ def parse_args(argv=None):
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (default: cuda where there is one)")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     g.add_argument("--rollouts-every", type=int, default=5, help="steps between two groups written to rollouts.jsonl")
+    g.add_argument("--quiet", action="store_true", help="do not show a group in the terminal every tenth step")
     g.add_argument("--save-every", type=int, default=100, help="steps between two saves of the policy and a checkpoint; always at the end and when told to stop")
     g.add_argument("--keep", type=int, default=2, help="checkpoints kept, the newest")
     g.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out; start if there is none")
@@ -213,10 +216,11 @@ def see(model, prompts, with_gradient):
         return model.call(encode_videos, prompts)
 
 
-def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock):
+def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock, record=False):
     """One GRPO step on this process's prompts; numbers 1 to 5 are those of grpo.py.
 
-    Args:    batch: [(k, Example)]; prompts: their data.Prompts; generators: one for each.
+    Args:    batch: [(k, Example)]; prompts: their data.Prompts; generators: one for each; record: whether the
+             first group is kept token by token.
     Returns: sums over this process's completions, groups and tokens (add_up makes them the step's),
              the gradient norm, and the groups in full.
     """
@@ -303,7 +307,33 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
             for text, s, r, a, n in zip(group, score, reward[b].tolist(), advantages[b].tolist(), mask[b].sum(dim=1).tolist())]}
         for b, ((_, e), prompt, group, score) in enumerate(zip(batch, prompts, texts, scores))
     ]  # fmt: skip
+    if record:  # without a KL a group that teaches nothing was not scored: the sampler's log-probs are the same but for rounding
+        before = logp_sampled[0][:, own[0]] if logp_old[0] is None else logp_old[0]
+        records = token_records(policy, tokenizer, prompts[0], completions[0][:, own[0]], mask[0][:, own[0]], before, logp_ref[0])
+        for completion, tokens in zip(rollouts[0]["completions"], records):
+            completion |= tokens
+        clock("record")
     return sums, grad_norm, rollouts
+
+
+@torch.no_grad()
+def token_records(policy, tokenizer, prompt, completions, mask, before, logp_ref):
+    """What a step did to each token of one group, for report.py: one more scoring forward, after the update.
+
+    Args:    completions, mask (G, C); before (G, C): log-probs as they were sampled; logp_ref (G, C) or None.
+    Returns: of each completion {"token_texts", "logp": before the update, "logp_change": by it, "kl": before it}.
+
+    Every process does this for its own first group, though one alone writes: where weights are shared out
+    over processes, a forward is something that all of them must do together.
+    """
+    change = policy.call(group_logprobs, prompt, see(policy, [prompt], False)[0], completions)[0] - before
+    kl = torch.zeros_like(before) if logp_ref is None else grpo.kl_k3(before, logp_ref)
+    values = {"logp": before, "logp_change": change, "kl": kl}
+    return [
+        {"token_texts": [tokenizer.decode([i]) for i in ids[own].tolist()]}
+        | {name: [round(v, 4) for v in x[g][own].tolist()] for name, x in values.items()}
+        for g, (ids, own) in enumerate(zip(completions, mask))
+    ]
 
 
 def sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, clock):
@@ -421,7 +451,8 @@ def train(args):
             lr = args.lr * min((step + 1) / 5, 1 - 0.9 * step / steps)
             if args.method == "grpo":
                 generators = [generator_for(args.seed, step, k, device) for k, _ in batch]
-                sums, grad_norm, rollouts = grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock)
+                sums, grad_norm, rollouts = grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock,
+                                                       record=step % args.rollouts_every == 0)
             else:
                 sums, grad_norm, rollouts = sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, clock)
             sums = add_up(sums | {"drawn": len(batch), "skipped": len(bad), "stop": float(STOP["signal"] is not None)}, device, world)
@@ -444,6 +475,8 @@ def train(args):
                             board.add_scalar(name, value, step + 1)
                 if rollouts and step % args.rollouts_every == 0:
                     append_line(here("rollouts.jsonl"), {"step": step + 1, **rollouts[0]})
+                if rollouts and step % 10 == 0 and not args.quiet:
+                    bar.write(group_text(step + 1, rollouts[0], min(120, shutil.get_terminal_size().columns)) + "\n")
                 shown = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"] if args.method == "grpo" else ["loss"]
                 bar.set_postfix({k.removeprefix("reward/").removeprefix(f"{args.task}/"): f"{line[k]:.3g}" for k in shown if line[k] is not None})
                 bar.update()
@@ -493,6 +526,7 @@ def main():
 
     signal.signal(signal.SIGTERM, stopped)
     signal.signal(signal.SIGINT, stopped)
+    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show what a model says must not end the run
     try:
         args = parse_args()
         plan.show(args) if args.plan else train(args)

@@ -49,7 +49,7 @@ def test_a_run_leaves_all_that_it_promises(one_process):
     assert [line["step"] for line in lines] == [1, 2, 3]
     for line in lines:
         assert {"reward", "reward/grounding/format", "reward/grounding/iou", "spread", "no_spread", "kl", "clip_share", "entropy", "length", "grad_norm"} <= set(line)
-        assert {"data", "sample", "reward", "reference", "update"} == set(line["seconds"])
+        assert {"data", "sample", "reward", "reference", "update", "record"} == set(line["seconds"])
         assert line["reward"] == pytest.approx(line["reward/grounding/format"] + line["reward/grounding/iou"], rel=1e-6)
     assert lines[0]["kl"] < 1e-6 < lines[2]["kl"]  # at first the policy is the reference policy
     assert "sampler and scorer agree" in done.stderr + done.stdout and "The loss of step 1 is 0" in done.stderr + done.stdout

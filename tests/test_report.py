@@ -1,0 +1,317 @@
+"""What a person sees of a run: the page, clicked through in a real browser where there is one, and the group in the terminal."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import BASE, ROOT
+
+import report
+import train
+from annotations import read_dataset
+from data import VideoBudget
+from model import encode_videos, group_logprobs, load
+from tasks import ideal_answer, load_prompt
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--"
+
+
+@pytest.fixture(scope="module")
+def run(charades, tmp_path_factory):
+    """(folder, what it said) of three real steps on the toy world, all of them recorded."""
+    out = str(tmp_path_factory.mktemp("run") / "three")
+    done = subprocess.run(
+        [sys.executable, "train.py", "--task", "grounding", "--data", charades, "--steps", "3", "--prompts-per-step", "2", "--group-size", "4",
+         "--lr", "1e-3", "--rollouts-every", "1", "--save-every", "1", "--out", out], cwd=ROOT, capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout + done.stderr
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the run's folder that a test may change."""
+    return shutil.copytree(run[0], tmp_path / "copy")
+
+
+def make(folder):
+    with open(os.path.join(folder, "settings.json")) as f:
+        settings = json.load(f)
+    path = report.write_page(str(folder), report.read_lines(os.path.join(folder, "metrics.jsonl")), settings)
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def content(page):
+    return json.loads(re.search(r'<script type="application/json" id="run">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def change_groups(folder, change):
+    path = os.path.join(folder, "rollouts.jsonl")
+    groups = report.read_lines(path)
+    for group in groups:
+        change(group)
+    with open(path, "w") as f:
+        f.writelines(json.dumps(group) + "\n" for group in groups)
+
+
+# The page -----------------------------------------------------------------------------------------------
+
+
+def test_the_page_holds_the_whole_run(run):
+    done = subprocess.run([sys.executable, "report.py", run[0]], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "report.html" in done.stdout
+    with open(os.path.join(run[0], "report.html")) as f:
+        page = f.read()
+    shown = content(page)
+    assert [g["step"] for g in shown["groups"]] == [1, 2, 3] and "toy" in shown["title"] and shown["toy"] is True
+    for group in shown["groups"]:
+        assert [c["reward"] for c in group["completions"]] == sorted((c["reward"] for c in group["completions"]), reverse=True)
+        assert len(shown["clips"][group["clip"]]["frames"]) == 8
+        for c in group["completions"]:
+            assert "".join(c["token_texts"]).startswith(c["text"])
+            assert c["tokens"] == len(c["token_texts"]) == len(c["logp"]) == len(c["logp_change"]) == len(c["kl"])
+    assert {c["title"] for c in shown["curves"]} >= {"mean grounding iou reward", "reward (sum of the parts)", "entropy (nats per token)"}
+    assert os.path.isfile(os.path.join(run[0], "curves.png"))
+    assert shown["settings"]["lr"] == 1e-3 and report.tidy([1e-6, float("inf"), -17.58123]) == [1e-6, None, -17.58]  # not rounded to 0
+    without_names = page.replace("http://www.w3.org/1999/xhtml", "").replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?://|url\(|@import|\bfetch\(", without_names)  # nothing is asked of the network
+
+
+def test_recorded_changes_are_those_of_the_weights(charades, tmp_path):
+    """The saved policy of a one-step run scores the recorded group as the record says, and the base scored it as it says before."""
+    out = str(tmp_path / "one")
+    train.train(train.parse_args(["--data", charades, "--steps", "1", "--prompts-per-step", "2", "--group-size", "4", "--lr", "1e-3", "--quiet", "--out", out]))
+    (group,) = report.read_lines(os.path.join(out, "rollouts.jsonl"))
+    example = next(e for e in read_dataset("charades", "train", charades, print) if e.id == group["id"])
+    moved = 0
+    for folder, change in ((BASE, 0), (os.path.join(out, "policy"), 1)):
+        policy, tokenizer = load(folder)
+        prompt = load_prompt(example, VideoBudget.of_model(folder), tokenizer)
+        for c in group["completions"]:
+            ids = torch.tensor([[tokenizer.convert_tokens_to_ids(t) if t.startswith("<") else tokenizer(t)["input_ids"][0] for t in c["token_texts"]]])
+            with torch.no_grad():
+                logp = group_logprobs(policy, prompt, encode_videos(policy, [prompt])[0], ids)[0][0]
+            expected = torch.tensor(c["logp"]) + change * torch.tensor(c["logp_change"])
+            assert torch.allclose(logp, expected, atol=2.5e-4)  # two numbers rounded to 4 digits
+            moved += sum(abs(x) > 1e-3 for x in c["logp_change"])
+        assert all(x == 0 for c in group["completions"] for x in c["kl"])  # before the first step the policy is the reference
+    assert moved
+
+
+def test_recording_changes_nothing_that_is_learned(run, charades, tmp_path):
+    out = str(tmp_path / "unrecorded")
+    train.train(train.parse_args(["--data", charades, "--steps", "3", "--prompts-per-step", "2", "--group-size", "4", "--lr", "1e-3",
+                                  "--rollouts-every", "100", "--quiet", "--out", out]))  # fmt: skip
+    a, b = (report.read_lines(os.path.join(folder, "metrics.jsonl")) for folder in (run[0], out))
+    for x, y in zip(a, b):
+        assert x["reward"] == pytest.approx(y["reward"], rel=1e-5) and x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-3)
+
+
+def test_a_thousand_steps_of_long_answers_stay_under_10_mb(copy):
+    first, last = (report.read_lines(os.path.join(copy, "metrics.jsonl"))[i] for i in (0, -1))
+    with open(os.path.join(copy, "metrics.jsonl"), "w") as f:
+        f.writelines(json.dumps((first if i < 500 else last) | {"step": i + 1, "kl": float("nan") if i == 7 else 0.1}) + "\n" for i in range(1000))
+    group = report.read_lines(os.path.join(copy, "rollouts.jsonl"))[0]
+    for c in group["completions"]:
+        c |= {"tokens": 1024, "token_texts": [" wordy"] * 1024, **{name: [-0.1234] * 1024 for name in ("logp", "logp_change", "kl")}}
+    group["completions"] *= 2
+    with open(os.path.join(copy, "rollouts.jsonl"), "w") as f:
+        f.writelines(json.dumps(group | {"step": i + 1}) + "\n" for i in range(0, 1000, 5))
+    page = make(copy)
+    shown = content(page)
+    assert len(page) < 10e6 and len(shown["groups"]) >= 10 and shown["recorded"] == 200
+    assert shown["groups"][0]["step"] == 1 and shown["groups"][-1]["step"] == 996
+    assert all(2 <= len(c["points"]) <= 400 and c["points"][-1][0] == 1000 for c in shown["curves"])
+
+
+def test_a_run_that_is_still_going(copy):
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        with open(copy / name) as f:
+            lines = f.read()
+        (copy / name).write_text(lines[:-40])  # killed, or read, in the middle of a line
+    shown = content(make(copy))
+    assert [g["step"] for g in shown["groups"]] == [1, 2] and "2 of 3 steps" in shown["about"]
+    (copy / "rollouts.jsonl").unlink()
+    assert content(make(copy))["groups"] == []
+
+
+def test_what_a_model_says_stays_text(copy):
+    change_groups(copy, lambda group: group["completions"][0].update(text=EVIL, token_texts=[EVIL] * group["completions"][0]["tokens"]))
+    page = make(copy)
+    assert EVIL not in page and page.count("</script>") == 2
+    assert any(c["text"] == EVIL for c in content(page)["groups"][0]["completions"])
+
+
+def test_before_and_after(copy):
+    """An evaluation is set beside the base's, if that was made alike; one that is still going is not shown."""
+    record = {"id": "a/0", "group": "", "video": "none.mp4", "question": "a circle", "answer": [1.0, 2.0]}
+    settings = {"data_name": "toy charades (made up)", "model_name": "x", "think": True, "questions": 1}
+
+    def evaluation(folder, text, miou, **changed):
+        os.makedirs(folder)
+        (folder / "predictions.jsonl").write_text(json.dumps(record | {"text": text}) + "\n")
+        (folder / "results.json").write_text(json.dumps({"metrics": {"mIoU": miou}, "settings": settings | changed}))
+
+    evaluation(copy / "eval-charades", "<answer>1.0 to 3.0</answer>", 50.0)
+    (copy / "eval-mvbench").mkdir()
+    base = copy.parent / "eval" / "toy-base" / "eval-charades"
+    evaluation(base, EVIL, 10.0)
+    (shown,) = content(make(copy))["heldOut"]
+    assert shown["metrics"] == [["mIoU", 10.0, 50.0]] and shown["toy"]
+    assert shown["clips"][0]["before"]["words"] == EVIL and shown["clips"][0]["after"]["intervals"] == [[1.0, 3.0]]
+    shutil.rmtree(base)
+    evaluation(base, EVIL, 10.0, think=False)
+    (shown,) = content(make(copy))["heldOut"]
+    assert shown["metrics"] == [["mIoU", None, 50.0]] and shown["clips"][0]["before"] is None
+
+
+@pytest.mark.parametrize("args", [["/nowhere"], ["."]])
+def test_a_folder_that_is_no_run(args):
+    done = subprocess.run([sys.executable, "report.py", *args], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "is not a run folder" in done.stderr and done.stderr.strip().count("\n") == 0
+
+
+# In a browser -------------------------------------------------------------------------------------------
+
+STEPS = """
+const seen = {errors: [], steps: []}, $$ = query => [...document.querySelectorAll(query)];
+window.onerror = message => seen.errors.push(message);
+window.alert = () => seen.errors.push("a model's answer was run as a program");
+const click = async () => { try {
+  const slider = $("slider");
+  for (slider.value = 0; seen.steps.length < 3; $("later").click()) seen.steps.push((slider.dispatchEvent(new Event("input")), $("step").textContent));
+  $("earlier").click();
+  await Promise.all($$("#stage img").map(image => image.decode()));
+  seen.hash = location.hash;
+  seen.drawings = $$("#curves svg").length;
+  seen.frames = $$("#stage img").length;
+  seen.broken = $$("#stage img").filter(image => !image.alt || !image.naturalWidth).length;
+  seen.rows = $$("#stage button.row").length;
+  seen.drawn = $$("#stage [data-row]").length;
+  seen.words = $$("#answers .tokens").map(p => p.textContent);
+  const tokens = $$("#answers .tokens")[0];
+  if (tokens.tabIndex === 0) {
+    tokens.focus();
+    for (const key of ["ArrowRight", "ArrowRight"]) tokens.dispatchEvent(new KeyboardEvent("keydown", {key}));
+    seen.token = $$("#answers output")[0].textContent;
+    for (const name of ["kl", "logp", "logp_change"]) { $("shade").value = name; $("shade").dispatchEvent(new Event("change")); }
+    seen.shaded = $$("#answers .tokens span").filter(span => span.style.background).length;
+  }
+  $$("#stage button.row")[1].click();
+  seen.chosen = $$("#answers li").map(card => card.classList.contains("chosen"));
+  seen.pressed = $$("#stage button.row").map(row => row.getAttribute("aria-pressed"));
+  seen.width = innerWidth;
+  seen.tooWide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  seen.scripts = document.scripts.length;
+} catch (error) { seen.errors.push(String(error)); }
+parent.document.body.append(Object.assign(parent.document.createElement("pre"), {id: "seen", textContent: JSON.stringify(seen)})); };
+click();
+"""
+
+
+def click_through(folder, width=1280):
+    """Opens the page in headless Chromium with a script that uses its controls; returns what the script saw.
+
+    In a frame, because a window of headless Chromium is never narrower than 500 pixels, and a phone is.
+    """
+    page = make(folder)
+    path = os.path.join(folder, "clicked.html")
+    with open(path, "w") as f:
+        page = page.replace("</html>", f'<script>addEventListener("load", () => {{{STEPS}}})</script></html>')
+        f.write(f'<!doctype html><body><iframe srcdoc="{html.escape(page)}" style="border: 0; width: {width}px; height: 800px"></iframe>')
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile", f"--window-size=1400,900",
+               "--virtual-time-budget=5000", "--dump-dom", f"file://{path}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr[-500:]
+    return json.loads(html.unescape(found[1]))
+
+
+browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+
+@browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_clicking_through_the_page(copy, width):
+    change_groups(copy, lambda group: group["completions"][0].update(text=EVIL, token_texts=[EVIL] * group["completions"][0]["tokens"]))
+    seen = click_through(copy, width)
+    assert seen["width"] == width and seen["errors"] == [] and seen["scripts"] == 3 and seen["tooWide"] <= 0
+    assert seen["steps"] == ["step 1", "step 2", "step 3"] and seen["hash"] == "#step=2"
+    assert seen["drawings"] == 9 and seen["frames"] == 8 and seen["broken"] == 0 and seen["rows"] == 4 and seen["drawn"] >= 1
+    assert any(EVIL in words for words in seen["words"])
+    assert seen["token"].startswith("token 2, ") and "log-prob" in seen["token"] and seen["shaded"] > 20
+    assert seen["chosen"] == [False, True, False, False] and seen["pressed"] == ["false", "true", "false", "false"]
+
+
+@browser
+def test_a_run_without_tokens_and_without_its_clips(copy):
+    """Runs from before tokens were recorded, or whose clips are on another machine, are shown with what they have."""
+
+    def forget(group):
+        group["video"] = "gone.mp4"
+        for c in group["completions"]:
+            for name in ("token_texts", "logp", "logp_change", "kl"):
+                del c[name]
+
+    change_groups(copy, forget)
+    seen = click_through(copy)
+    assert seen["errors"] == [] and seen["frames"] == 0 and seen["rows"] == 4 and "token" not in seen and len(seen["words"]) == 4
+
+
+@browser
+@pytest.mark.parametrize("answer, text, drawn", [
+    ([[0.1, 0.2, 0.5, 0.6]] * 8, "<answer>[" + ", ".join(["[0.2, 0.2, 0.5, 0.7]"] * 8) + "]</answer>", 8 + 4 * 8),
+    (["B", [[1.0, 2.0], [4.0, 5.0]]], "<think>B</think><answer>B</answer><glue>[(0.5, 1.5), (9.0, 99999.0)]</glue>", 2 + 4 * 2),
+    (["a cat sits", "it leaves"], "<answer>a cat</answer>", 0),
+])  # fmt: skip
+def test_other_tasks_are_drawn(copy, answer, text, drawn):
+    change_groups(copy, lambda group: [group.update(answer=answer)] + [c.update(text=text) for c in group["completions"]])
+    seen = click_through(copy)
+    assert seen["errors"] == [] and seen["drawn"] == drawn and seen["frames"] == 8 and seen["tooWide"] <= 0
+
+
+# In the terminal ----------------------------------------------------------------------------------------
+
+
+def test_training_shows_a_group_unless_told_not_to(run, charades, tmp_path, capsys):
+    assert "step 1: The video lasts" in run[1] and run[1].count("reward  advantage  ") == 1  # every tenth step: of three, the first
+    train.train(train.parse_args(["--data", charades, "--steps", "1", "--prompts-per-step", "1", "--group-size", "2", "--quiet", "--out", str(tmp_path / "q")]))
+    said = capsys.readouterr()
+    assert "reward  advantage" not in said.out + said.err
+
+
+def group_of(prompt, answer, *texts):
+    return {"prompt": f"<|vision_start|>[8 video tokens]<|vision_end|>{prompt}\nGive only …<|im_end|>", "answer": answer, "completions": [
+        {"text": text, "reward": 2.0 - i, "advantage": 1.0 - i} for i, text in enumerate(texts)]}  # fmt: skip
+
+
+def test_a_grounding_group_in_the_terminal():
+    group = group_of("The video lasts 10.0 seconds. When?", (2.0, 6.0), "<answer>5.0 to 10.0</answer>", "hm\x1b[31m\n", "<answer>9.0 to 3.0</answer>")
+    assert report.group_text(7, group, 66).split("\n") == [
+        "step 7: The video lasts 10.0 seconds. When?",
+        "reward  advantage  ····████████········  true: 2.0 to 6.0",
+        "  2.00      +1.00  ··········██████████  5.0 to 10.0",
+        "  1.00      +0.00  ····················  hm [31m",
+        "  0.00      -1.00  ····················  9.0 to 3.0",
+    ]
+
+
+@pytest.mark.parametrize("task", ["grounding", "tracking", "gqa", "caption"])
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_every_task_in_every_terminal(task, width):
+    answer = {"grounding": (2.0, 6.0), "tracking": [(0.1, 0.2, 0.3, 0.4)] * 8, "gqa": ("B", [(1.0, 2.0)]), "caption": ("a cat sits",)}[task]
+    ideal = ideal_answer(train.replace(EXAMPLE, task=task, answer=answer), "because")
+    lines = report.group_text(1, group_of("The video lasts 8.0 seconds. What happens in this long question about a video?", answer, ideal, "", "多" * 300), width).split("\n")
+    assert max(map(len, lines)) <= width and "(nothing)" in lines[-2]
+    assert ("█" in lines[-3]) == (task in ("grounding", "gqa"))
+    assert report.given_answer(ideal, answer)["intervals"] == [tuple(i) for i in report.true_answer(answer)["intervals"]]
+
+
+EXAMPLE = train.data.Example("a/0", "grounding", "a.mp4", "a cat", (0.0, 1.0))
