@@ -41,7 +41,7 @@ BLANKS = os.path.join(ROOT, "handout")  # is there in a hand-out alone: the stud
 
 
 class Mistake(Exception):
-    """What the user can mend; str() is one clear sentence."""
+    """What the user can mend; str() is one clear sentence. (Not data.BadInput: `list` should not wait for torch.)"""
 
 
 @dataclass(frozen=True)
@@ -467,6 +467,8 @@ def main(argv=None):
     except Mistake as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has seen enough: `check all | head`
+        os._exit(1)
     except OSError as e:
         print(f"error: {e.filename}: {e.strerror}", file=sys.stderr)
         return 2

@@ -40,6 +40,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import data
+import exercises
 import grpo
 import rewards
 from annotations import read_dataset
@@ -96,6 +97,7 @@ def parse_args(argv=None):
     g.add_argument("--overwrite", action="store_true", help="empty the folder first if it holds a run")
     g.add_argument("--steps", type=int, help=f"optimizer steps, or rollouts where there are several updates for each {both('steps')}")
     g.add_argument("--seed", type=int, default=0, help="of the order of examples and of sampling")
+    g.add_argument("--student", metavar="DIR", help="train with the functions written in DIR (exercises.py) in the place of the reference's")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (default: cuda where there is one)")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     g.add_argument("--rollouts-every", type=int, default=5, help="steps between two groups written to rollouts.jsonl")
@@ -439,6 +441,11 @@ def training_examples(args, rank, world):
 def train(args):
     """Runs the whole of it. Raises BadInput for what the user can mend."""
     rank, world, device = start_processes(args.device)
+    if args.student:
+        try:
+            exercises.install(args.student, show=rank == 0)
+        except exercises.Mistake as e:
+            raise BadInput(str(e)) from e
     if args.prompts_per_step % world:
         raise BadInput(f"--prompts-per-step {args.prompts_per_step} cannot be shared evenly by {world} processes")
     examples, data_name = training_examples(args, rank, world)
