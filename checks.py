@@ -32,7 +32,7 @@ class Case:
     args: tuple
     want: object  # what the call should give, or a slow_ function that computes it from args
     usually: str  # the mistake that usually fails this case
-    known: dict = field(default_factory=dict)  # {numbers that a known mistake gives here: which mistake}
+    known: dict = field(default_factory=dict)  # {numbers that a known mistake gives here: which mistake}; ("loss", numbers) where only there
     name: str = ""  # of the function, where an exercise has two
     call: object = lambda function, *args: function(*args)  # what is done with it; gives what is compared with want
     shown: str = ""  # the call as text, where args do not say it
@@ -57,12 +57,14 @@ def run(cases, found, path, tell, stored=None):
         except Wrong as e:
             raise Wrong(f"{called}{e}\n  usually  {case.usually}") from None
         if different := difference(got, stored[i] if stored else case.expected()):
-            label, got, want, why = different
-            for numbers, mistake in case.known.items():
-                if close(flat(got), numbers if isinstance(numbers, tuple) else (numbers,), 1e-6):
-                    why = mistake
-            expected = f"  expected {label}{show(want)}\n  got      {label}{show(got)}\n"
-            raise Wrong(f"{called}{expected}  usually  {why or case.usually}")
+            label, got, want, note = different
+            usually = case.usually
+            for key, mistake in case.known.items():
+                where, values = key if isinstance(key, tuple) and isinstance(key[0], str) else (label, key)
+                if where == label and close(flat(got), values if isinstance(values, tuple) else (values,), 1e-6):
+                    usually = mistake
+            label = label and label + ": "
+            raise Wrong(f"{called}  expected {label}{show(want)}\n  got      {label}{show(got)}\n" + (f"  that is  {note}\n" if note else "") + f"  usually  {usually}")
         for before, after in zip(case.args, args):
             if difference(after, before):
                 raise Wrong(f"{called}  your function changed its argument from {show(before)} to {show(after)}\n"
@@ -90,29 +92,29 @@ def need(condition, text):
 
 
 def difference(got, want):
-    """None, or (what differs, that part of got and of want, what it means or None). Numbers may differ by rounding."""
+    """None, or (what differs, that part of got and of want, a note or None). Numbers may differ by rounding."""
     if isinstance(want, dict):
-        return next((({f"{k}: ": 0} and f"{k}: ", *d[1:]) for k in want if (d := difference(got.get(k), want[k]))), None)
+        return next(((k, *d[1:]) for k in want if (d := difference(got.get(k), want[k]))), None)
     if got is None and want is not None:
-        return "", got, want, "a return is missing: a function without one gives None"
+        return "", got, want, "no value at all: a return is missing"
     if isinstance(want, torch.Tensor):
         if not isinstance(got, torch.Tensor):
-            return "", got, want, f"a tensor is asked for, and this is a {type(got).__name__}"
+            return "", got, want, f"a {type(got).__name__}, and a tensor is asked for"
         if got.shape != want.shape:
-            return f"shape {tuple(want.shape)} or {tuple(got.shape)}? ", got, want, f"the shape should be {tuple(want.shape)} and is {tuple(got.shape)}: a dimension was summed up or lost (dim=, keepdim=), or two were broadcast"
+            return "", got, want, f"the shape {tuple(got.shape)}, and {tuple(want.shape)} is asked for: a dimension was summed up or lost (dim=, keepdim=), or two were broadcast"
         if got.dtype != want.dtype:
-            return f"{want.dtype} or {got.dtype}? ", got, want, f"the dtype should be {want.dtype} and is {got.dtype}"
+            return "", got, want, f"the dtype {got.dtype}, and {want.dtype} is asked for"
         tolerance = 2e-5 if want.dtype == torch.float32 else 1e-6
         return None if close(flat(got), flat(want), tolerance) else ("", got, want, None)
     if isinstance(want, (tuple, list)):
         same = isinstance(got, (tuple, list)) and len(got) == len(want) and not any(difference(g, w) for g, w in zip(got, want))
         return None if same else ("", got, want, None)
     if isinstance(want, bool):
-        kind = None if isinstance(got, bool) else f"True or False is asked for, and this is a {type(got).__name__}: bool(…) makes it one"
+        kind = None if isinstance(got, bool) else f"a {type(got).__name__}, and True or False is asked for: bool(…) makes it one"
         return ("", got, want, kind) if kind or got != want else None
     if isinstance(want, (int, float)):
         if not isinstance(got, (int, float)):
-            return "", got, want, f"a number is asked for, and this is a {type(got).__name__}"
+            return "", got, want, f"a {type(got).__name__}, and a number is asked for"
         return None if close([got], [want], 1e-6) else ("", got, want, None)
     return None if got == want else ("", got, want, None)
 
@@ -203,9 +205,8 @@ def box_iou_cases():
         return Case((a, b), slow_box_iou, usually, known or {})
 
     xywh = "the boxes were read as x, y, width, height; they are two corners, x0, y0, x1, y1"
-    yield case((0, 0, 0.5, 1), (0.25, 0, 0.75, 1), "area of the intersection over area of the union",
-               {0.25: "the union holds the shared area once: area a + area b − shared", 0.5: "divided by the area of one box: the union is asked for"})  # fmt: skip
-    yield case((0.25, 0, 0.75, 1), (0.5, 0, 1, 1), "area of the intersection over area of the union", {0.4: xywh, 2 / 3: xywh})
+    yield case((0.25, 0, 0.75, 1), (0.5, 0, 1, 1), "area of the intersection over area of the union",
+               {0.25: "the union holds the shared area once: area a + area b − shared", 0.5: "divided by the area of one box: the union is asked for", 0.4: xywh, 2 / 3: xywh})  # fmt: skip
     yield case((0, 0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.75), "an intersection has a width and a height: both are needed", {1 / 3: "only one axis was looked at: the height counts too"})
     yield case((0, 0, 0.25, 1), (0.5, 0, 1, 1), "boxes side by side: the overlap in x is negative, clamp it at 0")
     yield case((0, 0, 0.25, 0.25), (0.5, 0.5, 1, 1), "apart in both directions: two negative overlaps multiply to a positive area; clamp each at 0 before multiplying")
@@ -304,6 +305,7 @@ def well_formed_cases():
         ("<think><answer>b</answer></think>", True, False, "the answer is inside the thought"),
         ("<think>is it <answer>a</answer>?</think><answer>b</answer>", True, False, "a second answer hides in the thought: count the tags"),
         ("<think>a<think>b</think><answer>c</answer>", True, False, "a tag is opened twice and closed once: count opening and closing tags, both"),
+        ("<think>a</think>b</think><answer>c</answer>", True, False, "a tag is closed twice: count opening and closing tags, both"),
         ("<answer>b", False, False, "the answer is not closed"),
         ("</answer>b<answer>", False, False, "closing comes after opening"),
         ("<answer>x < y > z</answer>", False, False, "inside a block anything may stand but a tag: < alone is none"),
@@ -500,9 +502,10 @@ def policy_loss_cases():
     gone = "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way. The loss may be right and the policy would learn nothing"
     ignored = "logp_old is ignored: ρ = exp(logp − logp_old); only before the first update the two are equal"
     yield one(1.0, 1.0, "loss −1 with gradient −1: the objective is to grow, so the loss is its negative, and d(ρ A) = A · d logp",
-              {1.0: "the sign: the objective is to grow, a loss is made small: minus", 0.0: gone})  # fmt: skip
+              {("loss", 1.0): "the sign: the objective is to grow, a loss is made small: minus", ("loss", 0.0): "the log of the ratio in place of the ratio: exp is missing",
+               ("gradient of logp", 0.0): gone, ("gradient of logp", 1.0): "the ratio is turned: new over old, exp(logp − logp_old)"})  # fmt: skip
     yield one(0.7, 1.0, "a good completion that became less likely is always corrected: min keeps ρ A", {
-        -1.0: ignored, -0.8: "clip(ρ) A alone: min(ρ A, clip(ρ) A) keeps correcting what went the wrong way", 0.35667: "the log of the ratio in place of the ratio", -1 / 0.7: "the ratio is turned: new over old", 0.0: gone})  # fmt: skip
+        -1.0: ignored, -0.8: "clip(ρ) A alone, or the larger of the two: min(ρ A, clip(ρ) A) keeps correcting what went the wrong way", -1 - math.log(0.7): "1 + log ρ is the ratio only near 1: exp", -1 / 0.7: "the ratio is turned: new over old", 0.0: gone})  # fmt: skip
     yield one(1.3, 1.0, "a good completion that has become likely enough: min takes the constant 1.2 A, and the gradient is 0",
               {-1.3: "not clipped: min(ρ A, clip(ρ) A)", -1.0: ignored, -1.0 / 1.3: "the ratio is turned: new over old"})  # fmt: skip
     yield one(0.7, -1.0, "a bad completion that has become unlikely enough: min takes the constant 0.8 A, and the gradient is 0",

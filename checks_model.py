@@ -133,14 +133,17 @@ def mrope_positions_cases():
         return Case((ids, grids, seconds, tokens_per_second), slow_positions, usually, known or {}, call=positions_of, shown=shown)
 
     yield case([[7, 8]], [], [], "text alone counts all three positions up together: 0, 1, …")
+    counted = "tokens were counted: text continues after the largest *position*, and many video tokens share one"
+    unmoved = "the video's own start is missing: positions go on from the text before it"
+    swapped = "h and w are swapped: the grid is (t, h, w), and the tokens of a frame go row by row"
+    yield case([[7], 2, [8]], [(1, 2, 4)], [1.0], "grids count patches, 2 × 2 of them a token; h is rows, w columns", {("rows of the video's tokens", (1, 2)): swapped,
+               ("text after the video", (2, 2, 2)): "one too few: the next position is the largest so far + 1", ("time of the video's tokens", (0, 0)): unmoved, ("rows of the video's tokens", (0, 0)): unmoved})  # fmt: skip
+    yield case([[7], 6, [8]], [(1, 4, 6)], [1.0], swapped, {("text after the video", (7, 7, 7)): counted, ("text after the video", (3, 3, 3)): "the rows alone were looked at: the largest position of all three axes + 1"})
     yield case([[7], 12, [8]], [(3, 4, 4)], [1.0], "the text after a video continues at the largest position so far, on any of the three axes, + 1",
                {(3, 3, 3): "this is what transformers ≥ 5.3 does, start + max(h, w) / 2, inside the video; the text continues at the largest position so far + 1, here the time's",
-                (5, 5, 5): "one too few: the next position is the largest so far + 1", (13, 13, 13): "tokens were counted: text continues after the largest *position*, and many video tokens share one",
+                (13, 13, 13): counted,
                 (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2): "the video starts at the next free position, and pair k lies k · seconds · tokens_per_second after that",
-                (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3): "pairs were counted: time is k · seconds_per_grid · tokens_per_second", (0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4): "the video's own start is missing: positions go on from the text before it"})  # fmt: skip
-    yield case([[7], 2, [8]], [(1, 2, 4)], [1.0], "grids count patches, 2 × 2 of them a token; h is rows, w columns",
-               {(1, 2): "h and w are swapped: the grid is (t, h, w), rows first"})  # fmt: skip
-    yield case([[7], 6, [8]], [(1, 4, 6)], [1.0], "rows and columns: the tokens of a frame go row by row; h and w must not be swapped")
+                (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3): "pairs were counted: time is k · seconds_per_grid · tokens_per_second", (0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4): unmoved})  # fmt: skip
     yield case([[7], 4, [8, 9]], [(4, 2, 2)], [0.7], "floor(k · seconds · tokens_per_second): multiply first, then take the floor",
                {(1, 2, 4, 5): "rounded: the floor is asked for", (1, 2, 3, 4): "the floor came before the multiplication by k"})  # fmt: skip
     yield case([[7], 2, [8]], [(2, 2, 2)], [0.25], "a video slower than the text: pairs may share a position")
@@ -199,9 +202,9 @@ def read_again(rows):
     return prefill(tiny_model(), [text_prompt(ids) for ids in rows], no_features(rows))[0].log_softmax(dim=-1)
 
 
-def sample(function, lengths, G, C, stop, seeds=None, on_token=None):
+def sample(function, prompts, G, C, stop, seeds=None, on_token=None):
     """The student's sample_groups on the tiny model: completions, mask, log-probs, and how many tokens were read."""
-    prompts, read = [text_prompt(ids) for ids in prompts_of(lengths)], []
+    prompts, read = [text_prompt(ids) for ids in prompts], []
     hook = tiny_model().model.language_model.embed_tokens.register_forward_hook(lambda module, args, out: read.append(args[0].numel()))
     try:
         generators = seeds and [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -210,7 +213,7 @@ def sample(function, lengths, G, C, stop, seeds=None, on_token=None):
         hook.remove()
     need(isinstance(got, (tuple, list)) and len(got) == 3 and all(isinstance(x, torch.Tensor) for x in got), "three tensors are asked for: completions, mask, log-probs")
     tokens, mask, logp = got
-    B = len(lengths)
+    B = len(prompts)
     need(all(x.ndim == 3 and tuple(x.shape[:2]) == (B, G) for x in got), f"all three should be (B, G, C), here ({B}, {G}, …); they are {', '.join(str(tuple(x.shape)) for x in got)}")
     need(tokens.dtype == torch.int64 and mask.dtype == torch.bool and logp.dtype == torch.float32, f"int64, bool and float32 are asked for; they are {tokens.dtype}, {mask.dtype}, {logp.dtype}")
     need(not logp.requires_grad, "the log-probs carry a gradient: sampling needs none, and its graph would fill the memory (torch.no_grad())")
@@ -219,7 +222,7 @@ def sample(function, lengths, G, C, stop, seeds=None, on_token=None):
 
 
 def greedy(function, lengths, G, C, stop):
-    tokens, mask, logp, _ = sample(function, lengths, G, C, stop)
+    tokens, mask, logp, _ = sample(function, prompts_of(lengths), G, C, stop)
     return {"completions": tokens, "mask": mask, "log-probs": torch.where(mask, logp, 0.0).round(decimals=3)}
 
 
@@ -241,7 +244,7 @@ def slow_greedy(lengths, G, C, stop):
 
 def sampled(function, lengths, G, room, stop, seeds):
     """What holds for any draw: each token's log-prob is what reading everything again gives, and masks and padding fit."""
-    tokens, mask, logp, read = sample(function, lengths, G, room, stop, seeds)
+    tokens, mask, logp, read = sample(function, prompts_of(lengths), G, room, stop, seeds)
     C, worst = tokens.shape[2], 0.0
     lengths_said, is_stop = mask.sum(dim=2, keepdim=True), torch.isin(tokens, torch.tensor(stop))
     last = is_stop.gather(2, lengths_said.clamp_min(1) - 1)  # a completion ends with a stop token, or there was no more room
@@ -256,21 +259,25 @@ def sampled(function, lengths, G, room, stop, seeds):
 
 
 def frequencies(function, lengths, G):
-    tokens, *_ = sample(function, lengths, G, 1, [35], [5])
+    tokens, *_ = sample(function, prompts_of(lengths), G, 1, [35], [5])
     seen = torch.bincount(tokens.flatten(), minlength=40) / G
     return {"as often as it is probable": bool(0.5 * (seen - read_again(prompts_of(lengths))[0].exp()).abs().sum() < 0.06)}
 
 
 def neighbours(function, lengths, G, C):
-    together, alone = (sample(function, lengths[:n], G, C, [35], [5, 6][:n])[0] for n in (2, 1))
-    other = sample(function, lengths[:1], G, C, [35], [7])[0]
-    n = min(together.shape[2], alone.shape[2])
-    return {"alone as in company": torch.equal(together[0, :, :n], alone[0, :, :n]), "another seed gives others": not torch.equal(other, alone)}
+    prompts, same = prompts_of(lengths), True
+    together = sample(function, prompts, G, C, [35], [5, 6])[0]
+    for b in range(2):
+        alone = sample(function, prompts[b:b + 1], G, C, [35], [5 + b])[0]
+        n = min(together.shape[2], alone.shape[2])
+        same = same and torch.equal(together[b, :, :n], alone[0, :, :n])
+    other = sample(function, prompts[1:], G, C, [35], [7])[0]
+    return {"alone as in company": same, "another seed gives others": not torch.equal(other, alone)}
 
 
 def streamed(function, lengths, C):
     heard = []
-    tokens, mask, *_ = sample(function, lengths, 1, C, [35], on_token=lambda token: heard.append(int(token)))
+    tokens, mask, *_ = sample(function, prompts_of(lengths), 1, C, [35], on_token=lambda token: heard.append(int(token)))
     return {"on_token heard the completion": heard[: int(mask.sum())] == tokens[mask].tolist()}
 
 
@@ -290,16 +297,16 @@ def sample_groups_cases():
 
     yield take([4], 1, 1, [35], "the first token is the likeliest by prefill's logits; nothing is decoded yet")
     yield take([4], 1, 5, [35], "decode_step gets the token just chosen and its position: that from prefill for the first, one more for each next (position + step)")
-    yield take([4], 1, 12, many, "after the stop token a row is padded with stop_ids[0], and the mask ends with the stop token")
-    yield take([3, 6], 2, 4, [35], "row b·G + g is completion g of prompt b: repeat_interleave (a a b b), not repeat (a b a b)")
+    yield take([4], 1, 12, many, "the mask goes up to and with the stop token, what follows is padded with stop_ids[0], and all is cut to the longest completion")
     yield draw([4], 3, 6, [35], "completions of one prompt share its cache and nothing else: each row gets its own token, in every step; a log-prob is log softmax at the token that was drawn, without a temperature. A prompt is read once: prefill the B prompts and repeat the logits, not the prompts")
+    yield take([3, 6], 2, 4, [35], "row b·G + g is completion g of prompt b: repeat_interleave (a a b b), not repeat (a b a b)")
     yield draw([4], 4, 12, many, "rows that have ended: from the stop token on they are padded with stop_ids[0], and all is cut to the longest completion")
     yield draw([3, 6], 3, 8, many, "row b·G + g is completion g of prompt b: repeat_interleave (a a b b), not repeat (a b a b), for logits and positions alike")
     yield draw([6, 2, 4], 2, 6, [35], "several prompts of different lengths: each row's positions continue its own prompt")
     yield Case(([4], 4000), {"as often as it is probable": True}, "tokens must come from the full distribution at temperature 1: no top-k, no temperature, and a number of its own for every completion",
                call=frequencies, shown="the first tokens of 4,000 completions, counted")  # fmt: skip
     yield Case(([4, 3], 3, 6), {"alone as in company": True, "another seed gives others": True}, "each prompt draws from its own generator, as many numbers whoever is beside it; not all from the first, and not from the global one",
-               call=neighbours, shown="sample_groups of two prompts, and of the first alone with the same generator")  # fmt: skip
+               call=neighbours, shown="sample_groups of two prompts together, and of each alone with the same generator")  # fmt: skip
     yield Case(([4], 5), {"on_token heard the completion": True}, "on_token(token) is to be called in every step, where it is given", call=streamed, shown="sample_groups with on_token")
 
 
@@ -348,13 +355,13 @@ def packed_attention_cases():
         return Case((torch.zeros_like(value), torch.zeros_like(value), value, group, 1.0, sdpa), slow_packed_attention, usually, known or {}, shown=shown)
 
     yield plain((1, 3, 5), (2, 1), "the prompt sees itself; each completion sees the prompt and itself",
-                {(1, 2, 3): "", (1, 2, 9 / 3): "the second completion sees the first: siblings are hidden from each other", (1, 1, 1): "completions do not see themselves: aligned to the upper left, their first token sees one key, the prompt's",
+                {(1, 2, 9 / 3): "the second completion sees the first: siblings are hidden from each other", (1, 1, 1): "completions do not see themselves: aligned to the upper left, their first token sees one key, the prompt's",
                  (1, 3, 5): "the prompt is hidden from the completions"})  # fmt: skip
     yield plain((1, 2, 4, 8, 16), (2, 2), "token j of a completion sees the prompt and its completion's first j + 1 tokens",
                 {(1, 1, 1.5, 1, 4.5): "causality is aligned to the upper left (is_causal=True, torch.tril): with more keys than queries it must be aligned to the lower right",
                  (1, 1.5, 7 / 3, 3.75, 6.2): "this is plain causal attention over the row: the second completion sees the first; siblings are hidden from each other",
                  (1, 7 / 3, 7 / 3, 25 / 3, 25 / 3): "a completion sees its own future: the second call is causal too", (1, 2, 3, 8, 12): "the prompt is hidden from the completions",
-                 (1, 1.5, 4.5, 7 / 3, 25 / 3): "the outputs are in the wrong order: completion after completion, transpose before flattening"})  # fmt: skip
+                 (1, 1.5, 11 / 3, 2.5, 7): "the completions got mixed: completion g is the g-th stretch of C tokens, unflatten(1, (G, C))", (1, 1.5, 4.5, 7 / 3, 25 / 3): "the outputs are in the wrong order: completion after completion, transpose before flattening"})  # fmt: skip
     yield plain((1, 2, 4, 8, 16, 32), (2, 1), "the prompt is causal on itself: no token of it sees a later one")
     rng = random.Random(12)
     for H, K, P, G, C, d in ((1, 1, 2, 2, 2, 2), (2, 2, 1, 2, 3, 2), (4, 2, 3, 3, 2, 2), (4, 1, 4, 2, 3, 4)):

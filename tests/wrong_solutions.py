@@ -26,11 +26,11 @@ WRONG = [
     (1, "shared seconds twice in the union", "(max(a_end, b_end) - min(a_start, b_start))", "(a_end - a_start + b_end - b_start)", "union once"),
     (1, "share of the true interval only", "(max(a_end, b_end) - min(a_start, b_start))", "(b_end - b_start)", "one interval coverage"),
     (1, "seconds, not a ratio", "return shared / (max(a_end, b_end) - min(a_start, b_start))", "return shared", "seconds divide"),
-    (1, "only the first interval is looked at", "a_end <= a_start or b_end <= b_start", "a_end <= a_start", "reversed either side"),
     (1, "nothing is returned", "return shared /", "shared /", "return missing"),
     # 2. box IoU
     (2, "two negative overlaps multiply", "max(0.0, min(ax1, bx1) - max(ax0, bx0)) * max(0.0, min(ay1, by1) - max(ay0, by0))", "max(0.0, (min(ax1, bx1) - max(ax0, bx0)) * (min(ay1, by1) - max(ay0, by0)))", "both directions negative"),
-    (2, "inside out has positive area", "max(0.0, ax1 - ax0) * max(0.0, ay1 - ay0)", "(ax1 - ax0) * (ay1 - ay0)", "inside out"),
+    (2, "inside out has positive area", "max(0.0, ax1 - ax0) * max(0.0, ay1 - ay0)", "(ax1 - ax0) * (ay1 - ay0)", "ZeroDivisionError holds nothing"),
+    (2, "inside out is turned back", "([min(1.0, max(0.0, v)) for v in box] for box in (a, b))", "([min(1.0, max(0.0, v)) for v in (*map(min, box[:2], box[2:]), *map(max, box[:2], box[2:]))] for box in (a, b))", "inside out"),
     (2, "outside the frame counts", "[min(1.0, max(0.0, v)) for v in box]", "box", "outside the frame"),
     (2, "union of 0", "if area_a == 0 or area_b == 0:\n        return 0.0", "", "ZeroDivisionError hold nothing"),
     (2, "x, y, width, height", "([min(1.0, max(0.0, v)) for v in box] for box in (a, b))", "((x, y, min(1.0, x + w), min(1.0, y + h)) for x, y, w, h in (a, b))", "width height corners"),
@@ -43,7 +43,7 @@ WRONG = [
     (3, "tags are not counted", "[text.count(tag) for tag in TAGS] == expected and ", "", "two exactly once"),
     (3, "one line only", ", re.DOTALL", "", "several lines DOTALL"),
     (3, "only opening tags counted", "[text.count(tag) for tag in TAGS] == expected", "[text.count(tag) for tag in TAGS[::2]] == expected[::2]", "opening closing"),
-    (3, "thinking always allowed", "[int(think)] * 2 + [1]", "[text.count(TAGS[0])] * 2 + [1]", "none was asked"),
+    (3, "thinking is optional", "", "def well_formed(text, think, glue=False):\n    return text.count('<answer>') == 1 and bool(re.fullmatch('(' + THINK + ')?' + ANSWER + GLUE * glue, text, re.DOTALL))", "missing asked"),
     (3, "counted, but in any order", "return [text.count(tag) for tag in TAGS] == expected and bool(re.fullmatch(pattern, text, re.DOTALL))", "return [text.count(tag) for tag in TAGS] == expected", "before the block"),
     (3, "a match object", "bool(re.fullmatch(pattern, text, re.DOTALL))", "re.fullmatch(pattern, text, re.DOTALL)", "True or False"),
     # 4. sets of intervals
@@ -101,13 +101,14 @@ WRONG = [
     (9, "mask's rows in place of n_completions", "mask.sum(dim=-1, keepdim=True) * n_completions", "mask.sum(dim=-1, keepdim=True) * len(mask)", "whole step parts add up"),
     (9, "dr_grpo by length", 'if loss == "dr_grpo":', 'if loss == "never":', "dr_grpo max_new_tokens"),
     (9, "sign of the loss", "total = -(weights", "total = (weights", "sign minus"),
-    (9, "clip alone", "torch.minimum(ratio * A, clipped_ratio * A)", "clipped_ratio * A", "clip(ρ) A alone corrected"),
-    (9, "maximum", "torch.minimum", "torch.maximum", "min corrected"),
+    (9, "clip alone", "torch.minimum(ratio * A, clipped_ratio * A)", "clipped_ratio * A", "clip(ρ) A alone"),
+    (9, "maximum", "torch.minimum", "torch.maximum", "larger min"),
     (9, "no clip", "torch.minimum(ratio * A, clipped_ratio * A)", "ratio * A", "clipped min"),
     (9, "one clip for both sides", "1 + clip_high", "1 + clip_low", "clip_high upper"),
     (9, "logp_old ignored", "logp - logp_old", "logp - logp.detach()", "logp_old ignored"),
-    (9, "ratio turned", "logp - logp_old", "logp_old - logp", "likely gradient turned"),
-    (9, "no exp", "ratio = log_ratio.exp()", "ratio = 1 + log_ratio", "ratio corrected log"),
+    (9, "ratio turned", "logp - logp_old", "logp_old - logp", "gradient turned"),
+    (9, "no exp", "ratio = log_ratio.exp()", "ratio = 1 + log_ratio", "1 + log ρ exp"),
+    (9, "log of the ratio", "ratio = log_ratio.exp()", "ratio = log_ratio", "log exp missing"),
     (9, "gradient cut off", "ratio = log_ratio.exp()", "ratio = log_ratio.exp().detach()", "gradient detach nothing"),
     (9, "KL's sign", "objective - beta * kl", "objective + beta * kl", "KL sign reference"),
     (9, "β forgotten", "objective - beta * kl", "objective - kl", "β missing"),
@@ -131,7 +132,33 @@ WRONG = [
     (10, "patches, not tokens", "h, w = h // merge, w // merge", "", "AssertionError line"),
     (10, "the start forgotten", ".reshape(3, -1) + start", ".reshape(3, -1)", "start"),
     # 11. sampling
-    (11, "prompts repeated, not the cache", "logits, cache, position = prefill(model, prompts, features)", "logits, cache, position = prefill(model, [p for p in prompts for _ in range(group_size)], [f for f in features for _ in range(group_size)])", "sample_groups"),
+    (11, "prompts repeated, not the cache", "", """
+ours = sample_groups
+def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids, generators=None, on_token=None):
+    repeat = lambda things: things and [x for x in things for _ in range(group_size)]
+    out = ours(model, repeat(prompts), repeat(features), 1, max_new_tokens, stop_ids, repeat(generators), on_token)
+    return tuple(x.view(len(prompts), group_size, -1) for x in out)
+""", "each prompt read once prefill repeat the logits"),
+    (11, "no cache: everything is read again for each token", "", """
+from dataclasses import replace
+def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids, generators=None, on_token=None):
+    B, G, tokens, logps = len(prompts), group_size, [], []
+    with torch.no_grad():
+        for step in range(max_new_tokens):
+            rows = [replace(p, ids=torch.cat([p.ids, torch.stack([x[b * G + g] for x in tokens])]) if tokens else p.ids) for b, p in enumerate(prompts) for g in range(G)]
+            logp = prefill(model, rows, [f for f in features for _ in range(G)])[0].log_softmax(-1)
+            token = draw(logp, torch.cat([torch.rand(G, dtype=torch.float64, generator=g) for g in generators])) if generators else logp.argmax(-1)
+            if on_token:
+                on_token(token)
+            if tokens:
+                token = torch.where(completion_mask(torch.stack([*tokens, token], 1), torch.tensor(stop_ids))[:, -1], token, stop_ids[0])
+            tokens.append(token)
+            logps.append(logp.gather(1, token[:, None])[:, 0])
+    tokens, logps = torch.stack(tokens, 1), torch.stack(logps, 1)
+    mask = completion_mask(tokens, torch.tensor(stop_ids))
+    n = int(mask.any(0).sum())
+    return tuple(x[:, :n].view(B, G, n) for x in (tokens, mask, logps))
+""", "each prompt read once"),
     (11, "repeat in place of repeat_interleave", "logits.repeat_interleave(G, dim=0)", "logits.repeat(G, 1)", "repeat_interleave"),
     (11, "positions in the wrong order", "position.repeat_interleave(G)", "position.repeat(G)", "repeat_interleave"),
     (11, "the position stands still", "position + step", "position", "position"),
@@ -159,7 +186,7 @@ WRONG = [
     (12, "outputs in the wrong order", "own.transpose(0, 1).flatten(1, 2)[None]", "own.permute(1, 2, 0, 3).flatten(1, 2)[None]", "order"),
     (12, "scale forgotten", "with_prompt(value), scale, causal=True)", "with_prompt(value), 1.0, causal=True)", "scale"),
     (12, "prompt detached", "x[:, :, :P].expand", "x[:, :, :P].detach().expand", "gradient detach"),
-    (12, "completions folded as (C, G)", "unflatten(1, (G, C)).transpose(0, 1)", "unflatten(1, (C, G)).permute(2, 0, 1, 3)", "sibling"),
+    (12, "completions folded as (C, G)", "unflatten(1, (G, C)).transpose(0, 1)", "unflatten(1, (C, G)).permute(2, 0, 1, 3)", "mixed"),
 ]  # fmt: skip
 
 RIGHT = [
@@ -169,6 +196,12 @@ def temporal_iou(a, b):
     if shared <= 0 or a[0] >= a[1] or b[0] >= b[1]:
         return 0
     return shared / ((a[1] - a[0]) + (b[1] - b[0]) - shared)
+"""),
+    (1, "one of the two checks is enough", """
+def temporal_iou(a, b):
+    if not b[0] < b[1]:
+        return 0.0
+    return max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / (max(a[1], b[1]) - min(a[0], b[0]))
 """),
     (2, "by axes", """
 def box_iou(a, b):
