@@ -27,6 +27,10 @@ class Wrong(Exception):
     """str() is what the student reads."""
 
 
+class Unfit(Wrong):
+    """What came back cannot even be compared; the text says all."""
+
+
 @dataclass
 class Case:
     args: tuple
@@ -54,6 +58,8 @@ def run(cases, found, path, tell, stored=None):
         args = copy.deepcopy(case.args)
         try:
             got = guard(lambda: case.call(found[name], *args), path)
+        except Unfit as e:
+            raise Wrong(f"{called}{e}") from None
         except Wrong as e:
             raise Wrong(f"{called}{e}\n  usually  {case.usually}") from None
         if different := difference(got, stored[i] if stored else case.expected()):
@@ -88,7 +94,7 @@ def guard(work, path):
 
 def need(condition, text):
     if not condition:
-        raise Wrong(f"  {text}")
+        raise Unfit(f"  {text}")
 
 
 def difference(got, want):
@@ -241,17 +247,17 @@ def slow_merged(intervals):
 
 
 def interval_set_iou_cases():
-    def merge(intervals, usually):
-        return Case((intervals,), slow_merged, usually, name="merged", call=merged_as_seconds)
+    def merge(intervals, want, usually):
+        return Case((intervals,), want, usually, name="merged")
 
     def case(a, b, usually, known=None):
         return Case((a, b), slow_interval_set_iou, usually, known or {})
 
-    yield merge([], "nothing merged is an empty list")
-    yield merge([(5, 7), (1, 3)], "intervals come in any order: sort them by their start")
-    yield merge([(1, 3), (2, 4)], "an interval that starts before the last one ends makes it longer")
-    yield merge([(0, 10), (2, 3)], "an interval inside the one before it: the end is the later of the two, max(end, end)")
-    yield merge([(9, 8), (1, 1)], "reversed and empty intervals hold nothing and are left out")
+    yield merge([], [], "nothing merged is an empty list")
+    yield merge([(5, 7), (1, 3)], [(1, 3), (5, 7)], "intervals come in any order: sort them by their start")
+    yield merge([(1, 3), (2, 4)], [(1, 4)], "an interval that starts before the last one ends makes it longer")
+    yield merge([(0, 10), (2, 3)], [(0, 10)], "an interval inside the one before it: the end is the later of the two, max(end, end)")
+    yield merge([(9, 8), (1, 1)], [], "reversed and empty intervals hold nothing and are left out")
     yield case([(0, 2), (4, 6)], [(1, 5)], "seconds in both over seconds in either",
                {0.2: "the mean (or best) IoU of pairs: sets of seconds are compared, not one interval with another", 2 / 3: "the hull was taken: what lies between two intervals is in neither",
                 0.25: "the union holds shared seconds once: merge both sets together, then add up lengths"})  # fmt: skip
@@ -263,7 +269,7 @@ def interval_set_iou_cases():
     for n in (1, 2, 3, 5):
         for _ in range(60):
             a, b = ([tuple(rng.randrange(0, 40) / 4 for _ in range(2)) for _ in range(rng.randrange(n + 1))] for _ in range(2))
-            yield merge(a, "the merged intervals hold the same seconds, each once, in order")
+            yield Case((a,), slow_merged, "the merged intervals hold the same seconds, each once, in order", name="merged", call=merged_as_seconds)
             yield case(a, b, "seconds in both over seconds in either, each counted once")
 
 
@@ -516,7 +522,7 @@ def policy_loss_cases():
     kl = math.exp(-1)
     yield one(1.0, 0.0, "β · KL is a penalty: the loss grows with it", {-0.1 * kl: "the KL's sign is turned: the loss must grow with the KL, or the policy is driven away from the reference",
               0.0: "the KL is not in the loss, or was detached before it came there: it must pull with a gradient", 0.1 * (math.e - 2): "Δ the wrong way round: Δ = logp_ref − logp",
-              kl: "β is missing"}, ref=-2.0, beta=0.1)  # fmt: skip
+              kl: "β is missing", ("kl carries a gradient", True): '"kl" is for people to watch: detach it, or the graph of every step stays in memory'}, ref=-2.0, beta=0.1)  # fmt: skip
     yes = torch.ones(2, 2, dtype=torch.bool)
     yield case(t([-1, -2], [-1, -3]), t([-1, -2], [-1, -3]), None, t(1, -2), yes, t([0.1, 0.2], [0.3, 0.4]), 0.2, 0.2, 0.0, "grpo",
                "advantages (G,) belong to completions, which are rows: advantages[:, None]. With G = C the wrong way broadcasts without a word. And each token has its weight: a weighted sum, no mean")  # fmt: skip

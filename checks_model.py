@@ -75,7 +75,7 @@ def token_logprobs_cases():
         return Case((logits, torch.tensor(tokens)), want, usually, known or {}, call=call)
 
     yield case(t([0.0, math.log(3)], dtype=torch.float32), [1], "log softmax over the vocabulary, at the token; entropy −Σ p log p in nats",
-               {0.75: "this is the probability, not its log", math.log(4 / 3): "the sign is turned: a log-prob is at most 0", math.log(3): "this is the logit: what is missing is log Σ exp, the normalisation",
+               {("log-probs", 0.0): "softmax over the wrong dimension: each row is a distribution over the vocabulary, dim=-1", 0.75: "this is the probability, not its log", math.log(4 / 3): "the sign is turned: a log-prob is at most 0", math.log(3): "this is the logit: what is missing is log Σ exp, the normalisation",
                 0.811278: "the entropy is in bits; nats are asked for, with the natural logarithm", -0.562335: "the entropy's sign is turned"})  # fmt: skip
     yield case(t([1000.0, 0.0], dtype=torch.float32), [1], "exp(1000) overflows: log_softmax takes off the largest logit first, log(softmax) or log(sum(exp)) does not")
     yield case(t([0.0, 0.0, -math.inf], dtype=torch.float32), [0], "a token that is ruled out has p = 0 and log p = −inf, and 0 · −inf is NaN: clamp log p, or torch.where")
@@ -293,12 +293,14 @@ def sample_groups_cases():
         return Case((lengths, G, C, stop), slow_greedy, usually, call=greedy, shown=shown("greedy (generators=None)", lengths, G, C, stop))
 
     def draw(lengths, G, C, stop, usually):
-        return Case((lengths, G, C, stop, [3, 4, 5][: len(lengths)]), fine, usually, call=sampled, shown=shown("sampling", lengths, G, C, stop))
+        known = {("each prompt read once", False): "a prompt is read once: prefill the B prompts and repeat the logits, not the prompts; after that decode_step alone",
+                 ("completions of a group that are all the same", True): "every completion needs a random number of its own in every step"}  # fmt: skip
+        return Case((lengths, G, C, stop, [3, 4, 5][: len(lengths)]), fine, usually, known, call=sampled, shown=shown("sampling", lengths, G, C, stop))
 
     yield take([4], 1, 1, [35], "the first token is the likeliest by prefill's logits; nothing is decoded yet")
     yield take([4], 1, 5, [35], "decode_step gets the token just chosen and its position: that from prefill for the first, one more for each next (position + step)")
     yield take([4], 1, 12, many, "the mask goes up to and with the stop token, what follows is padded with stop_ids[0], and all is cut to the longest completion")
-    yield draw([4], 3, 6, [35], "completions of one prompt share its cache and nothing else: each row gets its own token, in every step; a log-prob is log softmax at the token that was drawn, without a temperature. A prompt is read once: prefill the B prompts and repeat the logits, not the prompts")
+    yield draw([4], 3, 6, [35], "completions of one prompt share its cache and nothing else: each row gets its own token, in every step; a log-prob is log softmax at the token that was drawn, without a temperature")
     yield take([3, 6], 2, 4, [35], "row b·G + g is completion g of prompt b: repeat_interleave (a a b b), not repeat (a b a b)")
     yield draw([4], 4, 12, many, "rows that have ended: from the stop token on they are padded with stop_ids[0], and all is cut to the longest completion")
     yield draw([3, 6], 3, 8, many, "row b·G + g is completion g of prompt b: repeat_interleave (a a b b), not repeat (a b a b), for logits and positions alike")

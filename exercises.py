@@ -92,8 +92,8 @@ EXERCISES = (
         "How Qwen2.5-VL can tell time at all. Current releases of transformers get the text after a video wrong; yours should not.",
         "Walk through the videos with two counters: the place in ids and the next free position. torch.meshgrid(time, rows, columns, indexing=\"ij\") makes a video's positions; grids count patches, and 2 × 2 of them are a token. floor after multiplying."),
     Exercise(11, "sampling with a shared cache", "grpo", ("sample_groups",),
-        "Needed: prefill, decode_step, draw and completion_mask. prefill reads every prompt once; cache.start_decoding(G, C) then lets G rows share it. Row b·G + g is completion g of prompt b. decode_step(model, cache, tokens, positions) takes the tokens just sampled and their positions, and gives the next logits. One uniform number a token goes into draw(): with torch.rand(…, dtype=torch.float64, generator=generators[b]) for prompt b. (threads_for_one_token, recorded_decode_step and worth_keeping make ours faster; leave them out.)",
-        "logits.repeat_interleave(G, dim=0), the same with the position. Each step: log_softmax, draw (argmax if there are no generators), the stop token for rows that have ended, write down token and log-prob, leave the loop when all have ended, and logits = decode_step(model, cache, token, position + step). At the end the mask from the tokens, log-probs 0 outside it, and everything cut to the longest completion. Example: stop_ids [9], G = 2, and the rows 5 9 and 6 7 9 were drawn: completions [[[5, 9, 9], [6, 7, 9]]], mask [[[1, 1, 0], [1, 1, 1]]]."),
+        "The group at work: needed are prefill, decode_step, draw and completion_mask. prefill reads every prompt once; cache.start_decoding(G, C) then lets G rows share it. Row b·G + g is completion g of prompt b. decode_step(model, cache, tokens, positions) takes the tokens just sampled and their positions, and gives the next logits. One uniform number a token goes into draw(): with torch.rand(…, dtype=torch.float64, generator=generators[b]) for prompt b. (threads_for_one_token, recorded_decode_step and worth_keeping make ours faster; leave them out.) Example: with stop_ids [9], one prompt and G = 2, the draws 5 9 and 6 7 9 give completions [[[5, 9, 9], [6, 7, 9]]] and mask [[[1, 1, 0], [1, 1, 1]]].",
+        "logits.repeat_interleave(G, dim=0), the same with the position. Each step: log_softmax, draw (argmax if there are no generators), the stop token for rows that have ended, write down token and log-prob, leave the loop when all have ended, and logits = decode_step(model, cache, token, position + step). At the end the mask from the tokens, log-probs 0 outside it, and everything cut to the longest completion."),
     Exercise(12, "attention of the packed group", "model", ("packed_attention",),
         "The group's prompt is read once, not G times: with thousands of video tokens that is the difference between a run and no run. attend(query, key, value, scale, causal=True) is attention aligned to the lower right: the last query sees all keys, the one before it all but the last, and so on.",
         "First call: the prompt on itself. For the second make the completions a batch: queries (G, H, C, d), keys and values (G, K, P + C, d), the prompt's expanded to each. Then put the outputs back in one row, completion after completion."),
@@ -165,7 +165,7 @@ def write_up(exercise, solved=False):
 
 {fill(exercise.lesson, 110)}
 
-    python exercises.py check {exercise.number} --into {{this folder}}
+    python exercises.py check {exercise.number} --into DIR     (DIR: the folder of this file)
     python exercises.py hint {exercise.number}
 """'''
     return "\n\n\n".join([opening + "\n\n" + header, *code]) + "\n"
@@ -335,6 +335,8 @@ def check_apart(exercise, folder, limit, quiet=True):
     # A server that has imported torch once and splits in two for each check saves five seconds a check.
     context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     context.set_forkserver_preload(["checks_model"]) if hasattr(os, "fork") else None
+    if why := unfinished(exercise, folder):
+        return "to do", why
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=child, args=(exercise.number, folder, quiet, theirs), daemon=True)
     process.start()

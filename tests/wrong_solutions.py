@@ -72,6 +72,7 @@ WRONG = [
     (6, "sign", "delta.exp() - delta - 1", "1 + delta - delta.exp()", "sign never negative"),
     (6, "no −1", "delta.exp() - delta - 1", "delta.exp() - delta", "−1 missing agree"),
     (6, "detached", "logp_ref - logp", "logp_ref - logp.detach()", "gradient detach"),
+    (6, "ours handed in", "", "import grpo\ndef kl_k3(logp, logp_ref):\n    return grpo.kl_k3(logp, logp_ref)", "exercise 6 itself does not answer"),
     (6, "mean over tokens", "delta.exp() - delta - 1", "(delta.exp() - delta - 1).mean()", "shape"),
     # 7. mask
     (7, "EOS itself excluded", "is_stop.cumsum(dim=-1) - is_stop", "is_stop.cumsum(dim=-1)", "stop token itself learns"),
