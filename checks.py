@@ -89,7 +89,7 @@ def guard(work, path):
     except BaseException as e:  # SystemExit too
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if os.path.abspath(f.filename) == os.path.abspath(path)]
         where = f"{os.path.basename(path)} line {lines[-1]}: {linecache.getline(os.path.abspath(path), lines[-1]).strip()}\n  raised   " if lines else ""
-        raise Wrong(f"  {where}{type(e).__name__}: {' '.join(str(e).split())[:300]}") from None
+        raise Wrong(f"  {where}{type(e).__name__}: {' '.join(str(e).split())[:300]}".rstrip(": ")) from None
 
 
 def need(condition, text):

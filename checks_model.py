@@ -196,10 +196,15 @@ def no_features(prompts):
     return [torch.empty(0, 32) for _ in prompts]
 
 
+@functools.cache
 @torch.no_grad()
+def next_logprobs(ids):
+    return prefill(tiny_model(), [text_prompt(list(ids))], no_features([ids]))[0].log_softmax(dim=-1)
+
+
 def read_again(rows):
     """Log-probs (rows, V) of the next token after each list of ids, each read from its beginning."""
-    return prefill(tiny_model(), [text_prompt(ids) for ids in rows], no_features(rows))[0].log_softmax(dim=-1)
+    return torch.cat([next_logprobs(tuple(ids)) for ids in rows])
 
 
 def sample(function, prompts, G, C, stop, seeds=None, on_token=None):
