@@ -5,7 +5,7 @@
     python exercises.py check 5 --into homework       # tests it; a failure shows the smallest case that fails
     python exercises.py hint 5
     python exercises.py solution 5                    # our own; with --into DIR written as if you had handed it in
-    python train.py --student homework                # trains with your functions in the place of ours
+    python train.py --student homework                # trains with your functions in the place of ours (eval.py takes it too)
 
 For instructors:
 
@@ -233,8 +233,10 @@ def install(folder, but=None, show=True):
 
     but: an exercise that is left out. In a hand-out there are none of ours for the rest: a run then needs all.
     """
+    from data import BadInput  # train.py prints it as one sentence
+
     if not os.path.isdir(folder):
-        raise Mistake(f"--student {folder} is no folder: python exercises.py start all --into {folder} makes it")
+        raise BadInput(f"--student {folder} is no folder: python exercises.py start all --into {folder} makes it")
     theirs, ours = [], []
     for exercise in EXERCISES:
         importlib.import_module(exercise.module)
@@ -245,15 +247,15 @@ def install(folder, but=None, show=True):
         try:
             found = load_functions(exercise, folder)
         except Exception as e:
-            raise Mistake(f"{os.path.join(folder, exercise.file)} cannot be loaded: {type(e).__name__}: {e}") from e
+            raise BadInput(f"{os.path.join(folder, exercise.file)} cannot be loaded: {type(e).__name__}: {e}") from e
         theirs += [(exercise.module, name, function) for name, function in found.items()]
     for module, name, function in theirs:  # only now, so that the students' files find each other's functions too
         place(module, name, function)
+    if but is None and ours and in_handout():
+        raise BadInput(f"a hand-out can run only when all exercises are done; not done: {', '.join(str(e.number) for e in ours)}")
     if show:
         print(f"yours: {', '.join(f'{module}.{name}' for module, name, _ in theirs) or 'none'}\n"
               f"the reference's: {', '.join(name for exercise in ours for name in exercise.functions) or 'none'}")  # fmt: skip
-        if ours and in_handout():
-            raise Mistake(f"a hand-out can train only when all exercises are done; not done: {', '.join(str(e.number) for e in ours)}")
 
 
 @contextmanager
@@ -297,6 +299,7 @@ def expected_of(exercise):
 def examine(exercise, folder, tell=lambda case: None):
     """Checks one exercise of a student's folder, in this process. Returns ("right" | "wrong" | "to do", message)."""
     import checks
+    from data import BadInput
 
     if why := unfinished(exercise, folder):
         return "to do", why
@@ -307,7 +310,7 @@ def examine(exercise, folder, tell=lambda case: None):
             tell("reading the file")
             found = checks.guard(lambda: load_functions(exercise, folder), os.path.join(folder, exercise.file))
             count = checks.run(cases_of(exercise), found, os.path.join(folder, exercise.file), tell, expected_of(exercise))
-    except (checks.Wrong, Mistake) as e:
+    except (checks.Wrong, Mistake, BadInput) as e:
         return "wrong", str(e)
     return "right", f"{count} cases"
 

@@ -442,10 +442,7 @@ def train(args):
     """Runs the whole of it. Raises BadInput for what the user can mend."""
     rank, world, device = start_processes(args.device)
     if args.student:
-        try:
-            exercises.install(args.student, show=rank == 0)
-        except exercises.Mistake as e:
-            raise BadInput(str(e)) from e
+        exercises.install(args.student, show=rank == 0)
     if args.prompts_per_step % world:
         raise BadInput(f"--prompts-per-step {args.prompts_per_step} cannot be shared evenly by {world} processes")
     examples, data_name = training_examples(args, rank, world)

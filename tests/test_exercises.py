@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 
@@ -154,7 +153,16 @@ def test_train_runs_with_the_students_functions(charades, tmp_path):
     assert called == {name for e in EXERCISES for name in e.functions} - {"box_iou", "merged", "interval_set_iou"}
     with open(tmp_path / "run" / "metrics.jsonl") as f:
         assert len([json.loads(line) for line in f]) == 1
-    shutil.rmtree(folder)
+
+
+def test_no_folder_and_broken_files_are_one_sentence(tmp_path):
+    from data import BadInput
+
+    with pytest.raises(BadInput, match="is no folder: python exercises.py start all"):
+        exercises.install(str(tmp_path / "nowhere"))
+    (tmp_path / EXERCISES[0].file).write_text("def temporal_iou(a, b:\n")
+    with pytest.raises(BadInput, match="ex01_temporal_iou.py cannot be loaded: SyntaxError"):
+        exercises.install(str(tmp_path))
 
 
 # Before the video ------------------------------------------------------------------------------------
