@@ -228,7 +228,7 @@ def sample(function, prompts, G, C, stop, seeds=None, on_token=None):
 
 def greedy(function, lengths, G, C, stop):
     tokens, mask, logp, _ = sample(function, prompts_of(lengths), G, C, stop)
-    return {"completions": tokens, "mask": mask, "log-probs": torch.where(mask, logp, 0.0).round(decimals=3)}
+    return {"completions": tokens, "mask": mask, "log-probs": torch.where(mask, logp, 0.0)}
 
 
 def slow_greedy(lengths, G, C, stop):
@@ -244,13 +244,14 @@ def slow_greedy(lengths, G, C, stop):
     B = len(lengths)
     return {"completions": torch.tensor([tokens + [stop[0]] * (longest - len(tokens)) for tokens, _ in rows]).view(B, G, longest),
             "mask": torch.tensor([[i < len(tokens) for i in range(longest)] for tokens, _ in rows]).view(B, G, longest),
-            "log-probs": torch.tensor([logps + [0.0] * (longest - len(logps)) for _, logps in rows]).view(B, G, longest).round(decimals=3)}  # fmt: skip
+            "log-probs": torch.tensor([logps + [0.0] * (longest - len(logps)) for _, logps in rows]).view(B, G, longest)}  # fmt: skip
 
 
 def sampled(function, lengths, G, room, stop, seeds):
     """What holds for any draw: each token's log-prob is what reading everything again gives, and masks and padding fit."""
     tokens, mask, logp, read = sample(function, prompts_of(lengths), G, room, stop, seeds)
     C, worst = tokens.shape[2], 0.0
+    need(C > 0, "no tokens came back: the longest completion has 0")
     lengths_said, is_stop = mask.sum(dim=2, keepdim=True), torch.isin(tokens, torch.tensor(stop))
     last = is_stop.gather(2, lengths_said.clamp_min(1) - 1)  # a completion ends with a stop token, or there was no more room
     fits = (mask == (torch.arange(C) < lengths_said)).all(dim=2) & ~(is_stop & mask)[:, :, :-1].logical_and(mask[:, :, 1:]).any(dim=2) & (last | (lengths_said == room))[:, :, 0]

@@ -329,7 +329,9 @@ def child(number, folder, quiet, pipe):
     if quiet:
         sys.stdout = sys.stderr = open(os.devnull, "w")
     try:
-        pipe.send(examine(EXERCISES[number - 1], folder, lambda case: pipe.send(("at", case))))
+        result = examine(EXERCISES[number - 1], folder, lambda case: pipe.send(("at", case)))
+        sys.stdout.flush()  # what the student's code printed; once the result is there, this process is ended
+        pipe.send(result)
     except Exception as e:
         pipe.send(("not checked", f"the check itself failed, which is no fault of yours: {type(e).__name__}: {e}"))
 
@@ -339,11 +341,12 @@ def check_apart(exercise, folder, limit, quiet=True):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if ROOT not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
-    # A server that has imported torch once and splits in two for each check saves five seconds a check.
-    context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    context.set_forkserver_preload(["checks_model"]) if hasattr(os, "fork") else None
     if why := unfinished(exercise, folder):
         return "to do", why
+    # A server that has imported torch once and splits in two for each check saves five seconds a check.
+    context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    if hasattr(os, "fork"):
+        context.set_forkserver_preload(["checks_model"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=child, args=(exercise.number, folder, quiet, theirs), daemon=True)
     process.start()
