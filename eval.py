@@ -31,6 +31,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import data
+import exercises
 import grpo
 import rewards
 from annotations import DATASETS, read_dataset
@@ -367,6 +368,7 @@ def parse_args(argv=None):
     g.add_argument("--blind", action="store_true", help="replace every frame by grey")
     g.add_argument("--max-new-tokens", type=int, help="longest answer (default: as the run was trained)")
     g.add_argument("--batch-size", type=int, default=16, help="questions answered together")
+    g.add_argument("--student", metavar="DIR", help="with the functions written in DIR (exercises.py) in the place of the reference's")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     data.add_budget_flags(p)
@@ -390,6 +392,8 @@ def parse_args(argv=None):
 def main():
     try:
         args = parse_args()
+        if args.student:
+            exercises.install(args.student, show=os.environ.get("RANK", "0") == "0")
         if args.video:
             return ask(args)
         if args.compare:

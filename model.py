@@ -261,15 +261,24 @@ def attention(module, query, key, value, attention_mask, scaling, attend, group=
     return out.transpose(1, 2), None
 
 
-def packed_attention(query, key, value, group, scaling, attend):
+def packed_attention(query, key, value, group, scale, attend):
     """[prompt | c_1 | … | c_G] in two calls: prompt × prompt, and completions × (prompt + own completion).
 
     Causality of the second is aligned to the lower right: token j of a completion sees all P prompt
     positions and its own first j + 1.
+
+    Args:    query (1, H, P + G·C, d), key and value (1, K, P + G·C, d); group: (G, C); scale: a number;
+             attend: sdpa or flash_attention_2 above.
+    Returns: (1, H, P + G·C, d).
+
+    >>> one = torch.ones(1, 1, 3, 1)                        # P = 1, G = 2, C = 1; equal scores, so outputs are means of
+    >>> value = torch.tensor([1.0, 3.0, 5.0]).view(1, 1, 3, 1)     # what is visible: 1, of 1 and 3, of 1 and 5
+    >>> packed_attention(one, one, value, (2, 1), 1.0, sdpa).flatten().tolist()
+    [1.0, 2.0, 3.0]
     """
     G, C = group
     P = query.shape[2] - G * C
-    prompt = attend(query[:, :, :P], key[:, :, :P], value[:, :, :P], scaling, causal=True)
+    prompt = attend(query[:, :, :P], key[:, :, :P], value[:, :, :P], scale, causal=True)
 
     def per_completion(x):  # (1, heads, P + G·C, d) → (G, heads, C, d)
         return x[0, :, P:].unflatten(1, (G, C)).transpose(0, 1)
@@ -277,7 +286,7 @@ def packed_attention(query, key, value, group, scaling, attend):
     def with_prompt(x):  # → (G, K, P + C, d)
         return torch.cat([x[:, :, :P].expand(G, -1, -1, -1), per_completion(x)], dim=2)
 
-    own = attend(per_completion(query), with_prompt(key), with_prompt(value), scaling, causal=True)
+    own = attend(per_completion(query), with_prompt(key), with_prompt(value), scale, causal=True)
     return torch.cat([prompt, own.transpose(0, 1).flatten(1, 2)[None]], dim=2)
 
 
@@ -521,7 +530,6 @@ def group_logprobs(model, prompt, features, completions, chunk=1024):
     tokens would be 5 GB.
     """
     (G, C), device = completions.shape, model.device
-    P = len(prompt.ids)
     completions = completions.to(device)
     embed_tokens = model.model.language_model.embed_tokens
     embeds = torch.cat([embed(model, prompt.ids.to(device), features), embed_tokens(completions.flatten())])
@@ -532,21 +540,46 @@ def group_logprobs(model, prompt, features, completions, chunk=1024):
         inputs_embeds=embeds[None], position_ids=positions[:, None], attention_mask=NO_MASK,
         use_cache=False, group=(G, C),
     ).last_hidden_state[0]
-    before_first = hidden[P - 1].expand(G, 1, -1)
-    before_rest = hidden[P:].unflatten(0, (G, C))[:, :-1]
-    predicting = torch.cat([before_first, before_rest], dim=1).flatten(0, 1)  # (G·C, D)
-
-    def score(hidden, target):
-        logits = token_logits(model, hidden)  # (n, V)
-        logp = logits.log_softmax(dim=-1)
-        with torch.no_grad():
-            entropy = -(logp.exp() * logp.clamp_min(-1e9)).sum(dim=-1)  # the clamp: 0 · −inf of the vision tokens is NaN
-        return logp.gather(1, target[:, None])[:, 0], entropy
+    predicting = predicting_states(hidden, (G, C)).flatten(0, 1)  # (G·C, D)
 
     targets = completions.flatten()
     parts = [
-        checkpoint(score, predicting[i:i + chunk], targets[i:i + chunk], use_reentrant=False)
+        checkpoint(lambda h, t: token_logprobs(token_logits(model, h), t), predicting[i:i + chunk], targets[i:i + chunk], use_reentrant=False)
         for i in range(0, G * C, chunk)
     ]
     logp, entropy = (torch.cat(part).view(G, C) for part in zip(*parts))
     return logp, entropy
+
+
+def predicting_states(hidden, group):
+    """Which hidden state each token of a group was predicted from: that of the token before it.
+
+    Args:    hidden (P + G·C, D), of the row [prompt | c_1 | … | c_G]; group: (G, C).
+    Returns: (G, C, D). All G first tokens come from the prompt's last state; the last state of a completion
+             predicts nothing.
+
+    >>> hidden = torch.arange(6)[:, None]                   # one number a state: a prompt of 0, 1; then 2, 3; then 4, 5
+    >>> predicting_states(hidden, (2, 2))[..., 0].tolist()
+    [[1, 2], [1, 4]]
+    """
+    G, C = group
+    P = len(hidden) - G * C
+    before_rest = hidden[P:].unflatten(0, (G, C))[:, :-1]
+    return torch.cat([hidden[P - 1].expand(G, 1, -1), before_rest], dim=1)
+
+
+def token_logprobs(logits, tokens):
+    """The log-prob of each token, and the entropy of the distribution that it was drawn from.
+
+    Args:    logits (n, V) float32, −inf where a token is ruled out; tokens (n,).
+    Returns: log softmax(logits) at the token, (n,) with gradient, and −Σ p log p in nats, (n,) without: it
+             is only for people to watch. A token that is ruled out adds 0 to the entropy, as p log p → 0.
+
+    >>> logp, entropy = token_logprobs(torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 1.0, 1.0]]), torch.tensor([0, 1]))
+    >>> [[round(x, 4) for x in row.tolist()] for row in (logp, entropy)]
+    [[-0.6931, -0.862], [0.6931, 1.0174]]
+    """
+    logp = logits.log_softmax(dim=-1)
+    with torch.no_grad():
+        entropy = -(logp.exp() * logp.clamp_min(-1e9)).sum(dim=-1)  # the clamp: 0 · −inf would be NaN
+    return logp.gather(1, tokens[:, None])[:, 0], entropy

@@ -42,6 +42,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import data
+import exercises
 import grpo
 import plan
 import rewards
@@ -105,6 +106,7 @@ def parse_args(argv=None):
     g.add_argument("--overwrite", action="store_true", help="empty the folder first if it holds a run")
     g.add_argument("--steps", type=int, help=f"optimizer steps, or rollouts where there are several updates for each {both('steps')}")
     g.add_argument("--seed", type=int, default=0, help="of the order of examples and of sampling")
+    g.add_argument("--student", metavar="DIR", help="train with the functions written in DIR (exercises.py) in the place of the reference's")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (default: cuda where there is one)")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     g.add_argument("--rollouts-every", type=int, default=5, help="steps between two groups written to rollouts.jsonl")
@@ -377,6 +379,8 @@ def training_examples(args, rank, world):
 def train(args):
     """Runs the whole of it. Raises BadInput for what the user can mend."""
     rank, world, device = start_processes(args.device)
+    if args.student:
+        exercises.install(args.student, show=rank == 0)
     if args.prompts_per_step % world:
         raise BadInput(f"--prompts-per-step {args.prompts_per_step} cannot be shared evenly by {world} processes")
     if args.shard and "WORLD_SIZE" not in os.environ:
