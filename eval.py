@@ -39,11 +39,12 @@ from data import BadInput, VideoBudget
 from decoding import Decoder
 from judge import load_judge
 from metrics import append_line, versions
-from model import ATTENTION, encode_videos, load
+from model import ATTENTION, encode_videos
 from scale import on_first, start_processes
 from tasks import TASKS, load_prompt, question_text, score
 from toy import find_data
 from train import TOY_MODEL, longest_answer
+from weights import load
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which data

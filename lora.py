@@ -116,7 +116,7 @@ def merge(model):
 
 def main():
     from data import VideoBudget
-    from model import load, save
+    from weights import load, save
 
     if len(sys.argv) != 4 or sys.argv[1] != "merge":
         sys.exit(__doc__)

@@ -1,14 +1,13 @@
 """model.py: Qwen2.5-VL, as much of it as reinforcement learning touches.
 
 The layers are Hugging Face's `Qwen2_5_VLForConditionalGeneration`, weights included. What this file
-does by hand is everything around them that RL must control exactly:
+does by hand is everything around them that RL must control exactly (weights.py loads and saves):
 
-    1. load and save           folder or hub name → model + tokenizer; atomic save
-    2. positions               (3, L) M-RoPE positions: each video token knows its second, row and column
-    3. embeddings              token ids + patches → input embeddings, the video's features in their places
-    4. attention               one prompt, read by a whole group of completions
-    5. prefill, decode_step    the two halves of sampling, with a KV cache
-    6. group_logprobs          log-probs of a group of completions, with gradient: what training needs
+    1. positions               (3, L) M-RoPE positions: each video token knows its second, row and column
+    2. embeddings              token ids + patches → input embeddings, the video's features in their places
+    3. attention               one prompt, read by a whole group of completions
+    4. prefill, decode_step    the two halves of sampling, with a KV cache
+    5. group_logprobs          log-probs of a group of completions, with gradient: what training needs
 
 Rule of this file: `generate()`, `get_rope_index()` and `forward(position_ids=None)` are never used.
 The sampler and the scorer must be the same distribution, so both go through the functions below.
@@ -17,10 +16,6 @@ Letters: P prompt tokens, B prompts, G completions of each, C completion tokens 
 size, H query heads and K key/value heads of d numbers each, V vocabulary.
 """
 
-import importlib.util
-import json
-import os
-import shutil
 from contextlib import contextmanager
 from functools import partial
 
@@ -28,98 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-from transformers import logging as transformers_logging
-
-from data import BadInput
-from lora import load_adapters, merge
-
-transformers_logging.disable_progress_bar()
-transformers_logging.set_verbosity_error()
+from transformers import AttentionInterface
 
 # ------------------------------------------------------------------------------------------------
-# 1. Load and save
-# ------------------------------------------------------------------------------------------------
-
-
-def load(name, device="cpu", dtype=None, attn="sdpa"):
-    """Loads the model and its tokenizer from a local folder or a hub name.
-
-    Args:    name: a folder with config.json, *.safetensors and tokenizer files, or "Qwen/Qwen2.5-VL-7B-Instruct";
-             dtype: of the weights; float32 on CPU and bfloat16 on CUDA unless given;
-             attn: "sdpa" (PyTorch's attention) or "flash_attention_2" (the flash-attn package, on CUDA).
-    Returns: (model, tokenizer), the model on `device`, in eval mode (it has no dropout to switch).
-    Raises:  BadInput if there is no such model, or it is of another family.
-    """
-    if attn == "flash_attention_2" and (str(device) == "cpu" or importlib.util.find_spec("flash_attn") is None):
-        missing = "runs on CUDA only" if str(device) == "cpu" else "needs the package flash-attn (pip install flash-attn --no-build-isolation)"
-        raise BadInput(f"--attn flash_attention_2 {missing}; --attn sdpa needs nothing and is about as fast")
-    dtype = dtype or (torch.float32 if str(device) == "cpu" else torch.bfloat16)
-    if os.path.isfile(os.path.join(name, "adapter_config.json")):  # a run with --lora: its base, changed by its adapters
-        with open(os.path.join(name, "adapter_config.json")) as f:
-            model, tokenizer = load(json.load(f)["base_model_name_or_path"], device, dtype, attn)
-        return merge(load_adapters(model, name)), tokenizer
-    check_family(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError) as e:
-        raise BadInput(f"model {name} cannot be loaded: {str(e).strip().splitlines()[0][:200]}") from e
-    return prepare(model, attn).to(device).eval(), tokenizer
-
-
-def check_family(name):
-    """Raises BadInput unless `name` can be a Qwen2.5-VL: the cheap part of finding out."""
-    if os.path.isdir(name):
-        config_file = os.path.join(name, "config.json")
-        if not os.path.isfile(config_file):
-            raise BadInput(f"model folder {name} has no config.json: give a folder that was saved by train.py or from the hub")
-        with open(config_file) as f:
-            family = json.load(f).get("model_type")
-        if family != "qwen2_5_vl":
-            raise BadInput(f"model folder {name} holds a {family!r} model; this project knows Qwen2.5-VL (model_type 'qwen2_5_vl')")
-    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise BadInput(f"model {name} is neither a folder here nor a hub name like Qwen/Qwen2.5-VL-7B-Instruct")
-
-
-def prepare(model, attn="sdpa"):
-    """Makes the language model and the vision tower use this file's attention functions (section 4)."""
-    model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
-    model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
-    return model
-
-
-def call(model, function, *args):
-    """function(model, *args). Sharded weights are gathered by whoever comes in through a module's own method, so
-    training comes in through this one (scale.py); for weights that are whole it changes nothing."""
-    return function(model, *args)
-
-
-Qwen2_5_VLForConditionalGeneration.call = call
-
-
-def save(model, tokenizer, budget, folder, write=None):
-    """Saves in Hugging Face format, atomically: `folder` is complete or it is not there.
-
-    Everything is written to a neighbour first and moved into place at the end, so that a kill at any
-    moment leaves the old folder or the new one, never half of each. write: a function of the folder that
-    writes the weights where `save_pretrained` cannot (adapters, sharded weights).
-    """
-    folder = folder.rstrip("/")
-    partial, old = folder + ".partial", folder + ".old"
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    (write or model.save_pretrained)(partial)
-    tokenizer.save_pretrained(partial)
-    budget.save(partial)
-    if os.path.isdir(folder):
-        os.rename(folder, old)
-    os.rename(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-# ------------------------------------------------------------------------------------------------
-# 2. Positions
+# 1. Positions
 # ------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +75,7 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
 
 
 # ------------------------------------------------------------------------------------------------
-# 3. Embeddings
+# 2. Embeddings
 # ------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +113,7 @@ def embed(model, ids, features):
 
 
 # ------------------------------------------------------------------------------------------------
-# 4. Attention: the group shares its prompt
+# 3. Attention: the group shares its prompt
 # ------------------------------------------------------------------------------------------------
 # In video RL the prompt is thousands of tokens and a completion a few hundred, and G completions have
 # the same prompt. Repeating it G times costs G · (P + C) tokens; reading it once, P + G · C. Nothing but
@@ -217,6 +124,13 @@ def embed(model, ids, features):
 # where is decided below, and nowhere else.
 
 NO_MASK = {"full_attention": None}
+
+
+def prepare(model, attn="sdpa"):
+    """Makes the language model and the vision tower use this file's attention functions (section 3)."""
+    model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
+    model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
+    return model
 
 
 def sdpa(query, key, value, scale, causal=False):
@@ -313,7 +227,7 @@ for name, attend in ATTENTION.items():
     AttentionInterface.register(f"flash_like_windows_{name}", partial(window_attention, attend=attend))
 
 # ------------------------------------------------------------------------------------------------
-# 5. Sampling: prefill, decode
+# 4. Sampling: prefill, decode
 # ------------------------------------------------------------------------------------------------
 
 
@@ -512,7 +426,7 @@ def recorded_decode_step(model, cache, tokens, positions):
 
 
 # ------------------------------------------------------------------------------------------------
-# 6. Scoring
+# 5. Scoring
 # ------------------------------------------------------------------------------------------------
 
 

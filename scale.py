@@ -32,7 +32,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2_5_VL
 
 from data import BadInput
 from lora import add_adapters, reference_policy, save_adapters
-from model import check_family, load, prepare, save
+from model import prepare
+from weights import check_family, load, save
 
 # ------------------------------------------------------------------------------------------------
 # Processes
@@ -209,11 +210,11 @@ def gathered(model):
 
 
 def load_sharded(name, device, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):
-    """(model, tokenizer) like model.load, but sharded, and no process ever holds or reads more than its share.
+    """(model, tokenizer) like weights.load, but sharded, and no process ever holds or reads more than its share.
 
     The model is made without weights, split, and filled from *.safetensors. The files are mapped, not read, so the
     processes of a node share what is in memory of them. Trained weights are stored in float32, others in the dtype
-    they are computed in. Raises BadInput as model.load does.
+    they are computed in. Raises BadInput as weights.load does.
     """
     check_family(name)
     try:

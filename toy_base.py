@@ -29,9 +29,10 @@ import data
 import tasks
 import toy
 from data import BadInput, Example, VideoBudget
-from model import NO_MASK, embed, encode_videos, load, mrope_positions, prepare, save
+from model import NO_MASK, embed, encode_videos, mrope_positions, prepare
 from scale import add_up_gradients, on_first, start_processes
 from toy import SIDE, caption, make_clip
+from weights import load, save
 
 # ------------------------------------------------------------------------------------------------
 # What the model was told

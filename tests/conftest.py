@@ -14,7 +14,8 @@ SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
 
 import toy  # noqa: E402
 import toy_base  # noqa: E402
-from model import load, prepare  # noqa: E402
+from model import prepare  # noqa: E402
+from weights import load  # noqa: E402
 
 BASE = os.path.join(ROOT, "assets", "toy-base")
 

@@ -17,7 +17,8 @@ import grpo
 import model as model_module
 from annotations import read_dataset
 from data import BadInput
-from model import embed, encode_videos, group_logprobs, load, mrope_positions, prefill, save, token_logits
+from model import embed, encode_videos, group_logprobs, mrope_positions, prefill, token_logits
+from weights import load, save
 from tasks import load_prompt
 from toy_base import TOY_BUDGET
 

@@ -16,7 +16,8 @@ import report
 import train
 from annotations import read_dataset
 from data import VideoBudget
-from model import encode_videos, group_logprobs, load
+from model import encode_videos, group_logprobs
+from weights import load
 from tasks import ideal_answer, load_prompt
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -15,7 +15,8 @@ import plan
 import scale
 import train
 from data import BadInput, VideoBudget
-from model import encode_videos, group_logprobs, load
+from model import encode_videos, group_logprobs
+from weights import load
 
 STEPS = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", "--steps", "3"]
 

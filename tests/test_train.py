@@ -13,7 +13,7 @@ from conftest import BASE, ROOT
 
 import train
 from data import BadInput
-from model import load
+from weights import load
 
 PYTHON = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]

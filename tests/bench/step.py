@@ -31,7 +31,7 @@ import tasks
 import toy
 import train
 from annotations import read_dataset
-from model import load
+from weights import load
 
 
 def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):
