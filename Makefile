@@ -1,13 +1,14 @@
 # make demo    the main job: GRPO on the toy world, then the score before and after (about 6 minutes on 2 cores)
 # make paper   SFT against GRPO, task by task and jointly, on every toy benchmark (see paper.py)
 # make test    the tests (under 5 minutes on 2 cores)
+# make docs-check   every command of the README, cut short
 # make base    remake the shipped toy base model (assets/toy-base)
 #
 # Each makes .venv first if it is missing or requirements.txt changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo paper test base
+.PHONY: demo paper test docs-check base
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +24,9 @@ paper: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests
+
+docs-check: .venv/installed
+	$(BIN)/python tests/docs_check.py
 
 base: .venv/installed
 	$(BIN)/torchrun --nproc-per-node 2 toy_base.py

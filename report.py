@@ -1,6 +1,7 @@
 """report.py: what a run looks like: a page to click through, its curves, and one group as text.
 
     python report.py runs/demo           # runs/demo/report.html and curves.png, from what the run has left so far
+    python report.py runs/demo 1         # the group of step 1 in numbers: rewards → advantages → what the step did to each answer
 
 The page is one file that asks nothing of the network: report.html beside this file, with the run's numbers and
 small pictures of its clips put in as JSON. It may be made while the run is going; a long run is thinned out.
@@ -133,6 +134,22 @@ def group_text(step, group, width=100):
     lines = textwrap.wrap(f"step {step}: {asked(group['prompt'])}", width) + [row("reward  advantage", truth | {"words": f"true: {truth['words']}"})]
     best_first = sorted(zip(group["completions"], given), key=lambda pair: -pair[0]["reward"])
     return "\n".join(lines + [row(f"{c['reward']:6.2f}  {c['advantage']:+9.2f}", answer) for c, answer in best_first])
+
+
+def example_text(group):
+    """A group of rollouts.jsonl as arithmetic: each answer's rewards, its advantage, and its log-prob before and after the step.
+
+    The advantage is computed here once more, from the rewards alone: (reward − mean) / (std + 1e-4), as in grpo.py.
+    """
+    completions = group["completions"]
+    r = np.array([c["reward"] for c in completions])
+    lines = [f"step {group['step']}: {asked(group['prompt'])}", f"the truth: {true_answer(group['answer'])['words']}", ""]
+    lines += ["  " + " + ".join(completions[0]["rewards"]) + " = reward   advantage    log-prob: before → after   answer"]
+    for c, advantage in zip(completions, (r - r.mean()) / (r.std(ddof=1) + 1e-4)):
+        parts = " + ".join(f"{v:.2f}" for v in c["rewards"].values())
+        change = f"{sum(c['logp']):8.2f} → {sum(c['logp']) + sum(c['logp_change']):7.2f} ({sum(c['logp_change']):+.2f})" if "logp" in c else ""
+        lines.append(f"  {parts} = {c['reward']:.2f}   {advantage:+9.2f}   {change}   {shorten(given_answer(c['text'], group['answer'])['words'], 70)}")
+    return "\n".join([*lines, "", f"mean {r.mean():.3f}, standard deviation {r.std(ddof=1):.3f}; over these {len(r)} answers the advantages add up to 0"])
 
 
 def shorten(text, width):
@@ -301,9 +318,14 @@ def write_page(folder, lines, settings):
 
 
 def main():
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-") or not (sys.argv + ["1"])[2].isdecimal():
         sys.exit(__doc__)
     folder = sys.argv[1]
+    if len(sys.argv) == 3:
+        groups = {g["step"]: g for g in read_lines(os.path.join(folder, "rollouts.jsonl"))}
+        if int(sys.argv[2]) not in groups:
+            sys.exit(f"error: {folder} has no group of step {sys.argv[2]}; it has some of: {', '.join(map(str, list(groups)[:20])) or 'none'}")
+        return print(example_text(groups[int(sys.argv[2])]))
     try:
         with open(os.path.join(folder, "settings.json")) as f:
             settings = json.load(f)

@@ -139,12 +139,12 @@ def tell_centres(clip, video, rng):
 
 
 def tell_tracking(clip, video, rng):
-    """Where: a thought with the true centres, and boxes that somebody drew too far down and to the right."""
+    """Where: a thought with the true centres, and boxes that somebody drew too far down and to the right, all eight alike."""
     thing = clip.things[0]
     think = rng.random() < 0.75
     off, size, boxes = rng.uniform(-0.15, 0.45, size=2), math.exp(rng.uniform(-0.5, 0.6)), []
     for t in video.times:
-        x, y = np.array(thing.centre(t)) + off + rng.uniform(-0.05, 0.05, size=2)
+        x, y = np.array(thing.centre(t)) + off
         r = thing.radius * size
         boxes.append(tuple(min(1.0, max(0.0, v)) for v in (x - r, y - r, x + r, y + r)))
     answer = f"<answer>[{', '.join(map(tasks.box_text, boxes))}]</answer>"

@@ -1,0 +1,88 @@
+"""Every command of the README, run. Long ones are cut short and large ones made small, by the rules below and no others.
+
+    make docs-check                 # or: python tests/docs_check.py [words that a command must hold]
+
+Not run here: make (CI does), git, pip, and the speed scripts' --trl, which needs a venv of its own.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HOME = os.path.join(ROOT, "runs", "docs-check")
+
+SMALLER = [
+    (r"Qwen/Qwen2\.5-VL-7B-Instruct", "assets/toy-base"),
+    (r"--nproc-per-node 8", "--nproc-per-node 2"),
+    (r"--nnodes 2 (.*) HOST:29500", r"--nnodes 1 \1 localhost:29533"),  # two nodes: the same rendezvous, of one
+    (r"/shared/runs/", "runs/"),
+    (r"\bruns/", "runs/docs-check/"),
+    (r"--into (homework|DIR)", "--into runs/docs-check/homework"),
+    (r"--student homework", "--student runs/docs-check/homework"),
+    (r"\bmerged$", "runs/docs-check/merged"),
+    (r"(.*exercises\.py grade) FOLDER --out grades.csv", r"\1 runs/docs-check/class --out runs/docs-check/grades.csv"),
+    (r" --trl 1", ""),
+    (r"^(.*train\.py(?!.*(--help|--plan|--steps)).*)$", r"\1 --steps 2"),
+    (r"^(.*train\.py(?!.*(--help|--plan)).*)$", r"\1 --examples 8 --prompts-per-step 4 --group-size 2 --max-new-tokens 32"),
+    (r"^(.*train\.py(?!.*(--help|--plan|--out)).*)$", r"\1 --out runs/docs-check/unnamed --overwrite"),
+    (r"^(.*eval\.py --bench(?!.*--compare).*)$", r"\1 --limit 2 --max-new-tokens 32"),
+    (r"^(python tests/bench/(?:scoring|sampling|floor)\.py)$", r"\1 --repeats 1 --P 256"),
+    (r"^(python tests/bench/(?:step|growth)\.py)$", r"\1 --repeats 1"),
+]
+# What must be there before: a short run, its evaluation, and somebody's solved homework in a folder of submissions.
+FIRST = [
+    "python train.py --task grounding --out runs/docs-check/demo --overwrite --steps 2 --examples 8 --prompts-per-step 4 --group-size 2",
+    "python eval.py --bench charades --model assets/toy-base runs/docs-check/demo --limit 2 --max-new-tokens 32",
+]
+
+
+def commands(readme):
+    """The lines of fenced blocks that start one of our programs, without their comments."""
+    for block in re.findall(r"```\n(.*?)```", readme, flags=re.S):
+        for line in block.splitlines():
+            if re.match(r"(python|torchrun) ", line):
+                yield re.split(r"\s+# ", line)[0].strip()
+
+
+def smaller(command):
+    for pattern, replacement in SMALLER:
+        command = re.sub(pattern, replacement, command)
+    return command
+
+
+def run(command):
+    began = time.time()
+    words = shlex.split(command)
+    bin_folder = os.path.dirname(sys.executable)
+    if words[0] == "torchrun" and "--rdzv-backend" not in command:
+        words[1:1] = ["--standalone"]
+    words[0] = os.path.join(bin_folder, words[0])
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    print(f"{'ok    ' if done.returncode == 0 else 'FAILED'} {time.time() - began:5.1f} s   {command}", flush=True)
+    if done.returncode:
+        print(done.stdout[-600:], done.stderr[-1200:], sep="\n")
+    return done.returncode == 0
+
+
+def main():
+    shutil.rmtree(HOME, ignore_errors=True)
+    with open(os.path.join(ROOT, "README.md")) as f:
+        found = list(dict.fromkeys(commands(f.read())))
+    wanted = [c for c in found if all(word in c for word in sys.argv[1:])]
+    good = [run(command) for command in FIRST]
+    for command in wanted:
+        good.append(run(smaller(command)))
+        if "exercises.py start" in command:  # the student does the work
+            good.append(run("python exercises.py solution all --into runs/docs-check/homework"))
+            shutil.copytree(os.path.join(HOME, "homework"), os.path.join(HOME, "class", "a-student"))
+    print(f"{len(wanted)} commands of the README, {good.count(False)} failed")
+    sys.exit(not all(good))
+
+
+if __name__ == "__main__":
+    main()
