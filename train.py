@@ -156,10 +156,8 @@ def parse_args(argv=None):
         raise BadInput("--group-size must be at least 2: an advantage compares a completion with its siblings")
     if args.lora is not None:
         args.train_vision = False
-    if args.resume and args.out is None:
-        raise BadInput("--resume needs --out: the folder of the run that is to go on")
-    if args.resume and args.overwrite:
-        raise BadInput("--resume goes on with a run and --overwrite throws it away: give one of them")
+    if args.resume and (args.out is None or args.overwrite):
+        raise BadInput("--resume goes on with the run in --out: it needs --out, and --overwrite would throw that run away")
     for name in ("steps", "prompts_per_step", "max_new_tokens", "updates_per_rollout", "rollouts_every", "save_every", "examples", "lora", "keep", "decode_timeout"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1")
