@@ -4,7 +4,7 @@
     python paper.py --seeds 0 1 2 --methods grpo --tasks all    # joint GRPO alone, three times
 
 From one base policy, on the same toy samples, for as many steps of as many prompts: supervised fine-tuning
-(SFT) and GRPO, on each task alone and on the three of the paper jointly. Then every benchmark, those of the
+(SFT) and GRPO (two updates on each rollout), on each task alone and on the three of the paper jointly. Then every benchmark, those of the
 trained tasks and those nobody was trained for. What was trained or evaluated before is not done again.
 
 All of it is the toy world; the paper's figures, another model's on other data, stand beside it for what they
@@ -55,7 +55,8 @@ def trained(method, task, seed, args):
     folder = os.path.join(args.out, f"{task}-{method}-seed{seed}")
     if not os.path.isfile(os.path.join(folder, "policy", "config.json")) or unfinished(folder):
         run(*program("train.py", args.processes), "--task", task, "--method", method, "--seed", str(seed),
-            "--steps", str(args.steps), "--examples", str(args.examples), "--out", folder, "--overwrite")  # fmt: skip
+            "--steps", str(args.steps), "--examples", str(args.examples), "--out", folder, "--overwrite", "--quiet",
+            *(("--updates-per-rollout", "2") if method == "grpo" else ()))  # fmt: skip
     return folder
 
 

@@ -17,10 +17,10 @@ with open(os.path.join(ROOT, "README.md")) as f:
     README = f.read()
 
 
-@pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands(README)) if re.search(r"\b(train|eval)\.py", c) and "--help" not in c])
+@pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands(README)) if re.search(r"\b(train|eval)\.py", c) and "--help" not in c], ids=str)
 def test_commands_have_flags_that_exist(command):
     """`make docs-check` runs all commands; here they are only read."""
-    program, flags = re.search(r"\b(train|eval)\.py(.*)", words).groups()
+    program, flags = re.search(r"\b(train|eval)\.py(.*)", command).groups()
     (train if program == "train" else evaluation).parse_args(shlex.split(flags))
 
 
