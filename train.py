@@ -440,8 +440,8 @@ def train(args):
             lines = [json.loads(line) for line in f]
     bar = tqdm(total=steps, initial=first, disable=rank != 0, dynamic_ncols=True, unit="step")
     reader = ThreadPoolExecutor(max_workers=1)  # the next step's clips are decoded while this one runs
+    step, upcoming = first - 1, reader.submit(load_share, first)  # a run that had ended before --resume takes no step
     try:
-        upcoming = reader.submit(load_share, first)
         for step in range(first, steps):
             clock = Clock(device)
             batch, prompts, bad = upcoming.result()

@@ -22,17 +22,22 @@ SMALLER = [
     (r"--nnodes 2 (.*) HOST:29500", r"--nnodes 1 \1 localhost:29533"),  # two nodes: the same rendezvous, of one
     (r"/shared/runs/", "runs/"),
     (r"\bruns/", "runs/docs-check/"),
-    (r"--into (homework|DIR)", "--into runs/docs-check/homework"),
+    (r"--into homework", "--into runs/docs-check/homework"),
     (r"--student homework", "--student runs/docs-check/homework"),
     (r"\bmerged$", "runs/docs-check/merged"),
     (r"(.*exercises\.py grade) FOLDER --out grades.csv", r"\1 runs/docs-check/class --out runs/docs-check/grades.csv"),
     (r" --trl 1", ""),
+    (r"annotations\.py NAME FILE", "annotations.py charades data/toy/charades/charades_sta_test.txt"),
+    (r"^python paper\.py .*$", "python paper.py --help"),  # an hour; `make paper` is its own check
+    (r" --into DIR$", " --into runs/docs-check/handout"),
     (r"^(.*train\.py(?!.*(--help|--plan|--steps)).*)$", r"\1 --steps 2"),
     (r"^(.*train\.py(?!.*(--help|--plan)).*)$", r"\1 --examples 8 --prompts-per-step 4 --group-size 2 --max-new-tokens 32"),
     (r"^(.*train\.py(?!.*(--help|--plan|--out)).*)$", r"\1 --out runs/docs-check/unnamed --overwrite"),
     (r"^(.*eval\.py --bench(?!.*--compare).*)$", r"\1 --limit 2 --max-new-tokens 32"),
-    (r"^(python tests/bench/(?:scoring|sampling|floor)\.py)$", r"\1 --repeats 1 --P 256"),
-    (r"^(python tests/bench/(?:step|growth)\.py)$", r"\1 --repeats 1"),
+    (r"^(python tests/bench/scoring\.py)$", r"\1 --repeats 1 --prompt 256 --group 8 --completion 64"),
+    (r"^(python tests/bench/(?:sampling|floor)\.py)$", r"\1 --repeats 1 --prompt 256"),
+    (r"^(python tests/bench/step\.py)$", r"\1 --repeats 1 --frame-tokens 4"),
+    (r"^(python tests/bench/growth\.py)$", r"\1 --help"),  # twenty minutes
 ]
 # What must be there before: a short run, its evaluation, and somebody's solved homework in a folder of submissions.
 FIRST = [
@@ -42,11 +47,15 @@ FIRST = [
 
 
 def commands(readme):
-    """The lines of fenced blocks that start one of our programs, without their comments."""
-    for block in re.findall(r"```\n(.*?)```", readme, flags=re.S):
-        for line in block.splitlines():
-            if re.match(r"(python|torchrun) ", line):
-                yield re.split(r"\s+# ", line)[0].strip()
+    """What starts one of our programs: lines of fenced blocks without their comments, and words in backticks."""
+    fenced = False
+    for line in readme.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced and re.match(r"(python|torchrun) ", line):
+            yield re.split(r"\s+# ", line)[0].strip()
+        elif not fenced:
+            yield from re.findall(r"`((?:python|torchrun) [^`]*\.py[^`]*)`", line)
 
 
 def smaller(command):

@@ -67,6 +67,8 @@ def test_killed_and_resumed_ends_with_the_same_bits(charades, unstopped, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stdout
     assert same(out, unstopped)
+    again = run(charades, out, "--resume")
+    assert again.returncode == 0 and "going on after step 6" in again.stdout and same(out, unstopped)  # there was nothing left to do
     drop = lambda line: {k: v for k, v in line.items() if "second" not in k and k != "memory_gb"}
     assert [drop(a) for a in lines(out)] == [drop(b) for b in lines(unstopped)]
     assert [r["step"] for r in lines(out, "rollouts.jsonl")] == [1, 2, 3, 4, 5, 6]

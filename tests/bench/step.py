@@ -20,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -31,12 +32,13 @@ import tasks
 import toy
 import train
 from annotations import read_dataset
+from scale import MasterAdamW
 from weights import load
 
 
 def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):
     generators = [train.generator_for(0, 0, k, policy.device) for k, _ in batch]
-    return train.grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, 0.0, args, 1, train.Clock(policy.device))
+    return train.grpo_step(policy, lambda: nullcontext(reference), tokenizer, optimizer, batch, prompts, generators, 0.0, args, 1, train.Clock(policy.device))
 
 
 def public(policy, reference, tokenizer, batch, prompts, optimizer, args):
@@ -54,7 +56,7 @@ def public(policy, reference, tokenizer, batch, prompts, optimizer, args):
     weights = grpo.token_weights(mask, "grpo", args.max_new_tokens, len(mask), int(mask.sum()))
     loss, _ = grpo.policy_loss(logp, logp.detach(), logp_ref, advantages, mask, weights, 0.2, 0.2, args.beta)
     loss.backward()
-    train.take_optimizer_step(policy, optimizer, 0.0, 1.0, 1)
+    optimizer.step(0.0, 1.0, 1)
 
 
 def trl_python():
@@ -100,7 +102,7 @@ class NoTokenizer:
 def main():
     args = arguments(__doc__, "trained unless --prompt is given", frame_tokens=([4, 16, 36], "tokens of a pair of frames"), prompt=([], "P, with random weights"),
                      trl=(0, "1: against TRL too"))  # fmt: skip
-    args.__dict__.update(task="grounding", think=True, group_size=8, max_new_tokens=64, beta=0.04, loss="grpo", updates_per_rollout=1, clip=0.2, clip_high=0.2, grad_clip=1.0)
+    args.__dict__.update(task="grounding", tasks=["grounding"], think=True, train_vision=True, shard=False, group_size=8, max_new_tokens=64, beta=0.04, loss="grpo", updates_per_rollout=1, clip=0.2, clip_high=0.2, grad_clip=1.0)
     if args.config != "toy" and not args.prompt:
         sys.exit("error: --config other than toy has random weights: give --prompt 1024, say")
     if args.prompt:
@@ -111,7 +113,7 @@ def main():
         budgets = [data.VideoBudget(max_frames=64, min_frame_pixels=n * 28 * 28, max_frame_pixels=n * 28 * 28) for n in args.frame_tokens]
         cases = [[tasks.load_prompt(e, budget, tokenizer, True) for e in examples] for budget in budgets]
     reference = copy.deepcopy(policy).requires_grad_(False)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0)
+    optimizer = MasterAdamW(policy, 0.0)
     batch = list(enumerate(examples))
     print(f"{'P':>5}   {'ours':>8} {'public':>8} {'faster':>7}" + f"   {'TRL':>8} {'faster':>7}   {'tokens: ours':>12} {'TRL':>5}" * bool(args.trl))
     for k, prompts in enumerate(cases):
