@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo paper test docs-check base
+.PHONY: demo paper test test-long test-others docs-check base
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -22,8 +22,16 @@ demo: .venv/installed
 paper: .venv/installed
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python paper.py
 
+# Two at a time: most tests are short programs of one thread.
+LONG = tests/test_train.py tests/test_eval.py tests/test_scale.py
 test: .venv/installed
-	$(BIN)/python -m pytest -q tests
+	$(MAKE) --no-print-directory -j 2 --output-sync=target test-long test-others
+
+test-long: .venv/installed
+	$(BIN)/python -m pytest -q -p no:cacheprovider $(LONG)
+
+test-others: .venv/installed
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests $(LONG:%=--ignore=%)
 
 docs-check: .venv/installed
 	$(BIN)/python tests/docs_check.py
