@@ -3,6 +3,7 @@
     python tests/bench/worlds.py
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ def norm(tensors):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     home = tempfile.mkdtemp()
     start = load_file(os.path.join(ROOT, "assets", "toy-base", "model.safetensors"))
     print("relative distance of all parameters to those of one process:")
