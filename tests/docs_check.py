@@ -28,6 +28,7 @@ SMALLER = [
     (r"(.*exercises\.py grade) FOLDER --out grades.csv", r"\1 runs/docs-check/class --out runs/docs-check/grades.csv"),
     (r" --trl 1", ""),
     (r"annotations\.py NAME FILE", "annotations.py charades data/toy/charades/charades_sta_test.txt"),
+    (r"^(python tests/bench/(?:kills|worlds|fuzz|plan_check)\.py)$", r"\1 --help"),  # minutes each, and run as they stand for the README's figures
     (r"^python paper\.py .*$", "python paper.py --help"),  # an hour; `make paper` is its own check
     (r" --into DIR$", " --into runs/docs-check/handout"),
     (r"^(.*train\.py(?!.*(--help|--plan|--steps)).*)$", r"\1 --steps 2"),
