@@ -40,6 +40,7 @@ from decoding import Decoder
 from judge import load_judge
 from metrics import append_line, versions
 from model import ATTENTION, encode_videos
+from report import read_lines
 from scale import on_first, start_processes
 from tasks import TASKS, load_prompt, question_text, score
 from toy import find_data
@@ -80,16 +81,7 @@ def fingerprint(folder):
 
 def read_predictions(path):
     """predictions.jsonl as {id: record}, without a line that was being written when a call was killed."""
-    done = {}
-    if os.path.isfile(path):
-        with open(path) as f:
-            for line in f:
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                done[record["id"]] = record
-    return done
+    return {record["id"]: record for record in read_lines(path)}
 
 
 def answered(path):

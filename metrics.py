@@ -12,6 +12,7 @@ import resource
 import torch
 
 from data import BadInput
+from plan import GPUS
 
 HINT = """
 The loss of step 1 is 0 and that is right: before the first update every ratio is 1, and advantages have
@@ -43,9 +44,6 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
     return line | {"seconds": {k: round(v, 4) for k, v in seconds.items()}, "seconds_total": round(sum(seconds.values()), 4)}
 
 
-PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # bfloat16 operations a second, by the makers
-
-
 def speed(line, n_weights, n_trained, args, world, device):
     """Tokens and completions a second, memory, and the share of the GPUs' arithmetic that is used (MFU)."""
     seconds, groups = line["seconds_total"], args.group_size if args.method == "grpo" else 1
@@ -54,7 +52,7 @@ def speed(line, n_weights, n_trained, args, world, device):
         found["decoded_per_second"] = line["completion_tokens"] / line["seconds"]["sample"]
     if "cuda" in str(device):
         found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        peak = next((p for name, p in PEAK.items() if name in torch.cuda.get_device_name()), None)
+        peak = next((operations for name, (_, operations, _) in GPUS.items() if name in torch.cuda.get_device_name()), None)
         if peak and args.method == "grpo":
             tokens = line["prompt_tokens"] + line["completion_tokens"]
             passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout  # sampled, scored by the reference; forward and twice that backward

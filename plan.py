@@ -20,7 +20,7 @@ from lora import add_adapters
 from weights import check_family
 
 # name: (memory in bytes, bfloat16 operations a second, bytes a second from memory), by the makers' data sheets
-GPUS = {"H200": (141e9, 989e12, 4.8e12), "H100": (80e9, 989e12, 3.35e12), "A100": (80e9, 312e12, 2.0e12), "4090": (24e9, 165e12, 1.0e12)}
+GPUS = {"H200": (141e9, 989e12, 4.8e12), "H100": (80e9, 989e12, 3.35e12), "A100": (80e9, 312e12, 2.0e12), "L40S": (48e9, 362e12, 0.86e12), "4090": (24e9, 165e12, 1.0e12)}
 USED = 0.4  # share of the arithmetic that large matrix products reach in practice
 
 

@@ -292,7 +292,7 @@ def fill(model, folder):
 # ------------------------------------------------------------------------------------------------
 
 
-def load_models(args, device, world):
+def load_models(args, device):
     """(policy, tokenizer, reference): `with reference() as fixed` gives the policy as it was before training."""
     wanted = dict(attn=args.attn, adapters=args.lora, recompute=args.recompute)
     kl = args.method == "grpo" and args.beta > 0

@@ -22,7 +22,6 @@ that do not fit: --lora, --recompute, --shard, --offload; see lora.py and scale.
 """
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -53,7 +52,7 @@ from decoding import Decoder
 from judge import load_judge
 from metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
 from model import ATTENTION, encode_videos, group_logprobs
-from report import draw_curves, group_text
+from report import draw_curves, group_text, read_lines
 from scale import MasterAdamW, add_up, gathered, load_models, on_first, save_policy, start_processes
 from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, score
 from toy import find_data
@@ -385,7 +384,7 @@ def train(args):
         raise BadInput("--shard splits weights over processes: start with torchrun --nproc-per-node N train.py …")
     examples, data_name = training_examples(args, rank, world)
     steps = args.steps or -(-len(examples) // args.prompts_per_step)
-    policy, tokenizer, reference = load_models(args, device, world)
+    policy, tokenizer, reference = load_models(args, device)
     budget = VideoBudget.of_model(args.model, **vars(args))
     optimizer = MasterAdamW(policy, args.lr, args.offload)
     n_weights, n_trained = (sum(p.numel() for p in policy.parameters() if p.requires_grad or every) for every in (True, False))
@@ -436,8 +435,7 @@ def train(args):
 
     lines, checked = [], False
     if rank == 0 and first:
-        with open(here("metrics.jsonl")) as f:
-            lines = [json.loads(line) for line in f]
+        lines = read_lines(here("metrics.jsonl"))
     bar = tqdm(total=steps, initial=first, disable=rank != 0, dynamic_ncols=True, unit="step")
     reader = ThreadPoolExecutor(max_workers=1)  # the next step's clips are decoded while this one runs
     step, upcoming = first - 1, reader.submit(load_share, first)  # a run that had ended before --resume takes no step
