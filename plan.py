@@ -69,17 +69,20 @@ def estimate(model, args, world, cuda=True, P=None):
         "reference policy": N * number / share if kl and not args.lora else 0,
         "gradients": trained * (4 if args.shard or args.lora else number) / share,
         "optimizer": 0 if args.offload else (trained * 8 + master) / share,
+        "frames of the prompts": B * P * 4 * 1176 * 4,  # a token of video is 4 patches of 2 × 3 × 14 × 14 float32 numbers
     }
-    # A layer keeps for its backward pass, a token: two norms (each its input, a float32 copy and its result), q, k, v before and
-    # after rotation, the attention's result, and the MLP's gate, silu(gate), up and product.
-    wide = 4 if cuda else 2  # of a float32 copy, beside numbers of `number` bytes, in halves
-    norms = 2 * D * (2 + wide / 2)
-    a_layer = L * number * (norms + 3 * (D + kv) + D + 2 * D + 4 * I)
-    kept = (layers * L * D * number + a_layer) if args.recompute else layers * a_layer
+    # What a layer keeps for its backward pass. In numbers of width D a token: of two norms a float32 copy each and, where
+    # their weight is trained, what it is multiplied with; the inputs of three groups of matrices; q before and after rotation.
+    # Of width I: the MLP's gate, silu(gate), up and product. Keys and values stand there once for the row and once more for
+    # each completion, beside those of the prompt; 7 detours keep r numbers a token.
+    of_width_D = 2 * 4 / number + 2 * (not args.lora) + 3 + 2
+    a_layer = number * (L * (of_width_D * D + 4 * I + 7 * (args.lora or 0)) + 2 * kv * (L + G * (P + C)))
+    kept = layers * L * D * number if args.recompute else layers * a_layer
     vision = B * P * 4 * v.depth * number * (12 * v.hidden_size + 4 * v.intermediate_size) if args.train_vision else 0
-    logits = min(1024, G * C) * V * 4 * 4  # float32 logits, their softmax, and the gradients of both
+    logits = min(1024, G * C) * V * 4 * 5  # float32: logits, log-softmax, the entropy's product, and the gradients of the first two
+    at_once = max(logits, 1.25 * a_layer if args.recompute else 0)  # the head is done before the layers' turn comes
     gathered = N * number if args.shard else 0  # all weights at once, during a rollout
-    moving = {"sampling: KV cache": 2 * kv * layers * number * B * (P + G * C) + B * G * V * 4 * 3 + gathered, "scoring: activations and logits": kept + vision + logits}
+    moving = {"sampling: KV cache": 2 * kv * layers * number * B * (P + G * C) + B * G * V * 4 * 3 + gathered, "scoring: activations and logits": kept + vision + at_once}
 
     language = sum(p.numel() for n, p in model.named_parameters() if "visual" not in n and "embed_tokens" not in n)
     backward = 2 if trained > N / 2 else 1  # frozen weights need no gradient of their own
