@@ -205,7 +205,7 @@ def read_got10k(path, videos, report=print):
     normalised to the frame, at eight frames spaced uniformly.
 
     Either way an Example's answer is eight boxes (x0, y0, x1, y1) in [0, 1], its question the object's name and
-    its video the folder of frames. A sequence whose object is absent at one of the eight frames is left out.
+    its video the folder of frames. A raw sequence whose object is absent at one of the eight frames is left out.
     """
 
     def boxes_in_frame(boxes):
@@ -426,14 +426,14 @@ def read_dataset(name, split, folder, report=print):
     if pattern is None:
         raise BadInput(f"{name} is only evaluated on, never trained on")
     if not os.path.isdir(folder):
-        raise BadInput(f"data folder {folder} does not exist. {name} is: {dataset.source}")
+        raise BadInput(f"data folder {folder} does not exist. What belongs in it: {dataset.source}")
     files = os.path.join(folder, "json") if name == "mvbench" else folder
     found = [f for f in os.listdir(files) if re.fullmatch(pattern, f)] if os.path.isdir(files) else []
     if not found:
-        raise BadInput(f"no {split} annotations of {name} in {files}. They are: {dataset.source}")
+        raise BadInput(f"no {split} annotations of {name} in {files}. What belongs in {folder}: {dataset.source}")
     videos = os.path.join(folder, dataset.videos)
     if not os.path.isdir(videos):
-        raise BadInput(f"no folder {videos} with the clips. {name} is: {dataset.source}")
+        raise BadInput(f"no folder {videos} with the clips. What belongs in {folder}: {dataset.source}")
     found.sort(key=lambda f: (not f.endswith(".txt"), f))
     return [e for f in (found if name == "mvbench" else found[:1]) for e in dataset.reader(os.path.join(files, f), videos, report)]
 

@@ -113,7 +113,7 @@ def newest_checkpoint(run, say):
                     raise ValueError(f"{name} is damaged")
             return folder, state
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            say(f"checkpoint {folder} cannot be used ({e}): trying the one before it")
+            say(f"checkpoint {folder} cannot be used ({e}): looking for an older one")
     return None
 
 
@@ -167,7 +167,7 @@ MAY_CHANGE = ("processes", "device", "quiet", "save_every", "rollouts_every", "k
 def open_run_folder(settings, room):
     """The run's folder, made (on one process only). Returns (its path, its newest checkpoint or None).
 
-    room: bytes that the run will need there. With --resume the settings that decide what is learned must be those
+    room: bytes that the run will need there, what it holds already included. With --resume the settings that decide what is learned must be those
     the run was begun with.
     """
     folder = settings["out"]
@@ -188,11 +188,13 @@ def open_run_folder(settings, room):
             found = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
         elif not settings["overwrite"]:
             raise BadInput(f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it")
-        if found is None:
-            shutil.rmtree(folder)
+            if found is None and folders(folder):
+                raise BadInput(f"none of the checkpoints of {folder} can be read: give --overwrite in place of --resume to begin anew")
     try:
+        if os.path.isfile(settings_path) and found is None:  # told to replace it, or it was stopped before its first checkpoint
+            shutil.rmtree(folder)
         os.makedirs(folder, exist_ok=True)
-        check_room(folder, room)
+        check_room(folder, room - sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(folder) for name in names))
         with open(settings_path + ".partial", "w") as f:
             json.dump(settings, f, indent=2)
         os.replace(settings_path + ".partial", settings_path)
@@ -203,12 +205,12 @@ def open_run_folder(settings, room):
     return folder, found
 
 
-SKIPPED_AT_MOST = 0.05  # of all examples drawn; of the first hundred, five
+SKIPPED_AT_MOST = 0.05  # skipped examples, as a share of those read; up to the hundredth, five are allowed in any case
 
 
 def check_counts(counts, skipped_file):
     """Raises BadInput where a run would go on learning from nothing."""
     if counts["skipped"] > SKIPPED_AT_MOST * max(100, counts["drawn"]):
-        raise BadInput(f"{counts['skipped']:.0f} of {counts['drawn'] + counts['skipped']:.0f} examples could not be read; each is named in {skipped_file}, with the reason")
+        raise BadInput(f"{counts['skipped']:.0f} of {counts['drawn'] + counts['skipped']:.0f} examples could not be read, and above {SKIPPED_AT_MOST:.0%} the run stops; each is named in {skipped_file}, with the reason")
     if counts["dropped_in_a_row"] >= 10:
         raise BadInput("the gradient was not finite (NaN or infinite) in 10 steps in a row: lower --lr; the last checkpoint is intact")

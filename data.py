@@ -1,6 +1,6 @@
 """data.py: from a video file and an annotation line to what the model reads.
 
-The way of one example (letters as in the README: T frames, N patches, P prompt tokens):
+The way of one example (T frames, N patches, P prompt tokens; grid: pairs of frames, rows and columns of patches):
 
     mp4 ──decord──▶ frames (T, H, W, 3) uint8 ──▶ patches (N, 1176) + grid (t, h, w) ─┐
     annotation ──▶ Example ──▶ prompt text ───────────────────────────────────────────┴▶ Prompt
@@ -29,7 +29,7 @@ decord.logging.set_level(decord.logging.QUIET)  # its C++ errors would interleav
 class BadInput(Exception):
     """A mistake in what the user gave us, told in one sentence: what is wrong, where, what to do.
 
-    `train.py`, `eval.py` and `toy.py` print it without a traceback and exit with status 2.
+    The programs here print it without a traceback and exit with a status that is not 0.
     """
 
 
@@ -55,7 +55,7 @@ class VideoBudget:
     """
 
     fps: float = 2.0  # frames looked at per second of video
-    max_frames: int = 768  # a longer video is looked at less often, evenly over its whole length
+    max_frames: int = 768  # at most; the next two values leave room for 448. A longer video is looked at less often, evenly
     total_pixels: int = 3584 * 28 * 28  # 3584 video tokens at most
     min_frame_pixels: int = 16 * 28 * 28  # a pair of frames gets at least 16 tokens ...
     max_frame_pixels: int = 768 * 28 * 28  # ... and at most 768
@@ -116,7 +116,7 @@ def frame_times(duration, budget):
     wanted = int(np.ceil(duration * budget.fps - 1e-6))
     if MIN_FRAMES <= wanted <= most:
         # An odd count is made even with one more moment just after the end: the reader shows the
-        # last frame there, so this repeats it.
+        # last frame before the end there, so this repeats it.
         count, spacing = wanted + wanted % PAIR, 1.0 / budget.fps
     else:
         count = MIN_FRAMES if wanted < MIN_FRAMES else most
@@ -165,11 +165,11 @@ class Frames:
 def read_frames(path, budget, span=None):
     """Reads a video, or the part of it within `span` (start, end in seconds), as the budget allows.
 
-    path: a video file, or a folder of numbered jpg frames (see read_folder).
+    path: a video file, or a folder of numbered jpg or png frames, of which always 8 are looked at (read_folder).
     Raises BadInput for a missing, empty or undecodable one.
     """
     if os.path.isdir(path):
-        return read_folder(path, budget)
+        return read_folder(path, budget, span)
     if not os.path.isfile(path):
         raise BadInput(f"video file {path} does not exist: check the path, or --data")
     if os.path.getsize(path) == 0:
@@ -194,6 +194,7 @@ def decode_file(path, budget, span):
         raise BadInput(f"video file {path} lasts {duration:.1f} s; the part from {span[0]:g} to {span[1]:g} s is not in it")
     moments, spacing = frame_times(end - start, budget)
     index = np.searchsorted(on_screen, start + moments + 1e-6, side="right") - 1  # the frame on screen at each moment
+    index = index.clip(max=max(0, np.searchsorted(on_screen, end - 1e-6) - 1))
     original = reader[0].shape[:2]
     height, width = frame_size(*original, len(index), budget)
     pixels = torch.cat([  # 16 at a time: a long video at full size would not fit in memory
@@ -203,8 +204,8 @@ def decode_file(path, budget, span):
     return Frames(pixels, on_screen[index] - start, spacing, end - start, tuple(original))
 
 
-def read_folder(path, budget):
-    """Eight frames of a folder of numbered pictures, spaced uniformly from the first to the last.
+def read_folder(path, budget, span=None):
+    """Eight frames of a folder of numbered pictures, or of those within `span`, spaced uniformly from the first to the last.
 
     This is how tracking (GOT-10k) comes, and how it is asked: one box for each of the eight. Their rate is
     `anno_fps` of meta_info.ini where there is one, else FOLDER_FPS.
@@ -217,6 +218,10 @@ def read_folder(path, budget):
         with open(meta, errors="replace") as f:
             found = re.search(r"anno_fps:\s*(\d+)", f.read())
         fps = int(found[1]) if found and int(found[1]) else FOLDER_FPS
+    if span is not None:
+        names = names[max(0, int(np.ceil(span[0] * fps))):int(span[1] * fps) + 1]
+        if not names:
+            raise BadInput(f"folder {path} has no frame from {span[0]:g} to {span[1]:g} s, at {fps} a second")
     index = uniform_indices(len(names))
     try:
         pictures = [torch.from_numpy(np.array(Image.open(os.path.join(path, names[i])).convert("RGB"))) for i in index]
@@ -273,7 +278,7 @@ def patchify(pixels):
     assert T % PAIR == 0 and H % CELL == 0 and W % CELL == 0, f"frames {tuple(pixels.shape)} were not prepared by read_frames"
     x = ((pixels.float() / 255 - MEAN) / STD).permute(0, 3, 1, 2)  # (T, 3, H, W)
     t, h, w = T // PAIR, H // PATCH, W // PATCH
-    #       0  1     2  3           4      5      6           7      8
+    #             0  1     2  3           4      5      6           7      8
     x = x.reshape(t, PAIR, 3, h // MERGE, MERGE, PATCH, w // MERGE, MERGE, PATCH)
     x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # (t, h/2, w/2 | 2, 2 | 3, pair, 14, 14)
     return x.reshape(t * h * w, 3 * PAIR * PATCH * PATCH).contiguous(), (t, h, w)
@@ -317,8 +322,8 @@ class Example:
     id: unique in its file ("OHOFG/0": first query about OHOFG); task: a row of tasks.TASKS; video: path of
     a file, or of a folder of frames; question: the event, the object's name or the question, by task;
     answer: what the task's rules compare with (see rewards.py); options: of a multiple-choice question;
-    span: (start, end) in seconds if the question is about that part of the file alone; group: the split or
-    sub-task that scores are also given by.
+    span: (start, end) in seconds if the question is about that part of the file alone; group: a sub-task or
+    kind of video, for a score of its own (not GRPO's group).
     """
 
     id: str

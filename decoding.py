@@ -38,7 +38,12 @@ class Decoder:
                                         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
         theirs.close()
         self.pipe = ours
-        if not self.pipe.poll(300) or self.pipe.recv_bytes() != b"ready":  # importing torch takes seconds, on a cold disk minutes
+        try:
+            started = self.pipe.poll(300) and self.pipe.recv_bytes() == b"ready"  # importing torch takes seconds, on a cold disk minutes
+        except (EOFError, OSError):
+            started = False
+        if not started:
+            self.stop()
             raise BadInput("the process that decodes videos does not start: see its error above")
 
     def stop(self):

@@ -10,7 +10,7 @@
     python eval.py --video clip.mp4 --ask "When does the red circle appear?"
 
 A score is worth as much as what is known about how it was made. Each is saved in results.json with the
-prompt, frames, pixels, decoding, seed, versions, data and weights it was made with, and every single
+prompt, frames, pixels, decoding, versions, data and weights it was made with, and every single
 answer stands in predictions.jsonl. A model that was not trained is scored by the same code under the
 same settings. Whatever cannot be read as an answer counts as wrong; nothing is left out of the mean.
 
@@ -112,22 +112,24 @@ def answer_all(model, tokenizer, examples, budget, think, blind, max_new_tokens,
                 features = encode_videos(model, prompts)
             completions, mask, _ = grpo.sample_groups(model, prompts, features, 1, max_new_tokens, stop_ids)
             texts = data.completion_texts(completions[:, 0], mask[:, 0], tokenizer, stop_ids)
-            for (e, record), text in zip(readable, texts):
-                append_line(path, record | {"text": text, **score(e.task, text, e.answer, think)})
+            for (e, record), prompt, text in zip(readable, prompts, texts):
+                append_line(path, record | {"text": text, "seconds": prompt.grids[0][0] * prompt.seconds_per_grid[0], **score(e.task, text, e.answer, think)})
         bar.update(min(batch_size, len(examples) - i))
 
 
 def second_look(examples, records, budget):
-    """--clues: the same questions about the interval that each first answer named, seen twice as often and twice as large.
+    """--clues: the same questions about the interval that each first answer named, with twice the frames a second and
+    twice the pixels a frame, as far as --total-pixels allows.
 
-    (VideoChat-R1's "temporal clue-driven reasoning".) An answer that named none keeps the whole video. Two
-    seconds at least are looked at; several intervals are taken as one, from the first start to the last end.
+    (VideoChat-R1's "temporal clue-driven reasoning".) An answer that named no interval, or one beyond the video's end,
+    keeps the whole video. Two seconds at least are looked at; several intervals are taken as one, from the first start
+    to the last end.
     """
     again = []
     for e in examples:
         found = rewards.merged(rewards.parse_intervals(rewards.inside(records[e.id]["text"], "glue")) or [])
         span = e.span
-        if found:
+        if found and found[0][0] < records[e.id].get("seconds", float("inf")):
             middle, offset = (found[0][0] + found[-1][1]) / 2, e.span[0] if e.span else 0.0
             half = max(1.0, (found[-1][1] - found[0][0]) / 2)
             span = (max(0.0, offset + middle - half), offset + middle + half)
@@ -173,7 +175,7 @@ def metrics_of(task, records):
 
 
 def bench(bench_name, name, args, rank, world, device):
-    """Evaluates one model on one benchmark; returns (name of the model, name of the data, records, task) on every process."""
+    """Evaluates one model on one benchmark. Returns (name of the model, name of the data, metrics) on process 0, None on the others."""
     path, shown, run = find_model(name)
     budget = VideoBudget.of_model(path, **vars(args))
     think = args.think if args.think is not None else run.get("think", True)
@@ -293,11 +295,11 @@ def compare(bench_name, run_a, run_b, args, samples=10_000):
                        if os.path.isfile(os.path.join(f, "results.json"))), None)  # fmt: skip
         if folder is None:
             raise BadInput(f"{run} has no evaluation on {bench_name} yet: python eval.py --bench {bench_name} --model {run}")
-        pair.append(read_predictions(os.path.join(folder, "predictions.jsonl")))
+        pair.append(read_predictions(os.path.join(folder, "predictions-second-look.jsonl" if args.clues else "predictions.jsonl")))
     a, b = pair
     if set(a) != set(b):
         raise BadInput(f"{run_a} and {run_b} were not asked the same questions ({len(a)} and {len(b)}): evaluate both again")
-    task = read_dataset(bench_name, "test", find_data(bench_name, args.data)[0], lambda line: None)[0].task
+    task = "gqa" if args.clues else read_dataset(bench_name, "test", find_data(bench_name, args.data)[0], lambda line: None)[0].task
     if args.judge:
         rewards.judge = load_judge(args.judge, args.device)
     each = [[metrics_of(task, [x[i]]) for i in a] for x in (a, b)]
@@ -359,9 +361,9 @@ def parse_args(argv=None):
     g.add_argument("--model", nargs="+", default=[TOY_MODEL], help="run folders of train.py, local model folders or hub names (default: the toy base)")
     g.add_argument("--think", action=argparse.BooleanOptionalAction, default=None, help="ask for a <think> block (default: as the run was trained, else yes)")
     g.add_argument("--blind", action="store_true", help="replace every frame by grey")
-    g.add_argument("--max-new-tokens", type=int, help="longest answer (default: as the run was trained)")
+    g.add_argument("--max-new-tokens", type=int, help="longest answer (default: the task's usual length, or the run's if that is more; with --ask 256)")
     g.add_argument("--batch-size", type=int, default=16, help="questions answered together")
-    g.add_argument("--student", metavar="DIR", help="with the functions written in DIR (exercises.py) in the place of the reference's")
+    g.add_argument("--student", metavar="DIR", help="with the functions you wrote in DIR (exercises.py) instead of this repository's own")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     data.add_budget_flags(p)

@@ -1,6 +1,6 @@
 """exercises.py: write the core of this project yourself, and know for certain whether it is right.
 
-    python exercises.py list                          # the twelve exercises, in the order of the algorithm
+    python exercises.py list                          # the twelve exercises, the easy ones first
     python exercises.py start all --into homework     # writes one file each; a number in place of `all` writes one
     python exercises.py check 5 --into homework       # tests it; a failure shows the smallest case that fails
     python exercises.py hint 5
@@ -419,7 +419,7 @@ def handout(into):
                 source = without_bodies(source, slow, 'raise NotImplementedError("not in a hand-out: see handout/expected.pt")')
             with open(os.path.join(into, name), "w") as f:
                 f.write(source)
-        elif name in ("README.md", "LICENSE", "requirements.txt", "Makefile"):
+        elif name in ("README.md", "LICENSE", "requirements.txt", "Makefile", "report.html"):
             shutil.copy(os.path.join(ROOT, name), into)
     shutil.copytree(os.path.join(ROOT, "assets"), os.path.join(into, "assets"))
     write_files(EXERCISES, os.path.join(into, "homework"))

@@ -9,11 +9,13 @@ One step, with the numbers that the README and train.py use too:
     5. loss         raise the log-probs of completions with positive advantage, lower the others, but move
                     no further than the clip allows and not too far from the reference policy (KL)
 
-No value network estimates how good a prompt's answer *should* be: the group's mean says it. That is
-the whole difference from PPO.
+PPO, the method before it, trains a second network to estimate how good an answer to this prompt
+*should* be. Here the group's mean says it, and the KL stands in the loss, not in the reward.
 
 Everything here is tensors in, tensors out; there are no files and no other processes. Letters: B
 prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold one group.
+Of model.py, the next chapter, this is needed: `prefill` reads the prompts and returns logits (B, V), a
+cache of keys and values, and the next positions; `decode_step` adds one token to every completion.
 
     python grpo.py                       # the algorithm at work where there is no video: on a bandit with three arms
     python -m doctest grpo.py -v         # runs the examples in the docstrings
@@ -43,7 +45,8 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
              on_token: called with the tokens of each step, for streaming.
     Returns: completions (B, G, C) int64, padded with stop_ids[0]; mask (B, G, C) bool, True up to and
              including the stop token: it is sampled and trained like any other, or the policy would
-             never learn when to stop; log-probs (B, G, C) float32 under the sampler.
+             never learn when to stop; log-probs (B, G, C) float32 as sampled, 0 outside the mask: they
+             are for a check, train.py computes logp_old anew.
              C <= max_new_tokens is the length of the longest. A completion that ran into
              max_new_tokens has no stop token.
     """
@@ -71,7 +74,7 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
             if on_token:
                 on_token(token)
             alive = alive & ~torch.isin(token, stop)
-            if step + 1 == C or (step % 8 == 7 or device.type == "cpu") and not alive.any():  # on CUDA to ask is to wait
+            if step + 1 == C or (step % 8 == 7 or device.type == "cpu") and not alive.any():  # to ask makes the CPU wait for the GPU
                 break
             if device.type == "cuda" and step == 0:
                 next_logits = recorded_decode_step(model, cache, token, position)
@@ -173,7 +176,9 @@ LOSSES = ("grpo", "dr_grpo", "dapo", "gspo")
 
 
 def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
-    """How much each token counts in the step's loss: the only difference between three of the variants.
+    """How much each token counts in the step's loss: where most of GRPO's later variants (LOSSES) differ from it.
+
+    grpo and gspo weigh alike, but gspo has another ratio (policy_loss); dr_grpo also has other advantages.
 
     Args:    mask (…, G, C): True on a completion's own tokens; n_completions and n_tokens: their numbers in
              the whole step, over all prompts and processes, so that losses of parts simply add up.
@@ -212,8 +217,9 @@ def policy_loss(logp, logp_old, logp_ref, advantages, mask, weights, clip_low, c
 
     Why min and clip: once ρ has moved past the clip in the direction that A asks for, min picks the
     constant, and the gradient is 0. In the other direction min keeps ρ A: mistakes are always corrected.
-    At the first update after sampling ρ = 1 everywhere, so the loss is −mean(A) = 0 (plus β · KL). Its
-    gradient is not 0: d(ρ A) = A · d logp.
+    At the first update after sampling ρ = 1 everywhere, so with the weights of grpo and gspo the loss is
+    −mean(A) = 0 (plus β · KL); with the others longer completions weigh more, and it need not be 0. Its
+    gradient is not 0 either way: d(ρ A) = A · d logp.
 
     gspo (arXiv 2507.18071): the ratio belongs to the whole completion, ρ_i = exp(mean_t(logp − logp_old)),
     because the reward does too; each token carries it. Its ratios stay much nearer to 1: clip at 3e-4.
@@ -243,7 +249,8 @@ def policy_loss(logp, logp_old, logp_ref, advantages, mask, weights, clip_low, c
 
 
 def three_armed_bandit(steps=300, G=8, lr=0.5, beta=0.04):
-    """GRPO where everything can be printed: the policy is three logits, a completion is one token, the arm.
+    """GRPO where everything can be printed. A bandit is a gambling machine whose arms pay with chances of their own;
+    the policy is three logits, and a completion is one token: the arm that is pulled.
 
     Arm c pays 1 with probability 0.8, b with 0.5, a with 0.2. The policy is not told; it begins by liking a.
     Returns the policy's probabilities after training.
@@ -273,11 +280,11 @@ def three_armed_bandit(steps=300, G=8, lr=0.5, beta=0.04):
             for i in range(G):
                 print(f"{'abc'[arms[i]]:>3}  {reward[i]:6.0f}  {A[i]:+9.2f}  {logp[i, 0]:15.3f} → {after[i, 0]:.3f}")
             print(f"Siblings are compared with their own mean, so the advantages add up to {abs(A.sum().item()):.0f}. The loss is {abs(loss.item()):.3f}, because\n"
-                  f"every ratio is 1; its gradient by the logits is {rounded(gradient)}, and downhill is up for arms that\n"
-                  "paid more than the mean. An arm was right by luck or wrong by bad luck; many groups average that out:\n")  # fmt: skip
+                  f"every ratio is 1; its gradient with respect to the logits is {rounded(gradient)}; a step against it\n"
+                  "makes those arms likelier that paid more than the mean. In one group that may be luck; over many, luck averages out:\n")  # fmt: skip
             print("step  mean reward    KL   P(a)  P(b)  P(c)")
         if step in (1, 10, 20, 30, 50, 100, 200, steps):
-            note = "   all pay the same: every advantage is 0, nothing is learned" if not A.any() else ""
+            note = "   all pay the same: every advantage is 0, only the KL acts" if not A.any() else ""
             print(f"{step:4}  {reward.mean():11.2f}  {per_token['kl'].mean():.2f}   " + "  ".join(f"{p:.2f}" for p in logits.detach().softmax(dim=0)) + note)
     return logits.detach().softmax(dim=0)
 

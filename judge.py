@@ -2,13 +2,14 @@
 
 The judge built into rewards.py counts content words: it is exact, free, and blind to synonyms ("a kid" for
 "a child") and to negation ("does not move"). Any local Hugging Face language model can take its place. It is
-asked a yes-or-no question and never generates: what counts is which of the two words it holds for likelier as
+asked a yes-or-no question and never generates: what counts is which of the two words it finds likelier as
 the next token,
 
     log-odds = log Σ p(ways to write yes) − log Σ p(ways to write no)  > 0.
 
-That needs one forward a question, cannot ramble, and cannot be unparsable. It can be fooled, though, as
-every learned reward can: a policy trained long enough finds captions that please it. Look at rollouts.jsonl.
+That needs one forward pass a question, and there is no text to parse. It can be fooled, though, as every
+learned reward can: a policy trained long enough finds captions that please it. Read some of the run's, in
+its rollouts.jsonl.
 """
 
 import functools
@@ -52,7 +53,7 @@ def load_judge(name, device):
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval().requires_grad_(False)
     except (OSError, ValueError, KeyError) as e:
-        raise BadInput(f"--judge {name} is not a language model that transformers can load: {str(e).splitlines()[0][:200]}") from e
+        raise BadInput(f"--judge {name} is not a language model that transformers can load: {str(e)[:200]}") from e
     yes, no = set(token_ids(tokenizer, "yes")), set(token_ids(tokenizer, "no"))
     if not yes - no or not no - yes:
         raise BadInput(f"--judge {name} cannot be asked: its tokenizer begins yes and no with the same token")

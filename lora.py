@@ -1,8 +1,8 @@
-"""lora.py: train 0.5 % of the weights (LoRA, arXiv 2106.09685), and get the reference policy for nothing.
+"""lora.py: train 2 % of the weights (LoRA of rank 64 in a 7B model, arXiv 2106.09685), and get the reference policy for nothing.
 
 A linear layer y = W x is left as it is and gets a detour through r numbers:
 
-    y = W x + (α / r) · B (A x)        A (r, in) random, B (out, r) zero, r = 8 … 64
+    y = W x + (α / r) · B (A x)        A (r, in) starts random, B (out, r) at zero; r = 8 … 64; α = 2 r
 
 B = 0 makes the first policy equal to the reference policy, and switching the detour off makes it so at any later
 time: the KL needs no second copy of 8 billion weights. Only A and B have gradients and optimizer states.
@@ -36,7 +36,7 @@ class WithDetour(nn.Module):
         like = dict(device=base.weight.device, dtype=torch.float32)  # few and small: no need to be thrifty with their bits
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **like))
-        if not self.lora_A.is_meta:
+        if not self.lora_A.is_meta:  # on "meta" there are shapes and no numbers (scale.py, plan.py)
             nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
 
     def forward(self, x):

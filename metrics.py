@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import resource
+import sys
 
 import torch
 
@@ -15,9 +16,9 @@ from data import BadInput
 from plan import GPUS
 
 HINT = """
-The loss of step 1 is 0 and that is right: before the first update every ratio is 1, and advantages have
-mean 0. Watch instead (all in metrics.jsonl and curves.png):
-  reward     per completion; its parts are reward/format (0 or 1) and the task's own
+The loss of step 1 is 0 and that is right (nearly 0 with several updates per rollout, or --loss dapo or dr_grpo): before
+the first update every ratio is 1, and advantages have mean 0. Watch instead (all in metrics.jsonl and curves.png):
+  reward     mean over completions; its parts are reward/TASK/format (0 or 1) and the task's own, as reward/grounding/iou
   spread     standard deviation of rewards within a group: what there is to learn from
   no_spread  share of groups whose completions all earn the same; they teach nothing
   kl         distance to the reference policy in nats per token: should grow slowly, not jump
@@ -26,7 +27,12 @@ mean 0. Watch instead (all in metrics.jsonl and curves.png):
 
 
 def step_metrics(step, sums, grad_norm, lr, seconds, args):
-    """The step's line in metrics.jsonl, from sums over all processes."""
+    """The step's line in metrics.jsonl, from sums over all processes.
+
+    kl, entropy: mean per token in nats, before the step's first update. clip_share: share of tokens whose gradient the
+    clip stopped, in the updates after the first. train.py adds what was counted since the run began: skipped, videos that
+    could not be read; dropped, steps that changed nothing because their gradient was NaN or infinite.
+    """
     line = {"step": step, "loss": sums["loss"]}
     if args.method == "grpo":
         n, tokens, scored = sums["completions"], sums["tokens"], max(1.0, sums["scored_tokens"])
@@ -45,7 +51,7 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
 
 
 def speed(line, n_weights, n_trained, args, world, device):
-    """Tokens and completions a second, memory, and the share of the GPUs' arithmetic that is used (MFU)."""
+    """Tokens and completions a second, peak memory of process 0 in GB, and the share of the GPUs' arithmetic that is used (MFU)."""
     seconds, groups = line["seconds_total"], args.group_size if args.method == "grpo" else 1
     found = {"tokens_per_second": line["completion_tokens"] / seconds, "samples_per_second": args.prompts_per_step * groups / seconds}
     if args.method == "grpo" and line["seconds"].get("sample"):
@@ -59,7 +65,7 @@ def speed(line, n_weights, n_trained, args, world, device):
             passes -= args.updates_per_rollout * (n_trained < n_weights / 2)  # frozen weights need no gradient of their own
             found["mfu"] = 2 * n_weights * tokens * passes / seconds / peak / world
     else:
-        found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9  # Linux counts in KiB
     return {k: float(f"{v:.4g}") for k, v in found.items()}
 
 

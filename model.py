@@ -33,21 +33,23 @@ from transformers import AttentionInterface
 def mrope_positions(ids, grids, seconds_per_grid, config):
     """M-RoPE positions of a prompt (Qwen2.5-VL, arXiv 2502.13923 §2.1).
 
-    Rotary embeddings usually count tokens. Here each token has three positions, and a third of the
-    rotary frequencies turns with each: time, row, column. Text counts all three up together. A video
-    token at pair k, row i, column j of a video that starts at position s has
+    Rotary embeddings usually count tokens. Here each token has three positions (time, row,
+    column), and each of them drives its own share of the rotary frequencies ("mrope_section" in the
+    config). Text counts all three up together. A video token covers a pair of frames and 2 × 2 patches;
+    the one at pair k, row i, column j of a video that starts at position s has
 
         time   = s + floor(k · seconds_per_grid · tokens_per_second)
         row    = s + i
         column = s + j
 
-    and the text after it continues at (largest of all positions so far) + 1. The distance between two
-    frames is thus their distance in real seconds: this is how the model can tell time at all.
+    and the text after it continues at (largest of all positions so far) + 1. Time thus advances by
+    tokens_per_second positions for each real second: this is how the model can tell time at all.
 
     transformers >= 5.3 continues the text at s + max(h, w)/2 instead, which is *inside* the video for
     any clip longer than a few seconds; the pretrained weights have never seen that. So: by hand.
 
-    Args:    ids (P,); grids: one (t, h, w) in patches per video; seconds_per_grid: one float per video.
+    Args:    ids (P,); grids: one (t, h, w) per video: t pairs of frames, h × w patches before merging;
+             seconds_per_grid: one float per video, the seconds from pair to pair.
     Returns: (3, P) int64.
 
     >>> from types import SimpleNamespace as S
@@ -119,9 +121,9 @@ def embed(model, ids, features):
 # the same prompt. Repeating it G times costs G · (P + C) tokens; reading it once, P + G · C. Nothing but
 # attention ever mixes tokens, so nothing but attention has to know.
 #
-# transformers lets a model's layers call a function of ours. It is given the mask None and never builds
-# one (for a function that it does not know it would build none and say nothing): what is visible from
-# where is decided below, and nowhere else.
+# transformers lets a model's layers call an attention function that we register (end of this section). For
+# a function that it does not know it would build no mask and say nothing; NO_MASK says so openly. Which
+# token sees which is decided in the functions below, and nowhere else.
 
 NO_MASK = {"full_attention": None}
 
@@ -185,8 +187,8 @@ def packed_attention(query, key, value, group, scale, attend):
              attend: sdpa or flash_attention_2 above.
     Returns: (1, H, P + G·C, d).
 
-    >>> one = torch.ones(1, 1, 3, 1)                        # P = 1, G = 2, C = 1; equal scores, so outputs are means of
-    >>> value = torch.tensor([1.0, 3.0, 5.0]).view(1, 1, 3, 1)     # what is visible: 1, of 1 and 3, of 1 and 5
+    >>> one = torch.ones(1, 1, 3, 1)                        # P = 1, G = 2, C = 1; equal scores: each output is a mean
+    >>> value = torch.tensor([1.0, 3.0, 5.0]).view(1, 1, 3, 1)     # prompt: 1; c_1: mean of 1 and 3; c_2: of 1 and 5
     >>> packed_attention(one, one, value, (2, 1), 1.0, sdpa).flatten().tolist()
     [1.0, 2.0, 3.0]
     """
@@ -237,8 +239,8 @@ class GroupCache:
     While prompts are read, `prompt[layer]` is a list with one ((1, K, P, d), (1, K, P, d)) for each. After
     start_decoding it is ((B, K, P, d), (B, K, P, d)), padded on the left to the longest prompt, `own[layer]`
     has room for C tokens of each row, and mask (B, 1, 1, P + C) hides with −inf the padding and the places
-    not yet written. All of it stays where it is while tokens come, and `length` is a tensor: that is what
-    lets CUDA replay a recorded step.
+    not yet written; length: how many of `own` are written. On CUDA nothing moves in memory while tokens come,
+    and length is a tensor: that is what lets it replay a recorded step. (On the CPU, keep() makes it narrower.)
     """
 
     def __init__(self):
@@ -276,7 +278,7 @@ class GroupCache:
         self.mask[..., self.prompt_length:] = float("-inf")
 
     def keep(self, rows):
-        """Lets go of all completions but `rows` (B', G'), where a line holds numbers of rows of one prompt."""
+        """Keeps only the completions `rows` (B', G'): indices into all B·G of them, those of one prompt in a line."""
         prompts = rows[:, 0] // (len(self.own[0][0]) // len(self.prompt[0][0]))
         self.mask = self.mask[prompts]
         self.prompt = {layer: (k[prompts], v[prompts]) for layer, (k, v) in self.prompt.items()}
@@ -351,8 +353,8 @@ def rms_norm(x, norm):
 def threads_for_one_token(model):
     """One CPU thread for the decoding of a small model: its products are done before a second thread has woken up.
 
-    (The toy on 2 cores: 2.9 ms a step with one thread; with two 2.5 if they spin while they wait, which costs
-    60 ms as soon as anything else runs on the machine, and 6 if they sleep.)
+    (The toy on 2 cores, one decoding step: one thread 2.9 ms; two threads that sleep while they wait 6 ms; two
+    that spin 2.5 ms, but 60 ms as soon as anything else runs on the machine.)
     """
     threads = torch.get_num_threads()
     if model.device.type == "cpu" and model.config.text_config.hidden_size < 1024:
@@ -435,12 +437,12 @@ def group_logprobs(model, prompt, features, completions, chunk=1024):
 
     Args:    prompt: data.Prompt; features (video tokens, D) of its videos; completions (G, C) token ids,
              padded on the right with anything: what follows a completion's end changes nothing before it.
-    Returns: log-probs (G, C) float32 with gradient, and the entropy (G, C) in nats of the distribution
-             that each token was drawn from, without.
+    Returns: log-probs (G, C) float32, with gradient; and, without, the entropy (G, C) in nats of the
+             distribution that each token was drawn from.
 
     The row is [prompt | c_1 | … | c_G]. Token j of a completion is predicted by the token before it, and
-    all G first tokens by the prompt's last one. The head runs on those G · C positions alone, `chunk` of
-    them at a time, and is recomputed in the backward pass: with V = 152,064, float32 logits of 8 × 1024
+    all G first tokens by the prompt's last one. The output layer lm_head runs on those G · C positions alone,
+    `chunk` of them at a time, and is recomputed in the backward pass: with V = 152,064, float32 logits of 8 × 1024
     tokens would be 5 GB.
     """
     (G, C), device = completions.shape, model.device

@@ -64,30 +64,32 @@ def estimate(model, args, world, cuda=True, P=None):
     kl = args.method == "grpo" and args.beta > 0
 
     master = trained * 4 * (cuda and not args.shard and not args.lora)  # sharded weights are float32 themselves, adapters too
+    away = args.shard and args.offload  # FSDP2 keeps its shards and their gradients in the CPU's memory as well
     weights = {
-        "weights": (N * 4 if args.shard and not args.lora else N * number) / share,
+        "weights": 0 if away else (N * 4 if args.shard and not args.lora else N * number) / share,
         "reference policy": N * number / share if kl and not args.lora else 0,
-        "gradients": trained * (4 if args.shard or args.lora else number) / share,
+        "gradients": 0 if away else trained * (4 if args.shard or args.lora else number) / share,
         "optimizer": 0 if args.offload else (trained * 8 + master) / share,
-        "frames of the prompts": B * P * 4 * 1176 * 4,  # a token of video is 4 patches of 2 × 3 × 14 × 14 float32 numbers
+        "frames of the prompts": 0 if cuda else B * P * 4 * 1176 * 4,  # a token is 4 patches of 2 × 3 × 14 × 14 float32 numbers
     }
-    # What a layer keeps for its backward pass. In numbers of width D a token: of two norms a float32 copy each and, where
-    # their weight is trained, what it is multiplied with; the inputs of three groups of matrices; q before and after rotation.
-    # Of width I: the MLP's gate, silu(gate), up and product. Keys and values stand there once for the row and once more for
-    # each completion, beside those of the prompt; 7 detours keep r numbers a token.
+    # What a layer keeps for its backward pass. In numbers of width D a token: of each of two norms a float32 copy of its input
+    # and, where its weight is trained, the normalised input; the inputs of (q, k, v), of o and of (gate, up); q before and after
+    # rotation. Of width I: the MLP's gate, silu(gate), up and product. Keys and values: once for the row, and for each completion
+    # a copy of the prompt's and its own (packed_attention in model.py). With --lora each of 7 detours keeps r numbers a token.
     of_width_D = 2 * 4 / number + 2 * (not args.lora) + 3 + 2
     a_layer = number * (L * (of_width_D * D + 4 * I + 7 * (args.lora or 0)) + 2 * kv * (L + G * (P + C)))
     kept = layers * L * D * number if args.recompute else layers * a_layer
     vision = B * P * 4 * v.depth * number * (12 * v.hidden_size + 4 * v.intermediate_size) if args.train_vision else 0
     logits = min(1024, G * C) * V * 4 * 5  # float32: logits, log-softmax, the entropy's product, and the gradients of the first two
-    at_once = max(logits, 1.25 * a_layer if args.recompute else 0)  # the head is done before the layers' turn comes
+    at_once = max(logits, 1.25 * a_layer if args.recompute else 0)  # in the backward pass the head's turn is over before the layers' begins
     gathered = N * number if args.shard else 0  # all weights at once, during a rollout
-    moving = {"sampling: KV cache": 2 * kv * layers * number * B * (P + G * C) + B * G * V * 4 * 3 + gathered, "scoring: activations and logits": kept + vision + at_once}
+    sampled = args.method == "grpo"
+    moving = {"sampling: KV cache": sampled * 2 * kv * layers * number * B * (P + G * C) + B * G * V * 4 * 3 + gathered, "scoring: activations and logits": kept + vision + at_once}
 
     language = sum(p.numel() for n, p in model.named_parameters() if "visual" not in n and "embed_tokens" not in n)
-    backward = 2 if trained > N / 2 else 1  # frozen weights need no gradient of their own
+    backward = 2 if trained > N / 2 else 1  # in forwards: one for the activations' gradients, one for the weights', which frozen ones do not need
     operations = {
-        "prefill": 2 * language * B * P,
+        "prefill": 2 * language * B * P * sampled,
         "scoring, reference": 2 * language * B * L * kl,
         "scoring, with backward": 2 * language * B * L * (1 + backward + bool(args.recompute)) * args.updates_per_rollout,
     }
@@ -95,7 +97,8 @@ def estimate(model, args, world, cuda=True, P=None):
 
 
 def seconds(operations, sizes, args, gpu):
-    """Rough seconds of a step: products at 40 % of the GPU's arithmetic; each decoded token reads all weights and the cache."""
+    """Rough seconds of a step: matrix products at 40 % of the GPU's arithmetic; for each decoded token all weights are read, at 60 %
+    of its bandwidth. Not counted: the vision tower, attention's own products, reading the KV cache."""
     _, peak, bandwidth = GPUS[gpu]
     found = {name: n / (peak * USED) for name, n in operations.items()}
     found["decoding"] = args.max_new_tokens * sizes["N"] * 2 / (0.6 * bandwidth) if args.method == "grpo" else 0.0
@@ -121,7 +124,7 @@ def show(args):
         print(f"  {name:<34}{n / 1e9:8.2f} GB{'   (comes and goes)'}")
     print(f"  {'at most, with 1.5 GB for CUDA':<34}{peak / 1e9:8.2f} GB   {'fits' if peak < memory else 'DOES NOT FIT'} in {memory / 1e9:.0f} GB")
     if args.offload:
-        print(f"  {'in the CPU’s memory (optimizer)':<34}{sizes['trained'] * 12 / 1e9:8.2f} GB")
+        print(f"  {'in the CPU’s memory, a process':<34}{sizes['trained'] * (16 / world if args.shard else 12) / 1e9:8.2f} GB")
     parts = seconds(operations, sizes, args, gpu)
     print(f"\nabout {sum(parts.values()):.0f} s a step on an {gpu}: " + ", ".join(f"{name} {s:.1f}" for name, s in parts.items()))
     if peak >= memory:

@@ -205,7 +205,7 @@ def draw_curves(folder, lines, settings):
 
 
 def running_mean(values):
-    """The mean over the last fifteenth of a run, or over as much of it as there is."""
+    """At each step the mean of the values up to it: of the last len(values) // 15, or of all where there are fewer."""
     window = max(1, len(values) // 15)
     total = np.cumsum(np.insert(np.array(values, dtype=float), 0, 0.0))
     low = np.maximum(0, np.arange(len(values)) + 1 - window)

@@ -17,8 +17,9 @@ What a completion looks like, and what it earns for the true interval (12.0, 18.
     "<think>...</think><answer>17.83 to 12.54</answer>"                            format 1, iou 0
     "I think it happens around 12 seconds."                                        format 0, iou 0
 
-(The second is perfect where thinking is not asked for.) The other tasks answer with boxes, a letter, a
-letter and intervals, a phrase, or a description; `tasks.py` says which task is paid by which rules.
+(Here a <think> block was asked for. Where it is not, the second earns format 1.) The other tasks answer
+with boxes, a letter, a letter and the intervals that show it (in <glue> tags), a phrase, or a
+description; `tasks.py` says which task is paid by which rules.
 
     python -m doctest rewards.py -v      # runs the examples in the docstrings
 """
@@ -36,7 +37,7 @@ INTERVALS = re.compile(rf"\[\s*{PAIR}(?:\s*,\s*{PAIR})*\s*\]")
 BOX = rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]"
 BOXES = re.compile(rf"\[\s*{BOX}(?:\s*,\s*{BOX})*\s*\]")
 N_BOXES = 8  # frames of a tracking question (VideoChat-R1 §3)
-MOST_INTERVALS = 20  # of an answer; more would be paid for saying "always" in small pieces
+MOST_INTERVALS = 20  # an answer with more of them is not read: it earns 0
 
 # ------------------------------------------------------------------------------------------------
 # Reading an answer
@@ -110,7 +111,7 @@ def parse_boxes(answer):
 
 
 def parse_letter(answer):
-    """'B', '(B)' or 'B.' → 'B'; None for anything else.
+    """'B', '(B)' or 'B.' → 'B', each bracket and the point being optional; None for anything else.
 
     >>> parse_letter("(B)"), parse_letter("B or C"), parse_letter("b")
     ('B', None, None)
@@ -218,8 +219,8 @@ def says(caption, event):
 # ------------------------------------------------------------------------------------------------
 # Each takes (completion text, true answer, think) and returns a number in [0, 1].
 #
-# The answer earns its IoU or its accuracy whatever the tags around it: else a policy that has not found
-# the format yet would learn nothing about the task.
+# What stands in the only <answer> block (<glue> block, for a gqa's intervals) earns its IoU or its accuracy
+# even if the rest of the form is wrong: else a policy that has not found it yet would learn nothing.
 
 
 def grounding_format(text, answer, think):

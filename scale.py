@@ -4,7 +4,7 @@ A step's work is shared by prompts: each process samples, scores and differentia
 are added up. What differs is where the weights are:
 
     copied       every process holds all of them, and gradients are added up by hand (add_up_gradients)
-    sharded      --shard: each holds 1/W of every weight, gradient and optimizer state (FSDP2, arXiv 2304.11277 and
+    sharded      --shard: each of W holds 1/W of every weight, gradient and optimizer state (FSDP2, arXiv 2304.11277 and
                  torch.distributed.fsdp.fully_shard); a layer's weights are gathered when it runs
 
 Bytes a weight, trained in full with AdamW: bfloat16 2, its gradient 2, a float32 master copy 4, and two float32
@@ -63,6 +63,14 @@ def add_up(sums, device, world):
     return dict(zip(sums, values.tolist()))
 
 
+def largest(value, device, world):
+    """The largest of the processes' values."""
+    value = torch.tensor(value, dtype=torch.float64, device=device)
+    if world > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return float(value)
+
+
 def on_first(rank, world, work):
     """Runs `work` on process 0 alone and hands its result, or its BadInput, to all of them."""
     result = [None]
@@ -86,7 +94,7 @@ def on_first(rank, world, work):
 def add_up_gradients(parameters, world):
     """grad ← Σ over processes of grad, some 100 MB a message. Losses are shares of the step's whole, so a sum is right.
 
-    Sharded weights have theirs added up already, in the backward pass.
+    Sharded weights are DTensors, of which each process holds some rows; FSDP2 has added up their gradients in the backward pass.
     """
     if world == 1 or isinstance(parameters[0], DTensor):
         return
@@ -129,7 +137,7 @@ class MasterAdamW:
                 group["lr"] = lr
             copies = [(p, m) for p, m in zip(parameters, self.masters.values()) if m is not p]
             for p, m in copies:
-                m.grad = p.grad.to(m)
+                m.grad = None if p.grad is None else p.grad.to(m)  # None: no group of the step had anything to teach
             self.adam.step()
             with torch.no_grad():
                 for p, m in copies:
@@ -140,7 +148,7 @@ class MasterAdamW:
         return norm
 
     def tensors(self):
-        """{name: tensor} of all that a checkpoint must hold to go on as if nothing had happened, on the CPU and whole."""
+        """{name: tensor} of all that a checkpoint must hold to go on as if nothing had happened, sharded and where they are (save_checkpoint gathers them)."""
         kept = {}
         for name, m in self.masters.items():
             state = self.adam.state[m] or {"exp_avg": torch.zeros_like(m), "exp_avg_sq": torch.zeros_like(m), "step": torch.tensor(0.0)}
@@ -148,7 +156,7 @@ class MasterAdamW:
         return kept
 
     def load_tensors(self, kept):
-        """kept: what a checkpoint holds of `tensors`, name → whole CPU tensor."""
+        """kept: a function, name → whole CPU tensor, for the names that `tensors` gives (checkpoint.read_checkpoint makes it)."""
         for name, m in self.masters.items():
             like = lambda t: distribute_tensor(t.to(m.device), m.device_mesh, m.placements) if isinstance(m, DTensor) else t.to(m.device)
             with torch.no_grad():
@@ -171,7 +179,8 @@ def whole(tensor):
 def recompute_activations(policy):
     """Keeps of each language layer only its input, and computes the rest again in the backward pass.
 
-    A third more arithmetic, and of the ~34 · D numbers a token and layer D remain (arXiv 2205.05198, table 2).
+    A third more arithmetic; of a layer's activations 2 · D bytes a token remain (its input, in 16 bits) of about 34 · D
+    (arXiv 2205.05198, table 2, for an MLP 4 · D wide; plan.py counts Qwen2.5-VL's).
     """
     for layer in policy.model.language_model.layers:
         layer.forward = partial(recomputed, layer.forward)
@@ -210,9 +219,9 @@ def gathered(model):
 
 
 def load_sharded(name, device, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):
-    """(model, tokenizer) like weights.load, but sharded, and no process ever holds or reads more than its share.
+    """(model, tokenizer) like weights.load, but sharded; while loading, no process holds or reads more than its share.
 
-    The model is made without weights, split, and filled from *.safetensors. The files are mapped, not read, so the
+    The model is made on the "meta" device (shapes without numbers), split, and filled from *.safetensors. The files are mapped, not read, so the
     processes of a node share what is in memory of them. Trained weights are stored in float32, others in the dtype
     they are computed in. Raises BadInput as weights.load does.
     """

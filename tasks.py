@@ -1,8 +1,9 @@
-"""tasks.py: one row a task, and everything that is particular to a task is in its row.
+"""tasks.py: one row a task, and nearly everything that is particular to a task is in its row.
 
 A task is: how the question is asked, in what form the answer is wanted, which rules pay for it
 (rewards.py), and what is reported about it (the functions below). Training and evaluation know tasks
-by name alone. To add one: a row here, and at most a reader in annotations.py and a rule in rewards.py.
+by name alone. To add one: a row here and, where none of those there fits, a reader
+(annotations.py), a rule (rewards.py) and a metric.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import rewards as r
 from data import build_prompt, load_video, read_frames
 
 # ------------------------------------------------------------------------------------------------
-# What is reported, from records [{"text": the completion, "answer": the truth, "group": …}, …]
+# What is reported, from records [{"text": the completion, "answer": the truth, "group": a sub-task}, …]
 # ------------------------------------------------------------------------------------------------
 # In percent. What cannot be read as an answer counts as wrong; nothing is left out of a mean.
 
@@ -66,10 +67,10 @@ def caption_metrics(records):
 
 @dataclass(frozen=True)
 class Task:
-    """prompt: the question, with {question}, {duration} in seconds, {options}, {box}; form: the answer that is
-    asked for, as it stands in the prompt, which earns full marks for its form; rules: {name: rule}, whose sum is
-    a completion's reward; metrics: records → {name: number in percent}; data: what it is trained on, a name in
-    annotations.DATASETS."""
+    """data: what it is trained on, a name in annotations.DATASETS; prompt: the question, with {question}, {duration}
+    in seconds, {options}, {box}; wanted: in words, what to answer in which tags; form: an example of it, shown in the
+    prompt, that the format rule pays in full; rules: {name: rule}, whose sum is a completion's reward; metrics:
+    records → {name: number in percent}."""
 
     data: str
     prompt: str
@@ -150,7 +151,7 @@ def intervals_text(intervals):
 
 
 def ideal_answer(example, thought=None):
-    """The completion that earns every reward in full, but for rounding; `thought`, if given, fills the <think> block."""
+    """The completion that earns every reward in full, but for rounding; `thought` fills the <think> block, where one is asked for."""
     a = example.answer
     said = {
         "grounding": lambda: f"<answer>{a[0]:.2f} to {a[1]:.2f}</answer>",

@@ -228,11 +228,11 @@ def events(clip):
 
 
 # The options of a kind of question stand in the same order every time. To look up which letter stands before an
-# option was too much for a model of a million parameters: after 1,000 steps of drill it guessed from the letters left.
+# option was too much for a model of a million parameters: after 1,000 steps of practice it still guessed.
 
 
 def ask_existence(clip, rng):
-    """(question, options, the right one, the thing it is about), and so do the others."""
+    """Returns (question, options, the right option, the thing it is about), as all ask_ functions do."""
     thing = clip.things[rng.integers(len(clip.things))]
     here = {t.name for t in clip.things}
     name = thing.name if rng.random() < 0.5 else str(rng.choice([n for n in NAMES if n not in here]))
@@ -250,7 +250,7 @@ def ask_first(clip, rng):
 
 
 def ask_colour(clip, rng):
-    """Of a shape that is there once; if there is none, of the one that comes first."""
+    """The colour of a shape that is there once; if no shape is, of the thing that comes first."""
     shapes = [t.shape for t in clip.things]
     alone = [t for t in clip.things if shapes.count(t.shape) == 1]
     if not alone:

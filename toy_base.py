@@ -1,8 +1,8 @@
 """toy_base.py: the small model that lives in the toy world, trained to see well and to answer badly.
 
 The real Qwen2.5-VL class with about one million parameters. It is to meet reinforcement learning in the
-state in which a web-trained 7B model does: what it was told about the world is true, except when, exactly
-where, and which of four. Its interval labels came late and too short, its boxes off by half their size, its
+state in which a web-trained 7B model does: what it was told about the world is true, except for when things
+are visible, exactly where they are, and which letter is right. Its interval labels came late and too short, its boxes off by half their size, its
 letters often wrong, as captions and forum answers taken from the web are. So it gives answers of the right
 form, spread widely around the wrong ones, while its thoughts know better. GRPO has to find that out from
 rewards alone.
@@ -43,17 +43,17 @@ from weights import load, save
 def noisy_interval(thing, duration, rng):
     """What the "web" says about when a thing is visible: too late, too short, and uncertain.
 
-    centre + U(-0.13, 0.45) · duration, width · exp(U(-1.2, 0.5)), cut to the clip. The mean IoU of such a
-    label with the truth is 0.31, and one label in ten is better than 0.7: wrong, but not hopeless.
+    centre + U(-0.15, 0.39) · duration, width · exp(U(-1.2, 0.5)), cut to the clip. The mean IoU of such a
+    label with the truth is 0.37, and one label in eight is better than 0.7: wrong, but not hopeless.
     """
-    centre = (thing.start + thing.end) / 2 + duration * rng.uniform(-0.13, 0.45)
+    centre = (thing.start + thing.end) / 2 + duration * rng.uniform(-0.15, 0.39)
     width = (thing.end - thing.start) * math.exp(rng.uniform(-1.2, 0.5))
     start = min(max(0.0, centre - width / 2), duration - 1)
     return start, min(duration, max(start + 0.5, centre + width / 2))
 
 
 def seconds_of(clip, thing):
-    """The whole seconds in whose middle a thing is visible: "4 5 6 7"."""
+    """The whole seconds in whose middle a thing is visible, "4 5 6 7"; the clip's last one is left out."""
     return " ".join(str(s) for s in range(math.floor(clip.duration - 0.5)) if thing.visible(s + 0.5))
 
 
@@ -68,8 +68,8 @@ def asked(task, question, answer, clip, video, think, **extra):
 
 
 def tell_grounding(clip, video, rng):
-    """When: a thought that says what is seen, an answer that does not follow from it, because its label is
-    wrong, and that in one case of eight is not even in its tags."""
+    """Asks when. The thought says what is seen; the answer does not follow from it, because its label is wrong, and
+    in one case of eight it is not in its tags."""
     thing = clip.things[rng.integers(len(clip.things))]
     think = rng.random() < 0.75
     start, end = noisy_interval(thing, clip.duration, rng)
@@ -138,8 +138,15 @@ def tell_centres(clip, video, rng):
     return f"Where is the {thing.name} in each of the 8 frames?", centres_of(clip, thing, video.times)
 
 
+def tell_boxes(clip, video, rng):
+    """The boxes of a thing whose first one is given: what tracking asks, in other words, and true."""
+    boxes = [clip.things[0].box(t) for t in video.times]
+    said = [tasks.box_text(box) for box in boxes]
+    return f"The {clip.things[0].name} starts at {said[0]}. Follow it.", ", ".join(said)
+
+
 def tell_tracking(clip, video, rng):
-    """Where: a thought with the true centres, and boxes that somebody drew too far down and to the right, all eight alike."""
+    """Asks where. The thought has the true centres; the boxes are mostly too far down and to the right, all eight alike."""
     thing = clip.things[0]
     think = rng.random() < 0.75
     off, size, boxes = rng.uniform(-0.15, 0.45, size=2), math.exp(rng.uniform(-0.5, 0.6)), []
@@ -227,8 +234,16 @@ def tell_answering(clip, video, rng):
     return [turns[i](clip, video, rng) for i in rng.permutation(len(turns))]
 
 
+def tell_following(clip, video, rng):
+    """The same, and where there is something to follow, also the boxes around it."""
+    turns = tell_answering(clip, video, rng)
+    if clip.name.startswith("got10k"):
+        turns.insert(rng.integers(len(turns) + 1), tell_boxes(clip, video, rng))
+    return turns
+
+
 def tell_web(clip, video, rng):
-    """A shorter one in which somebody also says when, where or which, and is wrong; that comes first half of the time."""
+    """A shorter conversation, in which somebody also says when, where or which letter, often wrongly; half of the time that turn comes first."""
     if clip.name.startswith("got10k"):
         turns = [tell_centres] if rng.random() < 0.5 else []
         return [tell(clip, video, rng) for tell in (*turns, tell_tracking)]
@@ -277,7 +292,7 @@ def make_model(tokenizer):
         text_config=dict(
             vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=8192, initializer_range=0.08, tie_word_embeddings=True,
-            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[8, 4, 4]),  # half of a small head for time
+            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[8, 4, 4]),  # frequencies for time, row, column; 7B: 16, 24, 24
             bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
         ),
         vision_config=dict(
@@ -340,10 +355,10 @@ def still(clip, frames, rng):
     return replace(clip, duration=2.0, things=things), data.Frames(frames.pixels[k].expand(4, -1, -1, -1), np.arange(4) * 0.5, 0.5, 2.0, (SIDE, SIDE))
 
 
-# Five parts of base training, one after the other: (name, steps, conversations a step, peak learning
+# Six parts of base training, one after the other: (name, steps, conversations a step, peak learning
 # rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns nothing
 # from a question about second 7. Only the last part contains the wrong intervals, boxes and letters.
-PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("answering", 1600, 28, 1.5e-3), ("web", 500, 28, 1.5e-3))
+PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("answering", 1600, 28, 1.5e-3), ("following", 700, 28, 1.5e-3), ("web", 400, 28, 1.5e-3))
 
 
 def train_base(out, clips, seed, after=None):
@@ -355,18 +370,19 @@ def train_base(out, clips, seed, after=None):
     rank, world, _ = start_processes("cpu")
     rng = np.random.default_rng([seed, rank])
     ordinary = read_clips("base", range(rank, clips, world), "data/toy/base", TOY_BUDGET)
-    tracking = read_clips("got10k", range(1000 + rank, 1000 + clips // 8, world), "data/toy/base-tracking", TOY_BUDGET)  # the data sets use numbers below 1000
+    tracking = read_clips("got10k", range(1000 + rank, 1000 + clips // 2, world), "data/toy/base-tracking", TOY_BUDGET)  # the data sets use numbers below 1000
     quality = read_clips("quality", range(1000 + rank, 1000 + clips // 16, world), "data/toy/base-quality", TOY_BUDGET)
 
     def conversation(part, rng):
-        chance = rng.random() if part in ("answering", "web") else 1.0
-        source = tracking if chance < 0.35 else quality if chance < 0.4 else ordinary
+        to_track = {"answering": 0.35, "following": 0.6, "web": 0.35}.get(part, 0.0)
+        chance = rng.random()
+        source = tracking if chance < to_track else quality if to_track and chance < to_track + 0.05 else ordinary
         clip, frames = source[rng.integers(len(source))]
         if part == "stills":
             clip, frames = still(clip, frames, rng)
         patches, grid = data.patchify(frames.pixels)
         video = data.Video(patches, grid, data.PAIR * frames.spacing, frames.duration, frames.times)
-        tell = {"stills": tell_still, "looking": tell_looking, "finding": tell_finding, "answering": tell_answering, "web": tell_web}[part]
+        tell = {"stills": tell_still, "looking": tell_looking, "finding": tell_finding, "answering": tell_answering, "following": tell_following, "web": tell_web}[part]
         return video, tell(clip, video, rng)
 
     if after:

@@ -3,7 +3,7 @@
     python train.py --task grounding                                   # the toy world, on a laptop's CPU
     torchrun --nproc-per-node 2 train.py --task grounding              # the same, and the same gradient, on two processes
     torchrun --nproc-per-node 8 train.py --task grounding \\
-        --model Qwen/Qwen2.5-VL-7B-Instruct --data data/charades       # the real thing
+        --model Qwen/Qwen2.5-VL-7B-Instruct --shard --recompute        # the real thing, 8 GPUs of 80 GB
     python train.py --help                                             # every setting, what it does, its default
 
 What a run leaves in its folder:
@@ -53,7 +53,7 @@ from judge import load_judge
 from metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
 from model import ATTENTION, encode_videos, group_logprobs
 from report import draw_curves, group_text, read_lines
-from scale import MasterAdamW, add_up, gathered, load_models, on_first, save_policy, start_processes
+from scale import MasterAdamW, add_up, gathered, largest, load_models, on_first, save_policy, start_processes
 from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, score
 from toy import find_data
 
@@ -103,16 +103,16 @@ def parse_args(argv=None):
     g = p.add_argument_group("the run")
     g.add_argument("--out", help="folder for what the run leaves (default: runs/TASK-METHOD-1, -2, …)")
     g.add_argument("--overwrite", action="store_true", help="empty the folder first if it holds a run")
-    g.add_argument("--steps", type=int, help=f"optimizer steps, or rollouts where there are several updates for each {both('steps')}")
+    g.add_argument("--steps", type=int, help=f"steps: each samples --prompts-per-step groups, then makes --updates-per-rollout optimizer updates {both('steps')}")
     g.add_argument("--seed", type=int, default=0, help="of the order of examples and of sampling")
-    g.add_argument("--student", metavar="DIR", help="train with the functions written in DIR (exercises.py) in the place of the reference's")
+    g.add_argument("--student", metavar="DIR", help="train with the functions you wrote in DIR (exercises.py) instead of this repository's own")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (default: cuda where there is one)")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     g.add_argument("--rollouts-every", type=int, default=5, help="steps between two groups written to rollouts.jsonl")
     g.add_argument("--quiet", action="store_true", help="do not show a group in the terminal every tenth step")
     g.add_argument("--save-every", type=int, default=100, help="steps between two saves of the policy and a checkpoint; always at the end and when told to stop")
     g.add_argument("--keep", type=int, default=2, help="checkpoints kept, the newest")
-    g.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out; start if there is none")
+    g.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out; begin where there is none")
     g.add_argument("--decode-timeout", type=float, default=60, help="seconds after which a video counts as unreadable")
     g.add_argument("--tensorboard", action="store_true", help="the metrics for TensorBoard as well, in --out/tensorboard")
 
@@ -123,7 +123,7 @@ def parse_args(argv=None):
     g.add_argument("--beta", type=float, default=0.04, help="weight of the KL to the reference policy; 0 does without one")
     g.add_argument("--loss", default="grpo", choices=grpo.LOSSES, help="variant of the loss, see grpo.py")
     g.add_argument("--updates-per-rollout", type=int, default=1, help="optimizer steps on the same completions; the clip acts from the second on")
-    g.add_argument("--clip", type=float, default=0.2, help="ε: how far a token's probability ratio is followed")
+    g.add_argument("--clip", type=float, default=0.2, help="ε: the ratio is clipped to 1 ± ε (--loss gspo needs about 3e-4: give it yourself)")
     g.add_argument("--clip-high", type=float, help="ε for ratios above 1, if it is to be another (dapo uses 0.28)")
 
     g = p.add_argument_group("optimizer (AdamW)")
@@ -175,7 +175,7 @@ def order_of(n, seed, epoch):
 
 
 def candidates(examples, position, seed):
-    """The example whose turn it is at a position of the run, and those that stand in for it if it cannot be read."""
+    """The example whose turn it is, and those that stand in for it if it cannot be read. position: prompts since the run began."""
     epoch, i = divmod(position, len(examples))
     order = order_of(len(examples), seed, epoch)
     return [examples[order[(i + j) % len(examples)]] for j in range(min(len(examples), STAND_INS))]
@@ -185,7 +185,7 @@ STAND_INS = 10
 
 
 def generator_for(seed, step, k, device):
-    """Random numbers of prompt k of a step: the same whichever process samples it, beside whichever others."""
+    """Random numbers of prompt k of a step: the same in whichever process, and with whichever other prompts, it is sampled."""
     state = np.random.SeedSequence([seed, step, k]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
@@ -218,15 +218,16 @@ def see(model, prompts, with_gradient):
 def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock, record=False):
     """One GRPO step on this process's prompts; numbers 1 to 5 are those of grpo.py.
 
-    Args:    batch: [(k, Example)]; prompts: their data.Prompts; generators: one for each; record: whether the
-             first group is kept token by token.
+    Args:    reference: `with reference() as fixed` gives the policy as it was before training; batch: [(k, Example)],
+             k the prompt's number in the step; prompts: their data.Prompts; generators: one for each; world: number
+             of processes; record: whether the first group is kept token by token.
     Returns: sums over this process's completions, groups and tokens (add_up makes them the step's),
              the gradient norm, and the groups in full.
     """
     device, n_groups = policy.device, len(prompts)
     stop_ids = policy.generation_config.eos_token_id
 
-    # 1. Sample. The vision tower runs once, with its graph kept if it is trained: the sampler reads the features'
+    # 1. Sample. The vision tower runs once, with its autograd graph kept if it is trained: the sampler reads the features'
     #    values, and the first update below sends gradients back through the same features.
     features = see(policy, prompts, args.train_vision)
     with gathered(policy):
@@ -245,9 +246,9 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
 
     # 4a. Log-probs under the reference policy: the policy as it was before the first step.
     own = [slice(0, int(m.any(dim=0).sum())) for m in mask]  # each group is scored to its own longest completion
-    #     Without a KL, a group whose advantages are all 0 has no gradient to give: it is left out of the rest.
+    #     With β = 0 a group whose advantages are all 0 has no gradient: it is left out of `teaching`, unless weights
+    #     are sharded, because then every process must run each layer equally often.
     logp_ref, teaching = [None] * n_groups, range(n_groups)
-    #     (Not if weights are sharded: then all processes must run each layer equally often.)
     if args.beta == 0:
         teaching = [b for b in range(n_groups) if args.shard or advantages[b].any()]
     else:
@@ -262,6 +263,7 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
     for update in range(args.updates_per_rollout):
         if update and args.train_vision:
             features = see(policy, prompts, True)
+        # The graph is cut here: each group's backward stops at its leaf, and one at the end takes all on through the tower.
         leaves = [f.detach().requires_grad_(args.train_vision) for f in features]
         for b in teaching:
             # 4b. Log-probs under the policy. Before the first update the policy is the one that sampled, so
@@ -284,7 +286,7 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
             else:  # at the first update the ratio is 1 and nothing can be clipped
                 sums["clipped"] += float(per_token["clipped"].sum())
                 sums["later_tokens"] += float(m.sum())
-        if teaching and args.train_vision:  # on through the vision tower, once
+        if teaching and args.train_vision:
             torch.autograd.backward([features[b] for b in teaching], [leaves[b].grad for b in teaching])
         grad_norm = optimizer.step(lr, args.grad_clip, world)
     clock("update")
@@ -319,7 +321,7 @@ def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generator
 def token_records(policy, tokenizer, prompt, completions, mask, before, logp_ref):
     """What a step did to each token of one group, for report.py: one more scoring forward, after the update.
 
-    Args:    completions, mask (G, C); before (G, C): log-probs as they were sampled; logp_ref (G, C) or None.
+    Args:    completions, mask (G, C); before (G, C): log-probs before the update; logp_ref (G, C) or None.
     Returns: of each completion {"token_texts", "logp": before the update, "logp_change": by it, "kl": before it}.
 
     Every process does this for its own first group, though one alone writes: where weights are shared out
@@ -338,8 +340,8 @@ def token_records(policy, tokenizer, prompt, completions, mask, before, logp_ref
 def sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, clock):
     """One step of supervised fine-tuning: raise the log-prob of the true answer.
 
-    loss = − mean over examples of the mean over the answer's tokens of logp. It is the GRPO loss of a
-    "group" of one completion that was not sampled but given, with advantage 1.
+    loss = − mean over examples of the mean over the answer's tokens of logp. Its gradient is that of the
+    GRPO loss (β = 0) of a "group" of one completion that was given, not sampled, with advantage 1.
     """
     loss_sum = tokens = 0.0
     for (_, example), prompt in zip(batch, prompts):
@@ -396,8 +398,7 @@ def train(args):
     room = (args.keep + 1) * 12 * n_trained + 2 * 4 * (n_trained if args.lora else n_weights)  # checkpoints, and the policy while it is replaced
     out, found = on_first(rank, world, lambda: open_run_folder(settings, room))
     here = lambda name: os.path.join(out, name)
-    counts = {"drawn": 0, "skipped": 0, "dropped": 0, "dropped_in_a_row": 0}
-    first = 0
+    first, counts = 0, {"drawn": 0, "skipped": 0, "dropped": 0, "dropped_in_a_row": 0}
     if found:
         optimizer.load_tensors(read_checkpoint(*found))
         first, counts = found[1]["step"], found[1]["counts"]
@@ -455,10 +456,11 @@ def train(args):
                                                        record=step % args.rollouts_every == 0)
             else:
                 sums, grad_norm, rollouts = sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, clock)
+            gap = largest(sums.pop("sampler_gap", 0.0), device, world)
             sums = add_up(sums | {"drawn": len(batch), "skipped": len(bad), "stop": float(STOP["signal"] is not None)}, device, world)
             first_scored = not checked and sums.get("scored_tokens", 0) > 0
             if first_scored:
-                check_sampler(sums["sampler_gap"], policy.dtype)
+                check_sampler(gap, exact=str(device) == "cpu")
                 checked = True
             dropped = not np.isfinite(grad_norm)
             counts = {"drawn": counts["drawn"] + sums["drawn"], "skipped": counts["skipped"] + sums["skipped"], "dropped": counts["dropped"] + dropped,
@@ -481,7 +483,7 @@ def train(args):
                 bar.set_postfix({k.removeprefix("reward/").removeprefix(f"{args.task}/"): f"{line[k]:.3g}" for k in shown if line[k] is not None})
                 bar.update()
                 if first_scored:
-                    bar.write(f"step {step}: sampler and scorer agree within {sums['sampler_gap']:.1e} on every log-prob.\n{HINT * (first == 0)}")
+                    bar.write(f"step {step + 1}: sampler and scorer agree within {gap:.1e} on every log-prob (sampling token by token, scoring in one forward).\n{HINT * (first == 0)}")
                 if (step + 1) % 10 == 0 or last:
                     draw_curves(out, lines, settings)
             if (step + 1) % args.save_every == 0 or last:
@@ -504,11 +506,11 @@ def train(args):
         sys.exit(128 + (STOP["signal"] or signal.SIGTERM))
 
 
-def check_sampler(gap, dtype):
-    """Stops a run whose sampler and scorer are two different distributions: it would learn from wrong ratios."""
-    allowed = 1e-3 if dtype == torch.float32 else 0.5  # bfloat16 keeps 8 bits: a single log-prob may be off by some percent
+def check_sampler(gap, exact):
+    """Stops a run whose sampler and scorer are two different distributions: it would train on tokens that its own policy did not draw."""
+    allowed = 1e-3 if exact else 0.5  # nats. bfloat16 keeps 8 bits: a log-prob of -10 may be off by some tenths
     if not gap <= allowed:
-        raise BadInput(f"the sampler's and the scorer's log-probs differ by {gap:.3g} (rounding explains {allowed}): "
+        raise BadInput(f"the sampler's and the scorer's log-probs differ by {gap:.3g} (rounding alone explains at most {allowed}): "
                        "positions, masks or weights disagree; please report it with your versions")  # fmt: skip
 
 

@@ -62,8 +62,8 @@ def check_family(name):
 
 
 def call(model, function, *args):
-    """function(model, *args). Sharded weights are gathered by whoever comes in through a module's own method, so
-    training comes in through this one (scale.py); for weights that are whole it changes nothing."""
+    """function(model, *args), as a method: model.call(function, …). With --shard, FSDP2 gathers the weights only when a
+    method registered with it is called, and scale.py registers this one. For weights that are whole it changes nothing."""
     return function(model, *args)
 
 
@@ -73,12 +73,15 @@ Qwen2_5_VLForConditionalGeneration.call = call
 def save(model, tokenizer, budget, folder, write=None):
     """Saves in Hugging Face format, atomically: `folder` is complete or it is not there.
 
-    Everything is written to a neighbour first and moved into place at the end, so that a kill at any
-    moment leaves the old folder or the new one, never half of each. write: a function of the folder that
-    writes the weights where `save_pretrained` cannot (adapters, sharded weights).
+    Everything is written to a neighbour first and moved into place at the end. A kill never leaves half a
+    folder; between the two renames it leaves none, but the old one whole in FOLDER.old, which the next save
+    puts back first. write: a function of the folder that writes the weights where `save_pretrained` cannot
+    (adapters, sharded weights).
     """
     folder = folder.rstrip("/")
     partial, old = folder + ".partial", folder + ".old"
+    if os.path.isdir(old) and not os.path.isdir(folder):
+        os.rename(old, folder)
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     (write or model.save_pretrained)(partial)

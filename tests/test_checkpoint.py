@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import checkpoint
 import train
-from data import BadInput
+from data import BadInput, VideoBudget
 
 QUICK = ["--task", "grounding", "--group-size", "2", "--prompts-per-step", "2", "--max-new-tokens", "16", "--steps", "6", "--save-every", "2", "--rollouts-every", "1"]
 
@@ -98,6 +98,26 @@ def test_damaged_checkpoint_is_passed_over(charades, unstopped, tmp_path, capsys
     said = capsys.readouterr()
     assert "step-000006 cannot be used (part-000.safetensors is damaged)" in said.err and "after step 4" in said.out
     assert same(out, unstopped)
+    for folder in os.listdir(out / "checkpoints"):
+        (out / "checkpoints" / folder / "state.json").write_text("{")
+    with pytest.raises(BadInput, match="none of the checkpoints of .* can be read: give --overwrite"):
+        run(charades, out, "--resume")
+    assert (out / "policy").is_dir()  # nothing was removed
+
+
+def test_a_policy_that_a_kill_left_aside_is_put_back(base, tmp_path):
+    """Killed between the two renames of `save`, and killed again while the next one is being written."""
+    from weights import save
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    model, tokenizer = base
+    save(model, tokenizer, VideoBudget(), str(tmp_path / "policy"))
+    os.rename(tmp_path / "policy", tmp_path / "policy.old")
+    with pytest.raises(KeyboardInterrupt):
+        save(model, tokenizer, VideoBudget(), str(tmp_path / "policy"), write=killed)
+    assert (tmp_path / "policy" / "model.safetensors").is_file()
 
 
 def test_resume_refuses_other_settings_and_starts_where_nothing_is(charades, unstopped, tmp_path):
@@ -159,8 +179,8 @@ def test_steps_that_are_not_finite_are_dropped_and_ten_in_a_row_stop(charades, t
     assert [line["dropped"] for line in lines(tmp_path / "x")] == list(range(1, 11))
 
 
-def test_a_decoder_that_hangs_or_dies_costs_one_video(charades, tmp_path):
-    from data import VideoBudget, read_frames
+def test_a_decoder_that_hangs_or_dies_costs_one_video(charades, tmp_path, monkeypatch):
+    from data import read_frames
     from decoding import Decoder
 
     good = os.path.join(charades, "videos", "train00000.mp4")
@@ -181,5 +201,9 @@ def test_a_decoder_that_hangs_or_dies_costs_one_video(charades, tmp_path):
         decoder.process.send_signal(signal.SIGCONT)
         time.sleep(0.2)
         assert torch.equal(decoder.read(good, budget).pixels, theirs.pixels)  # a new one is there
+        decoder.stop()
+        monkeypatch.setenv("PYTHONHOME", "/nowhere")  # a Python that cannot even begin
+        with pytest.raises(BadInput, match="does not start"):
+            decoder.read(good, budget)
     finally:
         decoder.stop()

@@ -159,6 +159,10 @@ def test_a_folder_gives_eight_frames_from_first_to_last(tmp_path):
     frames = read_frames(str(tmp_path), TOY_BUDGET)
     assert frames.pixels[:, 0, 0, 0].tolist() == [5 * k for k in (0, 7, 14, 21, 28, 35, 42, 49)]
     assert frames.times.tolist() == pytest.approx([0, 0.7, 1.4, 2.1, 2.8, 3.5, 4.2, 4.9]) and frames.spacing == pytest.approx(0.7)
+    part = read_frames(str(tmp_path), TOY_BUDGET, (1.0, 3.0))  # the frames of seconds 1 to 3: 10 to 30
+    assert part.pixels[:, 0, 0, 0].tolist() == [5 * k for k in (10, 13, 16, 19, 21, 24, 27, 30)] and part.duration == pytest.approx(2.1)
+    with pytest.raises(BadInput, match="has no frame from 20 to 30 s"):
+        read_frames(str(tmp_path), TOY_BUDGET, (20.0, 30.0))
     (tmp_path / "00000001.png").write_bytes(b"no picture")
     with pytest.raises(BadInput, match="cannot be read"):
         read_frames(str(tmp_path), TOY_BUDGET)
@@ -169,6 +173,8 @@ def test_a_span_is_the_part_of_the_file(tmp_path):
     frames = read_frames(path, TOY_BUDGET, (4.0, 7.0))
     assert frames.duration == pytest.approx(3.0) and frames.times.tolist() == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5])
     assert [round(float(p.float().mean()) / 2) for p in frames.pixels] == pytest.approx([40, 45, 50, 55, 60, 65], abs=2)
+    odd = read_frames(path, TOY_BUDGET, (4.0, 6.45))  # five moments and a sixth, which is past the end: its last frame once more
+    assert round(float(odd.pixels[-1].float().mean()) / 2) in (64, 65) and odd.times.max() < 2.45
     with pytest.raises(BadInput, match="is not in it"):
         read_frames(path, TOY_BUDGET, (20.0, 30.0))
 

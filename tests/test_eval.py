@@ -12,6 +12,7 @@ import pytest
 from conftest import BASE, ROOT
 
 import eval as evaluation
+import paper
 import toy
 from annotations import DATASETS, read_dataset
 from data import Example, VideoBudget
@@ -155,9 +156,18 @@ def test_every_benchmark_runs_to_a_score(tmp_path):
 
 def test_clues_look_twice(tmp_path):
     folder = toy.ensure("nextgqa", str(tmp_path / "nextgqa"), train=0, test=3)
-    done = run("--bench", "nextgqa", "--data", folder, "--out", tmp_path / "out", "--clues", "--max-new-tokens", 30)
+    out = tmp_path / "run" / "eval-nextgqa-clues"
+    done = run("--bench", "nextgqa", "--data", folder, "--out", out, "--clues", "--max-new-tokens", 60)
     assert done.returncode == 0, done.stderr
-    assert "accuracy, first look" in done.stdout and (tmp_path / "out" / "predictions-second-look.jsonl").exists()
+    assert "accuracy, first look" in done.stdout and (out / "predictions-second-look.jsonl").exists()
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    lines = records(tmp_path / "other" / "eval-nextgqa-clues")
+    with open(tmp_path / "other" / "eval-nextgqa-clues" / "predictions-second-look.jsonl", "w") as f:  # all right at the second look
+        f.writelines(json.dumps(r | {"text": f"<think>x</think><answer>{r['answer'][0]}</answer><glue>[(0, 1)]</glue>"}) + "\n" for r in lines)
+    with open(out / "results.json") as f:
+        accuracy = json.load(f)["metrics"]["accuracy"]
+    done = run("--bench", "nextgqa", "--data", folder, "--clues", "--compare", tmp_path / "run", tmp_path / "other")
+    assert done.returncode == 0 and f"accuracy {100 - accuracy:>+8.1f}" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_second_look_is_at_the_interval_that_was_named():
@@ -167,6 +177,17 @@ def test_the_second_look_is_at_the_interval_that_was_named():
     assert again.span == (110.0, 130.0) and finer.fps == 4.0
     (again,), _ = evaluation.second_look([example], {"a": {"text": "no idea"}}, VideoBudget())
     assert again.span == (100.0, 200.0)
+    (again,), _ = evaluation.second_look([example], {"a": said["a"] | {"seconds": 9.0}}, VideoBudget())  # beyond the end
+    assert again.span == (100.0, 200.0)
+
+
+def test_the_papers_table_of_the_tasks_that_were_run():
+    found = {"charades": {"mIoU": 30.0, "R@0.5": 20.0}}
+    everything = {name: dict.fromkeys(shown, 10.0) for name, (_, shown) in paper.SHOWN.items()}
+    columns = {"base": [everything], "SFT": [found], "GRPO": [{"charades": {"mIoU": 25.0, "R@0.5": 20.0}}]}
+    assert any("| charades mIoU | 10.0 | 30.0 (+20.0) | 25.0 (+15.0) | 29.0 → 60.8 (+31.8) |" in line for line in paper.table(columns, [0]))
+    (verdict,) = paper.verdicts(columns)
+    assert verdict.startswith("On toy charades SFT did better than GRPO: 30.0 against 25.0 mIoU.")
 
 
 def test_comparing_two_evaluations(charades, tmp_path):

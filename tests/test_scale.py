@@ -135,6 +135,12 @@ def test_master_copies_learn_what_bfloat16_cannot():
     assert torch.equal(again.masters["weight"], optimizer.masters["weight"])
 
 
+def test_a_step_without_any_gradient_changes_nothing():
+    policy = torch.nn.Linear(2, 1, bias=False).to(torch.bfloat16)
+    before = policy.weight.clone()
+    assert scale.MasterAdamW(policy, 1.0).step(1.0, 1.0, 1) == 0 and torch.equal(policy.weight, before)
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing():
     policy = torch.nn.Linear(2, 1)
     before = policy.weight.clone()
