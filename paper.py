@@ -4,9 +4,9 @@
     python paper.py --seeds 0 1 2 --methods grpo --tasks all    # joint GRPO alone, three times
 
 From one base policy, on the same toy samples, for as many steps of as many prompts: supervised fine-tuning (SFT, one
-update a step) and GRPO (two updates a step, on one rollout), on each task alone and on the three of the paper jointly.
-Then every benchmark, those of the trained tasks and those nobody was trained for. What was trained for as many steps,
-or evaluated, before is not done again.
+update a step) and GRPO (two updates a step, on one rollout), on each task alone and on the three of the paper jointly,
+in three times the steps, so that each task is seen as often. Then every benchmark, those of the trained tasks and those
+nobody was trained for. What was trained for as many steps, or evaluated, before is not done again.
 
 All of it is the toy world; the paper's figures, another model's on other data, stand beside it for what they
 are: a direction to compare with.
@@ -54,9 +54,10 @@ def program(name, processes):
 def trained(method, task, seed, args):
     """The run's folder, trained unless it is there."""
     folder = os.path.join(args.out, f"{task}-{method}-seed{seed}")
-    if not finished(folder, args.steps):
+    steps = args.steps * (len(JOINTLY) if task == "all" else 1)
+    if not finished(folder, steps):
         run(*program("train.py", args.processes), "--task", task, "--method", method, "--seed", str(seed),
-            "--steps", str(args.steps), "--examples", str(args.examples), "--out", folder, "--overwrite", "--quiet",
+            "--steps", str(steps), "--examples", str(args.examples), "--out", folder, "--overwrite", "--quiet",
             *(("--updates-per-rollout", "2") if method == "grpo" else ()))  # fmt: skip
     return folder
 
@@ -122,7 +123,7 @@ def main():
     p.add_argument("--tasks", nargs="+", default=[*JOINTLY, "all"], choices=[*JOINTLY, "all"])
     p.add_argument("--methods", nargs="+", default=["sft", "grpo"], choices=["sft", "grpo"])
     p.add_argument("--seeds", nargs="+", type=int, default=[0])
-    p.add_argument("--steps", type=int, default=300, help="steps of every run; GRPO makes two updates in each")
+    p.add_argument("--steps", type=int, default=100, help="of a run on one task, the joint ones have three times as many; GRPO makes two updates in each")
     p.add_argument("--examples", type=int, default=800, help="of each task at most: so that none outweighs the others in joint training")
     p.add_argument("--processes", type=int, default=os.cpu_count() if 8 % (os.cpu_count() or 1) == 0 else 1, help="for training and evaluation")
     p.add_argument("--out", default=os.path.join("runs", "paper"))

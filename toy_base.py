@@ -2,12 +2,12 @@
 
 The real Qwen2.5-VL class with about one million parameters. It is to meet reinforcement learning in the
 state in which a web-trained 7B model does: what it was told about the world is true, except for when things
-are visible, exactly where they are, and which letter is right. Its interval labels came late and too short, its boxes off by half their size, its
-letters often wrong, as captions and forum answers taken from the web are. So it gives answers of the right
-form, spread widely around the wrong ones, while its thoughts know better. GRPO has to find that out from
-rewards alone.
+are visible, exactly where they are, and which letter is right. Its interval labels came late and too short,
+its boxes mostly off by half their size, its letters often wrong, as captions and forum answers taken from the
+web are. So it gives answers of the right form, most of them wrong, while its thoughts know better. GRPO has to
+find that out from rewards alone.
 
-    torchrun --nproc-per-node 2 toy_base.py      # remakes assets/toy-base (about two hours on 2 cores)
+    torchrun --nproc-per-node 2 toy_base.py      # remakes assets/toy-base (two to three hours on 2 cores)
 """
 
 import argparse
@@ -146,13 +146,14 @@ def tell_boxes(clip, video, rng):
 
 
 def tell_tracking(clip, video, rng):
-    """Asks where. The thought has the true centres; the boxes are mostly too far down and to the right, all eight alike."""
+    """Asks where. The thought has the true centres; in seven cases of ten somebody was careless, and all eight boxes are
+    too far down and to the right, by half of their size."""
     thing = clip.things[0]
     think = rng.random() < 0.75
-    off, size, boxes = rng.uniform(-0.15, 0.45, size=2), math.exp(rng.uniform(-0.5, 0.6)), []
+    off = rng.uniform(0.14, 0.24, size=2) * (rng.random() < 0.7)
+    boxes = []
     for t in video.times:
-        x, y = np.array(thing.centre(t)) + off
-        r = thing.radius * size
+        (x, y), r = np.array(thing.centre(t)) + off, thing.radius
         boxes.append(tuple(min(1.0, max(0.0, v)) for v in (x - r, y - r, x + r, y + r)))
     answer = f"<answer>[{', '.join(map(tasks.box_text, boxes))}]</answer>"
     if think:
