@@ -186,10 +186,10 @@ def open_run_folder(settings, room):
             if changed:
                 raise BadInput(f"{folder} was begun with other settings, so it cannot go on: " + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed))
             found = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
-        elif not settings["overwrite"]:
-            raise BadInput(f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it")
             if found is None and folders(folder):
                 raise BadInput(f"none of the checkpoints of {folder} can be read: give --overwrite in place of --resume to begin anew")
+        elif not settings["overwrite"]:
+            raise BadInput(f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it")
     try:
         if os.path.isfile(settings_path) and found is None:  # told to replace it, or it was stopped before its first checkpoint
             shutil.rmtree(folder)
