@@ -161,7 +161,7 @@ def test_many_unreadable_videos_stop_the_run(charades, tmp_path):
     shutil.copytree(charades, broken)
     for i in range(0, 12, 2):
         (broken / "videos" / f"train{i:05d}.mp4").write_bytes(b"")
-    with pytest.raises(BadInput, match="could not be read; each is named in"):
+    with pytest.raises(BadInput, match="could not be read, and above 5% the run stops; each is named in"):
         run(broken, tmp_path / "run", "--steps", "20")
 
 
