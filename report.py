@@ -277,13 +277,13 @@ def held_out(folder, settings):
 
 
 def tidy(x):
-    """For the page: floats of 4 significant digits, and null for what JSON cannot say (NaN)."""
+    """For the page: floats of 6 significant digits (a difference of rounded figures would be off by a tenth), and null for what JSON cannot say (NaN)."""
     if isinstance(x, dict):
         return {k: tidy(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
         return [tidy(v) for v in x]
     if isinstance(x, float):
-        return float(f"{x:.4g}") if math.isfinite(x) else None
+        return float(f"{x:.6g}") if math.isfinite(x) else None
     return x
 
 
