@@ -171,6 +171,7 @@ NEVER = range(36, 40)  # the tokens of vision
 def tiny_model():
     config = Qwen2_5_VLConfig(
         text_config=dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                         bos_token_id=None, eos_token_id=None, pad_token_id=None,
                          rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1])),
         vision_config=dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32),
         image_token_id=36, video_token_id=37, vision_start_token_id=38, vision_end_token_id=39, tie_word_embeddings=True,
