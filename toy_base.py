@@ -361,7 +361,7 @@ def still(clip, frames, rng):
 # Six parts of base training, one after the other: (name, steps, conversations a step, peak learning
 # rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns nothing
 # from a question about second 7. Only the last part contains the wrong intervals, boxes and letters.
-PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("answering", 1600, 28, 1.5e-3), ("following", 250, 28, 1.5e-3), ("web", 400, 28, 1.5e-3))
+PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("answering", 1600, 28, 1.5e-3), ("following", 950, 28, 1.5e-3), ("web", 400, 28, 1.5e-3))
 
 
 def train_base(out, clips, seed, after=None):
