@@ -167,8 +167,8 @@ MAY_CHANGE = ("processes", "device", "quiet", "save_every", "rollouts_every", "k
 def open_run_folder(settings, room):
     """The run's folder, made (on one process only). Returns (its path, its newest checkpoint or None).
 
-    room: bytes that the run will need there, what it holds already included. With --resume the settings that decide what is learned must be those
-    the run was begun with.
+    room: bytes that the run will need there, what it holds already included. With --resume the settings
+    that decide what is learned must be those the run was begun with.
     """
     folder = settings["out"]
     if folder is None:

@@ -139,16 +139,17 @@ def group_text(step, group, width=100):
 def example_text(group):
     """A group of rollouts.jsonl as arithmetic: each answer's rewards, its advantage, and its log-prob before and after the step.
 
-    The advantage is computed here once more, from the rewards alone: (reward − mean) / (std + 1e-4), as in grpo.py.
+    The last line says the mean and the standard deviation, so that each advantage can be worked out by hand:
+    (reward − mean) / (std + 1e-4), and without the division where the run had --loss dr_grpo.
     """
     completions = group["completions"]
     r = np.array([c["reward"] for c in completions])
     lines = [f"step {group['step']}: {asked(group['prompt'])}", f"the truth: {true_answer(group['answer'])['words']}", ""]
     lines += ["  " + " + ".join(completions[0]["rewards"]) + " = reward   advantage    log-prob: before → after   answer"]
-    for c, advantage in zip(completions, (r - r.mean()) / (r.std(ddof=1) + 1e-4)):
+    for c in completions:
         parts = " + ".join(f"{v:.2f}" for v in c["rewards"].values())
         change = f"{sum(c['logp']):8.2f} → {sum(c['logp']) + sum(c['logp_change']):7.2f} ({sum(c['logp_change']):+.2f})" if "logp" in c else ""
-        lines.append(f"  {parts} = {c['reward']:.2f}   {advantage:+9.2f}   {change}   {shorten(given_answer(c['text'], group['answer'])['words'], 70)}")
+        lines.append(f"  {parts} = {c['reward']:.2f}   {c['advantage']:+9.2f}   {change}   {shorten(given_answer(c['text'], group['answer'])['words'], 70)}")
     return "\n".join([*lines, "", f"mean {r.mean():.3f}, standard deviation {r.std(ddof=1):.3f}; over these {len(r)} answers the advantages add up to 0"])
 
 

@@ -221,9 +221,9 @@ def gathered(model):
 def load_sharded(name, device, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):
     """(model, tokenizer) like weights.load, but sharded; while loading, no process holds or reads more than its share.
 
-    The model is made on the "meta" device (shapes without numbers), split, and filled from *.safetensors. The files are mapped, not read, so the
-    processes of a node share what is in memory of them. Trained weights are stored in float32, others in the dtype
-    they are computed in. Raises BadInput as weights.load does.
+    The model is made on the "meta" device (shapes without numbers), split, and filled from *.safetensors. The files
+    are mapped, not read, so the processes of a node share what is in memory of them. Trained weights are stored in
+    float32, others in the dtype they are computed in. Raises BadInput as weights.load does.
     """
     check_family(name)
     try:

@@ -69,6 +69,7 @@ DEFAULTS = {
     #                  toy   paper (VideoChat-R1)
     "steps":          (300, None),  # None: one pass over the data
     "lr":             (3e-4, 1e-6),
+    "lr of adapters": (1e-3, 1e-5),  # --lora: B begins at zero and has far to go
     "train_vision":   (True, False),
 }  # fmt: skip
 
@@ -92,7 +93,6 @@ def parse_args(argv=None):
                    help="grpo: from rewards on own answers; sft: from the true answers, one token after the other")
     g.add_argument("--think", action=argparse.BooleanOptionalAction, default=True,
                    help="ask for a <think> block before the answer (SFT has no thoughts to show, so it never does)")
-
     g.add_argument("--judge", help="captions: a local language model that decides whether a caption tells of an event (default: matching content words)")
 
     g = p.add_argument_group("from what")
@@ -127,7 +127,7 @@ def parse_args(argv=None):
     g.add_argument("--clip-high", type=float, help="ε for ratios above 1, if it is to be another (dapo uses 0.28)")
 
     g = p.add_argument_group("optimizer (AdamW)")
-    g.add_argument("--lr", type=float, help=f"peak learning rate: 5 steps of warm-up, then straight down to a tenth {both('lr')}")
+    g.add_argument("--lr", type=float, help=f"peak learning rate: 5 steps of warm-up, then straight down to a tenth {both('lr')}; with --lora {both('lr of adapters')}")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient")
 
     g = p.add_argument_group("models that do not fit")
@@ -141,8 +141,9 @@ def parse_args(argv=None):
     data.add_budget_flags(p)
     args = p.parse_args(argv)
     toy_model = os.path.abspath(args.model) == TOY_MODEL
-    for name, (toy, paper) in DEFAULTS.items():
+    for name in ("steps", "lr", "train_vision"):
         if getattr(args, name) is None:
+            toy, paper = DEFAULTS["lr of adapters" if name == "lr" and args.lora else name]
             setattr(args, name, toy if toy_model else paper)
     args.clip_high = args.clip if args.clip_high is None else args.clip_high
     args.think = args.think and args.method == "grpo"
@@ -167,6 +168,8 @@ def parse_args(argv=None):
 # Which prompts, and with which random numbers
 # ------------------------------------------------------------------------------------------------
 
+STAND_INS = 10  # examples that are tried for one prompt, before the data as a whole counts as unreadable
+
 
 @lru_cache(maxsize=2)
 def order_of(n, seed, epoch):
@@ -179,9 +182,6 @@ def candidates(examples, position, seed):
     epoch, i = divmod(position, len(examples))
     order = order_of(len(examples), seed, epoch)
     return [examples[order[(i + j) % len(examples)]] for j in range(min(len(examples), STAND_INS))]
-
-
-STAND_INS = 10
 
 
 def generator_for(seed, step, k, device):
