@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import data
 import lora
+import paper
 import plan
 import scale
 import train
@@ -100,11 +101,20 @@ def test_adapters(charades, base, tmp_path):
         load(str(tmp_path))
 
 
+def test_adapters_have_a_learning_rate_of_their_own():
+    lr = lambda *flags: train.parse_args(list(flags)).lr
+    assert lr() == 3e-4 and lr("--lora", "8") == 1e-3 and lr("--lora", "8", "--lr", "1e-4") == 1e-4
+    assert lr("--model", "some/model") == 1e-6 and lr("--model", "some/model", "--lora", "8") == 1e-5
+
+
 def test_merged_folder_loads_in_plain_transformers(charades, tmp_path):
     from transformers import AutoModelForImageTextToText
 
     out = str(tmp_path / "run")
     train.train(train.parse_args([*STEPS[:-1], "1", "--lora", "4", "--lr", "1e-2", "--data", charades, "--out", out]))
+    assert paper.finished(out, 1) and not paper.finished(out, 2)
+    os.utime(os.path.join(out, "settings.json"), (1, 1))  # as if the base had been made anew since
+    assert not paper.finished(out, 1)
     done = subprocess.run([sys.executable, "lora.py", "merge", os.path.join(out, "policy"), str(tmp_path / "merged")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     plain, ours = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").state_dict(), load(os.path.join(out, "policy"))[0].state_dict()
