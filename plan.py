@@ -83,8 +83,9 @@ def estimate(model, args, world, cuda=True, P=None):
     logits = min(1024, G * C) * V * 4 * 5  # float32: logits, log-softmax, the entropy's product, and the gradients of the first two
     at_once = max(logits, 1.25 * a_layer if args.recompute else 0)  # in the backward pass the head's turn is over before the layers' begins
     gathered = N * number if args.shard else 0  # all weights at once, during a rollout
+    sampled = args.method == "grpo"
     cache = 2 * kv * layers * number * B * (P + G * C) + B * G * V * 4 * 3  # keys and values; logits of one token and what sampling makes of them
-    moving = {"sampling: KV cache": cache + gathered if args.method == "grpo" else 0, "scoring: activations and logits": kept + vision + at_once}
+    moving = {"sampling: KV cache": sampled * (cache + gathered), "scoring: activations and logits": kept + vision + at_once}
 
     language = sum(p.numel() for n, p in model.named_parameters() if "visual" not in n and "embed_tokens" not in n)
     backward = 2 if trained > N / 2 else 1  # in forwards: one for the activations' gradients, one for the weights', which frozen ones do not need
