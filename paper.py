@@ -25,8 +25,8 @@ from train import TOY_MODEL
 
 # All runs train adapters alone (lora.py). Training every weight of this small model gains as much on what is trained, and
 # forgets the rest: after 300 joint steps it answered "What happens?" with "4.6 to 6.5". That adapters learn less and forget
-# less is known of large models, too (arXiv 2405.09673). Sixteen prompts a step, not eight: Adam makes a step of the same
-# size of a noisy gradient as of a good one, and steps in random directions are what the rest is forgotten by.
+# less is known of large models, too (arXiv 2405.09673). Sixteen prompts a step, not eight, because Adam makes a step of
+# the same size of a noisy gradient as of a good one (what that alone does for the rest was not measured).
 GENTLY = ("--lora", "16", "--prompts-per-step", "16")
 
 # benchmark: (the task whose single-task run is evaluated on it, the metrics that are shown)
@@ -72,17 +72,22 @@ def finished(folder, steps):
     """Whether it holds a run of so many steps that came to its end, and began from the base as it is now."""
     if not os.path.isfile(os.path.join(folder, "policy", "adapter_model.safetensors")):
         return False
-    if os.path.getmtime(os.path.join(folder, "settings.json")) < os.path.getmtime(os.path.join(TOY_MODEL, "model.safetensors")):
+    if os.path.getmtime(os.path.join(folder, "settings.json")) < weights_written(TOY_MODEL):
         return False
     with open(os.path.join(folder, "metrics.jsonl")) as f, open(os.path.join(folder, "settings.json")) as g:
         return sum(1 for _ in f) == json.load(g)["steps"] == steps
+
+
+def weights_written(folder):
+    """When the newest weights in it were written."""
+    return max(os.path.getmtime(os.path.join(at, f)) for at, _, names in os.walk(folder) for f in names if f.endswith(".safetensors"))
 
 
 def metrics(model, benches, args):
     """{benchmark: {metric: percent}} of a model, evaluated where it has not been."""
     home = model if model != TOY_MODEL else os.path.join("runs", "eval", os.path.basename(TOY_MODEL))
     files = {name: os.path.join(home, f"eval-{name}", "results.json") for name in benches}
-    newest = max(os.path.getmtime(os.path.join(folder, f)) for folder, _, names in os.walk(model) for f in names if f.endswith(".safetensors"))
+    newest = weights_written(model)
     missing = [name for name, path in files.items() if not os.path.isfile(path) or os.path.getmtime(path) < newest]
     if missing:
         run(*program("eval.py", args.processes), "--bench", ",".join(missing), "--model", model)
