@@ -1,4 +1,4 @@
-# make demo    the main job: GRPO on the toy world, then the score before and after (about 6 minutes on 2 cores)
+# make demo    the main job: GRPO on the toy world, then the score before and after (about 5 minutes on 2 idle cores)
 # make paper   SFT against GRPO, task by task and jointly, on every toy benchmark (see paper.py)
 # make test    the tests (under 5 minutes on 2 cores)
 # make docs-check   every command of the README, cut short

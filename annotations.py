@@ -40,7 +40,7 @@ def read_text(path):
     if not os.path.isfile(path):
         raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:  # with or without a byte order mark
             return f.read()
     except UnicodeDecodeError as e:
         raise BadInput(f"annotation file {path} is not a UTF-8 text file") from e
@@ -66,23 +66,37 @@ def json_entries(path):
                 at = re.compile(r"\s*:\s*").match(text, at).end()
             value, at = decoder.raw_decode(text, at)
             entries.append((line, key, value))
-    except (json.JSONDecodeError, AttributeError) as e:
+    except (ValueError, AttributeError) as e:  # ValueError: no JSON, or a number of thousands of digits
         raise BadInput(f"{path}, line {text.count(chr(10), 0, at) + 1}: broken JSON after {len(entries)} entries; download the file again") from e
     return entries
 
 
-def collect(path, entries, make, report, form):
-    """All Examples that `make(key, value)` yields over the entries; what raises is reported and left out.
+UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # what reading an entry of another form ends in
 
-    form: what an entry looks like, for the error if none is usable.
+
+def usable(rows, make, name, report):
+    """Of an entry with several questions, those that `make(k, row)` can use; the others are reported one by one."""
+    made = []
+    for k, row in enumerate(rows):
+        try:
+            made.append(make(k, row))
+        except (Malformed, *UNUSABLE) as e:
+            report(f"entry {name!r}, number {k}: skipped, {e if isinstance(e, Malformed) else f'{type(e).__name__}: {e}'}")
+    return made
+
+
+def collect(path, entries, make, report, form):
+    """All Examples that `make(key, value, report)` yields over the entries; what raises is reported and left out.
+
+    make's report: for what is wrong with a part of the entry; line and file are added here. form: what an entry looks like, for the error if none is usable.
     """
     examples = []
     for line, key, value in entries:
         try:
-            examples += make(key, value)
+            examples += make(key, value, lambda why, line=line: report(f"{path}, line {line}: {why}"))
         except Malformed as e:
             report(f"{path}, line {line}: skipped, {e}")
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        except UNUSABLE as e:
             report(f"{path}, line {line}: skipped, needs {form} ({type(e).__name__}: {e})")
     if not examples:
         raise BadInput(f"{path} holds no usable entry; one has {form}")
@@ -169,17 +183,11 @@ def read_charades(path, videos, report=print):
         example.id = f"{name}/{k}"
         return example
 
-    def of_json(name, entry):
-        rows = list(zip(entry["timestamps"], entry["sentences"], strict=True))
-        made = []
-        for k, ((start, end), text) in enumerate(rows):
-            try:
-                made.append(query(name, start, end, text))
-            except Malformed as e:
-                report(f"{path}, entry {name!r}, query {k}: skipped, {e}")
-        return made
+    def of_json(name, entry, report):
+        rows = zip(entry["timestamps"], entry["sentences"], strict=True)
+        return usable(list(rows), lambda k, row: query(name, *row[0], row[1]), name, report)
 
-    def of_line(_, line):
+    def of_line(_, line, report):
         match = re.fullmatch(r"(\S+) (\S+) (\S+)##(.*)", line.strip())
         return [query(*match.groups())]
 
@@ -217,14 +225,14 @@ def read_got10k(path, videos, report=print):
             raise Malformed("a box has no area inside the frame")
         return boxes
 
-    def of_json(_, entry):
+    def of_json(_, entry, report):
         name = re.sub(r"^GOT-10k/", "", entry["path"])
         folder = video_path(videos, name).removesuffix(".mp4")
         return [Example(os.path.basename(name), "tracking", folder, sentence(entry["object"]), boxes_in_frame(entry["gt"]))]
 
-    def of_folder(_, name):
+    def of_folder(_, name, report):
         folder = video_path(path, name.strip()).removesuffix(".mp4")
-        meta = configparser.ConfigParser()
+        meta = configparser.ConfigParser(interpolation=None, strict=False)
         meta.read(os.path.join(folder, "meta_info.ini"))
         if "METAINFO" not in meta:
             raise Malformed(f"{folder} has no meta_info.ini")
@@ -234,6 +242,9 @@ def read_got10k(path, videos, report=print):
             boxes = [[float(v) for v in line.split(",")] for line in f if line.strip()]
         with open(os.path.join(folder, "absence.label")) as f:
             absent = [int(line) for line in f if line.strip()]
+        frames = sum(re.fullmatch(r"\d+\.jpg", name.lower()) is not None for name in os.listdir(folder))
+        if not frames == len(boxes) == len(absent):
+            raise Malformed(f"{folder} holds {frames} frames, {len(boxes)} boxes and {len(absent)} absence labels: unpack it again")
         chosen = uniform_indices(len(boxes))
         if any(absent[i] for i in chosen):
             raise Malformed("the object is out of sight at one of the eight frames")
@@ -244,11 +255,13 @@ def read_got10k(path, videos, report=print):
         names = read_text(os.path.join(path, "list.txt")).splitlines()
         lines = [(number, None, name) for number, name in enumerate(names, 1) if name.strip()]
 
-        def of_folder_or_malformed(key, name):
+        def of_folder_or_malformed(key, name, report):
             try:
-                return of_folder(key, name)
+                return of_folder(key, name, report)
             except OSError as e:
                 raise Malformed(f"{e.filename} cannot be read ({e.strerror})") from e
+            except configparser.Error as e:
+                raise Malformed(f"meta_info.ini: {' '.join(str(e).split())}") from e
 
         return collect(os.path.join(path, "list.txt"), lines, of_folder_or_malformed, report, "a folder with frames, groundtruth.txt, absence.label and meta_info.ini")
     return collect(path, json_entries(path), of_json, report, "'path', 'object' and 'gt' with 8 boxes")
@@ -266,7 +279,7 @@ def read_nextgqa(path, videos, report=print):
     the validation file and evaluates on the test file, and so do we.
     """
 
-    def make(_, entry):
+    def make(_, entry, report):
         options = bare_options(entry["options"])
         evidence = [interval(*pair) for pair in entry["glue"]]
         if not evidence:
@@ -289,11 +302,14 @@ def read_videomme(path, videos, report=print):
             raise BadInput(f"{path} is a parquet file: pip install pyarrow, or save it as JSON") from e
         if not os.path.isfile(path):
             raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
-        entries = [(k + 1, k, row) for k, row in enumerate(read_table(path).to_pylist())]
+        try:
+            entries = [(k + 1, k, row) for k, row in enumerate(read_table(path).to_pylist())]
+        except (ValueError, OSError) as e:  # pyarrow's own errors are these
+            raise BadInput(f"{path} cannot be read as parquet; download it again ({str(e).splitlines()[0]})") from e
     else:
         entries = json_entries(path)
 
-    def make(_, entry):
+    def make(_, entry, report):
         options = bare_options(entry["options"])
         return [Example(str(entry["question_id"]), "qa", video_path(videos, entry["videoID"]), sentence(entry["question"]),
                         letter_of(entry["answer"], options), options, group=str(entry["duration"]))]  # fmt: skip
@@ -321,7 +337,7 @@ def read_mvbench(path, videos, report=print):
     subtask = os.path.splitext(os.path.basename(path))[0]
     folder = os.path.join(videos, MVBENCH_FOLDERS.get(subtask, subtask))
 
-    def make(k, entry):
+    def make(k, entry, report):
         options = bare_options(entry["candidates"])
         if str(entry["answer"]) not in map(str, entry["candidates"]):
             raise Malformed(f"the answer {str(entry['answer'])[:60]!r} is none of the candidates")
@@ -336,13 +352,13 @@ def read_mvbench(path, videos, report=print):
 def read_perceptiontest(path, videos, report=print):
     """Perception Test: {"video_8241": {"mc_question": [{"id", "question", "options": [3 of them], "answer_id", "area"}]}}."""
 
-    def make(name, entry):
-        made = []
-        for question in entry["mc_question"]:
+    def make(name, entry, report):
+        def ask(_, question):
             options = bare_options(question["options"])
-            made.append(Example(f"{name}/{question['id']}", "qa", video_path(videos, name), sentence(question["question"]),
-                                letter_of(int(question["answer_id"]), options), options, group=str(question.get("area", ""))))  # fmt: skip
-        return made
+            return Example(f"{name}/{question['id']}", "qa", video_path(videos, name), sentence(question["question"]),
+                           letter_of(int(question["answer_id"]), options), options, group=str(question.get("area", "")))  # fmt: skip
+
+        return usable(entry["mc_question"], ask, name, report)
 
     return collect(path, json_entries(path), make, report, "'mc_question', each with 'id', 'question', 'options' and 'answer_id'")
 
@@ -355,7 +371,7 @@ def read_perceptiontest(path, videos, report=print):
 def read_quality(path, videos, report=print):
     """VidTAB's video quality: [{"video": "0012.mp4", "instruction": "…", "answer": "low quality"}]."""
 
-    def make(k, entry):
+    def make(k, entry, report):
         answer = sentence(entry["answer"])
         if answer not in ("low quality", "high quality"):
             raise Malformed(f"the answer {answer!r} is neither 'low quality' nor 'high quality'")
@@ -367,10 +383,10 @@ def read_quality(path, videos, report=print):
 def read_captions(path, videos, report=print):
     """Our own form, for want of a published one: [{"video": "a.mp4", "events": ["a boy kicks a ball", "the dog runs away"]}]."""
 
-    def make(k, entry):
+    def make(k, entry, report):
+        if not isinstance(entry["events"], list) or not entry["events"]:
+            raise Malformed("'events' is no list of sentences, or an empty one")
         events = [sentence(event) for event in entry["events"]]
-        if not events:
-            raise Malformed("'events' is empty")
         return [Example(f"{entry['video']}/{k}", "caption", video_path(videos, entry["video"]), "", events)]
 
     return collect(path, json_entries(path), make, report, "'video' and 'events', a list of sentences")
@@ -443,7 +459,8 @@ def main():
         sys.exit(f"usage: python annotations.py DATASET FILE…   with one of: {', '.join(DATASETS)}")
     try:
         for path in sys.argv[2:]:
-            examples = DATASETS[sys.argv[1]].reader(path, os.path.join(os.path.dirname(path.rstrip("/")), DATASETS[sys.argv[1]].videos))
+            home = os.path.dirname(path.rstrip("/")).removesuffix("json" if sys.argv[1] == "mvbench" else "")
+            examples = DATASETS[sys.argv[1]].reader(path, os.path.join(home, DATASETS[sys.argv[1]].videos))
             print(f"{path}: {len(examples):,} examples about {len({e.video for e in examples}):,} videos; the first:\n  {examples[0]}")
     except BadInput as e:
         sys.exit(f"error: {e}")

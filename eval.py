@@ -42,9 +42,9 @@ from metrics import append_line, versions
 from model import ATTENTION, encode_videos
 from report import read_lines
 from scale import on_first, start_processes
-from tasks import TASKS, load_prompt, question_text, score
+from tasks import TASKS, load_prompt, longest_answer, posed, question_text, score
 from toy import find_data
-from train import TOY_MODEL, longest_answer
+from train import TOY_MODEL
 from weights import load
 
 # ------------------------------------------------------------------------------------------------
@@ -59,9 +59,12 @@ def find_model(name):
         policy = os.path.join(name, "policy")
         if not os.path.isdir(policy):
             raise BadInput(f"run folder {name} has no policy/ yet: the run has not saved one; see --save-every of train.py")
-        with open(settings_file) as f:
-            settings = json.load(f)
-        return policy, f"{settings['model_name']} + {settings['method'].upper()} ({name})", settings
+        try:
+            with open(settings_file) as f:
+                settings = json.load(f)
+            return policy, f"{settings['model_name']} + {settings['method'].upper()} ({name})", settings
+        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            raise BadInput(f"{settings_file} is not what train.py wrote there: --model {policy} evaluates the weights without it") from e
     return name, "toy base" if os.path.abspath(name) == TOY_MODEL else name, {}
 
 
@@ -122,7 +125,7 @@ def second_look(examples, records, budget):
     twice the pixels a frame, as far as --total-pixels allows.
 
     (VideoChat-R1's "temporal clue-driven reasoning".) An answer that named no interval, or one beyond the video's end,
-    keeps the whole video. Two seconds at least are looked at; several intervals are taken as one, from the first start
+    keeps the whole video. Two seconds at least are looked at, as far as the question's own part of the video goes; several intervals are taken as one, from the first start
     to the last end.
     """
     again = []
@@ -130,9 +133,9 @@ def second_look(examples, records, budget):
         found = rewards.merged(rewards.parse_intervals(rewards.inside(records[e.id]["text"], "glue")) or [])
         span = e.span
         if found and found[0][0] < records[e.id].get("seconds", float("inf")):
-            middle, offset = (found[0][0] + found[-1][1]) / 2, e.span[0] if e.span else 0.0
+            middle, (first, last) = (found[0][0] + found[-1][1]) / 2, e.span or (0.0, float("inf"))
             half = max(1.0, (found[-1][1] - found[0][0]) / 2)
-            span = (max(0.0, offset + middle - half), offset + middle + half)
+            span = (max(first, first + middle - half), min(last, first + middle + half))
         again.append(replace(e, span=span))
     finer = replace(budget, fps=2 * budget.fps, max_frame_pixels=2 * budget.max_frame_pixels, min_frame_pixels=2 * budget.min_frame_pixels)
     return again, finer
@@ -169,6 +172,9 @@ def draw_intervals(path, records, title, rows=14):
     plt.close(figure)
 
 
+MISSING = 0.1  # Some clips of most benchmarks can no longer be had. Where more than this share is not there, the folder is wrong.
+
+
 def metrics_of(task, records):
     """The task's metrics, with the share of right forms; all in percent."""
     return TASKS[task].metrics(records) | {"format": 100 * sum(r["format"] for r in records) / len(records)}
@@ -181,14 +187,17 @@ def bench(bench_name, name, args, rank, world, device):
     think = args.think if args.think is not None else run.get("think", True)
     folder, data_name = on_first(rank, world, lambda: find_data(bench_name, args.data))
     examples = read_dataset(bench_name, "test", folder, lambda line: rank == 0 and print(line, file=sys.stderr))[: args.limit]
-    missing = {e.video for e in examples if not os.path.exists(e.video)}
-    if missing:
-        raise BadInput(f"{len(missing)} of the videos of {bench_name} are missing, the first is {min(missing)}. {bench_name} is: {DATASETS[bench_name].source}; --limit N takes the first N questions only")
-    if args.clues:
-        if examples[0].task not in ("qa", "gqa"):
-            raise BadInput(f"--clues asks a multiple-choice question twice; {bench_name} has none")
-        examples = [replace(e, task="gqa", answer=e.answer if e.task == "gqa" else (e.answer, [])) for e in examples]
-    usual = longest_answer((run or {"model_name": shown})["model_name"] == "toy base", [examples[0].task])
+    videos = {e.video for e in examples}
+    missing = {video for video in videos if not os.path.exists(video)}
+    sentence = f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing, the first is {min(missing, default=None)}"
+    if len(missing) > MISSING * len(videos):
+        raise BadInput(f"{sentence}. {bench_name} is: {DATASETS[bench_name].source}; --limit N takes the first N questions only")
+    if missing and rank == 0:
+        print(f"WARNING: {sentence}; questions about them count as wrong", file=sys.stderr)
+    own_task = examples[0].task
+    task = task_asked(bench_name, own_task, args)
+    examples = posed(examples, task)
+    usual = longest_answer((run or {"model_name": shown})["model_name"] == "toy base", [task])
     max_new_tokens = args.max_new_tokens or max(usual, run.get("max_new_tokens", 0))
     settings = {
         "bench": bench_name, "data": folder, "data_name": data_name, "questions": len(examples), "model": path, "model_name": shown,
@@ -196,7 +205,7 @@ def bench(bench_name, name, args, rank, world, device):
         "video_budget": vars(budget), "prompt": question_text(examples[0], 30.0, think), "device": args.device, "versions": versions(),
     }  # fmt: skip
     settings = json.loads(json.dumps(settings))
-    out = args.out or os.path.join(name if run else os.path.join("runs", "eval", os.path.basename(os.path.normpath(name))), evaluation_folder(bench_name, args))
+    out = args.out or os.path.join(name if run else os.path.join("runs", "eval", os.path.basename(os.path.normpath(name))), evaluation_folder(bench_name, own_task, args))
     on_first(rank, world, lambda: open_evaluation(out, settings))
     if rank == 0:
         print(f"model: {shown}   data: {data_name}, {len(examples)} questions   frames: {budget.fps:g} a second, at most {budget.max_frames}"
@@ -222,14 +231,16 @@ def bench(bench_name, name, args, rank, world, device):
     decoder.stop()
     if rank == 0:
         failed = [r for r in records if "error" in r]
+        unread = [r["id"] for r in records if "error" not in r and not r["format"]]
         for r in failed[:5]:
-            print(f"counted as wrong: {r['error']}", file=sys.stderr)
-        task = examples[0].task
+            print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
+        if failed or unread:
+            print(f"{len(failed)} videos could not be read, {len(unread)} answers are not in the form that was asked for; {out}/results.json lists them", file=sys.stderr)
         metrics = metrics_of(task, records)
         if args.clues:
             metrics = {"accuracy, first look": metrics_of(task, first)["accuracy"], "accuracy": metrics["accuracy"], "format": metrics["format"]}
         with open(os.path.join(out, "results.json"), "w") as f:
-            json.dump({"metrics": metrics, "failed": [r["id"] for r in failed], "settings": settings}, f, indent=2)
+            json.dump({"metrics": metrics, "failed": [r["id"] for r in failed], "not in the form": unread, "settings": settings}, f, indent=2)
         if task == "grounding":
             draw_intervals(os.path.join(out, "predictions.png"), records, f"{shown}\non {data_name}{', BLIND' * args.blind}: mIoU {metrics['mIoU']:.1f}")
         print(f"wrote {out}/\n")
@@ -237,8 +248,19 @@ def bench(bench_name, name, args, rank, world, device):
     return None
 
 
-def evaluation_folder(bench_name, args):
-    return f"eval-{bench_name}" + "-blind" * args.blind + "-clues" * args.clues
+def task_asked(bench_name, own_task, args):
+    """As which task a benchmark's questions are asked: its own, or another of the same data (--task, --clues)."""
+    task = "gqa" if args.clues else args.task or own_task
+    if args.clues and own_task not in ("qa", "gqa"):
+        raise BadInput(f"--clues asks a multiple-choice question twice; {bench_name} has none")
+    if TASKS[task].data != TASKS[own_task].data:
+        raise BadInput(f"--task {task} is asked about {TASKS[task].data}; the questions of {bench_name} are of the task {own_task}")
+    return task
+
+
+def evaluation_folder(bench_name, own_task, args):
+    other = f"-{args.task}" if args.task not in (None, own_task) else ""
+    return f"eval-{bench_name}" + other + "-blind" * args.blind + "-clues" * args.clues
 
 
 def open_evaluation(out, settings):
@@ -289,27 +311,37 @@ def compare(bench_name, run_a, run_b, args, samples=10_000):
     Paired bootstrap: questions are drawn with replacement, the same ones for both models, and the difference
     is taken anew each time. An interval that holds 0 says that these questions cannot tell the two apart.
     """
-    pair = []
+    own_task = read_dataset(bench_name, "test", find_data(bench_name, args.data)[0], lambda line: None)[0].task
+    task, name = task_asked(bench_name, own_task, args), evaluation_folder(bench_name, own_task, args)
+    pair, judges = [], set()
     for run in (run_a, run_b):
-        folder = next((f for f in (os.path.join(run, evaluation_folder(bench_name, args)), os.path.join("runs", "eval", os.path.basename(os.path.normpath(run)), evaluation_folder(bench_name, args)))
-                       if os.path.isfile(os.path.join(f, "results.json"))), None)  # fmt: skip
+        places = os.path.join(run, name), os.path.join("runs", "eval", os.path.basename(os.path.normpath(run)), name), run  # the last: a folder made with --out
+        folder = next((f for f in places if os.path.isfile(os.path.join(f, "results.json"))), None)
         if folder is None:
             raise BadInput(f"{run} has no evaluation on {bench_name} yet: python eval.py --bench {bench_name} --model {run}")
+        with open(os.path.join(folder, "results.json")) as f:
+            judges.add(json.load(f)["settings"].get("judge"))
         pair.append(read_predictions(os.path.join(folder, "predictions-second-look.jsonl" if args.clues else "predictions.jsonl")))
     a, b = pair
     if set(a) != set(b):
         raise BadInput(f"{run_a} and {run_b} were not asked the same questions ({len(a)} and {len(b)}): evaluate both again")
-    task = "gqa" if args.clues else read_dataset(bench_name, "test", find_data(bench_name, args.data)[0], lambda line: None)[0].task
-    if args.judge:
-        rewards.judge = load_judge(args.judge, args.device)
+    if len(judges) > 1:
+        raise BadInput(f"{run_a} and {run_b} were judged differently (--judge): evaluate both again")
+    if judges != {None}:
+        rewards.judge = load_judge(judges.pop(), args.device)
     each = [[metrics_of(task, [x[i]]) for i in a] for x in (a, b)]
+    groups = np.array([a[i]["group"] for i in a])
+    rows = [(metric, metric, groups == groups) for metric in each[0][0]]
+    if len(set(groups)) > 1:
+        rows += [(group, next(iter(each[0][0])), groups == group) for group in sorted(set(groups))]
     rng = np.random.default_rng(0)
-    draws = rng.integers(0, len(a), size=(samples, len(a)))
     print(f"{bench_name}, {len(a)} questions: {run_b} minus {run_a}, in points, with the 95 % interval of a paired bootstrap")
-    for metric in each[0][0]:
-        difference = np.array([y[metric] - x[metric] for x, y in zip(*each)])
+    width = max(10, *(len(label) for label, *_ in rows))
+    for label, metric, chosen in rows:
+        difference = np.array([y[metric] - x[metric] for x, y in zip(*each)])[chosen]
+        draws = rng.integers(0, len(difference), size=(samples, len(difference)))
         low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
-        print(f"  {metric:<10} {difference.mean():+6.1f}   [{low:+.1f}, {high:+.1f}]")
+        print(f"  {label:<{width}} {difference.mean():+6.1f}   [{low:+.1f}, {high:+.1f}]")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -349,6 +381,7 @@ def parse_args(argv=None):
     g = p.add_argument_group("benchmarks")
     g.add_argument("--bench", help=f"one or several of {', '.join(DATASETS)}, with commas between, or all")
     g.add_argument("--data", help="folder of the data set; with several benchmarks the folder that holds a folder of each (default: data/NAME where it exists, else the toy one)")
+    g.add_argument("--task", choices=list(TASKS), help="ask the questions as this task of the same data: qa of nextgqa, the answer without its seconds (default: the benchmark's own)")
     g.add_argument("--limit", type=int, help="only the first so many questions of each")
     g.add_argument("--judge", help="captions: a local language model that decides whether a caption tells of an event (default: matching content words)")
     g.add_argument("--clues", action="store_true", help="multiple choice: answer, look closely at the interval that was named, answer again")

@@ -78,8 +78,8 @@ def true_answer(answer):
     {'words': '2.0 to 9.7', 'intervals': [(2.0, 9.7)], 'boxes': []}
     """
     words, intervals, boxes = "", [], []
-    if isinstance(answer, str):
-        words = answer
+    if not isinstance(answer, (list, tuple)):
+        words = str(answer)
     elif all(isinstance(part, str) for part in answer):  # a caption's events
         words = ". ".join(answer)
     elif isinstance(answer[0], str):
@@ -99,7 +99,7 @@ def given_answer(text, answer):
     {'words': 'B [(5.2, 10.4)]', 'intervals': [(5.2, 10.4)], 'boxes': []}
     """
     said, glue = rewards.inside(text, "answer"), rewards.inside(text, "glue")
-    lettered = not answer or isinstance(answer[0], str)  # then seconds count as evidence alone, else as the answer alone
+    lettered = not isinstance(answer, (list, tuple)) or isinstance(answer[0], str)  # then seconds count as evidence alone, else as the answer alone
     intervals = rewards.parse_intervals(glue) if lettered else [rewards.parse_interval(said)]
     return {
         "words": " ".join(part for part in (said, glue) if part) or text.strip() or "(nothing)",

@@ -1,4 +1,4 @@
-"""tasks.py: one row a task, and nearly everything that is particular to a task is in its row.
+"""tasks.py: one row a task, and what is particular to a task is in its row.
 
 A task is: how the question is asked, in what form the answer is wanted, which rules pay for it
 (rewards.py), and what is reported about it (the functions below). Training and evaluation know tasks
@@ -6,7 +6,7 @@ by name alone. To add one: a row here and, where none of those there fits, a rea
 (annotations.py), a rule (rewards.py) and a metric.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import rewards as r
 from data import build_prompt, load_video, read_frames
@@ -37,15 +37,16 @@ def tracking_metrics(records):
 
 
 def choice_metrics(records):
-    """Accuracy, over all and by group where there are several."""
+    """Accuracy over all questions; where they are of several groups (MVBench's sub-tasks), of each and the mean of these."""
     right = [r.choice_accuracy(x["text"], x["answer"], False) for x in records]
     groups = sorted({x["group"] for x in records})
     by_group = {g: percent([ok for ok, x in zip(right, records) if x["group"] == g]) for g in groups if len(groups) > 1}
-    return {"accuracy": percent(right)} | by_group
+    return {"accuracy": percent(right)} | ({"mean of groups": sum(by_group.values()) / len(groups)} | by_group if by_group else {})
 
 
 def gqa_metrics(records):
-    """Accuracy, mIoU of the evidence, and the share both right and grounded at IoU ≥ 0.5 (NExT-GQA's Acc@GQA)."""
+    """Accuracy, mIoU of the evidence, and the share both right and grounded at IoU ≥ 0.5 (NExT-GQA's own script
+    asks that half of the *predicted* seconds be evidence, IoP, which a short guess passes more easily)."""
     right = [r.gqa_accuracy(x["text"], x["answer"], False) for x in records]
     ious = [r.gqa_iou(x["text"], x["answer"], False) for x in records]
     both = [ok and iou >= 0.5 for ok, iou in zip(right, ious)]
@@ -61,6 +62,23 @@ def caption_metrics(records):
 
 
 # ------------------------------------------------------------------------------------------------
+# How answers are written
+# ------------------------------------------------------------------------------------------------
+
+
+def box_text(box):
+    return "[" + ", ".join(f"{v:.2f}" for v in box) + "]"
+
+
+def boxes_text(boxes):
+    return "[" + ", ".join(map(box_text, boxes)) + "]"
+
+
+def intervals_text(intervals):
+    return "[" + ", ".join(f"({start:.1f}, {end:.1f})" for start, end in intervals) + "]"
+
+
+# ------------------------------------------------------------------------------------------------
 # The table
 # ------------------------------------------------------------------------------------------------
 
@@ -68,9 +86,11 @@ def caption_metrics(records):
 @dataclass(frozen=True)
 class Task:
     """data: what it is trained on, a name in annotations.DATASETS; prompt: the question, with {question}, {duration}
-    in seconds, {options}, {box}; wanted: in words, what to answer in which tags; form: an example of it, shown in the
-    prompt, that the format rule pays in full; rules: {name: rule}, whose sum is a completion's reward; metrics:
-    records → {name: number in percent}."""
+    in seconds, {options}, {box} (the first of the answer's); wanted: in words, what to answer in which tags; form: an
+    example of it, shown in the prompt, that the format rule pays in full; rules: {name: rule}, whose sum is a
+    completion's reward; metrics: records → {name: number in percent}; ideal: the annotated answer → the text that earns
+    every reward in full, but for rounding; answer: the data set's Example → this task's answer to it; toy_tokens: what
+    the toy model needs for its longest answer, thought included (other models: 1024, as in the paper)."""
 
     data: str
     prompt: str
@@ -78,6 +98,9 @@ class Task:
     form: str
     rules: dict
     metrics: object
+    ideal: object = "<answer>{}</answer>".format
+    answer: object = lambda example: example.answer
+    toy_tokens: int = 64
 
 
 TASKS = {
@@ -85,24 +108,29 @@ TASKS = {
         "charades",
         'The video lasts {duration:.1f} seconds. When does this happen: "{question}"?',
         "the start and the end in seconds inside <answer> tags", "<answer>12.54 to 17.83</answer>",
-        {"format": r.grounding_format, "iou": r.grounding_iou}, grounding_metrics),
+        {"format": r.grounding_format, "iou": r.grounding_iou}, grounding_metrics,
+        ideal=lambda a: f"<answer>{a[0]:.2f} to {a[1]:.2f}</answer>"),
     "tracking": Task(
         "got10k",
         "These are 8 frames of a video. In the first, the {question} is in the box {box}: left, top, right, bottom as shares of the frame's width and height. "
         "Where is it in each of the 8 frames?",
-        "the 8 boxes inside <answer> tags", "<answer>[" + ", ".join(["[0.12, 0.30, 0.45, 0.81]"] * 8) + "]</answer>",
-        {"format": r.tracking_format, "iou": r.tracking_iou}, tracking_metrics),
-    "qa": Task(
-        "nextgqa",
-        "{question}?\n{options}",
-        "the letter of the right option inside <answer> tags", "<answer>B</answer>",
-        {"format": r.choice_format, "accuracy": r.choice_accuracy}, choice_metrics),
+        "the 8 boxes inside <answer> tags", f"<answer>{boxes_text([(0.12, 0.3, 0.45, 0.81)] * 8)}</answer>",
+        {"format": r.tracking_format, "iou": r.tracking_iou}, tracking_metrics,
+        ideal=lambda a: f"<answer>{boxes_text(a)}</answer>", toy_tokens=320),
     "gqa": Task(
         "nextgqa",
         "The video lasts {duration:.1f} seconds. {question}?\n{options}",
         "the letter of the right option inside <answer> tags, and in which seconds it can be seen inside <glue> tags",
         "<answer>B</answer><glue>[(5.2, 10.4), (12.0, 13.5)]</glue>",
-        {"format": r.gqa_format, "accuracy": r.gqa_accuracy, "iou": r.gqa_iou}, gqa_metrics),
+        {"format": r.gqa_format, "accuracy": r.gqa_accuracy, "iou": r.gqa_iou}, gqa_metrics,
+        ideal=lambda a: f"<answer>{a[0]}</answer><glue>{intervals_text(a[1])}</glue>",
+        answer=lambda e: e.answer if isinstance(e.answer, tuple) else (e.answer, [])),  # where no evidence is annotated: none
+    "qa": Task(
+        "nextgqa",
+        "{question}?\n{options}",
+        "the letter of the right option inside <answer> tags", "<answer>B</answer>",
+        {"format": r.choice_format, "accuracy": r.choice_accuracy}, choice_metrics,
+        answer=lambda e: e.answer[0]),  # the letter; the evidence stays with gqa
     "quality": Task(
         "quality",
         "Is the quality of this video low or high, to the eye and technically?",
@@ -112,11 +140,17 @@ TASKS = {
         "caption",
         "Describe what happens in this video, one event after the other.",
         "the description inside <answer> tags", "<answer>A woman opens a door. Then she sits down.</answer>",
-        {"format": r.caption_format, "recall": r.caption_recall}, caption_metrics),
+        {"format": r.caption_format, "recall": r.caption_recall}, caption_metrics,
+        ideal=lambda a: f"<answer>{'. '.join(a)}.</answer>", toy_tokens=320),
 }  # fmt: skip
 
 
 JOINTLY = ("grounding", "tracking", "gqa")  # what the paper trains together, `--task all` (VideoChat-R1 §3)
+
+
+def posed(examples, task):
+    """A data set's Examples as questions of a task: of NExT-GQA's as "qa" the letter alone is asked."""
+    return [e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e)) for e in examples]
 
 
 def score(task, text, answer, think):
@@ -131,34 +165,25 @@ def score(task, text, answer, think):
     return {name: rule(text, answer, think) for name, rule in TASKS[task].rules.items()}
 
 
+def longest_answer(toy_model, tasks):
+    """--max-new-tokens where it is not given: the paper's 1024; of the toy model, what its tasks need."""
+    return max(TASKS[task].toy_tokens for task in tasks) if toy_model else 1024
+
+
 def question_text(example, duration, think):
     """The words of the user's turn. duration: of the video as read, in seconds."""
     task = TASKS[example.task]
     options = " ".join(f"({letter}) {option}" for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", example.options))
-    box = box_text(example.answer[0]) if example.task == "tracking" else ""
+    box = box_text(example.answer[0]) if "{box}" in task.prompt else ""
     question = task.prompt.format(question=example.question.rstrip("?"), duration=duration, options=options, box=box)
     if think:
         return f"{question}\nFirst reason inside <think> tags, then give {task.wanted}, like this: <think>your reasoning</think>{task.form}"
     return f"{question}\nGive only {task.wanted}, like this: {task.form}"
 
 
-def box_text(box):
-    return "[" + ", ".join(f"{v:.2f}" for v in box) + "]"
-
-
-def intervals_text(intervals):
-    return "[" + ", ".join(f"({start:.1f}, {end:.1f})" for start, end in intervals) + "]"
-
-
 def ideal_answer(example, thought=None):
     """The completion that earns every reward in full, but for rounding; `thought` fills the <think> block, where one is asked for."""
-    a = example.answer
-    said = {
-        "grounding": lambda: f"<answer>{a[0]:.2f} to {a[1]:.2f}</answer>",
-        "tracking": lambda: f"<answer>[{', '.join(map(box_text, a))}]</answer>",
-        "gqa": lambda: f"<answer>{a[0]}</answer><glue>{intervals_text(a[1])}</glue>",
-        "caption": lambda: f"<answer>{'. '.join(a)}.</answer>",
-    }.get(example.task, lambda: f"<answer>{a}</answer>")()
+    said = TASKS[example.task].ideal(example.answer)
     return said if thought is None else f"<think>{thought}</think>{said}"
 
 

@@ -346,10 +346,10 @@ def make_caption(folder, seed, train=200, test=100):
     return [("caption", i, seed, "videos") for i in range(train + test)]
 
 
-def make_exam(folder, seed, test):
-    """[(clip, kind, question, options, number of the right one)] for the three benchmarks of multiple choice alone."""
+def make_exam(numbers, seed):
+    """[(clip, kind, question, options, number of the right one)] for the three benchmarks of multiple choice alone, each with clips of its own."""
     asked = []
-    for i in range(test):
+    for i in numbers:
         clip, rng = make_clip("exam", i, seed), np.random.default_rng([seed, i])
         kind = list(QUESTIONS)[i % len(QUESTIONS)]
         question, options, right, _ = QUESTIONS[kind](clip, rng)
@@ -358,18 +358,20 @@ def make_exam(folder, seed, test):
 
 
 def make_videomme(folder, seed, train=0, test=150):
+    numbers = range(test)
     write_json(os.path.join(folder, "videomme.json"), [
         {"question_id": f"{i:03d}-1", "videoID": clip.name, "duration": "short" if clip.duration < 12 else "medium" if clip.duration < 16 else "long",
          "task_type": kind, "question": question, "options": [f"{'ABCDEF'[j]}. {o}" for j, o in enumerate(options)], "answer": "ABCDEF"[k]}
-        for i, (clip, kind, question, options, k) in enumerate(make_exam(folder, seed, test))])  # fmt: skip
-    return [("exam", i, seed, "videos") for i in range(test)]
+        for i, (clip, kind, question, options, k) in enumerate(make_exam(numbers, seed))])  # fmt: skip
+    return [("exam", i, seed, "videos") for i in numbers]
 
 
 def make_mvbench(folder, seed, train=0, test=200):
     from annotations import MVBENCH_FOLDERS
 
     os.makedirs(os.path.join(folder, "json"))
-    asked, jobs = list(enumerate(make_exam(folder, seed, test))), []
+    numbers = range(1000, 1000 + test)
+    asked, jobs = list(zip(numbers, make_exam(numbers, seed))), []
     for kind in QUESTIONS:
         mine = [(i, q) for i, q in asked if q[1] == kind]
         write_json(os.path.join(folder, "json", f"{kind}.json"), [
@@ -379,11 +381,12 @@ def make_mvbench(folder, seed, train=0, test=200):
 
 
 def make_perceptiontest(folder, seed, train=0, test=150):
+    numbers = range(2000, 2000 + test)
     write_json(os.path.join(folder, "mc_question_valid.json"), {
         clip.name: {"metadata": {"video_id": clip.name}, "mc_question": [
             {"id": 0, "question": question, "options": options, "answer_id": k, "area": "memory" if kind in ("character_order", "action_count") else "semantics"}]}
-        for clip, kind, question, options, k in make_exam(folder, seed, test)})  # fmt: skip
-    return [("exam", i, seed, "videos") for i in range(test)]
+        for clip, kind, question, options, k in make_exam(numbers, seed)})  # fmt: skip
+    return [("exam", i, seed, "videos") for i in numbers]
 
 
 MAKERS = {"charades": make_charades, "activitynet": make_activitynet, "got10k": make_got10k, "nextgqa": make_nextgqa, "quality": make_quality,
@@ -396,7 +399,7 @@ def ensure(name, folder=None, seed=0, **counts):
     counts: train=…, test=…: how many clips, if other than usual.
     """
     folder = folder or os.path.join("data", "toy", name)
-    version = f"toy {name}, seed {seed}, {counts}, {SIDE} px, {FPS} fps, version 3\n"
+    version = f"toy {name}, seed {seed}, {counts}, {SIDE} px, {FPS} fps, version 4\n"
     mark = os.path.join(folder, MARK)
     if os.path.isfile(mark):
         with open(mark) as f:

@@ -28,7 +28,6 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import lru_cache
 
 # Before torch is imported: its CPU threads otherwise spin while they wait, and on a machine that does
@@ -54,7 +53,7 @@ from metrics import HINT, append_line, speed, step_metrics, tensorboard, version
 from model import ATTENTION, encode_videos, group_logprobs
 from report import draw_curves, group_text, read_lines
 from scale import MasterAdamW, add_up, gathered, largest, load_models, on_first, save_policy, start_processes
-from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, score
+from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, longest_answer, posed, score
 from toy import find_data
 
 # ------------------------------------------------------------------------------------------------
@@ -72,11 +71,6 @@ DEFAULTS = {
     "lr of adapters": (1e-3, 1e-5),  # --lora: B begins at zero and has far to go
     "train_vision":   (True, False),
 }  # fmt: skip
-
-
-def longest_answer(toy_model, tasks):
-    """--max-new-tokens where it is not given: the paper's 1024; of the toy model, room for eight boxes or a short sentence."""
-    return 1024 if not toy_model else 320 if {"tracking", "caption"} & set(tasks) else 64
 
 
 def parse_args(argv=None):
@@ -147,7 +141,7 @@ def parse_args(argv=None):
             setattr(args, name, toy if toy_model else paper)
     args.clip_high = args.clip if args.clip_high is None else args.clip_high
     args.think = args.think and args.method == "grpo"
-    args.tasks = list(JOINTLY) if args.task == "all" else args.task.split("+")
+    args.tasks = list(dict.fromkeys(t for name in args.task.split("+") for t in (JOINTLY if name == "all" else [name])))
     for task in args.tasks:
         if task not in TASKS:
             raise BadInput(f"--task {task} is unknown; there is: {', '.join(TASKS)}, all")
@@ -367,10 +361,7 @@ def training_examples(args, rank, world):
     for task in args.tasks:
         source = TASKS[task].data
         folder, name = on_first(rank, world, lambda: find_data(source, args.data))
-        found = read_dataset(source, "train", folder, report)[: args.examples]
-        if task == "qa":  # the same questions as gqa's, without the evidence
-            found = [replace(e, task="qa", answer=e.answer[0]) for e in found]
-        examples += found
+        examples += posed(read_dataset(source, "train", folder, report)[: args.examples], task)
         names.append(name)
     return examples, ", ".join(dict.fromkeys(names))
 
@@ -498,12 +489,19 @@ def train(args):
     if board:
         board.close()
     if rank == 0:
-        again = f"the same command with --resume --out {out} goes on" if step + 1 < steps else f"next: python eval.py --bench {','.join(dict.fromkeys(TASKS[t].data for t in args.tasks))} --model {out}"
+        again = f"the same command with --resume --out {out} goes on" if step + 1 < steps else f"next: python eval.py {benchmarks(args.tasks)} --model {out}"
         print(f"{'done' if step + 1 == steps else f'stopped after step {step + 1}'} in {bar.format_dict['elapsed']:.0f} s; curves: {out}/curves.png; policy: {out}/policy\n{again}")
     if world > 1:
         dist.destroy_process_group()
     if step + 1 < steps:
         sys.exit(128 + (STOP["signal"] or signal.SIGTERM))
+
+
+def benchmarks(tasks):
+    """The flags of eval.py that ask a run for what it was trained on; the first row about some data is that benchmark's own task."""
+    asked = f"--bench {','.join(dict.fromkeys(TASKS[task].data for task in tasks))}"
+    own = next(task for task, row in TASKS.items() if row.data == TASKS[tasks[0]].data)
+    return asked if len(tasks) > 1 or tasks[0] == own else f"{asked} --task {tasks[0]}"
 
 
 def check_sampler(gap, exact):

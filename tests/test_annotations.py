@@ -116,6 +116,49 @@ def test_got10k_leaves_out_what_cannot_be_seen(tmp_path):
     assert "line 2: skipped, the object is out of sight" in said[0] and "line 3" in said[1] and "groundtruth.txt" in said[1]
 
 
+@pytest.mark.parametrize("change, says", [
+    (lambda clip: os.remove(os.path.join(clip, "00000009.jpg")), "frames"),
+    (lambda clip: rewrite(clip, "absence.label", lambda text: text[2:]), "absence labels"),
+    (lambda clip: rewrite(clip, "meta_info.ini", lambda text: text.replace("[METAINFO]", "")), "meta_info.ini"),
+    (lambda clip: rewrite(clip, "groundtruth.txt", lambda text: "x" + text), "needs a folder"),
+])  # fmt: skip
+def test_a_sequence_that_is_not_whole_is_named_and_left_out(tmp_path, change, says):
+    """Boxes and frames are paired by their number: where one is missing, every later pair would be wrong."""
+    folder = toy.ensure("got10k", str(tmp_path), train=0, test=2)
+    change(os.path.join(folder, "val", "got10k00001"))
+    said = []
+    assert [e.id for e in read_dataset("got10k", "test", folder, said.append)] == ["got10k00000"]
+    assert len(said) == 1 and "line 2: skipped" in said[0] and says in said[0]
+
+
+def rewrite(folder, name, change):
+    with open(os.path.join(folder, name)) as f:
+        text = f.read()
+    with open(os.path.join(folder, name), "w") as f:
+        f.write(change(text))
+
+
+def test_one_bad_question_of_an_entry_costs_that_one_alone(tmp_path):
+    said = []
+    (tmp_path / "c.json").write_text('\ufeff{"A": {"timestamps": [[1, 2], [3, "x"], [4, 1]], "sentences": ["a", "b", "c"]}}')  # a byte order mark, too
+    assert [e.id for e in read_charades(str(tmp_path / "c.json"), "v", said.append)] == ["A/0"]
+    assert len(said) == 2 and all("c.json, line 1: entry 'A', number" in s for s in said)
+    good = {"id": 0, "question": "q?", "options": ["a", "b", "c"], "answer_id": 2}
+    pt = {"v": {"mc_question": [good, good | {"id": 1, "answer_id": 7}, good | {"id": 2}]}}
+    assert [e.id for e in read_perceptiontest(write(tmp_path / "p.json", pt), "v", said.append)] == ["v/0", "v/2"]
+
+
+def test_files_that_no_program_wrote(tmp_path):
+    with pytest.raises(BadInput, match="no usable"):
+        read_captions(write(tmp_path / "captions.json", [{"video": "a.mp4", "events": "a boy runs"}]), "v", lambda line: None)
+    (tmp_path / "n.json").write_text("[" + "1" * 6000 + "]")
+    with pytest.raises(BadInput, match="broken JSON"):
+        read_quality(str(tmp_path / "n.json"), "v")
+    (tmp_path / "test.parquet").write_bytes(b"no parquet")
+    with pytest.raises(BadInput, match="parquet"):
+        read_videomme(str(tmp_path / "test.parquet"), "v")
+
+
 def write(path, content):
     path.write_text(json.dumps(content, indent=1))
     return str(path)

@@ -175,6 +175,9 @@ def test_the_second_look_is_at_the_interval_that_was_named():
     said = {"a": {"text": "<answer>A</answer><glue>[(10, 12), (20, 30)]</glue>"}}
     (again,), finer = evaluation.second_look([example], said, VideoBudget())
     assert again.span == (110.0, 130.0) and finer.fps == 4.0
+    for glue, span in (("(90, 400)", (190.0, 200.0)), ("(0, 0.5)", (100.0, 101.25))):  # never beyond the part of the video that is asked about
+        (again,), _ = evaluation.second_look([example], {"a": {"text": f"<answer>A</answer><glue>[{glue}]</glue>"}}, VideoBudget())
+        assert again.span == span
     (again,), _ = evaluation.second_look([example], {"a": {"text": "no idea"}}, VideoBudget())
     assert again.span == (100.0, 200.0)
     (again,), _ = evaluation.second_look([example], {"a": said["a"] | {"seconds": 9.0}}, VideoBudget())  # beyond the end
@@ -195,14 +198,14 @@ def test_comparing_two_evaluations(charades, tmp_path):
     for name, texts in (("a", ["<answer>0 to 1</answer>"] * 6), ("b", ["<answer>0 to 1</answer>"] * 5 + [None])):
         folder = tmp_path / name / "eval-charades"
         folder.mkdir(parents=True)
-        (folder / "results.json").write_text("{}")
+        (folder / "results.json").write_text('{"settings": {}}')
         with open(folder / "predictions.jsonl", "w") as f:
             for e, text in zip(read_dataset("charades", "test", charades), texts):
                 text = text or "<answer>{:.1f} to {:.1f}</answer>".format(*e.answer)
-                f.write(json.dumps({"id": e.id, "answer": e.answer, "text": text, "group": "", "format": 1.0}) + "\n")
+                f.write(json.dumps({"id": e.id, "answer": e.answer, "text": text, "group": "late" if text.startswith("<answer>0 to") else "found", "format": 1.0}) + "\n")
     done = run("--bench", "charades", "--data", charades, "--compare", tmp_path / "a", tmp_path / "b")
     assert done.returncode == 0, done.stderr
-    assert "R@0.7" in done.stdout and "+16.7   [+0.0, +50.0]" in done.stdout
+    assert "R@0.7" in done.stdout and "+16.7   [+0.0, +50.0]" in done.stdout and "  late" in done.stdout
 
 
 @pytest.mark.parametrize("args, says", [

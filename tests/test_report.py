@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -308,7 +309,7 @@ def test_a_grounding_group_in_the_terminal():
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_every_task_in_every_terminal(task, width):
     answer = {"grounding": (2.0, 6.0), "tracking": [(0.1, 0.2, 0.3, 0.4)] * 8, "gqa": ("B", [(1.0, 2.0)]), "caption": ("a cat sits",)}[task]
-    ideal = ideal_answer(train.replace(EXAMPLE, task=task, answer=answer), "because")
+    ideal = ideal_answer(replace(EXAMPLE, task=task, answer=answer), "because")
     lines = report.group_text(1, group_of("The video lasts 8.0 seconds. What happens in this long question about a video?", answer, ideal, "", "多" * 300), width).split("\n")
     assert max(map(len, lines)) <= width and "(nothing)" in lines[-2]
     assert ("█" in lines[-3]) == (task in ("grounding", "gqa"))

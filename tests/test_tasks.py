@@ -1,8 +1,14 @@
 """The table of tasks: prompts ask for what rules pay, and metrics are what a slow computation gives."""
 
 import doctest
+import os
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 import rewards
 import tasks
@@ -59,7 +65,8 @@ def test_tracking_metrics_by_hand():
 
 def test_choice_metrics_by_hand():
     records = [record("<answer>B</answer>", "B", "short"), record("<answer>A</answer>", "B", "short"), record("<answer>(C)</answer>", "C", "long"), record("C", "C", "long")]
-    assert TASKS["qa"].metrics(records) == {"accuracy": 50, "long": 50, "short": 50}
+    assert TASKS["qa"].metrics(records) == {"accuracy": 50, "mean of groups": 50, "long": 50, "short": 50}
+    assert TASKS["qa"].metrics(records[:3])["accuracy"] == pytest.approx(200 / 3) and TASKS["qa"].metrics(records[:3])["mean of groups"] == 75
     assert TASKS["qa"].metrics(records[:1]) == {"accuracy": 100}
 
 
@@ -70,19 +77,29 @@ def test_gqa_metrics_by_hand():
     assert metrics == pytest.approx({"accuracy": 75, "mIoU": 100 * (0.5 + 0.4 + 1.0) / 4, "Acc@GQA": 25})
 
 
-def test_adding_a_task_is_adding_a_row(monkeypatch):
-    """The README's ten lines: counting, from the question to the score."""
+def test_adding_a_task_is_adding_a_row(tmp_path, charades):
+    """The README's ten lines, put into tasks.py as it says: trained one step and evaluated."""
+    for name in os.listdir(ROOT):
+        if name.endswith((".py", ".html")):
+            shutil.copy(os.path.join(ROOT, name), tmp_path)
+    os.symlink(os.path.join(ROOT, "assets"), tmp_path / "assets")
+    with open(os.path.join(ROOT, "README.md")) as f:
+        (block,) = re.findall(r"```python\n(import re\n.*?TASKS\[\"length\"\].*?)```", f.read(), re.DOTALL)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    with open(tmp_path / "tasks.py", "a") as f:
+        f.write("\n" + block)
 
-    def count_error(text, answer, think):
-        said = rewards.inside(text, "answer") or ""
-        return 1 / (1 + abs(int(said) - answer)) if said.isdecimal() and len(said) < 4 else 0.0
+    def run(*command):
+        done = subprocess.run([sys.executable, *map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-    row = tasks.Task("nextgqa", "How often does this happen: {question}?", "a number inside <answer> tags", "<answer>3</answer>",
-                     {"format": rewards.phrase_format, "near": count_error}, lambda records: {"n": len(records)})  # fmt: skip
-    monkeypatch.setitem(TASKS, "counting", row)
-    example = Example("k", "counting", "x.mp4", "a jump", 4)
-    assert "a jump" in question_text(example, 9.0, False)
-    assert score("counting", ideal_answer(example), 4, False) == {"format": 1.0, "near": 1.0} and score("counting", "<answer>3</answer>", 4, False)["near"] == 0.5
+    said = run("train.py", "--task", "length", "--data", charades, "--steps", 2, "--examples", 4, "--prompts-per-step", 2, "--group-size", 2, "--out", "runs/new")
+    assert "--bench charades --task length --model runs/new" in said
+    with open(tmp_path / "runs" / "new" / "metrics.jsonl") as f:
+        assert "reward/length/close" in f.readline()
+    said = run("eval.py", "--bench", "charades", "--task", "length", "--data", charades, "--limit", 2, "--model", "runs/new")
+    assert "closeness" in said and os.path.isfile(tmp_path / "runs" / "new" / "eval-charades-length" / "results.json")
 
 
 def test_examples_in_docstrings():
