@@ -122,8 +122,19 @@ def test_the_real_clip_and_annotations(shared, tmp_path):
 
 def test_missing_clips_are_named_before_anything_is_done(shared, tmp_path):
     done = run("--bench", "charades", "--data", shared, "--out", tmp_path / "out")
-    assert done.returncode == 2 and "19 of the videos of charades are missing" in done.stderr and "Charades_v1_480.zip" in done.stderr
+    assert done.returncode == 2 and "19 of the 20 videos of charades are missing" in done.stderr and "Charades_v1_480.zip" in done.stderr
     assert not os.path.exists(tmp_path / "out")
+
+
+def test_a_clip_that_can_no_longer_be_had_counts_as_wrong_and_is_listed(tmp_path):
+    folder = toy.ensure("charades", str(tmp_path / "data"), train=0, test=10)
+    gone = read_dataset("charades", "test", folder)[3]
+    os.remove(gone.video)
+    done = run("--bench", "charades", "--data", folder, "--out", tmp_path / "out", "--max-new-tokens", 8)
+    assert done.returncode == 0 and "WARNING: 1 of the 10 videos of charades are missing" in done.stderr and gone.id in done.stderr
+    with open(tmp_path / "out" / "results.json") as f:
+        results = json.load(f)
+    assert results["failed"] == [gone.id] and len(results["not in the form"]) == 9 and len(records(tmp_path / "out")) == 10  # 8 tokens are too few
 
 
 def test_ask_about_ones_own_video(charades):
@@ -157,6 +168,9 @@ def test_every_benchmark_runs_to_a_score(tmp_path):
 def test_clues_look_twice(tmp_path):
     folder = toy.ensure("nextgqa", str(tmp_path / "nextgqa"), train=0, test=3)
     out = tmp_path / "run" / "eval-nextgqa-clues"
+    done = run("--bench", "nextgqa", "--data", folder, "--out", tmp_path / "qa", "--task", "qa", "--max-new-tokens", 60)  # the same questions, the letter alone
+    assert done.returncode == 0 and "accuracy" in done.stdout and "mIoU" not in done.stdout, done.stderr
+    assert [r["answer"] in "ABCDE" for r in records(tmp_path / "qa")] == [True] * 3
     done = run("--bench", "nextgqa", "--data", folder, "--out", out, "--clues", "--max-new-tokens", 60)
     assert done.returncode == 0, done.stderr
     assert "accuracy, first look" in done.stdout and (out / "predictions-second-look.jsonl").exists()
@@ -213,6 +227,8 @@ def test_comparing_two_evaluations(charades, tmp_path):
     (["--video", "nowhere.mp4", "--ask", "what?"], "nowhere.mp4 does not exist"), (["--video", "x.mp4"], "needs a question"),
     (["--bench", "charades", "--data", "/nowhere"], "data folder /nowhere does not exist"),
     (["--bench", "charades", "--limit", "0"], "--limit must be at least 1"),
+    (["--bench", "charades", "--task", "gqa", "--model", BASE], "the questions of charades are of the task grounding"),
+    (["--bench", "charades", "--clues", "--model", BASE], "charades has none"),
     (["--bench", "charades", "--model", "/nowhere", "--limit", "1"], "neither a folder here nor a hub name"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_sentence(args, says, charades):

@@ -63,6 +63,21 @@ def test_tracking_metrics_by_hand():
     assert metrics == pytest.approx({"overlap": 37.5, "SR@0.5": 37.5, "SR@0.7": 37.5, "SR@0.75": 37.5})
 
 
+def test_a_box_of_which_half_is_right_is_no_success():
+    """GOT-10k counts overlaps above the threshold, Charades-STA those at it."""
+    metrics = TASKS["tracking"].metrics([record(f"<answer>{tasks.boxes_text([(0, 0, 1, 0.5)] * 8)}</answer>", [(0.0, 0.0, 1.0, 1.0)] * 8)])
+    assert metrics == {"overlap": 50, "SR@0.5": 0, "SR@0.7": 0, "SR@0.75": 0}
+    assert TASKS["grounding"].metrics([record("<answer>0 to 5</answer>", (0.0, 10.0))])["R@0.5"] == 100
+
+
+def test_quality_and_caption_metrics_by_hand():
+    texts = ["<answer>Low quality</answer>", "<answer>high quality</answer>", "low quality", ""]
+    assert TASKS["quality"].metrics([record(text, "low quality") for text in texts]) == {"accuracy": 25}
+    events = ["a boy kicks a ball", "the dog runs away"]
+    texts = ["<answer>A boy kicks a ball. Then the dog runs away.</answer>", "<answer>A boy kicks a ball.</answer>", "", "<answer></answer>"]
+    assert TASKS["caption"].metrics([record(text, events) for text in texts]) == {"recall": 37.5}
+
+
 def test_choice_metrics_by_hand():
     records = [record("<answer>B</answer>", "B", "short"), record("<answer>A</answer>", "B", "short"), record("<answer>(C)</answer>", "C", "long"), record("C", "C", "long")]
     assert TASKS["qa"].metrics(records) == {"accuracy": 50, "mean of groups": 50, "long": 50, "short": 50}
