@@ -213,7 +213,8 @@ def read_got10k(path, videos, report=print):
     normalised to the frame, at eight frames spaced uniformly.
 
     Either way an Example's answer is eight boxes (x0, y0, x1, y1) in [0, 1], its question the object's name and
-    its video the folder of frames. A raw sequence whose object is absent at one of the eight frames is left out.
+    its video the folder of frames. A raw sequence whose object is absent at one of the eight frames is left out, and
+    one whose frames, boxes and absence labels are not equally many: later pairs of them would be wrong.
     """
 
     def boxes_in_frame(boxes):
@@ -304,8 +305,8 @@ def read_videomme(path, videos, report=print):
             raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
         try:
             entries = [(k + 1, k, row) for k, row in enumerate(read_table(path).to_pylist())]
-        except (ValueError, OSError) as e:  # pyarrow's own errors are these
-            raise BadInput(f"{path} cannot be read as parquet; download it again ({str(e).splitlines()[0]})") from e
+        except (ValueError, OSError, NotImplementedError) as e:  # what pyarrow's own errors are kinds of
+            raise BadInput(f"{path} cannot be read as parquet; download it again ({' '.join(str(e).split())})") from e
     else:
         entries = json_entries(path)
 

@@ -339,13 +339,15 @@ class Example:
 @dataclass
 class Prompt:
     """What the model reads: token ids (P,), and for its videos (one here; the model takes any number)
-    patches (N, 1176), grids [(t, h, w)] and seconds_per_grid [float]. `text` is for people to read."""
+    patches (N, 1176), grids [(t, h, w)] and seconds_per_grid [float]. `text` is for people to read; duration: of the
+    (only) video, in seconds."""
 
     ids: torch.Tensor
     patches: torch.Tensor
     grids: list
     seconds_per_grid: list
     text: str
+    duration: float = 0.0
 
 
 SYSTEM = "You are a helpful assistant."
@@ -374,7 +376,7 @@ def build_prompt(text, video, tokenizer, max_tokens=None):
             "lower --fps, --max-frames or --total-pixels"
         )
     readable = markup.replace(pads, f"[{video.n_tokens} video tokens]")
-    return Prompt(ids, video.patches, [video.grid], [video.seconds_per_grid], readable)
+    return Prompt(ids, video.patches, [video.grid], [video.seconds_per_grid], readable, video.duration)
 
 
 def completion_texts(completions, mask, tokenizer, stop_ids):

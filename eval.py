@@ -18,6 +18,7 @@ An evaluation that was interrupted continues where it stopped when the same comm
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -77,6 +78,11 @@ def fingerprint(folder):
     return [[f, s.st_size, int(s.st_mtime)] for f, s in zip(files, stats)]
 
 
+def digest(examples):
+    """Of what is asked, and what is right: answers to other questions must not be continued either."""
+    return hashlib.sha1(repr([(e.id, e.question, e.options, e.answer, e.span) for e in examples]).encode()).hexdigest()
+
+
 # ------------------------------------------------------------------------------------------------
 # Answers
 # ------------------------------------------------------------------------------------------------
@@ -88,8 +94,9 @@ def read_predictions(path):
 
 
 def answered(path):
-    """The ids in predictions.jsonl, which is cleaned of a half-written last line so that more can be appended."""
-    done = read_predictions(path)
+    """The ids in predictions.jsonl, which is cleaned of a half-written last line, so that more can be appended, and of
+    questions whose video could not be read: it may be there by now."""
+    done = {id: record for id, record in read_predictions(path).items() if "error" not in record}
     with open(path, "w") as f:
         f.writelines(json.dumps(record) + "\n" for record in done.values())
     return set(done)
@@ -116,7 +123,7 @@ def answer_all(model, tokenizer, examples, budget, think, blind, max_new_tokens,
             completions, mask, _ = grpo.sample_groups(model, prompts, features, 1, max_new_tokens, stop_ids)
             texts = data.completion_texts(completions[:, 0], mask[:, 0], tokenizer, stop_ids)
             for (e, record), prompt, text in zip(readable, prompts, texts):
-                append_line(path, record | {"text": text, "seconds": prompt.grids[0][0] * prompt.seconds_per_grid[0], **score(e.task, text, e.answer, think)})
+                append_line(path, record | {"text": text, "seconds": prompt.duration, **score(e.task, text, e.answer, think)})
         bar.update(min(batch_size, len(examples) - i))
 
 
@@ -125,17 +132,17 @@ def second_look(examples, records, budget):
     twice the pixels a frame, as far as --total-pixels allows.
 
     (VideoChat-R1's "temporal clue-driven reasoning".) An answer that named no interval, or one beyond the video's end,
-    keeps the whole video. Two seconds at least are looked at, as far as the question's own part of the video goes; several intervals are taken as one, from the first start
+    keeps the whole video. A shorter interval than two seconds is widened to that, as far as the video goes; several intervals are taken as one, from the first start
     to the last end.
     """
     again = []
     for e in examples:
         found = rewards.merged(rewards.parse_intervals(rewards.inside(records[e.id]["text"], "glue")) or [])
-        span = e.span
-        if found and found[0][0] < records[e.id].get("seconds", float("inf")):
-            middle, (first, last) = (found[0][0] + found[-1][1]) / 2, e.span or (0.0, float("inf"))
-            half = max(1.0, (found[-1][1] - found[0][0]) / 2)
-            span = (max(first, first + middle - half), min(last, first + middle + half))
+        span, duration = e.span, records[e.id].get("seconds", 0.0)
+        if found and found[0][0] < duration:
+            start, end, offset = found[0][0], min(found[-1][1], duration), e.span[0] if e.span else 0.0
+            middle, half = (start + end) / 2, max(1.0, (end - start) / 2)
+            span = (offset + max(0.0, middle - half), offset + min(duration, middle + half))
         again.append(replace(e, span=span))
     finer = replace(budget, fps=2 * budget.fps, max_frame_pixels=2 * budget.max_frame_pixels, min_frame_pixels=2 * budget.min_frame_pixels)
     return again, finer
@@ -186,7 +193,10 @@ def bench(bench_name, name, args, rank, world, device):
     budget = VideoBudget.of_model(path, **vars(args))
     think = args.think if args.think is not None else run.get("think", True)
     folder, data_name = on_first(rank, world, lambda: find_data(bench_name, args.data))
-    examples = read_dataset(bench_name, "test", folder, lambda line: rank == 0 and print(line, file=sys.stderr))[: args.limit]
+    left_out = []  # what the reader cannot use, said in its words
+    examples = read_dataset(bench_name, "test", folder, left_out.append)[: args.limit]
+    if rank == 0:
+        print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     videos = {e.video for e in examples}
     missing = {video for video in videos if not os.path.exists(video)}
     sentence = f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing, the first is {min(missing, default=None)}"
@@ -200,7 +210,7 @@ def bench(bench_name, name, args, rank, world, device):
     usual = longest_answer((run or {"model_name": shown})["model_name"] == "toy base", [task])
     max_new_tokens = args.max_new_tokens or max(usual, run.get("max_new_tokens", 0))
     settings = {
-        "bench": bench_name, "data": folder, "data_name": data_name, "questions": len(examples), "model": path, "model_name": shown,
+        "bench": bench_name, "data": folder, "data_name": data_name, "task": task, "questions": len(examples), "asked": digest(examples), "model": path, "model_name": shown,
         "weights": fingerprint(path), "think": think, "blind": args.blind, "clues": args.clues, "judge": args.judge, "decoding": "greedy", "max_new_tokens": max_new_tokens,
         "video_budget": vars(budget), "prompt": question_text(examples[0], 30.0, think), "device": args.device, "versions": versions(),
     }  # fmt: skip
@@ -235,12 +245,12 @@ def bench(bench_name, name, args, rank, world, device):
         for r in failed[:5]:
             print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
         if failed or unread:
-            print(f"{len(failed)} videos could not be read, {len(unread)} answers are not in the form that was asked for; {out}/results.json lists them", file=sys.stderr)
+            print(f"{len(failed)} questions are about videos that could not be read, {len(unread)} answers are not in the form that was asked for; {out}/results.json lists them", file=sys.stderr)
         metrics = metrics_of(task, records)
         if args.clues:
             metrics = {"accuracy, first look": metrics_of(task, first)["accuracy"], "accuracy": metrics["accuracy"], "format": metrics["format"]}
         with open(os.path.join(out, "results.json"), "w") as f:
-            json.dump({"metrics": metrics, "failed": [r["id"] for r in failed], "not in the form": unread, "settings": settings}, f, indent=2)
+            json.dump({"metrics": metrics, "failed": [r["id"] for r in failed], "not in the form": unread, "left out": left_out, "settings": settings}, f, indent=2)
         if task == "grounding":
             draw_intervals(os.path.join(out, "predictions.png"), records, f"{shown}\non {data_name}{', BLIND' * args.blind}: mIoU {metrics['mIoU']:.1f}")
         print(f"wrote {out}/\n")
@@ -253,6 +263,10 @@ def task_asked(bench_name, own_task, args):
     task = "gqa" if args.clues else args.task or own_task
     if args.clues and own_task not in ("qa", "gqa"):
         raise BadInput(f"--clues asks a multiple-choice question twice; {bench_name} has none")
+    if args.clues and args.task:
+        raise BadInput("--clues asks for the answer and its seconds, the task gqa: leave --task away")
+    if task == "gqa" and own_task == "qa" and not args.clues:
+        raise BadInput(f"--task gqa: no seconds are annotated in {bench_name}")
     if TASKS[task].data != TASKS[own_task].data:
         raise BadInput(f"--task {task} is asked about {TASKS[task].data}; the questions of {bench_name} are of the task {own_task}")
     return task
@@ -318,9 +332,14 @@ def compare(bench_name, run_a, run_b, args, samples=10_000):
         places = os.path.join(run, name), os.path.join("runs", "eval", os.path.basename(os.path.normpath(run)), name), run  # the last: a folder made with --out
         folder = next((f for f in places if os.path.isfile(os.path.join(f, "results.json"))), None)
         if folder is None:
-            raise BadInput(f"{run} has no evaluation on {bench_name} yet: python eval.py --bench {bench_name} --model {run}")
+            flags = f" --task {args.task}" * bool(args.task) + " --blind" * args.blind + " --clues" * args.clues
+            raise BadInput(f"{run} has no evaluation on {bench_name} yet: python eval.py --bench {bench_name}{flags} --model {run}")
         with open(os.path.join(folder, "results.json")) as f:
-            judges.add(json.load(f)["settings"].get("judge"))
+            settings = json.load(f)["settings"]
+        for key, wanted in {"bench": bench_name, "task": task, "clues": args.clues, "blind": args.blind}.items():
+            if settings.get(key, wanted) != wanted:
+                raise BadInput(f"{folder} holds an evaluation with {key} {settings[key]}, not {wanted}: give --compare the flags that both were made with")
+        judges.add(settings.get("judge") if task == "caption" else None)
         pair.append(read_predictions(os.path.join(folder, "predictions-second-look.jsonl" if args.clues else "predictions.jsonl")))
     a, b = pair
     if set(a) != set(b):
@@ -412,6 +431,8 @@ def parse_args(argv=None):
     for name in ("limit", "batch_size", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1")
+    if args.compare and args.judge:
+        raise BadInput("--compare scores with the judge that the evaluations were made with: leave --judge away")
     if args.out and len(args.model) * len(args.benches) > 1:
         raise BadInput("--out is one folder; with several models or benchmarks leave it away, each gets its own")
     return args

@@ -44,7 +44,7 @@ def noisy_interval(thing, duration, rng):
     """What the "web" says about when a thing is visible: too late, too short, and uncertain.
 
     centre + U(-0.11, 0.43) · duration, width · exp(U(-1.2, 0.5)), cut to the clip. The mean IoU of such a
-    label with the truth is 0.33, and one label in eight is better than 0.7: wrong, but not hopeless.
+    label with the truth is 0.33, and one label in nine is better than 0.7: wrong, but not hopeless.
     """
     centre = (thing.start + thing.end) / 2 + duration * rng.uniform(-0.11, 0.43)
     width = (thing.end - thing.start) * math.exp(rng.uniform(-1.2, 0.5))
@@ -373,7 +373,7 @@ def train_base(out, clips, seed, after=None):
     rank, world, _ = start_processes("cpu")
     rng = np.random.default_rng([seed, rank])
     ordinary = read_clips("base", range(rank, clips, world), "data/toy/base", TOY_BUDGET)
-    tracking = read_clips("got10k", range(1000 + rank, 1000 + clips // 2, world), "data/toy/base-tracking", TOY_BUDGET)  # the data sets use numbers below 1000
+    tracking = read_clips("got10k", range(1000 + rank, 1000 + clips // 2, world), "data/toy/base-tracking", TOY_BUDGET)  # the data sets of these kinds use numbers below 1000
     quality = read_clips("quality", range(1000 + rank, 1000 + clips // 4, world), "data/toy/base-quality", TOY_BUDGET)
 
     def conversation(part, rng):

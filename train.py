@@ -355,15 +355,18 @@ def sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, cloc
 
 
 def training_examples(args, rank, world):
-    """(examples of all tasks, names of their data sets). Tasks are mixed in proportion to their examples, as in the paper."""
-    examples, names = [], []
+    """(examples of all tasks, names of their data sets, flags for eval.py to ask what was trained). Tasks are mixed in
+    proportion to their examples, as in the paper."""
+    examples, names, own, other = [], [], [], []
     report = (lambda sentence: print(sentence, file=sys.stderr)) if rank == 0 else (lambda sentence: None)
     for task in args.tasks:
         source = TASKS[task].data
         folder, name = on_first(rank, world, lambda: find_data(source, args.data))
-        examples += posed(read_dataset(source, "train", folder, report)[: args.examples], task)
+        found = read_dataset(source, "train", folder, report)[: args.examples]
+        (own if found[0].task == task else other).append(source if found[0].task == task else f"--bench {source} --task {task}")
+        examples += posed(found, task)
         names.append(name)
-    return examples, ", ".join(dict.fromkeys(names))
+    return examples, ", ".join(dict.fromkeys(names)), [f"--bench {','.join(own)}"] * bool(own) + other
 
 
 def train(args):
@@ -375,7 +378,7 @@ def train(args):
         raise BadInput(f"--prompts-per-step {args.prompts_per_step} cannot be shared evenly by {world} processes")
     if args.shard and "WORLD_SIZE" not in os.environ:
         raise BadInput("--shard splits weights over processes: start with torchrun --nproc-per-node N train.py …")
-    examples, data_name = training_examples(args, rank, world)
+    examples, data_name, tests = training_examples(args, rank, world)
     steps = args.steps or -(-len(examples) // args.prompts_per_step)
     policy, tokenizer, reference = load_models(args, device)
     budget = VideoBudget.of_model(args.model, **vars(args))
@@ -489,19 +492,12 @@ def train(args):
     if board:
         board.close()
     if rank == 0:
-        again = f"the same command with --resume --out {out} goes on" if step + 1 < steps else f"next: python eval.py {benchmarks(args.tasks)} --model {out}"
+        again = f"the same command with --resume --out {out} goes on" if step + 1 < steps else "\n".join(f"next: python eval.py {flags} --model {out}" for flags in tests)
         print(f"{'done' if step + 1 == steps else f'stopped after step {step + 1}'} in {bar.format_dict['elapsed']:.0f} s; curves: {out}/curves.png; policy: {out}/policy\n{again}")
     if world > 1:
         dist.destroy_process_group()
     if step + 1 < steps:
         sys.exit(128 + (STOP["signal"] or signal.SIGTERM))
-
-
-def benchmarks(tasks):
-    """The flags of eval.py that ask a run for what it was trained on; the first row about some data is that benchmark's own task."""
-    asked = f"--bench {','.join(dict.fromkeys(TASKS[task].data for task in tasks))}"
-    own = next(task for task, row in TASKS.items() if row.data == TASKS[tasks[0]].data)
-    return asked if len(tasks) > 1 or tasks[0] == own else f"{asked} --task {tasks[0]}"
 
 
 def check_sampler(gap, exact):

@@ -186,12 +186,12 @@ def test_clues_look_twice(tmp_path):
 
 def test_the_second_look_is_at_the_interval_that_was_named():
     example = Example("a", "gqa", "x.mp4", "why", ("A", [(1.0, 2.0)]), ("x", "y"), span=(100.0, 200.0))
-    said = {"a": {"text": "<answer>A</answer><glue>[(10, 12), (20, 30)]</glue>"}}
+    said = {"a": {"text": "<answer>A</answer><glue>[(10, 12), (20, 30)]</glue>", "seconds": 100.0}}
     (again,), finer = evaluation.second_look([example], said, VideoBudget())
     assert again.span == (110.0, 130.0) and finer.fps == 4.0
-    for glue, span in (("(90, 400)", (190.0, 200.0)), ("(0, 0.5)", (100.0, 101.25))):  # never beyond the part of the video that is asked about
-        (again,), _ = evaluation.second_look([example], {"a": {"text": f"<answer>A</answer><glue>[{glue}]</glue>"}}, VideoBudget())
-        assert again.span == span
+    for glue, span in (("(90, 400)", (190.0, 200.0)), ("(0, 0.5)", (100.0, 101.25)), ("(99.9, 500)", (198.95, 200.0))):  # never beyond the part of the video that is asked about
+        (again,), _ = evaluation.second_look([example], {"a": {"text": f"<answer>A</answer><glue>[{glue}]</glue>", "seconds": 100.0}}, VideoBudget())
+        assert again.span == pytest.approx(span)
     (again,), _ = evaluation.second_look([example], {"a": {"text": "no idea"}}, VideoBudget())
     assert again.span == (100.0, 200.0)
     (again,), _ = evaluation.second_look([example], {"a": said["a"] | {"seconds": 9.0}}, VideoBudget())  # beyond the end
