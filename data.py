@@ -75,7 +75,7 @@ class VideoBudget:
 
     def checked(self):
         if not 0 < self.fps < float("inf") or self.max_frames < MIN_FRAMES:
-            raise BadInput(f"--fps must be a number above 0 and --max-frames at least {MIN_FRAMES}: got {self.fps} and {self.max_frames}")
+            raise BadInput(f"--fps must be above 0 and --max-frames at least {MIN_FRAMES}: got {self.fps} and {self.max_frames}")
         if not CELL * CELL <= self.min_frame_pixels <= self.max_frame_pixels:
             raise BadInput("the pixel budget needs 28*28 <= --min-frame-pixels <= --max-frame-pixels")
         if self.total_pixels * PAIR < self.min_frame_pixels * MIN_FRAMES:

@@ -229,7 +229,7 @@ def click_through(folder, width=1280):
         page = page.replace("</html>", f'<script>addEventListener("load", () => {{{STEPS}}})</script></html>')
         f.write(f'<!doctype html><body><iframe srcdoc="{html.escape(page)}" style="border: 0; width: {width}px; height: 800px"></iframe>')
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile", f"--window-size=1400,900",
-               "--virtual-time-budget=5000", "--dump-dom", f"file://{path}"]  # fmt: skip
+               "--virtual-time-budget=20000", "--dump-dom", f"file://{path}"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-500:]
