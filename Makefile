@@ -23,7 +23,7 @@ paper: .venv/installed
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python paper.py
 
 # Two at a time, in halves of equal length: most tests are short programs of one thread.
-LONG = tests/test_train.py tests/test_scale.py tests/test_tasks.py
+LONG = tests/test_train.py tests/test_scale.py tests/test_tasks.py tests/test_judge.py
 test: .venv/installed
 	$(MAKE) --no-print-directory -j 2 --output-sync=target test-long test-others
 
