@@ -43,12 +43,12 @@ def score(model, prompt, completions):
     return group_logprobs(model, prompt, encode_videos(model, [prompt])[0], completions)[0]
 
 
-def test_four_sharded_processes_take_the_steps_of_one(charades, tmp_path):
-    """Of copied weights test_train.py says the same, and tests/bench/worlds.py of all combinations."""
+def test_four_processes_copied_or_sharded_take_the_steps_of_one(charades, tmp_path):
     train.train(train.parse_args([*STEPS, "--data", charades, "--out", str(tmp_path / "one")]))
-    done = launch(4, *STEPS, "--shard", "--recompute", "--data", charades, "--out", tmp_path / "sharded")
-    assert done.returncode == 0, done.stderr
-    assert relative_distance(tmp_path / "one", tmp_path / "sharded") < 1e-5
+    for name, flags in (("copied", []), ("sharded", ["--shard", "--recompute"])):
+        done = launch(4, *STEPS, *flags, "--data", charades, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert relative_distance(tmp_path / "one", tmp_path / name) < 1e-5
 
 
 def test_a_sharded_run_resumes(charades, tmp_path):
