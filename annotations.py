@@ -74,26 +74,32 @@ def json_entries(path):
 UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # what reading an entry of another form ends in
 
 
-def usable(rows, make, name, report):
-    """Of an entry with several questions, those that `make(k, row)` can use; the others are reported one by one."""
+def each_usable(rows, make):
+    """Of an entry with several questions: `make(row)` of each, or a Malformed in the place of one that cannot be used."""
     made = []
     for k, row in enumerate(rows):
         try:
-            made.append(make(k, row))
-        except (Malformed, *UNUSABLE) as e:
-            report(f"entry {name!r}, number {k}: skipped, {e if isinstance(e, Malformed) else f'{type(e).__name__}: {e}'}")
+            made.append(make(row))
+        except Malformed as e:
+            made.append(Malformed(f"number {k}: skipped, {e}"))
+        except UNUSABLE as e:
+            made.append(Malformed(f"number {k}: skipped, {type(e).__name__}: {e}"))
     return made
 
 
 def collect(path, entries, make, report, form):
-    """All Examples that `make(key, value, report)` yields over the entries; what raises is reported and left out.
+    """All Examples that `make(key, value)` yields over the entries; what raises, or is Malformed, is reported and left out.
 
-    make's report: for what is wrong with a part of the entry; line and file are added here. form: what an entry looks like, for the error if none is usable.
+    form: what an entry looks like, for the error if none is usable.
     """
     examples = []
     for line, key, value in entries:
         try:
-            examples += make(key, value, lambda why, line=line: report(f"{path}, line {line}: {why}"))
+            for made in make(key, value):
+                if isinstance(made, Malformed):
+                    report(f"{path}, line {line}: entry {key!r}, {made}")
+                else:
+                    examples.append(made)
         except Malformed as e:
             report(f"{path}, line {line}: skipped, {e}")
         except UNUSABLE as e:
@@ -183,11 +189,11 @@ def read_charades(path, videos, report=print):
         example.id = f"{name}/{k}"
         return example
 
-    def of_json(name, entry, report):
+    def of_json(name, entry):
         rows = zip(entry["timestamps"], entry["sentences"], strict=True)
-        return usable(list(rows), lambda k, row: query(name, *row[0], row[1]), name, report)
+        return each_usable(list(rows), lambda row: query(name, *row[0], row[1]))
 
-    def of_line(_, line, report):
+    def of_line(_, line):
         match = re.fullmatch(r"(\S+) (\S+) (\S+)##(.*)", line.strip())
         return [query(*match.groups())]
 
@@ -226,12 +232,12 @@ def read_got10k(path, videos, report=print):
             raise Malformed("a box has no area inside the frame")
         return boxes
 
-    def of_json(_, entry, report):
+    def of_json(_, entry):
         name = re.sub(r"^GOT-10k/", "", entry["path"])
         folder = video_path(videos, name).removesuffix(".mp4")
         return [Example(os.path.basename(name), "tracking", folder, sentence(entry["object"]), boxes_in_frame(entry["gt"]))]
 
-    def of_folder(_, name, report):
+    def of_folder(_, name):
         folder = video_path(path, name.strip()).removesuffix(".mp4")
         meta = configparser.ConfigParser(interpolation=None, strict=False)
         meta.read(os.path.join(folder, "meta_info.ini"))
@@ -256,9 +262,9 @@ def read_got10k(path, videos, report=print):
         names = read_text(os.path.join(path, "list.txt")).splitlines()
         lines = [(number, None, name) for number, name in enumerate(names, 1) if name.strip()]
 
-        def of_folder_or_malformed(key, name, report):
+        def of_folder_or_malformed(key, name):
             try:
-                return of_folder(key, name, report)
+                return of_folder(key, name)
             except OSError as e:
                 raise Malformed(f"{e.filename} cannot be read ({e.strerror})") from e
             except configparser.Error as e:
@@ -280,7 +286,7 @@ def read_nextgqa(path, videos, report=print):
     the validation file and evaluates on the test file, and so do we.
     """
 
-    def make(_, entry, report):
+    def make(_, entry):
         options = bare_options(entry["options"])
         evidence = [interval(*pair) for pair in entry["glue"]]
         if not evidence:
@@ -310,7 +316,7 @@ def read_videomme(path, videos, report=print):
     else:
         entries = json_entries(path)
 
-    def make(_, entry, report):
+    def make(_, entry):
         options = bare_options(entry["options"])
         return [Example(str(entry["question_id"]), "qa", video_path(videos, entry["videoID"]), sentence(entry["question"]),
                         letter_of(entry["answer"], options), options, group=str(entry["duration"]))]  # fmt: skip
@@ -338,7 +344,7 @@ def read_mvbench(path, videos, report=print):
     subtask = os.path.splitext(os.path.basename(path))[0]
     folder = os.path.join(videos, MVBENCH_FOLDERS.get(subtask, subtask))
 
-    def make(k, entry, report):
+    def make(k, entry):
         options = bare_options(entry["candidates"])
         if str(entry["answer"]) not in map(str, entry["candidates"]):
             raise Malformed(f"the answer {str(entry['answer'])[:60]!r} is none of the candidates")
@@ -353,13 +359,13 @@ def read_mvbench(path, videos, report=print):
 def read_perceptiontest(path, videos, report=print):
     """Perception Test: {"video_8241": {"mc_question": [{"id", "question", "options": [3 of them], "answer_id", "area"}]}}."""
 
-    def make(name, entry, report):
-        def ask(_, question):
+    def make(name, entry):
+        def ask(question):
             options = bare_options(question["options"])
             return Example(f"{name}/{question['id']}", "qa", video_path(videos, name), sentence(question["question"]),
                            letter_of(int(question["answer_id"]), options), options, group=str(question.get("area", "")))  # fmt: skip
 
-        return usable(entry["mc_question"], ask, name, report)
+        return each_usable(entry["mc_question"], ask)
 
     return collect(path, json_entries(path), make, report, "'mc_question', each with 'id', 'question', 'options' and 'answer_id'")
 
@@ -372,7 +378,7 @@ def read_perceptiontest(path, videos, report=print):
 def read_quality(path, videos, report=print):
     """VidTAB's video quality: [{"video": "0012.mp4", "instruction": "…", "answer": "low quality"}]."""
 
-    def make(k, entry, report):
+    def make(k, entry):
         answer = sentence(entry["answer"])
         if answer not in ("low quality", "high quality"):
             raise Malformed(f"the answer {answer!r} is neither 'low quality' nor 'high quality'")
@@ -384,7 +390,7 @@ def read_quality(path, videos, report=print):
 def read_captions(path, videos, report=print):
     """Our own form, for want of a published one: [{"video": "a.mp4", "events": ["a boy kicks a ball", "the dog runs away"]}]."""
 
-    def make(k, entry, report):
+    def make(k, entry):
         if not isinstance(entry["events"], list) or not entry["events"]:
             raise Malformed("'events' is no list of sentences, or an empty one")
         events = [sentence(event) for event in entry["events"]]

@@ -132,8 +132,8 @@ def second_look(examples, records, budget):
     twice the pixels a frame, as far as --total-pixels allows.
 
     (VideoChat-R1's "temporal clue-driven reasoning".) An answer that named no interval, or one beyond the video's end,
-    keeps the whole video. A shorter interval than two seconds is widened to that, as far as the video goes; several intervals are taken as one, from the first start
-    to the last end.
+    keeps the whole video. A shorter interval than two seconds is widened to that, as far as the video goes; several
+    intervals are taken as one, from the first start to the last end.
     """
     again = []
     for e in examples:
@@ -350,9 +350,9 @@ def compare(bench_name, run_a, run_b, args, samples=10_000):
         rewards.judge = load_judge(judges.pop(), args.device)
     each = [[metrics_of(task, [x[i]]) for i in a] for x in (a, b)]
     groups = np.array([a[i]["group"] for i in a])
-    rows = [(metric, metric, groups == groups) for metric in each[0][0]]
-    if len(set(groups)) > 1:
-        rows += [(group, next(iter(each[0][0])), groups == group) for group in sorted(set(groups))]
+    rows = [(metric, metric, np.full(len(a), True)) for metric in each[0][0]]
+    if len(set(groups)) > 1:  # of each group the first metric alone
+        rows += [(group, rows[0][1], groups == group) for group in sorted(set(groups))]
     rng = np.random.default_rng(0)
     print(f"{bench_name}, {len(a)} questions: {run_b} minus {run_a}, in points, with the 95 % interval of a paired bootstrap")
     width = max(10, *(len(label) for label, *_ in rows))

@@ -89,9 +89,9 @@ class Task:
     in seconds, {options}, {box} (the first of the answer's); wanted: in words, what to answer in which tags; form: an
     example of it, shown in the prompt, that the format rule pays in full; rules: {name: rule}, whose sum is a
     completion's reward; metrics: records → {name: number in percent}; ideal: the annotated answer → the text that earns
-    every reward in full, but for rounding; answer: an Example that the data set's reader made for
-    another task → this task's answer to it; toy_tokens: what
-    the toy model needs for its longest answer, thought included (other models: 1024, as in the paper)."""
+    every reward in full, but for rounding; answer: an Example that the data set's reader made for another task → this
+    task's answer to it; toy_tokens: what the toy model needs for its longest answer, thought included (other models:
+    1024, as in the paper)."""
 
     data: str
     prompt: str
@@ -125,7 +125,7 @@ TASKS = {
         "<answer>B</answer><glue>[(5.2, 10.4), (12.0, 13.5)]</glue>",
         {"format": r.gqa_format, "accuracy": r.gqa_accuracy, "iou": r.gqa_iou}, gqa_metrics,
         ideal=lambda a: f"<answer>{a[0]}</answer><glue>{intervals_text(a[1])}</glue>",
-        answer=lambda e: e.answer if isinstance(e.answer, tuple) else (e.answer, [])),  # no evidence, where --clues asks for it in data with letters alone
+        answer=lambda e: (e.answer, [])),  # no evidence, where --clues asks for it in data with letters alone
     "qa": Task(
         "nextgqa",
         "{question}?\n{options}",

@@ -363,7 +363,10 @@ def training_examples(args, rank, world):
         source = TASKS[task].data
         folder, name = on_first(rank, world, lambda: find_data(source, args.data))
         found = read_dataset(source, "train", folder, report)[: args.examples]
-        (own if found[0].task == task else other).append(source if found[0].task == task else f"--bench {source} --task {task}")
+        if found[0].task == task:
+            own.append(source)
+        else:
+            other.append(f"--bench {source} --task {task}")
         examples += posed(found, task)
         names.append(name)
     return examples, ", ".join(dict.fromkeys(names)), [f"--bench {','.join(own)}"] * bool(own) + other
