@@ -23,6 +23,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from datetime import timedelta
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
 
@@ -42,7 +43,7 @@ from judge import load_judge
 from metrics import append_line, versions
 from model import ATTENTION, encode_videos
 from report import read_lines
-from scale import on_first, start_processes
+from scale import on_each, on_first, start_processes
 from tasks import TASKS, load_prompt, longest_answer, posed, question_text, score
 from toy import find_data
 from train import TOY_MODEL
@@ -179,6 +180,7 @@ def draw_intervals(path, records, title, rows=14):
     plt.close(figure)
 
 
+PATIENCE = timedelta(days=7)  # shares of long videos are unequal, and who has finished waits; torchrun ends those of a dead process
 MISSING = 0.1  # Some clips of most benchmarks can no longer be had. Where more than this share is not there, the folder is wrong.
 
 
@@ -220,8 +222,8 @@ def bench(bench_name, name, args, rank, world, device):
     if rank == 0:
         print(f"model: {shown}   data: {data_name}, {len(examples)} questions   frames: {budget.fps:g} a second, at most {budget.max_frames}"
               f"   think: {think}   decoding: greedy{'   BLIND: all frames grey' if args.blind else ''}")  # fmt: skip
-    model, tokenizer = load(path, device, attn=args.attn)
-    decoder = Decoder(limit=60)
+    model, tokenizer = on_each(world, lambda: load(path, device, attn=args.attn))
+    decoder = Decoder(args.decode_timeout)
 
     def answers(file_name, asked, seen):
         """All records of one round of questions, in their order; what the file holds already is not asked again."""
@@ -229,9 +231,7 @@ def bench(bench_name, name, args, rank, world, device):
         done = on_first(rank, world, lambda: answered(predictions))
         mine = [e for e in asked if e.id not in done][rank::world]  # shared out by number: each question is answered by one process
         with tqdm(total=len(mine), desc=f"answering {bench_name}", unit="question", dynamic_ncols=True, disable=rank != 0) as bar:
-            answer_all(model, tokenizer, mine, seen, think, args.blind, max_new_tokens, args.batch_size, predictions, bar, decoder)
-        if world > 1:
-            dist.barrier()
+            on_each(world, lambda: answer_all(model, tokenizer, mine, seen, think, args.blind, max_new_tokens, args.batch_size, predictions, bar, decoder))
         found = read_predictions(predictions)
         return [found[e.id] for e in asked]
 
@@ -415,6 +415,7 @@ def parse_args(argv=None):
     g.add_argument("--blind", action="store_true", help="replace every frame by grey")
     g.add_argument("--max-new-tokens", type=int, help="longest answer (default: the task's usual length, or the run's if that is more; with --ask 256)")
     g.add_argument("--batch-size", type=int, default=16, help="questions answered together")
+    g.add_argument("--decode-timeout", type=float, default=600, help="seconds after which a video counts as unreadable; an hour of video takes minutes")
     g.add_argument("--student", metavar="DIR", help="with the functions you wrote in DIR (exercises.py) instead of this repository's own")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
@@ -428,7 +429,7 @@ def parse_args(argv=None):
             raise BadInput(f"--bench {name} is unknown; there is: {', '.join(DATASETS)}, all")
     if args.video and not args.ask:
         raise BadInput("--video needs a question: --ask \"…\"")
-    for name in ("limit", "batch_size", "max_new_tokens"):
+    for name in ("limit", "batch_size", "max_new_tokens", "decode_timeout"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1")
     if args.compare and args.judge:
@@ -449,7 +450,7 @@ def main():
             for bench_name in args.benches:
                 compare(bench_name, *args.compare, args)
             return
-        rank, world, device = start_processes(args.device)
+        rank, world, device = start_processes(args.device, PATIENCE)
         if args.judge:
             rewards.judge = load_judge(args.judge, device)
         columns = []

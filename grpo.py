@@ -15,17 +15,17 @@ PPO, the method before it, trains a second network to estimate how good an answe
 Everything here is tensors in, tensors out; there are no files and no other processes. Letters: B
 prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold one group.
 Of model.py, the next chapter, this is needed: `prefill` reads the prompts and returns logits (B, V), a
-cache of keys and values, and the next positions; `decode_step` adds one token to every completion.
+cache of keys and values, and the next positions; `decode_step` adds one token to every completion, and
+`fast_decoding` is decode_step with what makes it fast (fast_decoding.py, which a first reader may skip).
 
     python grpo.py                       # the algorithm at work where there is no video: on a bandit with three arms
     python -m doctest grpo.py -v         # runs the examples in the docstrings
 """
 
-from functools import partial
-
 import torch
 
-from model import decode_step, prefill, recorded_decode_step, threads_for_one_token
+from fast_decoding import fast_decoding
+from model import prefill
 
 # ------------------------------------------------------------------------------------------------
 # 1. Sample
@@ -55,34 +55,25 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
     logits = logits.repeat_interleave(G, dim=0)  # (B·G, V): all G first tokens from the same distribution
     position = position.repeat_interleave(G)
     cache.start_decoding(G, C)
-    # All the chance that the group will need, drawn at once: (B·G, C) numbers in [0, 1).
+    # All uniform random numbers, drawn up front: (B·G, C) in [0, 1).
     chance = generators and torch.cat([torch.rand(G, C, dtype=torch.float64, device=device, generator=g) for g in generators])
     stop = torch.tensor(stop_ids, device=device)
     tokens = torch.full((B * G, C), stop_ids[0], device=device)
     logps = torch.zeros(B * G, C, device=device)
-    rows = torch.arange(B * G, device=device).view(B, G)  # the completions that are being decoded
-    alive = torch.ones(B * G, dtype=torch.bool, device=device)  # those of them that have not ended
-    next_logits = partial(decode_step, model, cache)
-    with threads_for_one_token(model):
+    alive = torch.ones(B * G, dtype=torch.bool, device=device)  # completions that have not ended
+    with fast_decoding(model, cache, B, G) as next_logits:
         for step in range(C):
-            flat = rows.flatten()
             logp = logits.log_softmax(dim=-1)
-            token = logp.argmax(dim=-1) if chance is None else draw(logp, chance[flat, step])
+            token = logp.argmax(dim=-1) if chance is None else draw(logp, chance[:, step])
             token = torch.where(alive, token, stop[0])
-            tokens[flat, step] = token
-            logps[flat, step] = torch.where(alive, logp.gather(1, token[:, None])[:, 0], 0.0)
+            tokens[:, step] = token
+            logps[:, step] = torch.where(alive, logp.gather(1, token[:, None])[:, 0], 0.0)
             if on_token:
                 on_token(token)
             alive = alive & ~torch.isin(token, stop)
-            if step + 1 == C or (step % 8 == 7 or device.type == "cpu") and not alive.any():  # to ask makes the CPU wait for the GPU
+            logits = next_logits(token, position + step, alive) if step + 1 < C else None
+            if logits is None:  # all have ended
                 break
-            if device.type == "cuda" and step == 0:
-                next_logits = recorded_decode_step(model, cache, token, position)
-            if device.type == "cpu" and step % 4 == 3 and (kept := worth_keeping(alive.view(rows.shape))) is not None:
-                cache.keep(kept)
-                rows = rows.flatten()[kept]
-                alive, token, position = (x[kept.flatten()] for x in (alive, token, position))
-            logits = next_logits(token, position + step)
     mask = completion_mask(tokens, stop)
     longest = int(mask.any(dim=0).sum())
     return tuple(x[:, :longest].view(B, G, longest) for x in (tokens, mask, logps))
@@ -100,23 +91,6 @@ def completion_mask(tokens, stop):
     is_stop = torch.isin(tokens, stop).int()
     stops_before = is_stop.cumsum(dim=-1) - is_stop
     return stops_before == 0
-
-
-def worth_keeping(alive):
-    """Which rows of the batch to go on with, if a narrower batch is worth copying the cache for.
-
-    Args:    alive (B, G): which completions have not ended yet.
-    Returns: (B', G') numbers of rows, the prompts that have any living, each with its living ones first and
-             filled up with ended ones to the same width; None if that would save less than a quarter.
-
-    >>> worth_keeping(torch.tensor([[True, False, True], [False, False, False], [False, False, True]])).tolist()
-    [[0, 2], [8, 6]]
-    """
-    prompts, most = alive.any(dim=1), int(alive.sum(dim=1).max())
-    if int(prompts.sum()) * most > 0.75 * alive.numel():
-        return None
-    living_first = alive.int().argsort(dim=1, descending=True, stable=True)
-    return torch.arange(alive.numel()).view(alive.shape).gather(1, living_first)[prompts, :most]
 
 
 def draw(logp, chance):

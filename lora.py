@@ -28,11 +28,12 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class WithDetour(nn.Module):
-    """A linear layer and its detour. `on` is False while the reference policy is asked."""
+    """A linear layer and its detour. `on` is False while the reference policy is asked; `ready`: A and
+    B in the dtype that the layer computes in, during a rollout (see adapters_ready)."""
 
     def __init__(self, base, rank, alpha):
         super().__init__()
-        self.base, self.scale, self.on = base.requires_grad_(False), alpha / rank, True
+        self.base, self.scale, self.on, self.ready = base.requires_grad_(False), alpha / rank, True, None
         like = dict(device=base.weight.device, dtype=torch.float32)  # few and small: no need to be thrifty with their bits
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **like))
@@ -43,7 +44,8 @@ class WithDetour(nn.Module):
         y = self.base(x)
         if not self.on:
             return y
-        return y + (x @ self.lora_A.to(x.dtype).T) @ self.lora_B.to(x.dtype).T * self.scale
+        A, B = self.ready or (self.lora_A.to(x.dtype), self.lora_B.to(x.dtype))
+        return y + (x @ A.T) @ B.T * self.scale
 
 
 def add_adapters(model, rank, alpha=None, seed=0):
@@ -72,6 +74,18 @@ def reference_policy(model):
     finally:
         for m in detours(model).values():
             m.on = True
+
+
+@contextmanager
+def adapters_ready(model):
+    """For a rollout: A and B are cast once, not once for each of a thousand tokens."""
+    for m in detours(model).values():
+        m.ready = tuple(half.detach().to(m.base.weight.dtype) for half in (m.lora_A, m.lora_B))
+    try:
+        yield
+    finally:
+        for m in detours(model).values():
+            m.ready = None
 
 
 def save_adapters(tensors, folder, base, rank, alpha=None):

@@ -16,14 +16,22 @@ Letters: P prompt tokens, B prompts, G completions of each, C completion tokens 
 size, H query heads and K key/value heads of d numbers each, V vocabulary.
 """
 
-from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
+
+# cuDNN's attention comes first on Hopper and plans anew for every shape (pytorch #155958); in video
+# RL hardly two shapes are alike. Without it PyTorch takes its own flash kernel.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 # ------------------------------------------------------------------------------------------------
 # 1. Positions
@@ -87,10 +95,11 @@ def encode_videos(model, prompts):
     Args:    prompts: list of data.Prompt.
     Returns: one (video tokens of the prompt, D) tensor per prompt.
     """
-    device = model.device
+    first_weight = model.model.visual.patch_embed.proj.weight  # where it is now: --offload keeps it on the CPU between uses
     grids = [grid for prompt in prompts for grid in prompt.grids]
-    patches = torch.cat([prompt.patches for prompt in prompts]).to(device, model.model.visual.patch_embed.proj.weight.dtype)
-    features = model.model.visual(patches, grid_thw=torch.tensor(grids, device=device)).pooler_output
+    patches = torch.cat([prompt.patches for prompt in prompts]).to(first_weight)
+    layout = vision_layout(torch.tensor(grids), model.config.vision_config, patches.device)
+    features = model.model.visual(patches, grid_thw=torch.tensor(grids), **layout).pooler_output
     per_video = [t * h * w // model.config.vision_config.spatial_merge_size**2 for t, h, w in grids]
     per_prompt, i = [], 0
     for prompt in prompts:
@@ -99,19 +108,35 @@ def encode_videos(model, prompts):
     return list(features.split(per_prompt))
 
 
+def vision_layout(grids, config, device):
+    """What the vision tower derives from its grids, computed on the CPU: on a GPU each step of it
+    would make the CPU wait. grids (videos, 3) int64, on the CPU.
+
+    Window and frame boundaries stay on the CPU, where window_attention reads them.
+    """
+    merge = config.spatial_merge_size
+    order, windows = get_vision_window_index(grids, merge, config.window_size, config.patch_size)
+    return {
+        "position_ids": get_vision_position_ids(grids, merge).to(device),
+        "window_index": order.to(device),
+        "cu_window_seqlens": windows,
+        "cu_seqlens": get_vision_cu_seqlens(grids),
+    }
+
+
 def embed(model, ids, features):
     """Token embeddings with the video's features in the places of its <|video_pad|> tokens.
 
-    Args:    ids (P,); features (video tokens, D).
-    Returns: (P, D).
+    Args:    ids (P,), on the CPU (counting on a GPU would wait for it); features (video tokens, D).
+    Returns: (P, D), where the features are.
 
     The assertion stands guard over the whole project: a prompt whose video got lost trains on text
     alone, and every curve still looks plausible.
     """
     is_video = ids == model.config.video_token_id
     assert int(is_video.sum()) == len(features), f"{int(is_video.sum())} video tokens but {len(features)} video features"
-    text = model.model.language_model.embed_tokens(ids)
-    return text.masked_scatter(is_video[:, None], features.to(text.dtype))
+    text = model.model.language_model.embed_tokens(ids.to(features.device))
+    return text.masked_scatter(is_video.to(features.device)[:, None], features.to(text.dtype))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -209,19 +234,38 @@ def packed_attention(query, key, value, group, scale, attend):
 def window_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, attend, **_):
     """What each layer of the vision tower calls: attention inside windows (or frames), never across.
 
-    query, key, value (1, H, N, d); cu_seq_lens_q: where windows begin and end among the N patches. Windows
-    of equal size are attended to together: a clip has hundreds of them and a handful of sizes. transformers
-    would make one call a window; it hands the boundaries over only to implementations named after flash.
+    query, key, value (1, H, N, d); cu_seq_lens_q: where windows begin and end among the N patches, on
+    the CPU. Windows of equal size are attended to together: a clip has hundreds of them and a handful
+    of sizes. transformers would make one call per window; it hands the boundaries over only to
+    implementations named after flash.
     """
-    sizes = cu_seq_lens_q.diff().tolist()
-    starts, chunks, places = cu_seq_lens_q[:-1], [], []
-    for size in set(sizes):
-        mine = torch.tensor([s == size for s in sizes], device=query.device)
-        place = starts[mine].long()[:, None] + torch.arange(size, device=query.device)  # (windows, size)
+    places, back = windows_by_size(cu_seq_lens_q, query.device)
+    chunks = []
+    for place in places:  # (windows, size)
         q, k, v = (x[0][:, place].transpose(0, 1) for x in (query, key, value))  # (windows, H, size, d)
         chunks.append(attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))  # (windows · size, H, d)
-        places.append(place.flatten())
-    return torch.cat(chunks)[torch.cat(places).argsort()][None], None  # (1, N, H, d)
+    return torch.cat(chunks)[back][None], None  # (1, N, H, d)
+
+
+@lru_cache(maxsize=4)
+def windows_by_size(boundaries, device):
+    """The patches of each window, windows of one size together, and the way back to their order.
+
+    Args:    boundaries (windows + 1,) on the CPU.
+    Returns: a list of (windows of that size, size) patch numbers, and (N,): the place of each patch
+             in these lists, one after the other; both on `device`.
+
+    Remembered by the tensor itself (tensors are equal as keys only to themselves): all layers of a
+    forward are handed the same two, of windows and of frames.
+
+    >>> places, back = windows_by_size(torch.tensor([0, 2, 3, 5]), torch.device("cpu"))
+    >>> [place.tolist() for place in places], back.tolist()
+    ([[[2]], [[0, 1], [3, 4]]], [1, 2, 0, 3, 4])
+    """
+    starts, sizes = boundaries[:-1].long(), boundaries.diff()
+    places = [starts[sizes == n][:, None] + torch.arange(n) for n in sizes.unique().tolist()]
+    back = torch.cat([place.flatten() for place in places]).argsort()
+    return [place.to(device) for place in places], back.to(device)
 
 
 for name, attend in ATTENTION.items():
@@ -292,10 +336,17 @@ def token_logits(model, hidden):
     ruled out here, in the one place that both the sampler and the scorer go through.
     """
     logits, c = model.lm_head(hidden).float(), model.config
-    never = torch.zeros(logits.shape[-1], device=logits.device)
-    for token in (c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id):
-        never[token] = float("-inf")
-    return logits + never
+    vision = (c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id)
+    return logits + never_sampled(vision, logits.shape[-1], logits.device)
+
+
+@lru_cache(maxsize=None)
+def never_sampled(tokens, vocabulary, device):
+    """0 for every token and −inf for `tokens`: (V,). Made on the CPU and copied once per device: a
+    number written into a GPU's tensor waits for the GPU, which a graph being recorded must not."""
+    mask = torch.zeros(vocabulary)
+    mask[list(tokens)] = float("-inf")
+    return mask.to(device)
 
 
 def prefill(model, prompts, features):
@@ -306,9 +357,9 @@ def prefill(model, prompts, features):
     """
     cache, last, after = GroupCache(), [], []
     for prompt, feature in zip(prompts, features, strict=True):
-        positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config).to(model.device)
+        positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config).to(feature.device)
         hidden = model.model.language_model(
-            inputs_embeds=embed(model, prompt.ids.to(model.device), feature)[None], position_ids=positions[:, None],
+            inputs_embeds=embed(model, prompt.ids, feature)[None], position_ids=positions[:, None],
             attention_mask=NO_MASK, past_key_values=cache,
         ).last_hidden_state
         last.append(hidden[0, -1])
@@ -349,22 +400,6 @@ def rms_norm(x, norm):
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-@contextmanager
-def threads_for_one_token(model):
-    """One CPU thread for the decoding of a small model: its products are done before a second thread has woken up.
-
-    (The toy on 2 cores, one decoding step: one thread 2.9 ms; two threads that sleep while they wait 6 ms; two
-    that spin 2.5 ms, but 60 ms as soon as anything else runs on the machine.)
-    """
-    threads = torch.get_num_threads()
-    if model.device.type == "cpu" and model.config.text_config.hidden_size < 1024:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def rotate(x, cos, sin):
     """Rotary position embedding (arXiv 2104.09864 §3.4.2): number i and number i + d/2 of each head turn by the position's angle."""
     a, b = x.chunk(2, dim=-1)
@@ -386,45 +421,13 @@ def decode_attention(query, own, prompt, mask):
         return x.view(B, G, K, rep, -1).transpose(1, 2).reshape(B, K, G * rep, -1)
 
     to_prompt, to_own = by_prompt(rows) @ prompt[0].transpose(2, 3), by_prompt(rows @ own[0].transpose(2, 3))
-    weights = (torch.cat([to_prompt, to_own], dim=3) + mask).float().softmax(dim=3).to(query.dtype)  # (B, K, G·rep, P + C)
+    scores = torch.cat([to_prompt, to_own], dim=3).float() + mask  # (B, K, G·rep, P + C)
+    weights = scores.softmax(dim=3).to(query.dtype)
 
     def by_row(x):  # and back
         return x.view(B, K, G, rep, -1).transpose(1, 2).reshape(B * G, K, rep, -1)
 
     return (by_row(weights[..., :P] @ prompt[1]) + by_row(weights[..., P:].contiguous()) @ own[1]).flatten(1)
-
-
-def recorded_decode_step(model, cache, tokens, positions):
-    """decode_step as a CUDA graph: recorded once, then replayed by a single call.
-
-    A step of a 7B model is about a thousand small kernels, and Python needs longer to launch them than the
-    GPU to run them. A graph launches them all at once; in return every address in it is fixed, which is why
-    the cache is allocated in full beforehand and the inputs are copied into place.
-
-    Args:    as decode_step's; only shapes are taken from tokens and positions.
-    Returns: a function (tokens, positions) → logits (B·G, V), overwritten by the next call.
-    """
-    tokens, positions = tokens.clone(), positions.clone()
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # kernels choose and load themselves on their first runs, which cannot be recorded
-        for _ in range(2):
-            decode_step(model, cache, tokens, positions)
-            cache.rewind()  # it was only practice
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = decode_step(model, cache, tokens, positions)
-    cache.rewind()
-
-    def replay(new_tokens, new_positions):
-        tokens.copy_(new_tokens)
-        positions.copy_(new_positions)
-        graph.replay()
-        return logits
-
-    return replay
 
 
 # ------------------------------------------------------------------------------------------------
@@ -445,10 +448,10 @@ def group_logprobs(model, prompt, features, completions, chunk=1024):
     `chunk` of them at a time, and is recomputed in the backward pass: with V = 152,064, float32 logits of 8 × 1024
     tokens would be 5 GB.
     """
-    (G, C), device = completions.shape, model.device
+    (G, C), device = completions.shape, features.device
     completions = completions.to(device)
     embed_tokens = model.model.language_model.embed_tokens
-    embeds = torch.cat([embed(model, prompt.ids.to(device), features), embed_tokens(completions.flatten())])
+    embeds = torch.cat([embed(model, prompt.ids, features), embed_tokens(completions.flatten())])
     positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config).to(device)
     after = positions[:, -1].amax() + 1 + torch.arange(C, device=device)  # every completion starts at the same position
     positions = torch.cat([positions, after.repeat(G).expand(3, -1)], dim=1)

@@ -13,6 +13,7 @@ weight of 0.1 cannot be changed by 1e-6 at all; adding lr · step to it would ro
 """
 
 import copy
+import math
 import os
 import re
 from contextlib import contextmanager, nullcontext
@@ -41,17 +42,27 @@ from weights import check_family, load, save
 # torchrun starts the same program W times and tells each its rank through environment variables.
 
 
-def start_processes(device):
-    """Returns (rank, world size, device of this process). Without torchrun: (0, 1, device)."""
+def start_processes(device, patience=timedelta(minutes=30)):
+    """Returns (rank, world size, device of this process). Without torchrun: (0, 1, device).
+
+    patience: how long a process waits for the others, before it takes them for dead.
+    Raises BadInput where processes outnumber GPUs.
+    """
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, device
     rank, world, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # processes on this machine
     if device == "cuda":
+        if here > torch.cuda.device_count():
+            raise BadInput(
+                f"{here} processes and {torch.cuda.device_count()} GPU(s) on this machine: "
+                "each needs one of its own, so give torchrun --nproc-per-node as many as there are GPUs"
+            )
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(max(1, os.cpu_count() // world))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=timedelta(minutes=30))
+    # torchrun leaves each process one thread. --offload's optimizer works on the CPU as well.
+    torch.set_num_threads(max(1, os.cpu_count() // here))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=patience)
     return rank, world, device
 
 
@@ -86,6 +97,26 @@ def on_first(rank, world, work):
     return result[0]
 
 
+def on_each(world, work):
+    """Runs `work` in every process and returns its result; the BadInput of any one is raised in all,
+    so that none waits for a process that has given up, and process 0 says what is wrong. Of what went
+    well only this is heard elsewhere: everybody waits until all have done it."""
+    result, problem = None, None
+    try:
+        result = work()
+    except BadInput as e:
+        problem = str(e)
+    problems = [problem]
+    if world > 1:
+        problems = [None] * world
+        dist.all_gather_object(problems, problem)
+    for process, said in enumerate(problems):
+        if said is not None:
+            alone = world > 1 and problems.count(said) < world
+            raise BadInput(f"process {process}: {said}" if alone else said)
+    return result
+
+
 # ------------------------------------------------------------------------------------------------
 # Gradients and the optimizer
 # ------------------------------------------------------------------------------------------------
@@ -117,14 +148,23 @@ class MasterAdamW:
 
     masters: {name: float32 tensor}. Where the policy is float32 itself, or sharded (FSDP2 keeps its shards in float32
     and gathers them in bfloat16), they are the policy's own parameters. offload: masters and moments stay in the
-    CPU's memory, 12 bytes a weight that the GPU need not hold, and are updated there.
+    CPU's memory, 12 bytes per weight that the GPU need not hold, and are updated there.
+
+    Each parameter has an AdamW of its own, which steps and lets its gradient go before the next one's turn. One for
+    all would hold float32 copies of all gradients and as many temporaries: 24 bytes per weight, not 16.
     """
 
     def __init__(self, policy, lr, offload=False):
-        self.parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        own = lambda p: p.dtype == torch.float32 and not (offload and p.device.type == "cuda")
-        self.masters = {n: p if own(p) else p.detach().to("cpu" if offload else p.device, torch.float32, copy=True) for n, p in self.parameters.items()}
-        self.adam = torch.optim.AdamW(self.masters.values(), lr=lr, weight_decay=0.0)
+        self.parameters = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+
+        def master(p):
+            if p.dtype == torch.float32 and not (offload and p.device.type != "cpu"):
+                return p
+            return p.detach().to("cpu" if offload else p.device, torch.float32, copy=True)
+
+        self.masters = {n: master(p) for n, p in self.parameters.items()}
+        adam = partial(torch.optim.AdamW, lr=lr, weight_decay=0.0, foreach=False)
+        self.adams = {n: adam([m]) for n, m in self.masters.items()}
 
     def step(self, lr, grad_clip, world):
         """Adds up gradients, clips their norm, steps. Returns the norm before clipping; if that is not finite, nothing is changed."""
@@ -132,38 +172,58 @@ class MasterAdamW:
         add_up_gradients(parameters, world)
         norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        if norm == norm and norm != float("inf"):
-            for group in self.adam.param_groups:
-                group["lr"] = lr
-            copies = [(p, m) for p, m in zip(parameters, self.masters.values()) if m is not p]
-            for p, m in copies:
-                m.grad = None if p.grad is None else p.grad.to(m)  # None: no group of the step had anything to teach
-            self.adam.step()
-            with torch.no_grad():
-                for p, m in copies:
-                    p.copy_(m)
-                    m.grad = None
-        for p in parameters:
+        for name, p in self.parameters.items():
+            if math.isfinite(norm) and p.grad is not None:  # None: no group of the step had anything to teach
+                self.update(p, self.masters[name], self.adams[name], lr)
             p.grad = None
         return norm
+
+    @staticmethod
+    def update(p, master, adam, lr):
+        adam.param_groups[0]["lr"] = lr
+        if master is not p:
+            master.grad, p.grad = p.grad.to(master), None
+        adam.step()
+        master.grad = None
+        if master is not p:
+            with torch.no_grad():
+                p.copy_(master)
 
     def tensors(self):
         """{name: tensor} of all that a checkpoint must hold to go on as if nothing had happened, sharded and where they are (save_checkpoint gathers them)."""
         kept = {}
         for name, m in self.masters.items():
-            state = self.adam.state[m] or {"exp_avg": torch.zeros_like(m), "exp_avg_sq": torch.zeros_like(m), "step": torch.tensor(0.0)}
+            state = self.adams[name].state[m] or {"exp_avg": torch.zeros_like(m), "exp_avg_sq": torch.zeros_like(m), "step": torch.tensor(0.0)}
             kept |= {f"{name}.master": m.detach()} | {f"{name}.{k}": v for k, v in state.items()}
         return kept
 
     def load_tensors(self, kept):
         """kept: a function, name → whole CPU tensor, for the names that `tensors` gives (checkpoint.read_checkpoint makes it)."""
         for name, m in self.masters.items():
-            like = lambda t: distribute_tensor(t.to(m.device), m.device_mesh, m.placements) if isinstance(m, DTensor) else t.to(m.device)
             with torch.no_grad():
-                m.copy_(like(kept(f"{name}.master")))
+                fill_own_part(m, kept(f"{name}.master"))
                 if self.parameters[name] is not m:
                     self.parameters[name].copy_(m)
-            self.adam.state[m] = {k: like(kept(f"{name}.{k}")).clone() for k in ("exp_avg", "exp_avg_sq")} | {"step": kept(f"{name}.step").clone()}
+            state = {"step": kept(f"{name}.step").clone()}
+            for k in ("exp_avg", "exp_avg_sq"):  # made like the master, so where it is: with --offload on the CPU
+                state[k] = torch.zeros_like(m)
+                fill_own_part(state[k], kept(f"{name}.{k}"))
+            self.adams[name].state[m] = state
+
+
+def own_rows(p):
+    """Which rows of a sharded parameter this process holds: as many in each, fewer in the last ones (FSDP2)."""
+    rows = -(-p.shape[0] // p.device_mesh.size())
+    first = min(p.shape[0], rows * p.device_mesh.get_rank())
+    return slice(first, first + len(p.to_local()))
+
+
+def fill_own_part(p, tensor):
+    """p ← tensor, of which a sharded p takes its own rows. No process needs another for it."""
+    if isinstance(p, DTensor):
+        p.to_local().copy_(tensor[own_rows(p)])
+    else:
+        p.copy_(tensor)
 
 
 def whole(tensor):
@@ -218,7 +278,7 @@ def gathered(model):
         unit.set_reshard_after_forward(True, recurse=False)
 
 
-def load_sharded(name, device, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):
+def load_sharded(name, device, dtype, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):
     """(model, tokenizer) like weights.load, but sharded; while loading, no process holds or reads more than its share.
 
     The model is made on the "meta" device (shapes without numbers), split, and filled from *.safetensors. The files
@@ -231,17 +291,16 @@ def load_sharded(name, device, attn="sdpa", trained=True, adapters=None, recompu
         tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as e:
         raise BadInput(f"model {name} cannot be loaded: {str(e).strip().splitlines()[0][:200]}") from e
-    computed_in = torch.float32 if str(device) == "cpu" else torch.bfloat16
     with torch.device("meta"):
         model = prepare(Qwen2_5_VLForConditionalGeneration(config), attn).eval()
-        model.to(torch.float32 if trained and not adapters else computed_in).requires_grad_(trained)
+        model.to(torch.float32 if trained and not adapters else dtype).requires_grad_(trained)
         if adapters:
             add_adapters(model, adapters)
     if os.path.isfile(os.path.join(folder, "generation_config.json")):
         model.generation_config = GenerationConfig.from_pretrained(folder)
     if recompute:
         recompute_activations(model)
-    shard(model, computed_in, offload)
+    shard(model, dtype, offload)
     model.to_empty(device="cpu" if offload else device)
     fill(model, folder)
     for part in (model.model.language_model, model.model.visual):  # what is computed and not loaded: rotary frequencies
@@ -290,10 +349,8 @@ def fill(model, folder):
                 name = "model.language_model.embed_tokens.weight"  # one matrix serves as both
             if name not in found:
                 raise BadInput(f"model folder {folder} has no weight {name}: it is incomplete or of another family")
-            local, (file, key) = p.to_local(), found[name]
-            rows = -(-p.shape[0] // p.device_mesh.size())  # of each process but the last ones: how FSDP2 splits
-            first = min(p.shape[0], rows * p.device_mesh.get_rank())
-            local.copy_(file.get_slice(key)[first:first + len(local)])
+            file, key = found[name]
+            fill_own_part(p, file.get_slice(key))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -304,12 +361,13 @@ def fill(model, folder):
 def load_models(args, device):
     """(policy, tokenizer, reference): `with reference() as fixed` gives the policy as it was before training."""
     wanted = dict(attn=args.attn, adapters=args.lora, recompute=args.recompute)
+    dtype = getattr(torch, args.dtype)
     kl = args.method == "grpo" and args.beta > 0
     if args.shard:
-        policy, tokenizer = load_sharded(args.model, device, offload=args.offload, **wanted)
-        fixed = load_sharded(args.model, device, attn=args.attn, trained=False)[0] if kl and not args.lora else None
+        policy, tokenizer = load_sharded(args.model, device, dtype, offload=args.offload, **wanted)
+        fixed = load_sharded(args.model, device, dtype, attn=args.attn, trained=False)[0] if kl and not args.lora else None
     else:
-        policy, tokenizer = load(args.model, device, attn=args.attn)
+        policy, tokenizer = load(args.model, device, dtype, args.attn)
         fixed = copy.deepcopy(policy).requires_grad_(False) if kl and not args.lora else None
         if args.lora:
             add_adapters(policy, args.lora)

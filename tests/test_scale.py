@@ -172,7 +172,7 @@ def test_plan_counts_what_is_there(base):
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step(1e-3, 1.0, 1)
-    held = sum(v.nbytes for s in optimizer.adam.state.values() for k, v in s.items() if k != "step")
+    held = sum(v.nbytes for s in (adam.state[m] for adam, m in zip(optimizer.adams.values(), optimizer.masters.values())) for k, v in s.items() if k != "step")
     assert weights["optimizer"] == held and weights["weights"] == 4 * sizes["N"] == weights["gradients"]
     assert all(v > 0 for v in (*moving.values(), *operations.values()))
 

@@ -52,7 +52,7 @@ def test_a_run_leaves_all_that_it_promises(one_process):
         assert {"data", "sample", "reward", "reference", "update", "record"} == set(line["seconds"])
         assert line["reward"] == pytest.approx(line["reward/grounding/format"] + line["reward/grounding/iou"], rel=1e-6)
     assert lines[0]["kl"] < 1e-6 < lines[2]["kl"]  # at first the policy is the reference policy
-    assert "sampler and scorer agree" in done.stderr + done.stdout and "The loss of step 1 is 0" in done.stderr + done.stdout
+    assert "(one forward) differ by" in done.stderr + done.stdout and "The loss of step 1 is 0" in done.stderr + done.stdout
     with open(os.path.join(out, "settings.json")) as f:
         settings = json.load(f)
     assert settings["seed"] == 0 and settings["versions"]["torch"] == torch.__version__ and settings["video_budget"]["fps"] == 2.0
@@ -140,10 +140,15 @@ def test_each_pass_sees_every_example_once_in_an_order_of_its_own():
 
 
 def test_a_run_stops_when_sampler_and_scorer_disagree():
-    train.check_sampler(2e-6, torch.float32)
-    for gap in (0.1, float("nan")):
+    """A few far tokens are bfloat16's; many are a mistake, and so is anything in float32."""
+    healthy = torch.cat([torch.full((9_950,), 0.02), torch.full((50,), 0.6)])
+    assert "6.0e-01 at most" in train.check_sampler(healthy, torch.bfloat16, 1)
+    train.check_sampler(torch.full((1000,), 2e-6), torch.float32, 1)
+    for gaps, dtype in ((healthy, torch.float32), (torch.full((1000,), 0.2), torch.bfloat16),
+                        (torch.cat([torch.zeros(97), torch.ones(3)]), torch.bfloat16),
+                        (torch.tensor([0.0, float("nan")]), torch.bfloat16)):  # fmt: skip
         with pytest.raises(BadInput, match="sampler's and the scorer's"):
-            train.check_sampler(gap, torch.float32)
+            train.check_sampler(gaps, dtype, 1)
 
 
 # Mistakes -----------------------------------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""fast_decoding.py: the same tokens, sooner.
+
+Sampling calls `decode_step` (model.py) once per token. On a GPU most of that time is spent starting
+kernels, on a CPU on completions that have long ended and on threads that wait for each other. What is
+done about it changes no number, so grpo.py does not have to know:
+
+    GPU    the step is recorded once as a CUDA graph and replayed (record)
+    CPU    completions that have ended leave the batch (worth_keeping), and a small model runs on
+           one thread (threads_for_one_token)
+"""
+
+import sys
+from contextlib import contextmanager
+from functools import cache as once
+from functools import partial
+
+import torch
+
+from model import decode_step
+
+ASK_EVERY = 8  # tokens. Whether all completions have ended is known to the GPU; asking makes the CPU wait
+NARROW_EVERY = 4  # tokens between two looks at whether a narrower batch is worth copying the cache for
+
+
+@contextmanager
+def fast_decoding(model, cache, B, G):
+    """Gives next_logits(tokens, positions, alive) → logits (B·G, V) of every row's next token.
+
+    Args:    cache: a GroupCache after start_decoding, of B prompts and G completions of each.
+             Of next_logits: tokens (B·G,) just sampled, their positions (B·G,), and alive (B·G,) bool:
+             which completions have not ended. What it returns for the others means nothing.
+    It returns None once no completion is alive (on a GPU up to ASK_EVERY tokens later).
+    """
+    with threads_for_one_token(model):
+        yield Decoding(model, cache, B, G)
+
+
+class Decoding:
+    """next_logits of fast_decoding: rows (B', G') are the completions that are still in the batch."""
+
+    def __init__(self, model, cache, B, G):
+        self.model, self.cache, self.steps = model, cache, 0
+        self.rows = torch.arange(B * G).view(B, G)
+        self.step = partial(decode_step, model, cache)
+
+    def __call__(self, tokens, positions, alive):
+        self.steps += 1
+        on_cpu = tokens.device.type == "cpu"
+        if (on_cpu or self.steps % ASK_EVERY == 0) and not alive.any():
+            return None
+        if self.steps == 1 and can_record(tokens.device):
+            self.step = recorded_or_plain(self.model, self.cache, tokens, positions)
+        if on_cpu and self.steps % NARROW_EVERY == 0:
+            self.narrow(alive)
+        if self.rows.numel() == len(tokens):
+            return self.step(tokens, positions)
+        rows = self.rows.flatten()
+        logits = self.step(tokens[rows], positions[rows])
+        return logits.new_zeros(len(tokens), logits.shape[1]).index_copy_(0, rows, logits)
+
+    def narrow(self, alive):
+        kept = worth_keeping(alive[self.rows])
+        if kept is not None:
+            self.cache.keep(kept)
+            self.rows = self.rows.flatten()[kept]
+
+
+def worth_keeping(alive):
+    """Which rows of the batch to go on with, if a narrower batch is worth copying the cache for.
+
+    Args:    alive (B, G): which completions have not ended yet.
+    Returns: (B', G') numbers of rows, the prompts that have any living, each with its living ones first and
+             filled up with ended ones to the same width; None if that would save less than a quarter.
+
+    >>> worth_keeping(torch.tensor([[True, False, True], [False, False, False], [False, False, True]])).tolist()
+    [[0, 2], [8, 6]]
+    """
+    prompts, most = alive.any(dim=1), int(alive.sum(dim=1).max())
+    if int(prompts.sum()) * most > 0.75 * alive.numel():
+        return None
+    living_first = alive.int().argsort(dim=1, descending=True, stable=True)
+    return torch.arange(alive.numel()).view(alive.shape).gather(1, living_first)[prompts, :most]
+
+
+@contextmanager
+def threads_for_one_token(model):
+    """One CPU thread for the decoding of a small model: its products are done before a second thread has woken up.
+
+    (The toy on 2 cores, one decoding step: one thread 2.9 ms; two threads that sleep while they wait 6 ms; two
+    that spin 2.5 ms, but 60 ms as soon as anything else runs on the machine.)
+    """
+    threads = torch.get_num_threads()
+    if model.device.type == "cpu" and model.config.text_config.hidden_size < 1024:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+# ------------------------------------------------------------------------------------------------
+# The CUDA graph
+# ------------------------------------------------------------------------------------------------
+
+
+def can_record(device):
+    return device.type == "cuda"
+
+
+def recorded_or_plain(model, cache, tokens, positions):
+    """The recorded step; where recording fails, one line says why and the plain step goes on."""
+    try:
+        return record(model, cache, tokens, positions)
+    except RuntimeError as e:
+        cache.rewind()
+        say_once(f"sampling goes on without a CUDA graph, more slowly: {str(e).strip().splitlines()[0][:200]}")
+        return partial(decode_step, model, cache)
+
+
+@once
+def say_once(sentence):
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def record(model, cache, tokens, positions):
+    """decode_step as a CUDA graph: recorded once, then replayed by a single call.
+
+    A step of a 7B model is about a thousand small kernels, and Python needs longer to launch them than the
+    GPU to run them. A graph launches them all at once; in return every address in it is fixed, which is why
+    the cache is allocated in full beforehand and the inputs are copied into place.
+
+    It is recorded anew for each rollout, because the cache is another one: the price of three steps
+    (two for practice, one recorded) among the hundreds that are replayed.
+
+    Args:    as decode_step's; only shapes are taken from tokens and positions.
+    Returns: a function (tokens, positions) → logits (B·G, V), overwritten by the next call.
+    Raises:  RuntimeError where a step cannot be recorded; the cache then needs a rewind().
+    """
+    tokens, positions = tokens.clone(), positions.clone()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # kernels choose and load themselves on their first runs, which cannot be recorded
+        for _ in range(2):
+            decode_step(model, cache, tokens, positions)
+            cache.rewind()  # it was only practice
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # what other threads do meanwhile is theirs
+        logits = decode_step(model, cache, tokens, positions)
+    cache.rewind()
+
+    def replay(new_tokens, new_positions):
+        tokens.copy_(new_tokens)
+        positions.copy_(new_positions)
+        graph.replay()
+        return logits
+
+    return replay

@@ -1,0 +1,277 @@
+"""What would fail on a GPU, found without one: see pretended_gpu.py. And bfloat16, on the CPU."""
+
+import json
+import os
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import BASE
+from pretended_gpu import NotOnAGpu, installed
+from tqdm import tqdm
+
+import data
+import eval as evaluation
+import fast_decoding
+import grpo
+import lora
+import model as model_module
+import scale
+import train
+from annotations import read_dataset
+from model import encode_videos, group_logprobs
+from tasks import load_prompt, posed
+from toy_base import TOY_BUDGET
+from weights import load
+
+SMALL = ["--group-size", "4", "--prompts-per-step", "3", "--max-new-tokens", "24", "--lr", "1e-5"]
+MEAN_GAP = {torch.float32: 1e-6, torch.bfloat16: 0.01}  # nats, of two batches of other shapes
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    with installed(monkeypatch) as rules:
+        yield rules
+
+
+@pytest.fixture
+def batch(base, charades):
+    """Three questions: [(k, Example)] and their Prompts."""
+    examples = read_dataset("charades", "train", charades)[:3]
+    return list(enumerate(examples)), [load_prompt(e, TOY_BUDGET, base[1]) for e in examples]
+
+
+def generators():
+    return [train.generator_for(0, 0, k, "cpu") for k in range(3)]
+
+
+def sample(model, prompts, greedy=False):
+    with torch.no_grad():
+        features = encode_videos(model, prompts)
+    stops = model.generation_config.eos_token_id
+    return grpo.sample_groups(model, prompts, features, 4, 24, stops, None if greedy else generators())
+
+
+def on_cpu(x):
+    return x.detach().to("cpu") if isinstance(x, torch.Tensor) else x
+
+
+# Sampling ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
+def test_recorded_sampling_gives_the_cpus_tokens(dtype, greedy, batch, gpu):
+    model = load(BASE, dtype=dtype)[0]
+    tokens, mask, logp = sample(model, batch[1], greedy)
+    model.to("gpu")
+    on_gpu = [on_cpu(x) for x in sample(model, batch[1], greedy)]
+    n = min(tokens.shape[2], on_gpu[0].shape[2])
+    assert torch.equal(tokens[..., :n], on_gpu[0][..., :n]) and torch.equal(mask[..., :n], on_gpu[1][..., :n])
+    assert (logp - on_gpu[2])[mask].abs().mean() < MEAN_GAP[dtype]
+
+
+def test_the_recorded_step_is_replayed(batch, gpu, monkeypatch):
+    """One decode_step in earnest per rollout, and two for practice; all others are replays."""
+    steps, replays = [], []
+    plain = fast_decoding.decode_step
+    monkeypatch.setattr(fast_decoding, "decode_step", lambda *a: (steps.append(1), plain(*a))[1])
+    graph = torch.cuda.CUDAGraph
+    replay = graph.replay
+    monkeypatch.setattr(graph, "replay", lambda self: (replays.append(1), replay(self))[1])
+    model = load(BASE)[0].to("gpu")
+    tokens, *_ = sample(model, batch[1])
+    assert len(steps) == 3 and len(replays) >= tokens.shape[2] - 1
+
+
+def test_where_nothing_can_be_recorded_sampling_goes_on_and_says_why(batch, gpu, monkeypatch, capsys):
+    model = load(BASE)[0]
+    expected = sample(model, batch[1])[0]
+
+    def fails(graph, **_):
+        raise RuntimeError("CUDA error: operation not supported\nCompile with …")
+
+    monkeypatch.setattr(torch.cuda, "graph", fails)
+    fast_decoding.say_once.cache_clear()
+    tokens = [on_cpu(sample(model.to("gpu"), batch[1])[0]) for _ in range(2)]
+    n = min(t.shape[2] for t in (expected, *tokens))
+    assert all(torch.equal(t[..., :n], expected[..., :n]) for t in tokens)
+    said = capsys.readouterr().err
+    assert said.count("without a CUDA graph") == 1 and "CUDA error: operation not supported" in said
+
+
+# Five faults, planted: each would end, or silently slow, a run on CUDA ---------------------------
+
+
+def host_positions(model, cache, tokens, positions, step=fast_decoding.decode_step):
+    return step(model, cache, tokens, positions + torch.arange(len(tokens)))
+
+
+def asks_for_a_number(model, cache, tokens, positions, step=fast_decoding.decode_step):
+    assert cache.length.item() >= 0
+    return step(model, cache, tokens, positions)
+
+
+def indexes_by_a_mask(model, cache, tokens, positions, step=fast_decoding.decode_step):
+    return step(model, cache, tokens[tokens >= 0], positions)
+
+
+def number_written_on_the_device(tokens, vocabulary, device):
+    mask = torch.zeros(vocabulary, device=device)
+    for token in tokens:
+        mask[token] = float("-inf")
+    return mask
+
+
+def mask_left_on_the_host(tokens, vocabulary, device):
+    return torch.zeros(vocabulary).index_fill_(0, torch.tensor(tokens), float("-inf"))
+
+
+@pytest.mark.parametrize(
+    "where, name, fault, says",
+    [
+        (fast_decoding, "decode_step", host_positions, "two devices"),
+        (fast_decoding, "decode_step", asks_for_a_number, "capturing: aten._local_scalar_dense"),
+        (fast_decoding, "decode_step", indexes_by_a_mask, "capturing: aten.index.Tensor by a mask"),
+        (model_module, "never_sampled", number_written_on_the_device, "capturing: aten.copy_"),
+        (model_module, "never_sampled", mask_left_on_the_host, "two devices"),
+    ],
+    ids=lambda x: x.__name__ if callable(x) else "",
+)
+def test_a_planted_fault_is_noticed(where, name, fault, says, batch, gpu, monkeypatch):
+    model = load(BASE)[0].to("gpu")
+    monkeypatch.setattr(where, name, fault)
+    with pytest.raises(NotOnAGpu, match=says):
+        sample(model, batch[1])
+
+
+# Waiting -----------------------------------------------------------------------------------------
+
+
+def test_the_vision_tower_does_not_wait_layer_by_layer(base, batch, gpu):
+    """Copies to the device there must be, but as many for eight layers as for two."""
+    waits = []
+    for depth in (2, 8):
+        torch.manual_seed(0)
+        config = load(BASE)[0].config
+        config.vision_config.depth = depth
+        config.vision_config._attn_implementation = config.text_config._attn_implementation = "sdpa"
+        model = model_module.prepare(type(base[0])(config)).eval().to("gpu")
+        before = gpu.waits
+        with torch.no_grad():
+            encode_videos(model, batch[1])
+        waits.append(gpu.waits - before)
+    assert waits[0] == waits[1] <= 12, waits
+
+
+def test_scoring_does_not_wait(batch, gpu):
+    """Ids, positions and the mask for the prompt travel to the device; nothing comes back."""
+    model = load(BASE)[0].to("gpu")
+    with torch.no_grad():
+        features = encode_videos(model, batch[1])
+        completions = torch.randint(20, 200, (3, 7)).to("gpu")
+        before = gpu.waits
+        group_logprobs(model, batch[1][0], features[0], completions)
+    assert gpu.waits - before <= 5 + model.config.text_config.num_hidden_layers  # a mask per layer stands in for CausalBias
+
+
+# Whole steps -------------------------------------------------------------------------------------
+
+VARIANTS = {
+    "all weights": [],
+    "adapters, recomputed": ["--lora", "4", "--recompute", "--no-train-vision"],
+    "two updates": ["--updates-per-rollout", "2"],
+    "without a KL": ["--beta", "0"],
+    "offloaded": ["--offload"],
+    "sft": ["--method", "sft"],
+}
+
+
+def one_step(device, dtype, flags, batch):
+    """One step of train.py. Returns {parameter: its float32 value after it}, gradient norm, texts, gaps."""
+    args = train.parse_args([*SMALL, "--device", "cpu", "--dtype", str(dtype).removeprefix("torch."), *flags])
+    policy, tokenizer, reference = scale.load_models(args, "cpu")
+    with reference() as fixed:
+        for model in filter(None, (policy, fixed)):
+            model.to(device).tie_weights()  # on the pretended GPU .to() makes new parameters
+    optimizer = scale.MasterAdamW(policy, args.lr, args.offload)
+    before = {n: on_cpu(p).float().clone() for n, p in policy.named_parameters() if p.requires_grad}
+    clock = train.Clock("cpu")
+    if args.method == "sft":
+        done = train.sft_step(policy, tokenizer, optimizer, *batch, args.lr, args, 1, clock)
+    else:
+        done = train.grpo_step(policy, reference, tokenizer, optimizer, *batch, generators(), args.lr, args, 1, clock, record=True)
+    _, norm, rollouts, gaps = done
+    texts = [c["text"] for r in rollouts for c in r["completions"]]
+    masters = {n: on_cpu(m).float() for n, m in optimizer.masters.items()}
+    return {n: masters[n] - before[n] for n in masters}, norm, texts, gaps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_whole_step_is_the_cpus(variant, dtype, batch, monkeypatch):
+    """Adam's first step moves every weight by about lr whatever its gradient's size, so weights are compared
+    where the gradient is not rounding alone; the norm of all gradients is compared as it is."""
+    steps = [one_step("cpu", dtype, VARIANTS[variant], batch)]
+    with installed(monkeypatch):
+        steps.append(one_step("gpu", dtype, VARIANTS[variant], batch))
+    changes, norms, texts = [], [], []
+    for change, norm, said, gaps in steps:
+        assert norm > 0 and all(torch.isfinite(c).all() for c in change.values())
+        if gaps is not None:
+            train.check_sampler(on_cpu(gaps), dtype, 1)
+        changes.append(torch.cat([c.flatten() for c in change.values()]))
+        norms.append(norm)
+        texts.append(said)
+    assert texts[0] == texts[1]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4 if dtype == torch.float32 else 0.02)
+    apart = (changes[0] - changes[1]).norm() / changes[0].norm()
+    assert apart < (0.02 if dtype == torch.float32 else 0.3), apart
+
+
+def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
+    policy = load(BASE)[0].to("gpu")
+    optimizer = scale.MasterAdamW(policy, 1e-3, offload=True)
+    for p in optimizer.parameters.values():
+        p.grad = torch.ones_like(p)
+    optimizer.step(1e-3, 1.0, 1)
+    assert all(m.device.type == "cpu" for m in optimizer.masters.values())
+    assert all(t.device.type == "cpu" for t in optimizer.tensors().values())
+    kept = {k: t.clone() for k, t in optimizer.tensors().items()}
+    again = scale.MasterAdamW(load(BASE)[0].to("gpu"), 1e-3, offload=True)
+    again.load_tensors(kept.__getitem__)
+    assert all(torch.equal(kept[k], t) and t.device.type == "cpu" for k, t in again.tensors().items())
+    name = next(iter(policy.state_dict()))
+    assert torch.equal(on_cpu(again.parameters[name]), on_cpu(optimizer.parameters[name]))
+
+
+def test_an_evaluations_batch(batch, charades, tmp_path, gpu):
+    examples = posed(read_dataset("charades", "test", charades)[:3], "grounding")
+    reader = SimpleNamespace(read=data.read_frames)
+    said = []
+    for device in ("cpu", "gpu"):
+        model, tokenizer = load(BASE)
+        path = str(tmp_path / f"{device}.jsonl")
+        with tqdm(disable=True) as bar:
+            evaluation.answer_all(model.to(device), tokenizer, examples, TOY_BUDGET, True, False, 24, 2, path, bar, reader)
+        with open(path, encoding="utf-8") as f:
+            said.append([json.loads(line)["text"] for line in f])
+    assert said[0] == said[1] and len(said[0]) == 3
+
+
+# Adapters ----------------------------------------------------------------------------------------
+
+
+def test_adapters_are_cast_once_per_rollout(batch):
+    model = load(BASE, dtype=torch.bfloat16)[0]
+    lora.add_adapters(model, 4)
+    for m in lora.detours(model).values():
+        torch.nn.init.normal_(m.lora_B, std=0.1)
+    cast = sample(model, batch[1])
+    with lora.adapters_ready(model):
+        halves = [half for m in lora.detours(model).values() for half in m.ready]
+        assert all(half.dtype == torch.bfloat16 and not half.requires_grad for half in halves)
+        ready = sample(model, batch[1])
+    assert all(torch.equal(a, b) for a, b in zip(cast, ready))
+    assert all(m.ready is None for m in lora.detours(model).values())
