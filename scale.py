@@ -16,6 +16,7 @@ import copy
 import math
 import os
 import re
+import warnings
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -262,6 +263,8 @@ def shard(model, dtype, offload=False):
         unit.set_gradient_divide_factor(1.0)  # a sum, not a mean: see add_up_gradients
         unit.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "call")
+    # FSDP2 warns of views that could be changed in place afterwards; here nothing is.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor")
     return model
 
 

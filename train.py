@@ -507,10 +507,10 @@ def train(args):
 
 
 # How far apart a token's log-probs under sampler and scorer may be, in nats: (mean, 99th percentile).
-# float32 differs by the order of its sums. bfloat16 keeps 8 bits: over 9,483 tokens of the toy the mean was 0.023
-# and the largest 0.56, so a limit on the largest would end healthy runs. Wrong positions, masks or weights move
-# nearly every token.
-SAMPLER_LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.5)}
+# float32 differs by the order of its sums. bfloat16 keeps 8 bits; a limit on the largest difference would
+# end healthy runs. Toy base, 48 completions: healthy 0.004, 0.06 and 0.25 at most; with positions off by
+# one 0.025, 0.36 and 4.6. (Over 9,483 tokens of another run a healthy mean was 0.023, the largest 0.56.)
+SAMPLER_LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.3)}
 
 
 def check_sampler(gaps, dtype, world):

@@ -1,13 +1,13 @@
 """What would fail on a GPU, found without one: see pretended_gpu.py. And bfloat16, on the CPU."""
 
 import json
-import os
-from functools import partial
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BASE
+from conftest import BASE, ROOT
 from pretended_gpu import NotOnAGpu, installed
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ import model as model_module
 import scale
 import train
 from annotations import read_dataset
+from data import BadInput
 from model import encode_videos, group_logprobs
 from tasks import load_prompt, posed
 from toy_base import TOY_BUDGET
@@ -258,6 +259,46 @@ def test_an_evaluations_batch(batch, charades, tmp_path, gpu):
         with open(path, encoding="utf-8") as f:
             said.append([json.loads(line)["text"] for line in f])
     assert said[0] == said[1] and len(said[0]) == 3
+
+
+# bfloat16, on the CPU ----------------------------------------------------------------------------
+
+
+def sampler_gaps(dtype, charades):
+    """(n,) differences of the log-probs of 48 completions of the toy base, sampled and scored."""
+    model, tokenizer = load(BASE, dtype=dtype)
+    prompts = [load_prompt(e, TOY_BUDGET, tokenizer) for e in read_dataset("charades", "test", charades)]
+    with torch.no_grad():
+        features = encode_videos(model, prompts)
+        seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        stops = model.generation_config.eos_token_id
+        tokens, mask, logp = grpo.sample_groups(model, prompts, features, 8, 60, stops, seeds)
+        scored = [group_logprobs(model, p, f, t)[0] for p, f, t in zip(prompts, features, tokens)]
+    return torch.cat([(a - b)[m].abs() for a, b, m in zip(scored, logp, mask)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatch):
+    train.check_sampler(sampler_gaps(dtype, charades), dtype, 1)
+    plain = fast_decoding.decode_step
+    monkeypatch.setattr(
+        fast_decoding, "decode_step", lambda m, cache, tokens, at: plain(m, cache, tokens, at + 1)
+    )
+    with pytest.raises(BadInput, match="positions, masks or weights disagree"):
+        train.check_sampler(sampler_gaps(dtype, charades), dtype, 1)
+
+
+@pytest.mark.parametrize("method", ["grpo", "sft"])
+def test_sharded_in_bfloat16(method, charades, tmp_path):
+    """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree, and gradients are there."""
+    flags = ["--method", method, "--shard", "--dtype", "bfloat16", "--prompts-per-step", "2", "--group-size", "4"]
+    flags += ["--max-new-tokens", "32", "--steps", "1", "--quiet", "--data", charades, "--out", tmp_path / "run"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, "train.py", *map(str, flags)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("(one forward) differ by" in done.stderr + done.stdout) == (method == "grpo")
+    with open(tmp_path / "run" / "metrics.jsonl", encoding="utf-8") as f:
+        assert json.loads(f.readline())["grad_norm"] > 0.01
 
 
 # Adapters ----------------------------------------------------------------------------------------
