@@ -16,32 +16,29 @@ from functools import partial
 
 import torch
 
-from model import decode_step
-
 ASK_EVERY = 8  # tokens. Whether all completions have ended is known to the GPU; asking makes the CPU wait
 NARROW_EVERY = 4  # tokens between two looks at whether a narrower batch is worth copying the cache for
 
 
 @contextmanager
-def fast_decoding(model, cache, B, G):
+def fast_decoding(decode_step, model, cache, B, G):
     """Gives next_logits(tokens, positions, alive) → logits (B·G, V) of every row's next token.
 
-    Args:    cache: a GroupCache after start_decoding, of B prompts and G completions of each.
+    Args:    decode_step: model.decode_step, which does the work; cache: a GroupCache after start_decoding, of B prompts and G completions of each.
              Of next_logits: tokens (B·G,) just sampled, their positions (B·G,), and alive (B·G,) bool:
              which completions have not ended. What it returns for the others means nothing.
     It returns None once no completion is alive (on a GPU up to ASK_EVERY tokens later).
     """
     with threads_for_one_token(model):
-        yield Decoding(model, cache, B, G)
+        yield Decoding(partial(decode_step, model, cache), cache, B, G)
 
 
 class Decoding:
     """next_logits of fast_decoding: rows (B', G') are the completions that are still in the batch."""
 
-    def __init__(self, model, cache, B, G):
-        self.model, self.cache, self.steps = model, cache, 0
+    def __init__(self, step, cache, B, G):
+        self.step, self.cache, self.steps = step, cache, 0
         self.rows = torch.arange(B * G).view(B, G)
-        self.step = partial(decode_step, model, cache)
 
     def __call__(self, tokens, positions, alive):
         self.steps += 1
@@ -49,7 +46,7 @@ class Decoding:
         if (on_cpu or self.steps % ASK_EVERY == 0) and not alive.any():
             return None
         if self.steps == 1 and can_record(tokens.device):
-            self.step = recorded_or_plain(self.model, self.cache, tokens, positions)
+            self.step = recorded_or_plain(self.step, self.cache, tokens, positions)
         if on_cpu and self.steps % NARROW_EVERY == 0:
             self.narrow(alive)
         if self.rows.numel() == len(tokens):
@@ -107,14 +104,14 @@ def can_record(device):
     return device.type == "cuda"
 
 
-def recorded_or_plain(model, cache, tokens, positions):
+def recorded_or_plain(step, cache, tokens, positions):
     """The recorded step; where recording fails, one line says why and the plain step goes on."""
     try:
-        return record(model, cache, tokens, positions)
+        return record(step, cache, tokens, positions)
     except RuntimeError as e:
         cache.rewind()
         say_once(f"sampling goes on without a CUDA graph, more slowly: {str(e).strip().splitlines()[0][:200]}")
-        return partial(decode_step, model, cache)
+        return step
 
 
 @once
@@ -122,8 +119,8 @@ def say_once(sentence):
     print(sentence, file=sys.stderr, flush=True)
 
 
-def record(model, cache, tokens, positions):
-    """decode_step as a CUDA graph: recorded once, then replayed by a single call.
+def record(step, cache, tokens, positions):
+    """A step as a CUDA graph: recorded once, then replayed by a single call.
 
     A step of a 7B model is about a thousand small kernels, and Python needs longer to launch them than the
     GPU to run them. A graph launches them all at once; in return every address in it is fixed, which is why
@@ -132,7 +129,7 @@ def record(model, cache, tokens, positions):
     It is recorded anew for each rollout, because the cache is another one: the price of three steps
     (two for practice, one recorded) among the hundreds that are replayed.
 
-    Args:    as decode_step's; only shapes are taken from tokens and positions.
+    Args:    step: (tokens, positions) → logits, of which the first are only looked at for their shapes.
     Returns: a function (tokens, positions) → logits (B·G, V), overwritten by the next call.
     Raises:  RuntimeError where a step cannot be recorded; the cache then needs a rewind().
     """
@@ -142,12 +139,12 @@ def record(model, cache, tokens, positions):
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # kernels choose and load themselves on their first runs, which cannot be recorded
         for _ in range(2):
-            decode_step(model, cache, tokens, positions)
+            step(tokens, positions)
             cache.rewind()  # it was only practice
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # what other threads do meanwhile is theirs
-        logits = decode_step(model, cache, tokens, positions)
+        logits = step(tokens, positions)
     cache.rewind()
 
     def replay(new_tokens, new_positions):

@@ -16,7 +16,7 @@ Everything here is tensors in, tensors out; there are no files and no other proc
 prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold one group.
 Of model.py, the next chapter, this is needed: `prefill` reads the prompts and returns logits (B, V), a
 cache of keys and values, and the next positions; `decode_step` adds one token to every completion, and
-`fast_decoding` is decode_step with what makes it fast (fast_decoding.py, which a first reader may skip).
+`fast_decoding` makes that fast without changing a number (fast_decoding.py; a first reader may skip it).
 
     python grpo.py                       # the algorithm at work where there is no video: on a bandit with three arms
     python -m doctest grpo.py -v         # runs the examples in the docstrings
@@ -25,7 +25,7 @@ cache of keys and values, and the next positions; `decode_step` adds one token t
 import torch
 
 from fast_decoding import fast_decoding
-from model import prefill
+from model import decode_step, prefill
 
 # ------------------------------------------------------------------------------------------------
 # 1. Sample
@@ -40,8 +40,8 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
     tokens must come from the distribution they are scored under.
 
     Args:    prompts: B of them; features: their videos' features; stop_ids: tokens that end a completion;
-             generators: B torch.Generators on the model's device, one a prompt, so that a prompt's
-             completions do not depend on what else is in the batch; None for greedy decoding;
+             generators: B torch.Generators of the CPU, one per prompt, so that a prompt's completions depend
+             neither on what else is in the batch nor on the device; None for greedy decoding;
              on_token: called with the tokens of each step, for streaming.
     Returns: completions (B, G, C) int64, padded with stop_ids[0]; mask (B, G, C) bool, True up to and
              including the stop token: it is sampled and trained like any other, or the policy would
@@ -56,12 +56,12 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
     position = position.repeat_interleave(G)
     cache.start_decoding(G, C)
     # All uniform random numbers, drawn up front: (B·G, C) in [0, 1).
-    chance = generators and torch.cat([torch.rand(G, C, dtype=torch.float64, device=device, generator=g) for g in generators])
+    chance = generators and torch.cat([torch.rand(G, C, dtype=torch.float64, generator=g) for g in generators]).to(device)
     stop = torch.tensor(stop_ids, device=device)
     tokens = torch.full((B * G, C), stop_ids[0], device=device)
     logps = torch.zeros(B * G, C, device=device)
     alive = torch.ones(B * G, dtype=torch.bool, device=device)  # completions that have not ended
-    with fast_decoding(model, cache, B, G) as next_logits:
+    with fast_decoding(decode_step, model, cache, B, G) as next_logits:
         for step in range(C):
             logp = logits.log_softmax(dim=-1)
             token = logp.argmax(dim=-1) if chance is None else draw(logp, chance[:, step])

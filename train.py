@@ -181,10 +181,10 @@ def candidates(examples, position, seed):
     return [examples[order[(i + j) % len(examples)]] for j in range(min(len(examples), STAND_INS))]
 
 
-def generator_for(seed, step, k, device):
-    """Random numbers of prompt k of a step: the same in whichever process, and with whichever other prompts, it is sampled."""
+def generator_for(seed, step, k):
+    """Random numbers of prompt k of a step: the same in whichever process, on whichever device, and with whichever other prompts it is sampled."""
     state = np.random.SeedSequence([seed, step, k]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -452,7 +452,7 @@ def train(args):
             clock("data")
             lr = args.lr * min((step + 1) / 5, 1 - 0.9 * step / steps)
             if args.method == "grpo":
-                generators = [generator_for(args.seed, step, k, device) for k, _ in batch]
+                generators = [generator_for(args.seed, step, k) for k, _ in batch]
                 sums, grad_norm, rollouts, gaps = grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock,
                                                        record=step % args.rollouts_every == 0)
             else:

@@ -34,7 +34,6 @@ INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 INDEXING |= {aten._index_put_impl_.default}
 WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default}
 WAITS |= {aten.repeat_interleave.Tensor}
-RANDOM = {torch.rand, torch.randn, torch.randint}
 
 
 class NotOnAGpu(AssertionError):
@@ -121,9 +120,6 @@ class AboveTheDispatcher(TorchFunctionMode):
                 args = (*args[:2], torch.tensor(args[2], dtype=args[0].dtype))
         if function is torch.tensor and to_gpu:
             return function(*args, **kwargs | {"device": "cpu"}).to("gpu")
-        if function in RANDOM and to_gpu:  # CUDA draws on the device: no wait
-            with torch._C.DisableTorchFunction():
-                return Gpu(function(*args, **kwargs | {"device": "cpu"}))
         if function is torch.Tensor.tolist and args[0].device.type == "gpu":
             Rules.wait("tolist")
             return args[0].detach().host.tolist()

@@ -44,7 +44,7 @@ def batch(base, charades):
 
 
 def generators():
-    return [train.generator_for(0, 0, k, "cpu") for k in range(3)]
+    return [train.generator_for(0, 0, k) for k in range(3)]
 
 
 def sample(model, prompts, greedy=False):
@@ -76,8 +76,8 @@ def test_recorded_sampling_gives_the_cpus_tokens(dtype, greedy, batch, gpu):
 def test_the_recorded_step_is_replayed(batch, gpu, monkeypatch):
     """One decode_step in earnest per rollout, and two for practice; all others are replays."""
     steps, replays = [], []
-    plain = fast_decoding.decode_step
-    monkeypatch.setattr(fast_decoding, "decode_step", lambda *a: (steps.append(1), plain(*a))[1])
+    plain = grpo.decode_step
+    monkeypatch.setattr(grpo, "decode_step", lambda *a: (steps.append(1), plain(*a))[1])
     graph = torch.cuda.CUDAGraph
     replay = graph.replay
     monkeypatch.setattr(graph, "replay", lambda self: (replays.append(1), replay(self))[1])
@@ -105,16 +105,16 @@ def test_where_nothing_can_be_recorded_sampling_goes_on_and_says_why(batch, gpu,
 # Five faults, planted: each would end, or silently slow, a run on CUDA ---------------------------
 
 
-def host_positions(model, cache, tokens, positions, step=fast_decoding.decode_step):
+def host_positions(model, cache, tokens, positions, step=model_module.decode_step):
     return step(model, cache, tokens, positions + torch.arange(len(tokens)))
 
 
-def asks_for_a_number(model, cache, tokens, positions, step=fast_decoding.decode_step):
+def asks_for_a_number(model, cache, tokens, positions, step=model_module.decode_step):
     assert cache.length.item() >= 0
     return step(model, cache, tokens, positions)
 
 
-def indexes_by_a_mask(model, cache, tokens, positions, step=fast_decoding.decode_step):
+def indexes_by_a_mask(model, cache, tokens, positions, step=model_module.decode_step):
     return step(model, cache, tokens[tokens >= 0], positions)
 
 
@@ -132,9 +132,9 @@ def mask_left_on_the_host(tokens, vocabulary, device):
 @pytest.mark.parametrize(
     "where, name, fault, says",
     [
-        (fast_decoding, "decode_step", host_positions, "two devices"),
-        (fast_decoding, "decode_step", asks_for_a_number, "capturing: aten._local_scalar_dense"),
-        (fast_decoding, "decode_step", indexes_by_a_mask, "capturing: aten.index.Tensor by a mask"),
+        (grpo, "decode_step", host_positions, "two devices"),
+        (grpo, "decode_step", asks_for_a_number, "capturing: aten._local_scalar_dense"),
+        (grpo, "decode_step", indexes_by_a_mask, "capturing: aten.index.Tensor by a mask"),
         (model_module, "never_sampled", number_written_on_the_device, "capturing: aten.copy_"),
         (model_module, "never_sampled", mask_left_on_the_host, "two devices"),
     ],
@@ -280,9 +280,9 @@ def sampler_gaps(dtype, charades):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatch):
     train.check_sampler(sampler_gaps(dtype, charades), dtype, 1)
-    plain = fast_decoding.decode_step
+    plain = grpo.decode_step
     monkeypatch.setattr(
-        fast_decoding, "decode_step", lambda m, cache, tokens, at: plain(m, cache, tokens, at + 1)
+        grpo, "decode_step", lambda m, cache, tokens, at: plain(m, cache, tokens, at + 1)
     )
     with pytest.raises(BadInput, match="positions, masks or weights disagree"):
         train.check_sampler(sampler_gaps(dtype, charades), dtype, 1)

@@ -171,7 +171,7 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
     (11, "top-k", "draw(logp, chance[:, step])", "draw(logp.masked_fill(logp < logp.topk(5).values[:, -1:], -torch.inf), chance[:, step])", "top-k full"),
     (11, "one draw for the whole group", "draw(logp, chance[:, step])", "draw(logp, chance[torch.arange(B * G) // G * G, step])", "all the same own"),
     (11, "one generator for all", "generator=g) for g in generators", "generator=generators[0]) for g in generators", "generator sample_groups"),
-    (11, "the global generator", "dtype=torch.float64, device=device, generator=g)", "dtype=torch.float64, device=device)", "generator"),
+    (11, "the global generator", "dtype=torch.float64, generator=g)", "dtype=torch.float64)", "generator"),
     (11, "completions mixed in the cache", "next_logits(token, position + step, alive)", "next_logits(token.roll(1), position + step, alive)", "own token"),
     (11, "goes on after the stop token", "token = torch.where(alive, token, stop[0])", "", "padd"),
     (11, "not cut to the longest", "longest = int(mask.any(dim=0).sum())", "longest = C", "longest shape"),

@@ -28,7 +28,7 @@ VALUES = dict(P=(256, 1024, 3584), G=(4, 8, 16), C=(32, 64, 128))
 def one_step(model, prompt, G, C):
     device = model.device
     features = encode_videos(model, [prompt])
-    generators = [torch.Generator(device).manual_seed(0)]
+    generators = [torch.Generator().manual_seed(0)]
     tokens, _, _ = grpo.sample_groups(model, [prompt], [f.detach() for f in features], G, C, [model.config.video_token_id], generators)
     model.zero_grad()
     group_logprobs(model, prompt, features[0], tokens[0])[0].mean().backward()

@@ -27,7 +27,7 @@ def main():
                 def ours(C=C):
                     with torch.no_grad():
                         features = encode_videos(model, prompts)
-                    generators = [torch.Generator(args.device).manual_seed(b) for b in range(len(prompts))]
+                    generators = [torch.Generator().manual_seed(b) for b in range(len(prompts))]
                     tokens, _, _ = grpo.sample_groups(model, prompts, features, G, C, [model.config.video_token_id], generators)
                     assert tokens.shape == (len(prompts), G, C)  # the stop token is one that is never sampled
 

@@ -37,7 +37,7 @@ from weights import load
 
 
 def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):
-    generators = [train.generator_for(0, 0, k, policy.device) for k, _ in batch]
+    generators = [train.generator_for(0, 0, k) for k, _ in batch]
     return train.grpo_step(policy, lambda: nullcontext(reference), tokenizer, optimizer, batch, prompts, generators, 0.0, args, 1, train.Clock(policy.device))
 
 
