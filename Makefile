@@ -2,13 +2,14 @@
 # make paper   SFT against GRPO, task by task and jointly, on every toy benchmark (see paper.py)
 # make test    the tests (under 5 minutes on 2 cores)
 # make docs-check   every command of the README, cut short
+# make gpu-check    on a machine with a GPU: does everything run there, and as the plan says (ARGS="--device cpu": at toy size)
 # make base    remake the shipped toy base model (assets/toy-base)
 #
 # Each makes .venv first if it is missing or requirements.txt changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo paper test test-long test-others docs-check base
+.PHONY: demo paper test test-long test-others docs-check gpu-check base
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -35,6 +36,9 @@ test-others: .venv/installed
 
 docs-check: .venv/installed
 	$(BIN)/python tests/docs_check.py
+
+gpu-check: .venv/installed
+	$(BIN)/python tests/bench/gpu_check.py $(ARGS)
 
 base: .venv/installed
 	$(BIN)/torchrun --nproc-per-node 2 toy_base.py

@@ -65,6 +65,39 @@ def test_a_sharded_run_resumes(charades, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a) and any(t.abs().max() > 0 for k, t in a.items() if "lora_B" in k)
 
 
+GIVES_UP = """
+import sys
+import scale
+from data import BadInput
+
+rank, world, device = scale.start_processes("cpu")
+
+def work():
+    if rank == 1:
+        raise BadInput("its model is missing")
+
+try:
+    scale.on_each(world, work)
+except BadInput as e:
+    sys.exit(f"process {rank} heard: {e}")
+"""
+
+
+def test_what_one_process_cannot_do_all_hear_of(tmp_path):
+    """Else the others would wait for it, and its sentence would be lost."""
+    (tmp_path / "work.py").write_text(GIVES_UP)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(tmp_path / "work.py")], env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True, timeout=100)
+    assert done.returncode and "process 0 heard: process 1: its model is missing" in done.stderr
+
+
+def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match=f"2 processes and {torch.cuda.device_count()} GPU"):
+        scale.start_processes("cuda")
+
+
 def test_recomputing_activations_changes_no_gradient(charades, base):
     prompt, completions = prompt_of(charades, base[1]), torch.randint(20, 200, (3, 7))
     gradients = []

@@ -59,12 +59,16 @@ def real_config(size):
     )  # fmt: skip
 
 
-def make_policy(size, device):
-    """The real class at a size of SIZES, or the toy's; random weights."""
+def make_policy(size, device, layers=None):
+    """The real class at a size of SIZES (with only so many layers, if that is given), or the toy's; random weights."""
     torch.manual_seed(0)
     if size == "toy":
         return prepare(toy_base.make_model(AutoTokenizer.from_pretrained(TOKENIZER))).to(device).eval()
     config = real_config(size)
+    if layers:
+        config.text_config.num_hidden_layers = config.vision_config.depth = layers
+        config.text_config.layer_types = ["full_attention"] * layers
+        config.vision_config.fullatt_block_indexes = [layers - 1]
     torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration(config)

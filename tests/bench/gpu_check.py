@@ -1,0 +1,312 @@
+"""Does everything run on this machine's GPUs, and as fast and as large as the plan says? One command.
+
+    make gpu-check                                     # on a GPU: at most ten minutes on one H100
+    python tests/bench/gpu_check.py --device cpu       # the same program at toy size, which CI runs
+
+Each line is a check: what was compared, the figures, pass or FAIL. At the end stands a table to paste
+into the docs, with the device's name. Exit status 1 if anything failed.
+
+    decoding     the recorded step against the plain one: greedy tokens equal
+    sampler      log-probs of sampling against those of scoring, in nats: mean, 99th percentile, largest
+    kernels      which attention kernels ran, for prompt, completions and vision
+    flash-attn   its log-probs against PyTorch's attention, where the package is installed
+    toy step     one GRPO step of the toy base: completions, rewards and gradient norm of the CPU's
+    3b, 7b       a step of random weights, adapters of rank 64, recomputed, the paper's video budget:
+                 seconds by phase, decoding against the memory's bandwidth, peak memory beside --plan
+    sharded      a run on all GPUs (FSDP2) against the same run on one process
+    resume       a run killed with SIGKILL and resumed against one that was not
+"""
+
+import argparse
+import gc
+import importlib.util
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+
+from common import ROOT, TOKENIZER, by_turns, make_policy, make_prompt
+
+import torch
+from safetensors.torch import load_file
+
+import fast_decoding
+import grpo
+import plan
+import toy
+import train
+from annotations import read_dataset
+from data import Example, VideoBudget
+from lora import add_adapters, reference_policy
+from model import encode_videos, group_logprobs
+from scale import MasterAdamW, load_models, recompute_activations
+from tasks import load_prompt
+from weights import load
+
+PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
+TOY_RUN = ["train.py", "--task", "grounding", "--prompts-per-step", "8", "--group-size", "4", "--quiet"]
+TOY_RUN += ["--dtype", "float32", "--lr", "1e-4"]
+
+# ------------------------------------------------------------------------------------------------
+# Small checks: (passed, what was seen)
+# ------------------------------------------------------------------------------------------------
+
+
+def toy_prompts(tokenizer, n=4):
+    examples = read_dataset("charades", "train", toy.ensure("charades"), lambda line: None)[:n]
+    budget = VideoBudget.of_model(TOKENIZER)
+    return list(enumerate(examples)), [load_prompt(e, budget, tokenizer) for e in examples]
+
+
+def sample(model, prompts, greedy=False, G=8, C=48):
+    with torch.no_grad():
+        features = encode_videos(model, prompts)
+    generators = None if greedy else [torch.Generator().manual_seed(b) for b in range(len(prompts))]
+    stops = model.generation_config.eos_token_id
+    return features, grpo.sample_groups(model, prompts, features, G, C, stops, generators)
+
+
+def decoding(device):
+    model, tokenizer = load(TOKENIZER, device, torch.float32)
+    prompts = toy_prompts(tokenizer)[1]
+    recorded = []
+    record = fast_decoding.record
+    fast_decoding.record = lambda *a: (recorded.append(1), record(*a))[1]
+    fast = sample(model, prompts, greedy=True)[1][0]
+    can_record, fast_decoding.can_record = fast_decoding.can_record, lambda device: False
+    plain = sample(model, prompts, greedy=True)[1][0]
+    fast_decoding.record, fast_decoding.can_record = record, can_record
+    n = min(fast.shape[2], plain.shape[2])
+    differ = int((fast[..., :n] != plain[..., :n]).sum())
+    how = "recorded and replayed" if recorded else "not recorded on a CPU"
+    return differ == 0 and (bool(recorded) or device == "cpu"), f"{how}; {differ} of {fast[..., :n].numel()} tokens differ"
+
+
+def gaps(model, tokenizer):
+    prompts = toy_prompts(tokenizer, 8)[1]
+    features, (tokens, mask, logp) = sample(model, prompts)
+    with torch.no_grad():
+        scored = [group_logprobs(model, p, f, c)[0] for p, f, c in zip(prompts, features, tokens)]
+    return torch.cat([(a - b)[m].abs() for a, b, m in zip(scored, logp, mask)])
+
+
+def sampler(device):
+    said, good = [], True
+    for dtype in (torch.float32, torch.bfloat16):
+        g = gaps(*load(TOKENIZER, device, dtype))
+        mean, p99, worst = float(g.mean()), float(g.quantile(0.99)), float(g.max())
+        good &= mean <= train.SAMPLER_LIMITS[dtype][0] and p99 <= train.SAMPLER_LIMITS[dtype][1]
+        said.append(f"{str(dtype)[6:]}: mean {mean:.1e}, p99 {p99:.1e}, largest {worst:.1e}, {len(g)} tokens")
+    return good, "; ".join(said)
+
+
+def kernels(device):
+    """Names of the attention kernels of one scoring forward: on a GPU of two layers of the 3B's, in bfloat16."""
+    model = make_policy("3b" if device == "cuda" else "toy", device, layers=2)
+    prompt, completions = make_prompt(model, 512), torch.randint(20, 400, (4, 64), device=device)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.no_grad(), torch.profiler.profile(activities=activities) as profile:
+        group_logprobs(model, prompt, encode_videos(model, [prompt])[0], completions)
+    ran = sorted({e.key for e in profile.key_averages() if e.key.startswith("aten::_scaled_dot_product") or "fmha" in e.key
+                  or e.key == "aten::_efficient_attention_forward"})  # fmt: skip
+    return not any("math" in name or "cudnn" in name for name in ran) and bool(ran), ", ".join(ran)
+
+
+def flash_attn(device):
+    if device == "cpu" or importlib.util.find_spec("flash_attn") is None:
+        return None, "not installed" if device != "cpu" else "CUDA only"
+    plain, tokenizer = load(TOKENIZER, device, torch.bfloat16)
+    flash = load(TOKENIZER, device, torch.bfloat16, "flash_attention_2")[0]
+    prompts = toy_prompts(tokenizer)[1]
+    features, (tokens, mask, _) = sample(plain, prompts)
+    with torch.no_grad():
+        apart = [(group_logprobs(plain, p, f, c)[0] - group_logprobs(flash, p, f, c)[0])[m].abs()
+                 for p, f, c, m in zip(prompts, features, tokens, mask)]  # fmt: skip
+    mean = float(torch.cat(apart).mean())
+    return mean < 0.1, f"mean difference {mean:.1e} nats"
+
+
+def toy_step(device):
+    """The same random numbers on both sides: completions may differ only where two tokens tie."""
+    seen = []
+    for where in ("cpu", device):
+        args = train.parse_args(["--device", where, "--dtype", "float32", "--prompts-per-step", "4"])
+        policy, tokenizer, reference = load_models(args, where)
+        optimizer = MasterAdamW(policy, args.lr)
+        batch, prompts = toy_prompts(tokenizer)
+        generators = [train.generator_for(0, 0, k) for k, _ in batch]
+        sums, norm, rollouts, _ = train.grpo_step(
+            policy, reference, tokenizer, optimizer, batch, prompts, generators, args.lr, args, 1, train.Clock(where)
+        )
+        texts = [c["text"] for r in rollouts for c in r["completions"]]
+        seen.append((texts, sums["reward"] / sums["completions"], norm))
+    (a, reward_a, norm_a), (b, reward_b, norm_b) = seen
+    same = sum(x == y for x, y in zip(a, b))
+    good = same >= 0.9 * len(a) and abs(norm_a - norm_b) <= (1e-3 if same == len(a) else 0.2) * norm_a
+    return good, f"{same} of {len(a)} completions equal; reward {reward_a:.4f} and {reward_b:.4f}, gradient norm {norm_a:.5f} and {norm_b:.5f}"
+
+
+# ------------------------------------------------------------------------------------------------
+# A step at full size
+# ------------------------------------------------------------------------------------------------
+
+
+def big_step(size, device, P, prompts_per_step, max_new_tokens):
+    """(passed, {what: figure}) of one GRPO step of random weights, after one to warm up."""
+    flags = ["--lora", "64", "--recompute", "--no-train-vision", "--device", device]
+    flags += ["--prompts-per-step", str(prompts_per_step), "--max-new-tokens", str(max_new_tokens)]
+    args = train.parse_args(flags)
+    policy = make_policy(size, device)
+    policy.generation_config.eos_token_id = [policy.config.video_token_id]  # never sampled: full length
+    add_adapters(policy, args.lora)
+    recompute_activations(policy)
+    optimizer = MasterAdamW(policy, args.lr)
+    example = Example("", "grounding", "", "", (0.0, 1.0))
+    batch = [(k, example) for k in range(prompts_per_step)]
+    prompts = [make_prompt(policy, P, seed=k) for k in range(prompts_per_step)]
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(len(ids)))
+    # Random weights say nothing that earns anything; some reward must differ, or no group teaches.
+    scored, train.score = train.score, lambda task, text, answer, think: {"format": 0.0, "iou": next(rewards)}
+    rewards = iter(lambda: torch.rand(()).item(), None)
+    first_capture = []
+    record = fast_decoding.record
+
+    def timed_record(*a):
+        began = time.perf_counter()
+        step = record(*a)
+        torch.cuda.synchronize()
+        first_capture.append(time.perf_counter() - began)
+        return step
+
+    fast_decoding.record = timed_record
+    try:
+        for turn in range(2):
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            clock = train.Clock(device)
+            generators = [train.generator_for(0, turn, k) for k, _ in batch]
+            *_, norm, _, differences = train.grpo_step(policy, lambda: reference_policy(policy), tokenizer, optimizer, batch,
+                                                      prompts, generators, args.lr, args, 1, clock)  # fmt: skip
+    finally:
+        train.score, fast_decoding.record = scored, record
+    figures = {f"{name}, s": seconds for name, seconds in clock.seconds.items()}
+    figures["sampler, mean nats"] = float(differences.mean())
+    figures["gradient norm"] = norm
+    figures["graph recorded, s"] = first_capture[-1] if first_capture else 0.0
+    if device == "cuda":
+        figures["decoding / floor"] = decoding_over_floor(policy, prompts[:1], clock, max_new_tokens)
+        figures["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
+        weights, moving, *_ = plan.estimate(policy, args, 1, P=P)
+        figures["--plan, GB"] = (sum(weights.values()) + max(moving.values())) / 1e9
+    return norm > 0, figures
+
+
+def decoding_over_floor(policy, prompts, clock, tokens):
+    """Seconds of sampling over those of reading the language model's weights once per token."""
+    big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    copy = by_turns({"copy": lambda: big.clone()}, 5, "cuda")["copy"]
+    weights = [*policy.model.language_model.layers.parameters(), *policy.lm_head.parameters()]
+    once = sum(w.numel() * w.element_size() for w in weights) / (2 * 2**30 / copy)
+    return clock.seconds["sample"] / (tokens * once)
+
+
+# ------------------------------------------------------------------------------------------------
+# Whole runs, in processes of their own
+# ------------------------------------------------------------------------------------------------
+
+
+def program(processes, *flags):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *(launcher if processes > 1 or "--shard" in flags else []), *TOY_RUN, *map(str, flags)]
+
+
+def finished(command):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+
+
+def apart(a, b):
+    """Relative distance of the weights of two runs."""
+    a, b = (load_file(os.path.join(run, "policy", "model.safetensors")) for run in (a, b))
+    return (sum(float((a[k].double() - b[k].double()).square().sum()) for k in a)
+            / sum(float(a[k].double().square().sum()) for k in a)) ** 0.5  # fmt: skip
+
+
+def sharded(device, home):
+    n = torch.cuda.device_count() if device == "cuda" else 2
+    one, all_of_them = os.path.join(home, "one"), os.path.join(home, "sharded")
+    finished(program(1, "--device", device, "--steps", 2, "--out", one))
+    finished(program(n, "--device", device, "--steps", 2, "--shard", "--out", all_of_them))
+    distance = apart(one, all_of_them)
+    return distance < 1e-4, f"{n} process(es), weights {distance:.1e} (relative) from one process without"
+
+
+def resume(device, home):
+    flags = ["--device", device, "--steps", 6, "--save-every", 1, "--resume", "--out"]
+    whole, killed = os.path.join(home, "whole"), os.path.join(home, "killed")
+    finished(program(1, *flags, whole))
+    job = subprocess.Popen(program(1, *flags, killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while job.poll() is None and not os.path.isdir(os.path.join(killed, "checkpoints", "step-000002")):
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    finished(program(1, *flags, killed))
+    distance = apart(whole, killed)
+    return distance < 1e-4, f"killed after step 2 of 6, resumed: weights {distance:.1e} (relative) from an unkilled run"
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: at toy size")
+    args = p.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: no GPU is to be seen here; --device cpu runs the same checks at toy size")
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU ({platform.machine()})"
+    print(f"{where}, torch {torch.__version__}; {'' if args.device == 'cuda' else 'toy sizes, nothing of a GPU is checked'}", flush=True)
+    home, rows, began = tempfile.mkdtemp(), [], time.time()
+
+    def check(name, work, *inputs):
+        try:
+            passed, seen = work(*inputs)
+        except Exception as e:  # one check that cannot run must not hide what the others find
+            passed, seen = False, f"{type(e).__name__}: {str(e).strip().splitlines()[0][:300]}"
+        if isinstance(seen, dict):
+            seen = ", ".join(f"{k} {v:.3g}" for k, v in seen.items())
+        verdict = {True: "pass", False: "FAIL", None: "–"}[passed]
+        rows.append((name, verdict, seen))
+        print(f"{verdict:<5} {name}: {seen}", flush=True)
+        gc.collect()
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+
+    for small in (decoding, sampler, kernels, flash_attn, toy_step):
+        check(small.__name__.replace("_", " "), small, args.device)
+    if args.device == "cuda":
+        for size in ("3b", "7b"):
+            check(size, big_step, size, "cuda", PAPER_PROMPT, 8, 512)
+    else:
+        check("a step at toy size", big_step, "toy", "cpu", 400, 2, 24)
+    for whole_run in (sharded, resume):
+        check(whole_run.__name__, whole_run, args.device, home)
+    shutil.rmtree(home)
+    failed = sum(verdict == "FAIL" for _, verdict, _ in rows)
+    print(f"\n| {where}, {time.strftime('%Y-%m-%d')}, {time.time() - began:.0f} s | | |\n|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print(f"\n{len(rows)} checks, {failed} failed")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
