@@ -161,7 +161,7 @@ def cut_after(path, step):
 # The run's folder
 # ------------------------------------------------------------------------------------------------
 
-MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep", "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute", "versions", "out")
+MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep", "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute", "versions", "out", "score_every_group")
 
 
 def open_run_folder(settings, room):

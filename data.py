@@ -350,6 +350,17 @@ class Prompt:
     duration: float = 0.0
 
 
+@dataclass
+class Batch:
+    """One process's share of a step: Examples, their Prompts, and for each a torch.Generator to sample
+    with; the tokenizer that reads what is sampled."""
+
+    examples: list
+    prompts: list
+    generators: list
+    tokenizer: object
+
+
 SYSTEM = "You are a helpful assistant."
 
 

@@ -4,6 +4,7 @@ Sampling calls `decode_step` (model.py) once per token. On a GPU most of that ti
 kernels, on a CPU on completions that have long ended and on threads that wait for each other. What is
 done about it changes no number, so grpo.py does not have to know:
 
+    all    weights that are spread over processes are gathered once (gathered), adapters cast once
     GPU    the step is recorded once as a CUDA graph and replayed (record)
     CPU    completions that have ended leave the batch (worth_keeping), and a small model runs on
            one thread (threads_for_one_token)
@@ -15,6 +16,8 @@ from functools import cache as once
 from functools import partial
 
 import torch
+
+from lora import adapters_ready
 
 ASK_EVERY = 8  # tokens. Whether all completions have ended is known to the GPU; asking makes the CPU wait
 NARROW_EVERY = 4  # tokens between two looks at whether a narrower batch is worth copying the cache for
@@ -29,7 +32,7 @@ def fast_decoding(decode_step, model, cache, B, G):
              which completions have not ended. What it returns for the others means nothing.
     It returns None once no completion is alive (on a GPU up to ASK_EVERY tokens later).
     """
-    with threads_for_one_token(model):
+    with gathered(model), adapters_ready(model), threads_for_one_token(model):
         yield Decoding(partial(decode_step, model, cache), cache, B, G)
 
 
@@ -77,6 +80,20 @@ def worth_keeping(alive):
         return None
     living_first = alive.int().argsort(dim=1, descending=True, stable=True)
     return torch.arange(alive.numel()).view(alive.shape).gather(1, living_first)[prompts, :most]
+
+
+@contextmanager
+def gathered(model):
+    """The weights of a model that is spread over processes (scale.shard), whole in each of them: once
+    for a rollout, not once for each of a thousand tokens."""
+    units = [m for m in model.modules() if hasattr(m, "unshard")]
+    for unit in units:
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
 
 
 @contextmanager

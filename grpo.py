@@ -1,6 +1,6 @@
 """grpo.py: the algorithm, Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300 §4.1).
 
-One step, with the numbers that the README and train.py use too:
+One step, with the numbers that the README uses too (grpo_step, at the end, is all of it):
 
     1. sample       a group of G completions for each of B prompts, from the policy as it is now
     2. reward       each completion (rewards.py)
@@ -12,7 +12,7 @@ One step, with the numbers that the README and train.py use too:
 PPO, the method before it, trains a second network to estimate how good an answer to this prompt
 *should* be. Here the group's mean says it, and the KL stands in the loss, not in the reward.
 
-Everything here is tensors in, tensors out; there are no files and no other processes. Letters: B
+There are no files here and no other processes. Letters: B
 prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold one group.
 Of model.py, the next chapter, this is needed: `prefill` reads the prompts and returns logits (B, V), a
 cache of keys and values, and the next positions; `decode_step` adds one token to every completion, and
@@ -22,10 +22,14 @@ cache of keys and values, and the next positions; `decode_step` adds one token t
     python -m doctest grpo.py -v         # runs the examples in the docstrings
 """
 
+from dataclasses import dataclass, field
+
 import torch
 
+from data import completion_texts
 from fast_decoding import fast_decoding
-from model import decode_step, prefill
+from model import decode_step, encode_videos, group_logprobs, prefill
+from tasks import score
 
 # ------------------------------------------------------------------------------------------------
 # 1. Sample
@@ -215,6 +219,134 @@ def policy_loss(logp, logp_old, logp_ref, advantages, mask, weights, clip_low, c
     kl = torch.zeros_like(ratio) if logp_ref is None else kl_k3(torch.where(mask, logp, 0.0), torch.where(mask, logp_ref, 0.0))
     total = -(weights * (objective - beta * kl)).sum()
     return total, {"kl": kl.detach(), "clipped": (clipped_ratio * A < ratio * A) & mask}
+
+
+# ------------------------------------------------------------------------------------------------
+# One whole step
+# ------------------------------------------------------------------------------------------------
+# `policy.call(f, …)` is f(policy, …). `reference()` is entered to get the reference policy.
+
+
+@dataclass
+class Group:
+    """One prompt with its G completions, cut to the longest of them: what the step made of it.
+
+    completions, mask, weights, and the log-probs logp_sampled (by the sampler), logp_ref and logp_old
+    (by the scorer, before the first update) are (G, C); rewards and advantages (G,); scores: each
+    completion's rewards by name. entropy, kl (G, C) and clipped are of the updates: see grpo_step.
+    """
+
+    example: object
+    prompt: object
+    texts: list
+    scores: list
+    completions: torch.Tensor
+    mask: torch.Tensor
+    weights: torch.Tensor
+    rewards: torch.Tensor
+    advantages: torch.Tensor
+    logp_sampled: torch.Tensor
+    logp_ref: torch.Tensor = None
+    logp_old: torch.Tensor = None
+    entropy: torch.Tensor = None  # in nats, before the first update
+    kl: torch.Tensor = None  # before the first update
+    clipped: int = 0  # tokens whose gradient the clip stopped, over the updates after the first
+
+
+@dataclass
+class Step:
+    """A step's Groups, its losses in the order they were computed, and the norm of its last gradient."""
+
+    groups: list
+    losses: list = field(default_factory=list)
+    grad_norm: float = 0.0
+
+
+def grpo_step(policy, reference, batch, settings, update_weights, total, clock):
+    """One step of GRPO on this process's prompts.
+
+    Args:    batch: a data.Batch; settings: train.py's; update_weights: takes the optimizer's step on the
+             gradients that have added up, clears them, and returns their norm; total: a number → its sum
+             over all processes; clock: clock("sample") books the time since the last call.
+    Returns: a Step.
+    """
+    stop_ids = policy.generation_config.eos_token_id
+
+    # 1. Sample. The vision tower runs once, and where it is trained its graph is kept: the sampler reads
+    #    the features' values, and the first update sends gradients back through the same features.
+    features = video_features(policy, batch.prompts, with_gradient=settings.train_vision)
+    values = [f.detach() for f in features]
+    sampled = policy.call(sample_groups, batch.prompts, values, settings.group_size,
+                          settings.max_new_tokens, stop_ids, batch.generators)  # fmt: skip
+    clock("sample")
+
+    # 2. Reward and 3. advantage.
+    groups = compared_groups(*sampled, batch, settings, stop_ids, total)
+    clock("reward")
+
+    # 4. Log-probs under the reference policy, and in the loop below under the policy as it is by then.
+    #    Without a KL (β = 0) a group of equal rewards has no gradient, and is not scored at all.
+    taught = [b for b, g in enumerate(groups) if settings.score_every_group or g.advantages.any()]
+    if settings.beta > 0:
+        with torch.no_grad(), reference() as reference_model:
+            if settings.train_vision:
+                values = video_features(reference_model, batch.prompts, with_gradient=False)
+            for group, seen in zip(groups, values):
+                group.logp_ref, _ = reference_model.call(group_logprobs, group.prompt, seen, group.completions)
+    clock("reference")
+
+    # 5. Loss, backward, update. One backward per group: gradients add up, and memory holds the
+    #    activations of a single group. Each stops at `leaves`; one more takes all through the tower.
+    step = Step(groups)
+    for update in range(settings.updates_per_rollout):
+        if update and settings.train_vision:
+            features = video_features(policy, batch.prompts, with_gradient=True)
+        leaves = [f.detach().requires_grad_(settings.train_vision) for f in features]
+        for group, leaf in ((groups[b], leaves[b]) for b in taught):
+            logp, entropy = policy.call(group_logprobs, group.prompt, leaf, group.completions)
+            if update == 0:  # the policy is still the one that sampled
+                group.logp_old, group.entropy = logp.detach(), entropy
+            loss, per_token = policy_loss(
+                logp, group.logp_old, group.logp_ref, group.advantages, group.mask, group.weights,
+                settings.clip, settings.clip_high, settings.beta, settings.loss)  # fmt: skip
+            loss.backward()
+            step.losses.append(loss.item())
+            if update == 0:
+                group.kl = per_token["kl"]
+            else:  # at the first update every ratio is 1 and nothing can be clipped
+                group.clipped += int(per_token["clipped"].sum())
+        if taught and settings.train_vision:
+            torch.autograd.backward([features[b] for b in taught], [leaves[b].grad for b in taught])
+        step.grad_norm = update_weights()
+    clock("update")
+    return step
+
+
+def video_features(model, prompts, with_gradient):
+    """The features of each prompt's video, as encode_videos gives them."""
+    with torch.set_grad_enabled(with_gradient):
+        return model.call(encode_videos, prompts)
+
+
+def compared_groups(completions, mask, logp_sampled, batch, settings, stop_ids, total):
+    """2. and 3.: the sampled completions of each prompt with their rewards, advantages and weights.
+
+    Args:    completions, mask, logp_sampled (B, G, C) from sample_groups; the others as in grpo_step.
+    Returns: B Groups.
+    """
+    device, groups = completions.device, []
+    n_completions = total(mask.shape[0] * mask.shape[1])  # of the whole step, as all processes take it
+    n_tokens = total(mask.sum().item())
+    for b, (example, prompt) in enumerate(zip(batch.examples, batch.prompts)):
+        own = slice(0, int(mask[b].any(dim=0).sum()))  # to the group's longest completion
+        texts = completion_texts(completions[b], mask[b], batch.tokenizer, stop_ids)
+        scores = [score(example.task, text, example.answer, settings.think) for text in texts]
+        rewards = torch.tensor([sum(s.values()) for s in scores], device=device)  # (G,)
+        advantages = group_advantages(rewards, divide_by_std=settings.loss != "dr_grpo")  # (G,)
+        weights = token_weights(mask[b], settings.loss, settings.max_new_tokens, n_completions, n_tokens)
+        tensors = (x[:, own] for x in (completions[b], mask[b], weights))
+        groups.append(Group(example, prompt, texts, scores, *tensors, rewards, advantages, logp_sampled[b, :, own]))
+    return groups
 
 
 # ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import math
 import os
 import re
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from glob import glob
@@ -266,19 +266,6 @@ def shard(model, dtype, offload=False):
     # FSDP2 warns of views that could be changed in place afterwards; here nothing is.
     warnings.filterwarnings("ignore", message=".*returned a view tensor")
     return model
-
-
-@contextmanager
-def gathered(model):
-    """All weights whole, for a rollout: gathered once, not once for each of a thousand tokens."""
-    units = [m for m in model.modules() if hasattr(m, "unshard")]
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
-        unit.unshard()
-    yield
-    for unit in units:
-        unit.reshard()
-        unit.set_reshard_after_forward(True, recurse=False)
 
 
 def load_sharded(name, device, dtype, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):

@@ -46,15 +46,15 @@ import plan
 import rewards
 from annotations import read_dataset
 from checkpoint import check_counts, open_run_folder, read_checkpoint, save_checkpoint
-from data import BadInput, VideoBudget
+from data import BadInput, Batch, VideoBudget
 from decoding import Decoder
 from judge import load_judge
 from metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
-from lora import adapters_ready
-from model import ATTENTION, encode_videos, group_logprobs
+from model import ATTENTION, group_logprobs
 from report import draw_curves, group_text, read_lines
-from scale import MasterAdamW, add_up, gathered, largest, load_models, on_each, on_first, save_policy, start_processes
-from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, longest_answer, posed, score
+from runtime.rollouts import group_record, sampler_gaps, step_sums, token_records
+from scale import MasterAdamW, add_up, largest, load_models, on_each, on_first, save_policy, start_processes
+from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, longest_answer, posed
 from toy import find_data
 
 # ------------------------------------------------------------------------------------------------
@@ -144,6 +144,8 @@ def parse_args(argv=None):
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     args.clip_high = args.clip if args.clip_high is None else args.clip_high
     args.think = args.think and args.method == "grpo"
+    # With a KL every group teaches; sharded, every process must run each layer equally often.
+    args.score_every_group = args.beta > 0 or args.shard
     args.tasks = list(dict.fromkeys(t for name in args.task.split("+") for t in (JOINTLY if name == "all" else [name])))
     for task in args.tasks:
         if task not in TASKS:
@@ -206,151 +208,24 @@ class Clock:
         self.last = now
 
 
-def see(model, prompts, with_gradient):
-    """The videos' features, as encode_videos gives them."""
-    with torch.set_grad_enabled(with_gradient):
-        return model.call(encode_videos, prompts)
-
-
-def grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock, record=False):
-    """One GRPO step on this process's prompts; numbers 1 to 5 are those of grpo.py.
-
-    Args:    reference: `with reference() as fixed` gives the policy as it was before training; batch: [(k, Example)],
-             k the prompt's number in the step; prompts: their data.Prompts; generators: one for each; world: number
-             of processes; record: whether the first group is kept token by token.
-    Returns: sums over this process's completions, groups and tokens (add_up makes them the step's),
-             the gradient norm, the groups in full, and for each scored token how far the sampler's
-             log-prob is from the scorer's.
-    """
-    n_groups, stop_ids = len(prompts), policy.generation_config.eos_token_id
-
-    # 1. Sample. The vision tower runs once, with its autograd graph kept if it is trained: the sampler reads the features'
-    #    values, and the first update below sends gradients back through the same features.
-    features = see(policy, prompts, args.train_vision)
-    device = features[0].device  # where the work is; with --shard --offload the weights wait on the CPU
-    with gathered(policy), adapters_ready(policy):
-        completions, mask, logp_sampled = policy.call(
-            grpo.sample_groups, prompts, [f.detach() for f in features], args.group_size, args.max_new_tokens, stop_ids, generators)
-    clock("sample")
-
-    # 2. Reward, and 3. advantages.
-    texts = [data.completion_texts(c, m, tokenizer, stop_ids) for c, m in zip(completions, mask)]
-    scores = [[score(e.task, text, e.answer, args.think) for text in group] for (_, e), group in zip(batch, texts)]
-    reward = torch.tensor([[sum(s.values()) for s in group] for group in scores], device=device)  # (B, G)
-    advantages = grpo.group_advantages(reward, divide_by_std=args.loss != "dr_grpo")  # (B, G)
-    totals = add_up({"completions": mask.shape[0] * mask.shape[1], "tokens": mask.sum().item()}, device, world)
-    weights = grpo.token_weights(mask, args.loss, args.max_new_tokens, totals["completions"], totals["tokens"])  # (B, G, C)
-    clock("reward")
-
-    # 4a. Log-probs under the reference policy: the policy as it was before the first step.
-    own = [slice(0, int(m.any(dim=0).sum())) for m in mask]  # each group is scored to its own longest completion
-    #     With β = 0 a group whose advantages are all 0 has no gradient: it is left out of `teaching`, unless weights
-    #     are sharded, because then every process must run each layer equally often.
-    logp_ref, teaching = [None] * n_groups, range(n_groups)
-    if args.beta == 0:
-        teaching = [b for b in range(n_groups) if args.shard or advantages[b].any()]
-    else:
-        with torch.no_grad(), reference() as fixed:
-            reference_features = see(fixed, prompts, False) if args.train_vision else features
-            logp_ref = [fixed.call(group_logprobs, prompts[b], reference_features[b], completions[b][:, own[b]])[0] for b in range(n_groups)]
-    clock("reference")
-
-    sums = dict.fromkeys(("loss", "kl", "clipped", "entropy", "scored_tokens", "later_tokens"), 0.0)
-    logp_old, gaps = [None] * n_groups, []
-    for update in range(args.updates_per_rollout):
-        if update and args.train_vision:
-            features = see(policy, prompts, True)
-        # The graph is cut here: each group's backward stops at its leaf, and one at the end takes all on through the tower.
-        leaves = [f.detach().requires_grad_(args.train_vision) for f in features]
-        for b in teaching:
-            # 4b. Log-probs under the policy. Before the first update the policy is the one that sampled, so
-            #     they are logp_old as well.
-            logp, entropy = policy.call(group_logprobs, prompts[b], leaves[b], completions[b][:, own[b]])
-            m = mask[b][:, own[b]]
-            if update == 0:
-                logp_old[b] = logp.detach()
-                gaps.append((logp_old[b] - logp_sampled[b][:, own[b]])[m].abs())
-                sums["entropy"] += float(entropy[m].sum())
-                sums["scored_tokens"] += float(m.sum())
-            # 5. Loss. One backward a group: their gradients add up, and one group's activations is all that
-            #    memory must hold.
-            loss, per_token = grpo.policy_loss(
-                logp, logp_old[b], logp_ref[b], advantages[b], m, weights[b][:, own[b]], args.clip, args.clip_high, args.beta, args.loss)
-            loss.backward()
-            sums["loss"] += loss.item() / args.updates_per_rollout
-            if update == 0:
-                sums["kl"] += float(per_token["kl"][m].sum())
-            else:  # at the first update the ratio is 1 and nothing can be clipped
-                sums["clipped"] += float(per_token["clipped"].sum())
-                sums["later_tokens"] += float(m.sum())
-        if teaching and args.train_vision:
-            torch.autograd.backward([features[b] for b in teaching], [leaves[b].grad for b in teaching])
-        grad_norm = optimizer.step(lr, args.grad_clip, world)
-    clock("update")
-
-    spread = reward.std(dim=1)
-    sums |= {
-        "groups": n_groups, "completions": reward.numel(), "tokens": float(mask.sum()), "reward": float(reward.sum()),
-        "spread": float(spread.sum()), "no_spread": float((spread < 1e-6).sum()),
-        "unfinished": float((~torch.isin(completions, torch.tensor(stop_ids, device=device)) | ~mask).all(dim=2).sum()),
-        "prompt_tokens": sum(len(p.ids) for p in prompts),
-    }  # fmt: skip
-    for task in args.tasks:  # every process passes the same names, whatever tasks its prompts have
-        mine = [s for (_, e), group in zip(batch, scores) if e.task == task for s in group]
-        sums[f"count/{task}"] = len(mine)
-        sums |= {f"reward/{task}/{name}": sum(s[name] for s in mine) for name in TASKS[task].rules}
-    rollouts = [
-        {"id": e.id, "video": e.video, "answer": e.answer, "prompt": prompt.text, "completions": [
-            {"text": text, "rewards": s, "reward": r, "advantage": a, "tokens": n}
-            for text, s, r, a, n in zip(group, score, reward[b].tolist(), advantages[b].tolist(), mask[b].sum(dim=1).tolist())]}
-        for b, ((_, e), prompt, group, score) in enumerate(zip(batch, prompts, texts, scores))
-    ]  # fmt: skip
-    sampler_gaps = torch.cat(gaps) if gaps else torch.zeros(0, device=device)
-    if record:  # without a KL a group that teaches nothing was not scored: the sampler's log-probs are the same but for rounding
-        before = logp_sampled[0][:, own[0]] if logp_old[0] is None else logp_old[0]
-        records = token_records(policy, tokenizer, prompts[0], completions[0][:, own[0]], mask[0][:, own[0]], before, logp_ref[0])
-        for completion, tokens in zip(rollouts[0]["completions"], records):
-            completion |= tokens
-        clock("record")
-    return sums, grad_norm, rollouts, sampler_gaps
-
-
-@torch.no_grad()
-def token_records(policy, tokenizer, prompt, completions, mask, before, logp_ref):
-    """What a step did to each token of one group, for report.py: one more scoring forward, after the update.
-
-    Args:    completions, mask (G, C); before (G, C): log-probs before the update; logp_ref (G, C) or None.
-    Returns: of each completion {"token_texts", "logp": before the update, "logp_change": by it, "kl": before it}.
-
-    Every process does this for its own first group, though one alone writes: where weights are shared out
-    over processes, a forward is something that all of them must do together.
-    """
-    change = policy.call(group_logprobs, prompt, see(policy, [prompt], False)[0], completions)[0] - before
-    kl = torch.zeros_like(before) if logp_ref is None else grpo.kl_k3(before, logp_ref)
-    values = {"logp": before, "logp_change": change, "kl": kl}
-    return [
-        {"token_texts": [tokenizer.decode([i]) for i in ids[own].tolist()]}
-        | {name: [round(v, 4) for v in x[g][own].tolist()] for name, x in values.items()}
-        for g, (ids, own) in enumerate(zip(completions, mask))
-    ]
-
-
-def sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, clock):
+def sft_step(policy, batch, settings, update_weights):
     """One step of supervised fine-tuning: raise the log-prob of the true answer.
 
     loss = − mean over examples of the mean over the answer's tokens of logp. Its gradient is that of the
     GRPO loss (β = 0) of a "group" of one completion that was given, not sampled, with advantage 1.
+    Returns: sums over this process's share, and the gradient's norm.
     """
-    loss_sum = tokens = 0.0
-    for (_, example), prompt in zip(batch, prompts):
-        target = torch.tensor([tokenizer(ideal_answer(example))["input_ids"] + [policy.generation_config.eos_token_id[0]]])
-        logp, _ = policy.call(group_logprobs, prompt, see(policy, [prompt], args.train_vision)[0], target)
-        loss = -logp.mean() / args.prompts_per_step
+    sums = {"loss": 0.0, "tokens": 0, "prompt_tokens": sum(len(p.ids) for p in batch.prompts)}
+    end = policy.generation_config.eos_token_id[0]
+    for example, prompt in zip(batch.examples, batch.prompts):
+        target = torch.tensor([batch.tokenizer(ideal_answer(example))["input_ids"] + [end]])  # (1, C)
+        features = grpo.video_features(policy, [prompt], settings.train_vision)[0]
+        logp, _ = policy.call(group_logprobs, prompt, features, target)
+        loss = -logp.mean() / settings.prompts_per_step
         loss.backward()
-        loss_sum, tokens = loss_sum + loss.item(), tokens + target.numel()
-    grad_norm = optimizer.step(lr, args.grad_clip, world)
-    clock("update")
-    return {"loss": loss_sum, "tokens": tokens, "prompt_tokens": sum(len(p.ids) for p in prompts)}, grad_norm, [], None
+        sums["loss"] += loss.item()
+        sums["tokens"] += target.numel()
+    return sums, update_weights()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -451,12 +326,22 @@ def train(args):
                 append_line(here("skipped.jsonl"), record)
             clock("data")
             lr = args.lr * min((step + 1) / 5, 1 - 0.9 * step / steps)
+            generators = [generator_for(args.seed, step, k) for k, _ in batch]
+            share = Batch([e for _, e in batch], prompts, generators, tokenizer)
+            update_weights = lambda: optimizer.step(lr, args.grad_clip, world)
+            gaps, rollout = None, None
             if args.method == "grpo":
-                generators = [generator_for(args.seed, step, k) for k, _ in batch]
-                sums, grad_norm, rollouts, gaps = grpo_step(policy, reference, tokenizer, optimizer, batch, prompts, generators, lr, args, world, clock,
-                                                       record=step % args.rollouts_every == 0)
+                total = lambda n: add_up({"n": n}, device, world)["n"]
+                result = grpo.grpo_step(policy, reference, share, args, update_weights, total, clock)
+                sums = step_sums(result, args.tasks, policy.generation_config.eos_token_id, args.updates_per_rollout)
+                grad_norm, gaps, rollout = result.grad_norm, sampler_gaps(result), group_record(result.groups[0])
+                if step % args.rollouts_every == 0:
+                    for completion, tokens in zip(rollout["completions"], token_records(policy, tokenizer, result.groups[0])):
+                        completion |= tokens
+                    clock("record")
             else:
-                sums, grad_norm, rollouts, gaps = sft_step(policy, tokenizer, optimizer, batch, prompts, lr, args, world, clock)
+                sums, grad_norm = sft_step(policy, share, args, update_weights)
+                clock("update")
             sums = add_up(sums | {"drawn": len(batch), "skipped": len(bad), "stop": float(STOP["signal"] is not None)}, device, world)
             first_scored = not checked and sums.get("scored_tokens", 0) > 0
             if first_scored:
@@ -475,10 +360,10 @@ def train(args):
                     for name, value in line.items():
                         if isinstance(value, (int, float)) and name != "step":
                             board.add_scalar(name, value, step + 1)
-                if rollouts and step % args.rollouts_every == 0:
-                    append_line(here("rollouts.jsonl"), {"step": step + 1, **rollouts[0]})
-                if rollouts and step % 10 == 0 and not args.quiet:
-                    bar.write(group_text(step + 1, rollouts[0], min(120, shutil.get_terminal_size().columns)) + "\n")
+                if rollout and step % args.rollouts_every == 0:
+                    append_line(here("rollouts.jsonl"), {"step": step + 1, **rollout})
+                if rollout and step % 10 == 0 and not args.quiet:
+                    bar.write(group_text(step + 1, rollout, min(120, shutil.get_terminal_size().columns)) + "\n")
                 shown = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"] if args.method == "grpo" else ["loss"]
                 bar.set_postfix({k.removeprefix("reward/").removeprefix(f"{args.task}/"): f"{line[k]:.3g}" for k in shown if line[k] is not None})
                 bar.update()

@@ -22,6 +22,7 @@ import train
 from annotations import read_dataset
 from data import BadInput
 from model import encode_videos, group_logprobs
+from runtime.rollouts import sampler_gaps, token_records
 from tasks import load_prompt, posed
 from toy_base import TOY_BUDGET
 from weights import load
@@ -38,9 +39,9 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def batch(base, charades):
-    """Three questions: [(k, Example)] and their Prompts."""
+    """Three questions: Examples and their Prompts."""
     examples = read_dataset("charades", "train", charades)[:3]
-    return list(enumerate(examples)), [load_prompt(e, TOY_BUDGET, base[1]) for e in examples]
+    return examples, [load_prompt(e, TOY_BUDGET, base[1]) for e in examples]
 
 
 def generators():
@@ -198,13 +199,19 @@ def one_step(device, dtype, flags, batch):
             model.to(device).tie_weights()  # on the pretended GPU .to() makes new parameters
     optimizer = scale.MasterAdamW(policy, args.lr, args.offload)
     before = {n: on_cpu(p).float().clone() for n, p in policy.named_parameters() if p.requires_grad}
-    clock = train.Clock("cpu")
+    share = data.Batch(*batch, generators(), tokenizer)
+    texts, gaps = [], None
+
+    def update_weights():
+        return optimizer.step(args.lr, args.grad_clip, 1)
+
     if args.method == "sft":
-        done = train.sft_step(policy, tokenizer, optimizer, *batch, args.lr, args, 1, clock)
+        _, norm = train.sft_step(policy, share, args, update_weights)
     else:
-        done = train.grpo_step(policy, reference, tokenizer, optimizer, *batch, generators(), args.lr, args, 1, clock, record=True)
-    _, norm, rollouts, gaps = done
-    texts = [c["text"] for r in rollouts for c in r["completions"]]
+        step = grpo.grpo_step(policy, reference, share, args, update_weights, float, train.Clock("cpu"))
+        norm, gaps = step.grad_norm, sampler_gaps(step)
+        texts = [text for group in step.groups for text in group.texts]
+        token_records(policy, tokenizer, step.groups[0])
     masters = {n: on_cpu(m).float() for n, m in optimizer.masters.items()}
     return {n: masters[n] - before[n] for n in masters}, norm, texts, gaps
 
@@ -264,7 +271,7 @@ def test_an_evaluations_batch(batch, charades, tmp_path, gpu):
 # bfloat16, on the CPU ----------------------------------------------------------------------------
 
 
-def sampler_gaps(dtype, charades):
+def gaps_of(dtype, charades):
     """(n,) differences of the log-probs of 48 completions of the toy base, sampled and scored."""
     model, tokenizer = load(BASE, dtype=dtype)
     prompts = [load_prompt(e, TOY_BUDGET, tokenizer) for e in read_dataset("charades", "test", charades)]
@@ -279,13 +286,13 @@ def sampler_gaps(dtype, charades):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatch):
-    train.check_sampler(sampler_gaps(dtype, charades), dtype, 1)
+    train.check_sampler(gaps_of(dtype, charades), dtype, 1)
     plain = grpo.decode_step
     monkeypatch.setattr(
         grpo, "decode_step", lambda m, cache, tokens, at: plain(m, cache, tokens, at + 1)
     )
     with pytest.raises(BadInput, match="positions, masks or weights disagree"):
-        train.check_sampler(sampler_gaps(dtype, charades), dtype, 1)
+        train.check_sampler(gaps_of(dtype, charades), dtype, 1)
 
 
 @pytest.mark.parametrize("method", ["grpo", "sft"])

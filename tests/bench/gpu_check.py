@@ -41,9 +41,10 @@ import plan
 import toy
 import train
 from annotations import read_dataset
-from data import Example, VideoBudget
+from data import Batch, Example, VideoBudget
 from lora import add_adapters, reference_policy
 from model import encode_videos, group_logprobs
+from runtime.rollouts import sampler_gaps
 from scale import MasterAdamW, load_models, recompute_activations
 from tasks import load_prompt
 from weights import load
@@ -60,7 +61,7 @@ TOY_RUN += ["--dtype", "float32", "--lr", "1e-4"]
 def toy_prompts(tokenizer, n=4):
     examples = read_dataset("charades", "train", toy.ensure("charades"), lambda line: None)[:n]
     budget = VideoBudget.of_model(TOKENIZER)
-    return list(enumerate(examples)), [load_prompt(e, budget, tokenizer) for e in examples]
+    return examples, [load_prompt(e, budget, tokenizer) for e in examples]
 
 
 def sample(model, prompts, greedy=False, G=8, C=48):
@@ -133,6 +134,17 @@ def flash_attn(device):
     return mean < 0.1, f"mean difference {mean:.1e} nats"
 
 
+def batch_of(examples, prompts, tokenizer, turn):
+    generators = [train.generator_for(0, turn, k) for k in range(len(prompts))]
+    return Batch(examples, prompts, generators, tokenizer)
+
+
+def one_step(policy, reference, batch, optimizer, args, clock):
+    return grpo.grpo_step(
+        policy, reference, batch, args, lambda: optimizer.step(args.lr, args.grad_clip, 1), float, clock
+    )
+
+
 def toy_step(device):
     """The same random numbers on both sides: completions may differ only where two tokens tie."""
     seen = []
@@ -140,13 +152,11 @@ def toy_step(device):
         args = train.parse_args(["--device", where, "--dtype", "float32", "--prompts-per-step", "4"])
         policy, tokenizer, reference = load_models(args, where)
         optimizer = MasterAdamW(policy, args.lr)
-        batch, prompts = toy_prompts(tokenizer)
-        generators = [train.generator_for(0, 0, k) for k, _ in batch]
-        sums, norm, rollouts, _ = train.grpo_step(
-            policy, reference, tokenizer, optimizer, batch, prompts, generators, args.lr, args, 1, train.Clock(where)
-        )
-        texts = [c["text"] for r in rollouts for c in r["completions"]]
-        seen.append((texts, sums["reward"] / sums["completions"], norm))
+        batch = batch_of(*toy_prompts(tokenizer), tokenizer, 0)
+        step = one_step(policy, reference, batch, optimizer, args, train.Clock(where))
+        texts = [text for group in step.groups for text in group.texts]
+        reward = float(torch.cat([group.rewards for group in step.groups]).mean())
+        seen.append((texts, reward, step.grad_norm))
     (a, reward_a, norm_a), (b, reward_b, norm_b) = seen
     same = sum(x == y for x, y in zip(a, b))
     good = same >= 0.9 * len(a) and abs(norm_a - norm_b) <= (1e-3 if same == len(a) else 0.2) * norm_a
@@ -168,12 +178,11 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     add_adapters(policy, args.lora)
     recompute_activations(policy)
     optimizer = MasterAdamW(policy, args.lr)
-    example = Example("", "grounding", "", "", (0.0, 1.0))
-    batch = [(k, example) for k in range(prompts_per_step)]
+    examples = [Example("", "grounding", "", "", (0.0, 1.0))] * prompts_per_step
     prompts = [make_prompt(policy, P, seed=k) for k in range(prompts_per_step)]
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(len(ids)))
     # Random weights say nothing that earns anything; some reward must differ, or no group teaches.
-    scored, train.score = train.score, lambda task, text, answer, think: {"format": 0.0, "iou": next(rewards)}
+    scored, grpo.score = grpo.score, lambda task, text, answer, think: {"format": 0.0, "iou": next(rewards)}
     rewards = iter(lambda: torch.rand(()).item(), None)
     first_capture = []
     record = fast_decoding.record
@@ -191,21 +200,20 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             clock = train.Clock(device)
-            generators = [train.generator_for(0, turn, k) for k, _ in batch]
-            *_, norm, _, differences = train.grpo_step(policy, lambda: reference_policy(policy), tokenizer, optimizer, batch,
-                                                      prompts, generators, args.lr, args, 1, clock)  # fmt: skip
+            batch = batch_of(examples, prompts, tokenizer, turn)
+            step = one_step(policy, lambda: reference_policy(policy), batch, optimizer, args, clock)
     finally:
-        train.score, fast_decoding.record = scored, record
+        grpo.score, fast_decoding.record = scored, record
     figures = {f"{name}, s": seconds for name, seconds in clock.seconds.items()}
-    figures["sampler, mean nats"] = float(differences.mean())
-    figures["gradient norm"] = norm
+    figures["sampler, mean nats"] = float(sampler_gaps(step).mean())
+    figures["gradient norm"] = step.grad_norm
     figures["graph recorded, s"] = first_capture[-1] if first_capture else 0.0
     if device == "cuda":
         figures["decoding / floor"] = decoding_over_floor(policy, prompts[:1], clock, max_new_tokens)
         figures["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
         weights, moving, *_ = plan.estimate(policy, args, 1, P=P)
         figures["--plan, GB"] = (sum(weights.values()) + max(moving.values())) / 1e9
-    return norm > 0, figures
+    return step.grad_norm > 0, figures
 
 
 def decoding_over_floor(policy, prompts, clock, tokens):

@@ -38,7 +38,9 @@ from weights import load
 
 def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):
     generators = [train.generator_for(0, 0, k) for k, _ in batch]
-    return train.grpo_step(policy, lambda: nullcontext(reference), tokenizer, optimizer, batch, prompts, generators, 0.0, args, 1, train.Clock(policy.device))
+    share = data.Batch([e for _, e in batch], prompts, generators, tokenizer)
+    update_weights = lambda: optimizer.step(0.0, 1.0, 1)
+    return grpo.grpo_step(policy, lambda: nullcontext(reference), share, args, update_weights, float, train.Clock(policy.device))
 
 
 def public(policy, reference, tokenizer, batch, prompts, optimizer, args):
@@ -102,7 +104,7 @@ class NoTokenizer:
 def main():
     args = arguments(__doc__, "trained unless --prompt is given", frame_tokens=([4, 16, 36], "tokens of a pair of frames"), prompt=([], "P, with random weights"),
                      trl=(0, "1: against TRL too"))  # fmt: skip
-    args.__dict__.update(task="grounding", tasks=["grounding"], think=True, train_vision=True, shard=False, group_size=8, max_new_tokens=64, beta=0.04, loss="grpo", updates_per_rollout=1, clip=0.2, clip_high=0.2, grad_clip=1.0)
+    args.__dict__.update(score_every_group=True, task="grounding", tasks=["grounding"], think=True, train_vision=True, shard=False, group_size=8, max_new_tokens=64, beta=0.04, loss="grpo", updates_per_rollout=1, clip=0.2, clip_high=0.2, grad_clip=1.0)
     if args.config != "toy" and not args.prompt:
         sys.exit("error: --config other than toy has random weights: give --prompt 1024, say")
     if args.prompt:
@@ -123,7 +125,7 @@ def main():
         line = f"{P:>5.0f}   {t['ours']:>6.2f} s {t['public']:>6.2f} s {t['public'] / t['ours']:>6.1f}×"
         if args.trl and not args.prompt:
             trl = trl_seconds(examples, budgets[k], args, args.repeats + 1)
-            tokens = ours(*job)[0]["tokens"] / 64
+            tokens = sum(int(g.mask.sum()) for g in ours(*job).groups) / 64
             line += f"   {trl['seconds']:>6.2f} s {trl['seconds'] / t['ours']:>6.1f}×   {tokens:>12.1f} {trl['tokens']:>5.1f}"
         print(line, flush=True)
 
