@@ -3,7 +3,7 @@
 Every answer of the model is in seconds, so a frame shown at the wrong second is a wrong lesson, and
 nothing would say so. A file is read in one of two ways:
 
-    H.264 in mp4 or mov whose packets prove that jumping is exact   decord jumps to what is asked for
+    H.264 in mp4 or mov whose packets prove that jumps are exact    decord jumps to what is asked for
     everything else                                                 PyAV decodes from the beginning
 
 decord jumps to a key frame and counts from there. That goes wrong where frames follow a key frame
@@ -18,14 +18,14 @@ import av
 import decord
 import numpy as np
 
-decord.logging.set_level(decord.logging.QUIET)  # its C++ errors would interleave with our one-sentence ones
+decord.logging.set_level(decord.logging.QUIET)  # C++ errors would interleave with our one sentence
 av.logging.set_level(av.logging.PANIC)
 
 BATCH = 16  # pictures at a time: a long video at full size would not fit in memory
-REFUSED = (av.FFmpegError, decord.DECORDError, RuntimeError, IndexError)  # what the two libraries raise
+REFUSED = (av.FFmpegError, decord.DECORDError, RuntimeError, IndexError)  # what the two raise
 
 
-GUESSED = ("avi", "mpeg")  # these hold no time of their own for every frame; what is missing is guessed
+GUESSED = ("avi", "mpeg")  # containers that do not hold every frame's time: libraries guess
 CONVERT = "convert it with ffmpeg -i IN -c:v libx264 OUT.mp4"
 UNTIMED = f"does not say when its frames are shown (stamps missing or out of order): {CONVERT}"
 
@@ -74,7 +74,7 @@ def look(path):
             raise Unreadable("holds no video")
         codec, tick = stream.codec_context, float(stream.time_base)
         if codec is None:
-            raise Unreadable(f"holds video of an unknown kind, which cannot be decoded here: {CONVERT}")
+            raise Unreadable(f"holds video of a kind that cannot be decoded here: {CONVERT}")
         seconds = lambda ticks: np.nan if ticks is None else ticks * tick
         rows = [
             (seconds(p.pts), seconds(p.dts), p.is_keyframe, p.is_discard, (p.duration or 0) * tick)
@@ -117,7 +117,7 @@ def jumps_are_exact(packets):
 
 
 def breaks_off(duration, stated):
-    """Whether a file's frames end much before the time that its head states, as in a download that was cut short."""
+    """Whether frames end much before the time that the file's head states: a download cut short."""
     return stated is not None and duration < 0.9 * stated - 0.5
 
 
@@ -160,12 +160,13 @@ class InOrder:
         times, last = np.sort(packets.pts), packets.last
         guessed = packets.container in GUESSED or packets.discard.any() or not increasing(times)
         if guessed:
-            shown = [(at, float((frame.duration or 0) * frame.time_base)) for at, frame in self.frames()]
+            shown = [(at, (f.duration or 0) * f.time_base) for at, f in self.frames()]
             times = self.times = put_in_order(np.array([at for at, _ in shown]))
-            last = shown[-1][1]
-        gaps = np.diff(times)
+            last = float(shown[-1][1])
         self.on_screen = times - times[0]
-        self.duration = float(self.on_screen[-1] + (last or (np.median(gaps) if len(gaps) else 0.0)))
+        if not last and len(times) > 1:
+            last = np.median(np.diff(times))
+        self.duration = float(self.on_screen[-1] + last)
         if breaks_off(self.duration, packets.stated) and not packets.discard.any():
             cut = f"breaks off after {self.duration:.1f} of {packets.stated:.1f} s"
             raise Unreadable(f"{cut}: download it again")
@@ -204,7 +205,7 @@ def increasing(times):
 
 
 def put_in_order(times):
-    """Times (F,) of frames as they are shown one after the other, repaired if some are missing or go back.
+    """Times (F,) of frames as they are shown one after the other; missing or wrong ones are repaired.
 
     AVI and MPEG files have one frame rate and stamp some frames wrongly. So where four fifths of the
     frames are on time for one rate (to less than a frame), all are. Otherwise nobody knows.
@@ -227,4 +228,5 @@ def put_in_order(times):
 
 def picture(frame):
     """(H, W, 3) uint8, upright."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))

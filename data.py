@@ -2,7 +2,7 @@
 
 The way of one example (T frames, N patches, P prompt tokens; grid: pairs of frames, rows and columns of patches):
 
-    mp4 ──decord──▶ frames (T, H, W, 3) uint8 ──▶ patches (N, 1176) + grid (t, h, w) ─┐
+    mp4 ─container▶ frames (T, H, W, 3) uint8 ──▶ patches (N, 1176) + grid (t, h, w) ─┐
     annotation ──▶ Example ──▶ prompt text ───────────────────────────────────────────┴▶ Prompt
 
 Everything that the usual "processor" of Qwen2.5-VL hides is done here by hand: which frames are
@@ -187,8 +187,9 @@ def read_frames(path, budget, span=None):
 
 
 def decode_file(path, budget, span):
-    """Times come from the file's own timestamps, never from `index / fps`: phone and web videos have variable frame
-    rates, and an average rate would drift by seconds. The frame for moment t is the one on screen at t."""
+    """Times come from the file's own timestamps, never from `index / fps`: phone and web videos have
+    variable frame rates, and an average rate would drift by seconds. The frame for moment t is the one
+    on screen at t."""
     clip = container.open_clip(path)
     on_screen, duration = clip.on_screen, clip.duration
     if not 0 < duration < float("inf"):
@@ -201,7 +202,8 @@ def decode_file(path, budget, span):
     index = index.clip(max=max(0, np.searchsorted(on_screen, end - 1e-6) - 1))
     original = clip.size()
     height, width = frame_size(*original, len(index), budget)
-    pixels = torch.cat([resize(torch.from_numpy(some), height, width) for some in clip.pictures(index)])
+    pictures = map(torch.from_numpy, clip.pictures(index))  # some at a time
+    pixels = torch.cat([resize(some, height, width) for some in pictures])
     return Frames(pixels, on_screen[index] - start, spacing, end - start, tuple(original))
 
 
@@ -249,7 +251,8 @@ def read_picture(path):
                 return np.array(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as e:  # SyntaxError: PIL's word for a broken PNG
         raise BadInput(f"frame {path} cannot be read: {' '.join(str(e).split())}") from e
-    raise BadInput(f"frame {path} of {width} × {height} pixels is too large (at most {MOST_PIXELS:,}): make it smaller")
+    size = f"{width} × {height} pixels, more than the {MOST_PIXELS:,} that can be read"
+    raise BadInput(f"frame {path} has {size}: make it smaller")
 
 
 TRACKED = 8  # frames of a tracking question (VideoChat-R1 §3)

@@ -2,7 +2,7 @@
 
 Video decoders are C code that meets whatever the internet has: a damaged file can make them crash or never return.
 In the run's own process that would be the end of the run. So another process decodes, and if it dies or takes too
-long it is replaced, and the one video counts as unreadable. It never outlives the process that started it.
+long it is replaced, and the one video counts as unreadable. It does not outlive the run's process.
 
     python decoding.py FD      # that process; started by Decoder alone
 """
@@ -35,7 +35,7 @@ class Decoder:
     What comes back is JSON and raw pixels, never a pickle: a decoder that a file has taken over can send wrong
     pictures, and nothing that would be executed here.
 
-    `cancel` and `stop` may be called from another thread than the one that reads, `cancel` from a signal handler too.
+    `cancel` and `stop` may be called while another thread reads; `cancel` in a signal handler, too.
     """
 
     def __init__(self, limit):
@@ -43,12 +43,16 @@ class Decoder:
 
     def start(self):
         ours, theirs = Pipe()
-        process = subprocess.Popen([sys.executable, os.path.abspath(__file__), str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                                   env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
         theirs.close()
         self.process, self.pipe = process, ours
         try:
-            started = self.wait(process, ours, 300) and ours.recv_bytes() == b"ready"  # importing torch takes seconds, on a cold disk minutes
+            # importing torch takes seconds, on a cold disk minutes
+            started = self.wait(process, ours, 300) and ours.recv_bytes() == b"ready"
         except (EOFError, OSError):
             started = False
         if not started:
@@ -56,7 +60,7 @@ class Decoder:
             raise BadInput("the process that decodes videos does not start: see its error above")
 
     def wait(self, process, pipe, limit):
-        """Whether something arrives in time; in short waits, so that `cancel` is noticed whatever the decoder hangs in."""
+        """Whether something arrives in time. Waits are short: `cancel` has to be noticed."""
         end = time.monotonic() + limit
         while not self.cancelled and self.process is process:
             if pipe.poll(max(0, min(WAIT, end - time.monotonic()))):
@@ -67,12 +71,12 @@ class Decoder:
         raise Cancelled
 
     def cancel(self):
-        """Ends a pending read within a second, and every later one at once, with Cancelled. Only sets a flag."""
+        """Ends a pending read within a second and later ones at once, with Cancelled. Sets a flag only."""
         self.cancelled = True
 
     def stop(self):
-        """Ends the process, and with Cancelled a read that waits for it. A later read starts another one."""
-        process, self.process, self.pipe = self.process, None, None  # a waiting read holds the pipe, and closes it by letting go
+        """Ends the process, and with Cancelled a read that waits for it. A later read starts anew."""
+        process, self.process, self.pipe = self.process, None, None  # a waiting read holds the pipe
         if process:
             process.kill()
             try:
@@ -81,7 +85,8 @@ class Decoder:
                 pass  # it waits for a disk that does not answer: it dies when that does
 
     def read(self, path, budget, span=None):
-        """Frames of a video, as data.read_frames gives them. Raises BadInput also where that crashes or hangs, and Cancelled."""
+        """Frames of a video, as data.read_frames gives them. Raises BadInput also where that crashes
+        or hangs; Cancelled after `cancel` or `stop`."""
         if self.cancelled:
             raise Cancelled
         if self.process is None or self.process.poll() is not None:
@@ -98,12 +103,14 @@ class Decoder:
             answer = json.loads(pipe.recv_bytes())
             if "error" in answer:
                 raise BadInput(answer["error"])
-            pixels = torch.frombuffer(bytearray(pipe.recv_bytes()), dtype=torch.uint8).view(answer["shape"])
+            pixels = torch.frombuffer(bytearray(pipe.recv_bytes()), dtype=torch.uint8)
+            pixels = pixels.view(answer["shape"])
         except (EOFError, OSError) as e:  # it died
             if self.cancelled or self.process is not process:
                 raise Cancelled from e
             self.stop()
-            raise BadInput(f"video file {path} made the decoder crash (exit status {process.poll()}): it is damaged") from e
+            status = f"exit status {process.poll()}"
+            raise BadInput(f"video file {path} made the decoder crash ({status}): it is damaged") from e
         return Frames(pixels, np.array(answer["times"]), answer["spacing"], answer["duration"], tuple(answer["original_size"]))
 
 
@@ -111,7 +118,7 @@ WAIT = 0.2  # seconds between two looks at whether a read was cancelled
 
 
 def end_with(parent):
-    """Ends this process when the one that started it is gone, whatever a video keeps it busy with."""
+    """Ends this process when the one that started it is gone, even while it decodes."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -119,7 +126,7 @@ def end_with(parent):
 
 def serve(pipe):
     """Reads videos until the other end is closed."""
-    for told in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; when to end is for the run to say
+    for told in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the run decides when to end
         signal.signal(told, signal.SIG_IGN)
     threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
     pipe.send_bytes(b"ready")
