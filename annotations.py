@@ -254,7 +254,7 @@ def read_got10k(path, videos, report=print):
         return boxes
 
     def of_json(_, entry):
-        name = re.sub(r"^GOT-10k/", "", entry["path"])
+        name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])  # the published file has its authors' own paths
         folder = video_path(videos, name).removesuffix(".mp4")
         return [Example(os.path.basename(name), "tracking", folder, sentence(entry["object"]), boxes_in_frame(entry["gt"]))]
 

@@ -39,6 +39,7 @@ def open_clip(path):
     screen, from 0, `duration` in seconds, `size()` (height, width) and `pictures(index)`.
     Raises Unreadable, or one of REFUSED."""
     packets = look(path)
+    refuse_cut(packets)
     if jumps_are_exact(packets):
         clip = Jumping(path)
         if clip.agrees_with(packets):
@@ -116,9 +117,13 @@ def jumps_are_exact(packets):
     return bool(uncrossed and not_beyond and not_before)
 
 
-def breaks_off(duration, stated):
-    """Whether frames end much before the time that the file's head states: a download cut short."""
-    return stated is not None and duration < 0.9 * stated - 0.5
+def refuse_cut(packets):
+    """Frames that end much before the time that the file's head states are a download cut short."""
+    if packets.stated is None or packets.discard.any() or not np.isfinite(packets.pts).any():
+        return
+    end = np.nanmax(packets.pts) - np.nanmin(packets.pts) + packets.last
+    if end < 0.9 * packets.stated - 0.5:
+        raise Unreadable(f"breaks off after {end:.1f} of {packets.stated:.1f} s: download it again")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -138,7 +143,7 @@ class Jumping:
 
     def agrees_with(self, packets):
         pts = np.sort(packets.pts) - packets.pts.min()
-        if len(pts) != len(self.on_screen) or breaks_off(self.duration, packets.stated):
+        if len(pts) != len(self.on_screen):
             return False
         return np.abs(self.on_screen - pts).max() < 1e-3 + 1e-6 * pts[-1]  # decord's are float32
 
@@ -167,9 +172,6 @@ class InOrder:
         if not last and len(times) > 1:
             last = np.median(np.diff(times))
         self.duration = float(self.on_screen[-1] + last)
-        if breaks_off(self.duration, packets.stated) and not packets.discard.any():
-            cut = f"breaks off after {self.duration:.1f} of {packets.stated:.1f} s"
-            raise Unreadable(f"{cut}: download it again")
 
     def frames(self):
         """Yields (seconds, frame) of all frames that are shown, in order; nan: no stamp."""
@@ -208,7 +210,7 @@ def put_in_order(times):
     """Times (F,) of frames as they are shown one after the other; missing or wrong ones are repaired.
 
     AVI and MPEG files have one frame rate and stamp some frames wrongly. So where four fifths of the
-    frames are on time for one rate (to less than a frame), all are. Otherwise nobody knows.
+    frames are on time for one rate (to four frames), all are. Otherwise nobody knows.
 
     >>> put_in_order(np.array([np.nan, 2, 4, 6, 10, 8, 12, 14, 16, 18])).tolist()
     [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0]
@@ -217,11 +219,12 @@ def put_in_order(times):
         raise Unreadable("holds no frame")
     if increasing(times):
         return times
-    gaps = np.diff(times)
-    gap = np.median(gaps[gaps > 0]) if (gaps > 0).any() else np.nan
+    half = len(times) // 2
+    gaps = (times[half:] - times[:len(times) - half]) / max(1, half)  # over many frames
+    gap = np.nanmedian(gaps) if np.isfinite(gaps).any() else np.nan
     line = np.arange(len(times)) * gap
-    start = np.nanmedian(times - line) if np.isfinite(times - line).any() else np.nan
-    if not np.mean(np.abs(times - line - start) < 1.01 * gap) >= 0.8:
+    start = np.nanmedian(times - line) if np.isfinite(gap) else np.nan
+    if not (gap > 0 and np.mean(np.abs(times - line - start) < 4 * gap) >= 0.8):
         raise Unreadable(UNTIMED)
     return start + line
 
