@@ -465,18 +465,20 @@ def refuse_foreign(folder):
 
 def put_in_place(aside, folder, version):
     """Renames a finished data set to its place, unless another process was faster."""
-    while read_mark(folder) != version:
+    old, problem = f"{aside}.old", None
+    for _ in range(5):
+        if read_mark(folder) == version:
+            return
         refuse_foreign(folder)
-        old = f"{aside}.old"
         try:
             if os.path.isdir(folder) and os.listdir(folder):  # another version, ours
                 os.rename(folder, old)
-            os.rename(aside, folder)
-        except OSError:  # another process renamed something in between: look again
-            if not os.path.isdir(folder) and not os.path.isdir(old):
-                raise
+            return os.rename(aside, folder)
+        except OSError as e:  # another process renamed something in between: look again
+            problem = e
         finally:
             shutil.rmtree(old, ignore_errors=True)
+    raise problem
 
 
 def find_data(name, folder=None):
