@@ -254,7 +254,7 @@ def read_got10k(path, videos, report=print):
         return boxes
 
     def of_json(_, entry):
-        name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])  # the published file has its authors' own paths
+        name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])  # published with its authors' own paths
         folder = video_path(videos, name).removesuffix(".mp4")
         return [Example(os.path.basename(name), "tracking", folder, sentence(entry["object"]), boxes_in_frame(entry["gt"]))]
 
@@ -487,7 +487,7 @@ def read_dataset(name, split, folder, report=print):
 
 
 def number_repeated(examples, source, report):
-    """Makes ids unique, in place. Answers are kept by id: of two with one id, one would be scored twice."""
+    """Makes ids unique, in place. Answers are kept by id, so one would be scored as that of another."""
     taken, counts, renamed = {e.id for e in examples}, {}, []
     for e in examples:
         first, counts[e.id] = e.id, counts.get(e.id, 0) + 1
@@ -499,7 +499,8 @@ def number_repeated(examples, source, report):
         taken.add(e.id)
         renamed.append(f"the second {first!r} is {e.id!r} here")
     if renamed:
-        report(f"{source}: {len(renamed)} example(s) have the id of an earlier one, so {renamed[0]}")
+        again = f"{len(renamed)} example(s) have the id of an earlier one"
+        report(f"{source}: {again}, so {renamed[0]}")
 
 
 def main():
@@ -511,10 +512,12 @@ def main():
     dataset = DATASETS[name]
     try:
         for path in paths:
-            home = os.path.dirname(path.rstrip("/")).removesuffix("json" if name == "mvbench" else "")
+            home = os.path.dirname(path.rstrip("/"))
+            home = home.removesuffix("json") if name == "mvbench" else home
             examples = dataset.reader(path, os.path.join(home, dataset.videos))
             about = len({e.video for e in examples})
-            print(f"{path}: {len(examples):,} examples about {about:,} videos; the first:\n  {examples[0]}")
+            print(f"{path}: {len(examples):,} examples about {about:,} videos; the first:")
+            print(f"  {examples[0]}")
     except BadInput as e:
         sys.exit(f"error: {e}")
 

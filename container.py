@@ -3,8 +3,8 @@
 Every answer of the model is in seconds, so a frame shown at the wrong second is a wrong lesson, and
 nothing would say so. A file is read in one of two ways:
 
-    H.264 in mp4 or mov whose packets prove that jumps are exact    decord jumps to what is asked for
-    everything else                                                 PyAV decodes from the beginning
+    H.264 in mp4 or mov whose packets prove that jumps are exact   decord jumps to what is asked for
+    everything else                                                PyAV decodes from the beginning
 
 decord jumps to a key frame and counts from there. That goes wrong where frames follow a key frame
 but are shown before it, where stamps are missing or an edit list hides frames, and in containers
@@ -35,7 +35,7 @@ class Unreadable(Exception):
 
 
 def open_clip(path):
-    """A Jumping or InOrder clip. Both have `on_screen` (F,), the seconds at which each frame goes on
+    """A Jumping or InOrder clip. Both have `on_screen` (F,), seconds at which each frame goes on
     screen, from 0, `duration` in seconds, `size()` (height, width) and `pictures(index)`.
     Raises Unreadable, or one of REFUSED."""
     packets = look(path)
@@ -55,7 +55,7 @@ def open_clip(path):
 @dataclass
 class Packets:
     """Of the video stream's packets in the file's order: pts and dts (F,) in seconds, nan where
-    missing; key and discard (F,) bool. last: seconds that the last frame stays; stated: the duration
+    missing; key and discard (F,) bool. last: seconds that the last frame stays; stated: duration
     in the file's head, or None."""
 
     container: str
@@ -96,8 +96,8 @@ def look(path):
 def jumps_are_exact(packets):
     """Whether decord shows the right frame after a jump, proven from the packets.
 
-    A jump to key frame K asks for its pts and is looked up among dts, for some files after taking off
-    the first frame's pts - dts. It ends at K if the next key frame's dts is later than K's pts, and
+    A jump to key frame K asks for its pts and is looked up among dts, for some files after taking
+    off the first frame's pts - dts. It ends at K if the next key frame's dts is later than K's pts, and
     K's own pts - dts is no less than the first frame's. Counting on from there is right if nothing
     crosses a key frame: what stands before it in the file is shown before it, what follows, later.
     """
@@ -181,7 +181,10 @@ class InOrder:
                 yield (own if self.times is None else self.times[k]), frame
 
     def size(self):
-        return picture(next(self.frames())[1]).shape[:2]
+        first = next(self.frames(), None)
+        if first is None:
+            raise Unreadable(f"holds no frame that can be decoded here: {CONVERT}")
+        return picture(first[1]).shape[:2]
 
     def pictures(self, index):
         """Yields (1, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
@@ -207,10 +210,10 @@ def increasing(times):
 
 
 def put_in_order(times):
-    """Times (F,) of frames as they are shown one after the other; missing or wrong ones are repaired.
+    """Times (F,) of frames in the order in which they are shown; missing or wrong ones are repaired.
 
-    AVI and MPEG files have one frame rate and stamp some frames wrongly. So where four fifths of the
-    frames are on time for one rate (to four frames), all are. Otherwise nobody knows.
+    AVI and MPEG files have one frame rate and stamp some frames wrongly. So where four fifths of
+    the frames are on time for one rate (to four frames), all are. Otherwise nobody knows.
 
     >>> put_in_order(np.array([np.nan, 2, 4, 6, 10, 8, 12, 14, 16, 18])).tolist()
     [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0]

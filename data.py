@@ -187,8 +187,8 @@ def read_frames(path, budget, span=None):
 
 
 def decode_file(path, budget, span):
-    """Times come from the file's own timestamps, never from `index / fps`: phone and web videos have
-    variable frame rates, and an average rate would drift by seconds. The frame for moment t is the one
+    """Times are the file's own timestamps, never `index / fps`: phone and web videos have
+    variable frame rates, and an average would drift by seconds. The frame for moment t is the one
     on screen at t."""
     clip = container.open_clip(path)
     on_screen, duration = clip.on_screen, clip.duration

@@ -71,11 +71,11 @@ class Decoder:
         raise Cancelled
 
     def cancel(self):
-        """Ends a pending read within a second and later ones at once, with Cancelled. Sets a flag only."""
+        """Ends a pending read within a second, later ones at once, with Cancelled. Only sets a flag."""
         self.cancelled = True
 
     def stop(self):
-        """Ends the process, and with Cancelled a read that waits for it. A later read starts anew."""
+        """Ends the process, and with Cancelled a read that waits. A later read starts another one."""
         process, self.process, self.pipe = self.process, None, None  # a waiting read holds the pipe
         if process:
             process.kill()
@@ -85,8 +85,8 @@ class Decoder:
                 pass  # it waits for a disk that does not answer: it dies when that does
 
     def read(self, path, budget, span=None):
-        """Frames of a video, as data.read_frames gives them. Raises BadInput also where that crashes
-        or hangs; Cancelled after `cancel` or `stop`."""
+        """Frames of a video, as data.read_frames gives them. Raises BadInput also where that
+        crashes or hangs; Cancelled after `cancel` or `stop`."""
         if self.cancelled:
             raise Cancelled
         if self.process is None or self.process.poll() is not None:
@@ -109,8 +109,8 @@ class Decoder:
             if self.cancelled or self.process is not process:
                 raise Cancelled from e
             self.stop()
-            status = f"exit status {process.poll()}"
-            raise BadInput(f"video file {path} made the decoder crash ({status}): it is damaged") from e
+            crash = f"made the decoder crash (exit status {process.poll()})"
+            raise BadInput(f"video file {path} {crash}: it is damaged") from e
         return Frames(pixels, np.array(answer["times"]), answer["spacing"], answer["duration"], tuple(answer["original_size"]))
 
 
@@ -126,7 +126,7 @@ def end_with(parent):
 
 def serve(pipe):
     """Reads videos until the other end is closed."""
-    for told in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the run decides when to end
+    for told in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the run decides
         signal.signal(told, signal.SIG_IGN)
     threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
     pipe.send_bytes(b"ready")

@@ -469,8 +469,8 @@ def put_in_place(aside, folder, version):
     for _ in range(5):
         if read_mark(folder) == version:
             return
-        refuse_foreign(folder)
         try:
+            refuse_foreign(folder)
             if os.path.isdir(folder) and os.listdir(folder):  # another version, ours
                 os.rename(folder, old)
             return os.rename(aside, folder)

@@ -204,6 +204,16 @@ def test_files_without_times_or_video_are_one_sentence(tmp_path):
         read_frames(str(tmp_path / "sound.mp4"), SEEN)
 
 
+def test_a_codec_that_nobody_knows_is_one_sentence(tmp_path):
+    """Another four-letter name for the codec in the head: one that does not exist, and one of another codec."""
+    content = open(write_clip(tmp_path / "a.mp4", "libx264", TENTHS), "rb").read()
+    for name in (b"xxxx", b"drac", b"ap4h"):
+        (tmp_path / "b.mp4").write_bytes(content.replace(b"avc1", name))
+        with pytest.raises(BadInput, match="b.mp4 .*can(not)? be decoded") as e:
+            read_frames(str(tmp_path / "b.mp4"), SEEN)
+        assert "\n" not in str(e.value)
+
+
 def test_times_that_follow_no_rate_are_refused():
     with pytest.raises(container.Unreadable, match="does not say when"):
         container.put_in_order(np.array([0.0, 5.0, 1.0, 9.0, 2.0, 2.5, 7.0, np.nan, 3.0, 30.0]))
