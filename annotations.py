@@ -254,7 +254,7 @@ def read_got10k(path, videos, report=print):
         return boxes
 
     def of_json(_, entry):
-        name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])  # published with its authors' own paths
+        name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])  # published with its authors' paths
         folder = video_path(videos, name).removesuffix(".mp4")
         return [Example(os.path.basename(name), "tracking", folder, sentence(entry["object"]), boxes_in_frame(entry["gt"]))]
 
@@ -487,7 +487,7 @@ def read_dataset(name, split, folder, report=print):
 
 
 def number_repeated(examples, source, report):
-    """Makes ids unique, in place. Answers are kept by id, so one would be scored as that of another."""
+    """Makes ids unique, in place. Answers are kept by id: one would be scored as another."""
     taken, counts, renamed = {e.id for e in examples}, {}, []
     for e in examples:
         first, counts[e.id] = e.id, counts.get(e.id, 0) + 1

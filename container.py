@@ -23,8 +23,6 @@ av.logging.set_level(av.logging.PANIC)
 
 BATCH = 16  # pictures at a time: a long video at full size would not fit in memory
 REFUSED = (av.FFmpegError, decord.DECORDError, RuntimeError, IndexError)  # what the two raise
-
-
 GUESSED = ("avi", "mpeg")  # containers that do not hold every frame's time: libraries guess
 CONVERT = "convert it with ffmpeg -i IN -c:v libx264 OUT.mp4"
 UNTIMED = f"does not say when its frames are shown (stamps missing or out of order): {CONVERT}"
@@ -97,9 +95,10 @@ def jumps_are_exact(packets):
     """Whether decord shows the right frame after a jump, proven from the packets.
 
     A jump to key frame K asks for its pts and is looked up among dts, for some files after taking
-    off the first frame's pts - dts. It ends at K if the next key frame's dts is later than K's pts, and
-    K's own pts - dts is no less than the first frame's. Counting on from there is right if nothing
-    crosses a key frame: what stands before it in the file is shown before it, what follows, later.
+    off the first frame's pts - dts. It ends at K if the next key frame's dts is later than K's pts,
+    and K's own pts - dts is no less than the first frame's. Counting on from there is right if
+    nothing crosses a key frame: what stands before it in the file is shown before it, what follows,
+    later.
     """
     pts, dts, key = packets.pts, packets.dts, np.flatnonzero(packets.key)
     if not ("mp4" in packets.container and packets.codec == "h264"):
@@ -153,7 +152,7 @@ class Jumping:
     def pictures(self, index):
         """Yields (≤ 16, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
         for i in range(0, len(index), BATCH):
-            yield self.reader.get_batch(index[i:i + BATCH]).asnumpy()
+            yield self.reader.get_batch(index[i : i + BATCH]).asnumpy()
 
 
 class InOrder:
@@ -210,7 +209,7 @@ def increasing(times):
 
 
 def put_in_order(times):
-    """Times (F,) of frames in the order in which they are shown; missing or wrong ones are repaired.
+    """Times (F,) of frames in the order in which they are shown; missing and wrong ones repaired.
 
     AVI and MPEG files have one frame rate and stamp some frames wrongly. So where four fifths of
     the frames are on time for one rate (to four frames), all are. Otherwise nobody knows.
@@ -223,7 +222,7 @@ def put_in_order(times):
     if increasing(times):
         return times
     half = len(times) // 2
-    gaps = (times[half:] - times[:len(times) - half]) / max(1, half)  # over many frames
+    gaps = (times[half:] - times[: len(times) - half]) / max(1, half)  # over many frames
     gap = np.nanmedian(gaps) if np.isfinite(gaps).any() else np.nan
     line = np.arange(len(times)) * gap
     start = np.nanmedian(times - line) if np.isfinite(gap) else np.nan

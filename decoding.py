@@ -71,11 +71,11 @@ class Decoder:
         raise Cancelled
 
     def cancel(self):
-        """Ends a pending read within a second, later ones at once, with Cancelled. Only sets a flag."""
+        """Ends a pending read within a second, later ones at once, with Cancelled. Sets a flag."""
         self.cancelled = True
 
     def stop(self):
-        """Ends the process, and with Cancelled a read that waits. A later read starts another one."""
+        """Ends the process, and with Cancelled a read that waits. A later read starts anew."""
         process, self.process, self.pipe = self.process, None, None  # a waiting read holds the pipe
         if process:
             process.kill()

@@ -35,15 +35,20 @@ def read_number(pixels):
     """The number in a frame (H, W, 3) of any size: from the middle of each square."""
     h, w = pixels.shape[0] / 2, pixels.shape[1] / 4
     bits = [
-        pixels[int((r + 0.3) * h):int((r + 0.7) * h), int((c + 0.3) * w):int((c + 0.7) * w)].float().mean() > 125
+        pixels[int((r + 0.3) * h) : int((r + 0.7) * h), int((c + 0.3) * w) : int((c + 0.7) * w)]
+        .float()
+        .mean()
+        > 125
         for r in range(2)
         for c in range(4)
     ]
     return sum(1 << k for k, bit in enumerate(bits) if bit)
 
 
-def write_clip(path, codec, times, options=None, pix="yuv420p", tick=1000, offset=0.0, muxer=None, form=None):
-    """times: seconds at which frame k goes on screen; tick: time stamps per second; offset is added to all."""
+def write_clip(
+    path, codec, times, options=None, pix="yuv420p", tick=1000, offset=0.0, muxer=None, form=None
+):
+    """times: seconds at which frame k goes on screen, before offset; tick: stamps per second."""
     with av.open(str(path), "w", format=form, options=muxer or {}) as file:
         stream = file.add_stream(codec, rate=round(1 / np.diff(times).min()), options=options or {})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix
@@ -59,7 +64,7 @@ def write_clip(path, codec, times, options=None, pix="yuv420p", tick=1000, offse
 
 
 def check_times(path, times):
-    """That every moment shows the frame on screen then, and that the duration is right within a frame."""
+    """Every moment shows the frame on screen then; the duration is right within a frame."""
     frames = read_frames(path, SEEN)
     shown = [read_number(pixels) for pixels in frames.pixels]
     moments = np.arange(len(shown)) * frames.spacing
@@ -84,7 +89,11 @@ CLIPS = {
     "hevc-open.mp4": ("libx265", TENTHS, {"x265-params": X265 + "1"}),
     "hevc-closed.mp4": ("libx265", TENTHS, {"x265-params": X265 + "0"}),
     "av1.mp4": ("libsvtav1", TENTHS, {"preset": "10"}),
-    "vp9.mp4": ("libvpx-vp9", TENTHS, {"lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "4"}),
+    "vp9.mp4": (
+        "libvpx-vp9",
+        TENTHS,
+        {"lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "4"},
+    ),
     "mpeg4.mp4": ("mpeg4", TENTHS, B, {"tick": 10}),
     "mpeg4.3gp": ("mpeg4", TENTHS, {}),
     "mpeg2.mp4": ("mpeg2video", AT_25, B, {"tick": 25}),
@@ -92,8 +101,17 @@ CLIPS = {
     "h264.mkv": ("libx264", TENTHS, B),
     "vfr.mkv": ("libx264", SLOW_THEN_FAST, B),
     "hevc-open.mkv": ("libx265", TENTHS, {"x265-params": X265 + "1"}),
-    "before-zero.mkv": ("libx264", TENTHS, B, {"offset": -0.5, "muxer": {"avoid_negative_ts": "0"}}),
-    "vp9.webm": ("libvpx-vp9", TENTHS, {"lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "4"}),
+    "before-zero.mkv": (
+        "libx264",
+        TENTHS,
+        B,
+        {"offset": -0.5, "muxer": {"avoid_negative_ts": "0"}},
+    ),
+    "vp9.webm": (
+        "libvpx-vp9",
+        TENTHS,
+        {"lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "4"},
+    ),
     "vp8.webm": ("libvpx", TENTHS, {"lag-in-frames": "16", "auto-alt-ref": "1"}),
     "mpeg4-b.avi": ("mpeg4", TENTHS, B, {"tick": 10}),
     "mpeg4.avi": ("mpeg4", TENTHS, {}, {"tick": 10}),
@@ -112,26 +130,38 @@ CLIPS = {
 @pytest.mark.parametrize("name", CLIPS)
 def test_the_frame_at_each_moment_is_the_one_on_screen_then(name, tmp_path):
     codec, times, options, *more = CLIPS[name]
-    check_times(write_clip(tmp_path / name, codec, times, options, **(more[0] if more else {})), times)
+    check_times(
+        write_clip(tmp_path / name, codec, times, options, **(more[0] if more else {})), times
+    )
 
 
 def test_a_span_of_a_file_that_is_read_from_its_beginning(tmp_path):
     frames = read_frames(write_clip(tmp_path / "a.ts", "libx264", TENTHS, B), SEEN, (4.0, 7.0))
-    assert [read_number(p) for p in frames.pixels] == [40, 45, 50, 55, 60, 65] and frames.duration == pytest.approx(3)
+    assert [read_number(p) for p in frames.pixels] == [
+        40,
+        45,
+        50,
+        55,
+        60,
+        65,
+    ] and frames.duration == pytest.approx(3)
 
 
 def test_an_edit_list_hides_what_it_cuts_off(tmp_path):
     """As a phone trims: the file holds 12 s, and says that the first 2.5 are not to be shown."""
     content = bytearray(open(write_clip(tmp_path / "a.mp4", "libx264", TENTHS, B), "rb").read())
-    number = lambda at: int.from_bytes(content[at:at + 4], "big")
+    number = lambda at: int.from_bytes(content[at : at + 4], "big")
     edits, media, film = content.find(b"elst"), content.find(b"mdhd"), content.find(b"mvhd")
     assert number(edits + 8) == 1
     for at, cut in ((edits + 12, -2.5 * number(film + 16)), (edits + 16, 2.5 * number(media + 16))):
-        content[at:at + 4] = (number(at) + int(cut)).to_bytes(4, "big")
+        content[at : at + 4] = (number(at) + int(cut)).to_bytes(4, "big")
     (tmp_path / "a.mp4").write_bytes(content)
     frames = read_frames(str(tmp_path / "a.mp4"), SEEN)
     assert frames.duration == pytest.approx(9.5, abs=0.1)
-    assert [read_number(p) for p in frames.pixels] == [*range(25, 120, 5), 119]  # 19 moments, made even
+    assert [read_number(p) for p in frames.pixels] == [
+        *range(25, 120, 5),
+        119,
+    ]  # 19 moments, made even
 
 
 def test_a_picture_that_was_filmed_sideways_is_upright_both_ways(tmp_path):
@@ -167,7 +197,11 @@ def old_way(path, budget):
 def assert_as_before(path, budget):
     assert isinstance(container.open_clip(path), container.Jumping)
     frames, (pixels, times, duration) = read_frames(path, budget), old_way(path, budget)
-    assert torch.equal(frames.pixels, pixels) and np.array_equal(frames.times, times) and frames.duration == duration
+    assert (
+        torch.equal(frames.pixels, pixels)
+        and np.array_equal(frames.times, times)
+        and frames.duration == duration
+    )
 
 
 def test_ordinary_clips_are_read_as_before_bit_for_bit(charades):
@@ -180,17 +214,21 @@ def test_the_real_clip_is_read_as_before_bit_for_bit(shared):
 
 
 def test_a_download_that_was_cut_short_is_one_sentence(tmp_path):
-    """Its frames end at a half of what its head promises; questions about the rest would be asked about nothing."""
+    """Its frames end at half of what its head promises: questions about the rest have no answer."""
     for name, muxer in (("a.mp4", {"movflags": "faststart"}), ("a.mkv", {})):
         path = tmp_path / name
         content = open(write_clip(path, "libx264", TENTHS, B, muxer=muxer), "rb").read()
-        path.write_bytes(content[:len(content) // 2])
-        with pytest.raises(BadInput, match=r"a\.m.. breaks off after .* of 12.0 s: download it again"):
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(
+            BadInput, match=r"a\.m.. breaks off after .* of 12.0 s: download it again"
+        ):
             read_frames(str(path), SEEN)
 
 
 def test_files_without_times_or_video_are_one_sentence(tmp_path):
-    bare = write_clip(tmp_path / "a.h264", "libx264", TENTHS, form="h264")  # a stream without a container
+    bare = write_clip(
+        tmp_path / "a.h264", "libx264", TENTHS, form="h264"
+    )  # a stream without a container
     with pytest.raises(BadInput, match="does not say when its frames are shown .* -c:v libx264"):
         read_frames(bare, SEEN)
     with av.open(str(tmp_path / "sound.mp4"), "w") as file:
@@ -205,7 +243,7 @@ def test_files_without_times_or_video_are_one_sentence(tmp_path):
 
 
 def test_a_codec_that_nobody_knows_is_one_sentence(tmp_path):
-    """Another four-letter name for the codec in the head: one that does not exist, and one of another codec."""
+    """Another four-letter name for the codec: one that does not exist, and two of others."""
     content = open(write_clip(tmp_path / "a.mp4", "libx264", TENTHS), "rb").read()
     for name in (b"xxxx", b"drac", b"ap4h"):
         (tmp_path / "b.mp4").write_bytes(content.replace(b"avc1", name))

@@ -20,7 +20,9 @@ def hanging(tmp_path):
     """A playlist whose only part is a pipe that nobody writes to: opening it never returns."""
     os.mkfifo(tmp_path / "part.ts")
     path = tmp_path / "hanging.m3u8"
-    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n", encoding="utf-8")
+    path.write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n", encoding="utf-8"
+    )
     return str(path)
 
 
@@ -78,9 +80,11 @@ decoder.read(sys.argv[1], TOY_BUDGET)
 
 
 def test_it_is_no_orphan_and_leaves_ctrl_c_to_the_run(hanging):
-    """The run is killed while a video hangs: within seconds its decoder is gone. Before, signals that a terminal or a
-    queue sends to every process of a run must not kill the decoder: its clip would count as damaged."""
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, hanging], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    """The run is killed while a video hangs: within seconds its decoder is gone. Before that, what a
+    terminal or a queue sends to all processes must not kill it: its clip would count as damaged."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, hanging], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     try:
         pid = int(parent.stdout.readline())
         time.sleep(1)
