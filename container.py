@@ -94,11 +94,9 @@ def look(path):
 def jumps_are_exact(packets):
     """Whether decord shows the right frame after a jump, proven from the packets.
 
-    A jump to key frame K asks for its pts and is looked up among dts, for some files after taking
-    off the first frame's pts - dts. It ends at K if the next key frame's dts is later than K's pts,
-    and K's own pts - dts is no less than the first frame's. Counting on from there is right if
-    nothing crosses a key frame: what stands before it in the file is shown before it, what follows,
-    later.
+    A jump to key frame K asks for its pts and is looked up among dts. It ends at K if the next key
+    frame's dts is later than that. Counting on from there is right if nothing crosses a key frame:
+    what stands before it in the file is shown before it, what follows, later.
     """
     pts, dts, key = packets.pts, packets.dts, np.flatnonzero(packets.key)
     if not ("mp4" in packets.container and packets.codec == "h264"):
@@ -109,11 +107,8 @@ def jumps_are_exact(packets):
         return False
     earlier = np.maximum.accumulate(np.r_[-np.inf, pts[:-1]])  # the latest pts before each packet
     later = np.minimum.accumulate(pts[::-1])[::-1]
-    close = 1e-6
     uncrossed = (earlier[key] < pts[key]).all() and (later[key] == pts[key]).all()
-    not_beyond = (dts[key[1:]] > pts[key[:-1]] + close).all()
-    not_before = (pts - dts)[key].min() > (pts - dts)[0] - close
-    return bool(uncrossed and not_beyond and not_before)
+    return bool(uncrossed and (dts[key[1:]] > pts[key[:-1]] + 1e-6).all())
 
 
 def refuse_cut(packets):

@@ -63,9 +63,9 @@ def write_clip(
     return str(path)
 
 
-def check_times(path, times):
+def check_times(path, times, seen=SEEN):
     """Every moment shows the frame on screen then; the duration is right within a frame."""
-    frames = read_frames(path, SEEN)
+    frames = read_frames(path, seen)
     shown = [read_number(pixels) for pixels in frames.pixels]
     moments = np.arange(len(shown)) * frames.spacing
     assert shown == (np.searchsorted(times, moments + 1e-6, side="right") - 1).tolist()
@@ -133,6 +133,14 @@ def test_the_frame_at_each_moment_is_the_one_on_screen_then(name, tmp_path):
     check_times(
         write_clip(tmp_path / name, codec, times, options, **(more[0] if more else {})), times
     )
+
+
+def test_two_key_frames_close_together(tmp_path):
+    """A jump to the first, by the time it is shown, ends at the second, which is stored by then."""
+    options = B | {"x264-params": "scenecut=100:min-keyint=1"}
+    muxer = {"use_editlist": "0"}
+    path = write_clip(tmp_path / "a.mp4", "libx264", TENTHS, options, muxer=muxer)
+    check_times(path, TENTHS, VideoBudget(fps=10, min_frame_pixels=28 * 28))
 
 
 def test_a_span_of_a_file_that_is_read_from_its_beginning(tmp_path):
