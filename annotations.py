@@ -15,7 +15,10 @@ and leaves out; a file in which nothing can be used is an error.
     MVBench            read_mvbench         json/action_sequence.json, 20 of them    video/star/Charades_v1_480/…
     Perception Test    read_perceptiontest  mc_question_valid.json                   videos/video_8241.mp4
 
-    python annotations.py charades FILE      # how many examples, and the first one; any data set of DATASETS
+    python annotations.py charades FILE …    # how many examples, and the first one
+
+with the name of a data set: charades, activitynet, got10k, nextgqa, quality, caption, videomme,
+mvbench or perceptiontest. Videos are looked for beside the file.
 """
 
 import configparser
@@ -66,12 +69,16 @@ def json_entries(path):
                 at = re.compile(r"\s*:\s*").match(text, at).end()
             value, at = decoder.raw_decode(text, at)
             entries.append((line, key, value))
-    except (ValueError, AttributeError) as e:  # ValueError: no JSON, or a number of thousands of digits
+    except (ValueError, AttributeError, RecursionError) as e:
+        # ValueError: no JSON, or a number of thousands of digits; RecursionError: nested too deep
         raise BadInput(f"{path}, line {text.count(chr(10), 0, at) + 1}: broken JSON after {len(entries)} entries; download the file again") from e
     return entries
 
 
-UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # what reading an entry of another form ends in
+# What reading an entry of another form ends in.
+UNUSABLE = (
+    KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError
+)  # fmt: skip
 
 
 def each_usable(rows, make):
@@ -95,7 +102,7 @@ def collect(path, entries, make, report, form):
     examples = []
     for line, key, value in entries:
         try:
-            for made in make(key, value):
+            for made in map(whole_text, make(key, value)):
                 if isinstance(made, Malformed):
                     report(f"{path}, line {line}: entry {key!r}, {made}")
                 else:
@@ -107,6 +114,20 @@ def collect(path, entries, make, report, form):
     if not examples:
         raise BadInput(f"{path} holds no usable entry; one has {form}")
     return examples
+
+
+def whole_text(made):
+    """An Example, or a Malformed in its place if it holds half a character, JSON's "\\ud800" alone.
+
+    No tokenizer, file or terminal takes one: it would end a run hours later.
+    """
+    try:
+        if not isinstance(made, Malformed):
+            json.dumps(vars(made), ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError as e:
+        half = f"half a character (\\u{ord(e.object[e.start]):04x} alone)"
+        return Malformed(f"skipped, a text in it holds {half}: write the file again as UTF-8")
+    return made
 
 
 def video_path(folder, name):
@@ -233,21 +254,21 @@ def read_got10k(path, videos, report=print):
         return boxes
 
     def of_json(_, entry):
-        name = re.sub(r"^GOT-10k/", "", entry["path"])
+        name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])  # published with its authors' paths
         folder = video_path(videos, name).removesuffix(".mp4")
         return [Example(os.path.basename(name), "tracking", folder, sentence(entry["object"]), boxes_in_frame(entry["gt"]))]
 
     def of_folder(_, name):
         folder = video_path(path, name.strip()).removesuffix(".mp4")
         meta = configparser.ConfigParser(interpolation=None, strict=False)
-        meta.read(os.path.join(folder, "meta_info.ini"))
+        meta.read(os.path.join(folder, "meta_info.ini"), encoding="utf-8")
         if "METAINFO" not in meta:
             raise Malformed(f"{folder} has no meta_info.ini")
         info = meta["METAINFO"]
         width, height = (float(v) for v in re.findall(r"\d+", info["resolution"]))
-        with open(os.path.join(folder, "groundtruth.txt")) as f:
+        with open(os.path.join(folder, "groundtruth.txt"), encoding="utf-8") as f:
             boxes = [[float(v) for v in line.split(",")] for line in f if line.strip()]
-        with open(os.path.join(folder, "absence.label")) as f:
+        with open(os.path.join(folder, "absence.label"), encoding="utf-8") as f:
             absent = [int(line) for line in f if line.strip()]
         frames = sum(re.fullmatch(r"\d+\.jpg", name.lower()) is not None for name in os.listdir(folder))
         if not frames == len(boxes) == len(absent):
@@ -442,6 +463,7 @@ def read_dataset(name, split, folder, report=print):
     """All Examples of a data set for a split, "train" or "test", from whichever file of it is in `folder`.
 
     MVBench is 20 files, in json/; of the others the first that fits is taken, text before JSON.
+    Ids are unique: an id that came before is numbered ("x" again is "x#2"), and that is reported.
     Raises BadInput with where to get what is missing.
     """
     dataset = DATASETS[name]
@@ -458,20 +480,53 @@ def read_dataset(name, split, folder, report=print):
     if not os.path.isdir(videos):
         raise BadInput(f"no folder {videos} with the clips. What belongs in {folder}: {dataset.source}")
     found.sort(key=lambda f: (not f.endswith(".txt"), f))
-    return [e for f in (found if name == "mvbench" else found[:1]) for e in dataset.reader(os.path.join(files, f), videos, report)]
+    paths = [os.path.join(files, f) for f in (found if name == "mvbench" else found[:1])]
+    examples = [e for path in paths for e in dataset.reader(path, videos, report)]
+    number_repeated(examples, f"{paths[0]}{' and the files beside it' * (len(paths) > 1)}", report)
+    return examples
+
+
+def number_repeated(examples, source, report):
+    """Makes ids unique, in place. Answers are kept by id: one would be scored as another."""
+    taken, counts, renamed = {e.id for e in examples}, {}, []
+    for e in examples:
+        first, counts[e.id] = e.id, counts.get(e.id, 0) + 1
+        if counts[first] == 1:
+            continue
+        while e.id in taken:  # "x#2" may be the name of another
+            e.id = f"{first}#{counts[first]}"
+            counts[first] += e.id in taken
+        taken.add(e.id)
+        renamed.append(f"the second {first!r} is {e.id!r} here")
+    if renamed:
+        again = f"{len(renamed)} example(s) have the id of an earlier one"
+        report(f"{source}: {again}, so {renamed[0]}")
 
 
 def main():
-    if len(sys.argv) < 3 or sys.argv[1] not in DATASETS:
+    name, paths = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
+    if name in ("-h", "--help"):
+        return print(__doc__)
+    if name not in DATASETS or not paths:
         sys.exit(f"usage: python annotations.py DATASET FILE…   with one of: {', '.join(DATASETS)}")
+    dataset = DATASETS[name]
     try:
-        for path in sys.argv[2:]:
-            home = os.path.dirname(path.rstrip("/")).removesuffix("json" if sys.argv[1] == "mvbench" else "")
-            examples = DATASETS[sys.argv[1]].reader(path, os.path.join(home, DATASETS[sys.argv[1]].videos))
-            print(f"{path}: {len(examples):,} examples about {len({e.video for e in examples}):,} videos; the first:\n  {examples[0]}")
+        for path in paths:
+            home = os.path.dirname(path.rstrip("/"))
+            home = home.removesuffix("json") if name == "mvbench" else home
+            examples = dataset.reader(path, os.path.join(home, dataset.videos))
+            about = len({e.video for e in examples})
+            print(f"{path}: {len(examples):,} examples about {about:,} videos; the first:")
+            print(f"  {examples[0]}")
     except BadInput as e:
         sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":
-    main()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a sentence
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has seen enough: `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

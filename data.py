@@ -2,7 +2,7 @@
 
 The way of one example (T frames, N patches, P prompt tokens; grid: pairs of frames, rows and columns of patches):
 
-    mp4 ──decord──▶ frames (T, H, W, 3) uint8 ──▶ patches (N, 1176) + grid (t, h, w) ─┐
+    mp4 ─container▶ frames (T, H, W, 3) uint8 ──▶ patches (N, 1176) + grid (t, h, w) ─┐
     annotation ──▶ Example ──▶ prompt text ───────────────────────────────────────────┴▶ Prompt
 
 Everything that the usual "processor" of Qwen2.5-VL hides is done here by hand: which frames are
@@ -17,13 +17,12 @@ import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
 
-import decord
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-decord.logging.set_level(decord.logging.QUIET)  # its C++ errors would interleave with our one-sentence ones
+import container
 
 
 class BadInput(Exception):
@@ -68,8 +67,12 @@ class VideoBudget:
         path = os.path.join(folder, cls.FILE)
         budget = cls()
         if os.path.isfile(path):
-            with open(path) as f:
-                budget = cls(**json.load(f))
+            try:
+                with open(path, encoding="utf-8") as f:
+                    budget = cls(**json.load(f)).checked()
+            except (OSError, ValueError, TypeError, RecursionError) as e:
+                known = ", ".join(f.name for f in fields(cls))
+                raise BadInput(f"{path} is no video budget, a JSON object of {known} ({e})") from e
         known = {f.name for f in fields(cls)}
         return replace(budget, **{k: v for k, v in overrides.items() if k in known and v is not None}).checked()
 
@@ -83,7 +86,7 @@ class VideoBudget:
         return self
 
     def save(self, folder):
-        with open(os.path.join(folder, self.FILE), "w") as f:
+        with open(os.path.join(folder, self.FILE), "w", encoding="utf-8") as f:
             json.dump(asdict(self), f, indent=2)
 
 
@@ -176,31 +179,31 @@ def read_frames(path, budget, span=None):
         raise BadInput(f"video file {path} is empty (0 bytes): download it again")
     try:
         return decode_file(path, budget, span)
-    except (decord.DECORDError, RuntimeError, IndexError) as e:
+    except container.Unreadable as e:
+        raise BadInput(f"video file {path} {e}") from e
+    except container.REFUSED as e:
         reason = str(e).strip().splitlines()[-1][:150] if str(e).strip() else type(e).__name__
         raise BadInput(f"video file {path} cannot be decoded, it may be damaged or no video ({reason})") from e
 
 
 def decode_file(path, budget, span):
-    """Times come from the file's own timestamps, never from `index / fps`: phone and web videos have variable
-    frame rates, and an average rate would drift by seconds. The frame for moment t is the one on screen at t."""
-    reader = decord.VideoReader(path, num_threads=1)
-    stamps = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))), dtype=np.float64)  # (F, 2): on, off
-    on_screen, duration = stamps[:, 0] - stamps[0, 0], float(stamps[-1, 1] - stamps[0, 0])
-    if not duration > 0:
-        raise BadInput(f"video file {path} has no duration: it holds {len(reader)} frame(s)")
+    """Times are the file's own timestamps, never `index / fps`: phone and web videos have
+    variable frame rates, and an average would drift by seconds. The frame for moment t is the one
+    on screen at t."""
+    clip = container.open_clip(path)
+    on_screen, duration = clip.on_screen, clip.duration
+    if not 0 < duration < float("inf"):
+        raise BadInput(f"video file {path} has no duration: it holds {len(on_screen)} frame(s)")
     start, end = (0.0, duration) if span is None else (max(0.0, span[0]), min(duration, span[1]))
     if end <= start:
         raise BadInput(f"video file {path} lasts {duration:.1f} s; the part from {span[0]:g} to {span[1]:g} s is not in it")
     moments, spacing = frame_times(end - start, budget)
     index = np.searchsorted(on_screen, start + moments + 1e-6, side="right") - 1  # the frame on screen at each moment
     index = index.clip(max=max(0, np.searchsorted(on_screen, end - 1e-6) - 1))
-    original = reader[0].shape[:2]
+    original = clip.size()
     height, width = frame_size(*original, len(index), budget)
-    pixels = torch.cat([  # 16 at a time: a long video at full size would not fit in memory
-        resize(torch.from_numpy(reader.get_batch(index[i:i + 16]).asnumpy()), height, width)
-        for i in range(0, len(index), 16)
-    ])
+    pictures = map(torch.from_numpy, clip.pictures(index))  # some at a time
+    pixels = torch.cat([resize(some, height, width) for some in pictures])
     return Frames(pixels, on_screen[index] - start, spacing, end - start, tuple(original))
 
 
@@ -215,7 +218,7 @@ def read_folder(path, budget, span=None):
         raise BadInput(f"folder {path} holds {len(names)} numbered jpg or png frames; at least {TRACKED} are needed")
     fps = FOLDER_FPS
     if os.path.isfile(meta := os.path.join(path, "meta_info.ini")):
-        with open(meta, errors="replace") as f:
+        with open(meta, encoding="utf-8", errors="replace") as f:
             found = re.search(r"anno_fps:\s*(\d+)", f.read())
         fps = int(found[1]) if found and int(found[1]) else FOLDER_FPS
     if span is not None:
@@ -223,15 +226,33 @@ def read_folder(path, budget, span=None):
         if not names:
             raise BadInput(f"folder {path} has no frame from {span[0]:g} to {span[1]:g} s, at {fps} a second")
     index = uniform_indices(len(names))
-    try:
-        pictures = [torch.from_numpy(np.array(Image.open(os.path.join(path, names[i])).convert("RGB"))) for i in index]
-    except OSError as e:
-        raise BadInput(f"a frame in {path} cannot be read: {e}") from e
-    if len({p.shape for p in pictures}) > 1:
-        raise BadInput(f"the frames in {path} have different sizes")
-    height, width = frame_size(*pictures[0].shape[:2], TRACKED, budget)
+    original, pixels = None, []
+    for i in index:  # one at a time: eight large photographs would not fit in memory
+        picture = read_picture(os.path.join(path, names[i]))
+        if original not in (None, picture.shape[:2]):
+            raise BadInput(f"the frames in {path} have different sizes")
+        original = picture.shape[:2]
+        height, width = frame_size(*original, TRACKED, budget)
+        pixels.append(resize(torch.from_numpy(picture)[None], height, width))
     spacing = (len(names) - 1) / fps / (TRACKED - 1)
-    return Frames(resize(torch.stack(pictures), height, width), index / fps, spacing, len(names) / fps, tuple(pictures[0].shape[:2]))
+    return Frames(torch.cat(pixels), index / fps, spacing, len(names) / fps, original)
+
+
+MOST_PIXELS = 8192 * 8192  # of one picture: as float32 it takes 0.8 GB
+Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns in two lines, or raises what is no OSError
+
+
+def read_picture(path):
+    """(H, W, 3) uint8 of a picture file. Raises BadInput, also for one of over MOST_PIXELS."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if width * height <= MOST_PIXELS:
+                return np.array(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as e:  # SyntaxError: PIL's word for a broken PNG
+        raise BadInput(f"frame {path} cannot be read: {' '.join(str(e).split())}") from e
+    size = f"{width} × {height} pixels, more than the {MOST_PIXELS:,} that can be read"
+    raise BadInput(f"frame {path} has {size}: make it smaller")
 
 
 TRACKED = 8  # frames of a tracking question (VideoChat-R1 §3)

@@ -17,11 +17,14 @@ that lives in this world.
     videomme, mvbench, perceptiontest                             multiple choice of several kinds; for testing alone
 """
 
+import glob
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
+import time
 from dataclasses import dataclass, field
 
 import av
@@ -182,11 +185,11 @@ def render_folder(clip, path):
         Image.fromarray(draw(clip, t)).save(os.path.join(partial, f"{i + 1:08d}.jpg"), quality=92)
         x0, y0, x1, y1 = (SIDE * v for v in thing.box(t))
         lines.append(f"{x0:.4f},{y0:.4f},{x1 - x0:.4f},{y1 - y0:.4f}\n")
-    with open(os.path.join(partial, "groundtruth.txt"), "w") as f:
+    with open(os.path.join(partial, "groundtruth.txt"), "w", encoding="utf-8") as f:
         f.writelines(lines)
-    with open(os.path.join(partial, "absence.label"), "w") as f:
+    with open(os.path.join(partial, "absence.label"), "w", encoding="utf-8") as f:
         f.write("0\n" * len(times))
-    with open(os.path.join(partial, "meta_info.ini"), "w") as f:
+    with open(os.path.join(partial, "meta_info.ini"), "w", encoding="utf-8") as f:
         f.write(f"[METAINFO]\nanno_fps: {ANNO_FPS}Hz\nobject_class: {thing.name}\nresolution: ({SIDE}, {SIDE})\n")
     os.replace(partial, path)
 
@@ -278,7 +281,7 @@ MARK = "MADE_BY_TOY_PY"  # a file in every data set made here: its figures are t
 
 
 def write_json(path, entries):
-    with open(path, "w") as f:
+    with open(path, "w", encoding="utf-8") as f:
         json.dump(entries, f, indent=1)
 
 
@@ -289,7 +292,7 @@ def lettered(options):
 def make_charades(folder, seed, train=TRAIN_CLIPS, test=TEST_CLIPS):
     """A training clip has one query per thing; a test clip has one, so that 200 clips are 200 queries."""
     for split, count in (("train", train), ("test", test)):
-        with open(os.path.join(folder, f"charades_sta_{split}.txt"), "w") as file:
+        with open(os.path.join(folder, f"charades_sta_{split}.txt"), "w", encoding="utf-8") as file:
             for i in range(count):
                 clip, rng = make_clip(split, i, seed), np.random.default_rng([seed, i])
                 for thing in clip.things if split == "train" else clip.things[:1]:
@@ -311,7 +314,7 @@ def make_got10k(folder, seed, train=600, test=100):
     jobs = []
     for split, numbers in (("train", range(test, test + train)), ("val", range(test))):
         os.makedirs(os.path.join(folder, split))
-        with open(os.path.join(folder, split, "list.txt"), "w") as f:
+        with open(os.path.join(folder, split, "list.txt"), "w", encoding="utf-8") as f:
             f.writelines(f"{make_clip('got10k', i, seed).name}\n" for i in numbers)
         jobs += [("got10k", i, seed, split) for i in numbers]
     return jobs
@@ -393,25 +396,89 @@ MAKERS = {"charades": make_charades, "activitynet": make_activitynet, "got10k": 
           "caption": make_caption, "videomme": make_videomme, "mvbench": make_mvbench, "perceptiontest": make_perceptiontest}  # fmt: skip
 
 
+# Every file made here has such a name; where another lies, somebody put it there.
+OURS = re.compile(
+    rf"{MARK}|({'|'.join(KINDS)})\d{{5}}\.mp4(\.partial\.mp4)?|\d{{8}}\.jpg|groundtruth\.txt"
+    r"|absence\.label|meta_info\.ini|list\.txt|charades_sta_(train|test)\.txt"
+    r"|(test|videomme|mc_question_valid|(nextgqa|quality|captions)_(train|val|test))\.json"
+    rf"|({'|'.join(QUESTIONS)})\.json"
+)
+
+
+def is_ours(folder):
+    """Whether a folder was made here and holds nothing else. Only such a one is ever removed."""
+    names = [name for _, _, names in os.walk(folder) for name in names]
+    return MARK in os.listdir(folder) and all(map(OURS.fullmatch, names))
+
+
+def read_mark(folder):
+    """What a data set made here says of itself; None if there is none."""
+    try:
+        with open(os.path.join(folder, MARK), encoding="utf-8") as f:
+            return f.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def ensure(name, folder=None, seed=0, **counts):
     """Makes the toy data set of that name unless it is there. Returns its folder, data/toy/NAME.
 
     counts: train=…, test=…: how many clips, if other than usual.
+
+    It is rendered aside and renamed once it is whole: several programs may begin at the same time,
+    and one that is cut short leaves nothing that looks finished. Raises BadInput if the folder is
+    there and holds anything that was not made here.
     """
-    folder = folder or os.path.join("data", "toy", name)
+    folder = os.path.normpath(folder or os.path.join("data", "toy", name))
     version = f"toy {name}, seed {seed}, {counts}, {SIDE} px, {FPS} fps, version 4\n"
-    mark = os.path.join(folder, MARK)
-    if os.path.isfile(mark):
-        with open(mark) as f:
-            if f.read() == version:
-                return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    jobs = MAKERS[name](folder, seed, **counts)
-    render_clips([(kind, i, s, os.path.join(folder, inside)) for kind, i, s, inside in jobs])
-    with open(mark, "w") as f:  # written last: a data set that was cut short is made again
-        f.write(version)
+    if read_mark(folder) == version:
+        return folder
+    refuse_foreign(folder)
+    for left in glob.glob(glob.escape(folder) + PARTIAL + "*"):  # by a process that was killed
+        if time.time() - os.path.getmtime(left) > 24 * 3600 and is_ours(left):
+            shutil.rmtree(left, ignore_errors=True)
+    aside = f"{folder}{PARTIAL}{os.getpid()}-{os.urandom(4).hex()}"
+    os.makedirs(aside)
+    try:
+        with open(os.path.join(aside, MARK), "w", encoding="utf-8") as f:
+            f.write(version)
+        jobs = MAKERS[name](aside, seed, **counts)
+        render_clips([(kind, i, s, os.path.join(aside, inside)) for kind, i, s, inside in jobs])
+        put_in_place(aside, folder, version)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+PARTIAL = ".partial-"  # in the name of a folder that is being made
+
+
+def refuse_foreign(folder):
+    from data import BadInput  # here: the processes that render need no torch
+
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise BadInput(f"{folder}, where the toy data belongs, is a file: move it away")
+    if os.path.isdir(folder) and os.listdir(folder) and not is_ours(folder):
+        foreign = "holds files that were not made by toy.py: move them away"
+        raise BadInput(f"folder {folder}, where the toy data belongs, {foreign}")
+
+
+def put_in_place(aside, folder, version):
+    """Renames a finished data set to its place, unless another process was faster."""
+    old, problem = f"{aside}.old", None
+    for _ in range(5):
+        if read_mark(folder) == version:
+            return
+        try:
+            refuse_foreign(folder)
+            if os.path.isdir(folder) and os.listdir(folder):  # another version, ours
+                os.rename(folder, old)
+            return os.rename(aside, folder)
+        except OSError as e:  # another process renamed something in between: look again
+            problem = e
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+    raise problem
 
 
 def find_data(name, folder=None):
@@ -428,8 +495,19 @@ def find_data(name, folder=None):
     return folder, f"toy {name} (made up)" if made_up else f"{name} ({folder})"
 
 
-if __name__ == "__main__":
+def main():
+    from data import BadInput
+
+    if sys.argv[1:] and sys.argv[1] in ("-h", "--help"):
+        return print(__doc__)
     for name in sys.argv[1:] or MAKERS:
         if name not in MAKERS:
             sys.exit(f"error: there is no toy {name}; there is: {', '.join(MAKERS)}")
-        print(f"toy {name}: {ensure(name)}")
+        try:
+            print(f"toy {name}: {ensure(name)}")
+        except BadInput as e:
+            sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,12 +3,16 @@
 import doctest
 import json
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
 import annotations
 import toy
 from annotations import DATASETS, read_captions, read_charades, read_dataset, read_got10k, read_mvbench, read_nextgqa, read_perceptiontest, read_quality, read_videomme
+from conftest import ROOT
 from data import BadInput, Example, uniform_indices
 
 
@@ -195,3 +199,103 @@ def test_files_of_full_size_are_read_in_seconds(tmp_path):
 
 def test_examples_in_docstrings():
     assert doctest.testmod(annotations).failed == 0
+
+
+# Mistakes that would show much later -----------------------------------------------------------------
+
+
+def test_as_many_intervals_as_sentences(tmp_path):
+    """zip would cut the longer list off, and give the first sentences the first intervals, right or not."""
+    for times, sentences in (([[1, 2], [3, 4]], ["a"]), ([[1, 2]], ["a", "b"])):
+        entries = {"A": {"timestamps": times, "sentences": sentences}, "B": {"timestamps": [[1, 2]], "sentences": ["c"]}}
+        said = []
+        assert [e.id for e in read_charades(write(tmp_path / "c.json", entries), "v", said.append)] == ["B/0"]
+        assert len(said) == 1 and "equally many 'timestamps' [start, end] and 'sentences'" in said[0]
+
+
+def test_captions_need_a_list_with_something_in_it(tmp_path):
+    said, good = [], {"video": "b.mp4", "events": ["a dog runs"]}
+    for events in ([], "a dog runs", None, ["a dog runs", " . "]):
+        path = write(tmp_path / "captions_test.json", [{"video": "a.mp4", "events": events}, good])
+        assert [e.id for e in read_captions(path, "v", said.append)] == ["b.mp4/1"]
+    assert len(said) == 4 and all("'events' is no list of sentences, or an empty one" in line for line in said[:3])
+
+
+def nextgqa(folder, ids):
+    os.makedirs(folder / "videos", exist_ok=True)
+    entries = [{"id": i, "video": f"{k}.mp4", "question": "why", "options": ["a", "b"], "glue": [[1, 2]], "answer": "(A)"} for k, i in enumerate(ids)]
+    write(folder / "nextgqa_test.json", entries)
+    return str(folder)
+
+
+def test_repeated_ids_are_numbered_and_said(tmp_path):
+    """Answers are kept by id: the answer to the first would be scored for both."""
+    said = []
+    examples = read_dataset("nextgqa", "test", nextgqa(tmp_path, ["a", "b", "a", "a#2", "a", "c", "b"]), said.append)
+    assert [e.id for e in examples] == ["a", "b", "a#3", "a#2", "a#4", "c", "b#2"]
+    assert [e.video[-5] for e in examples] == list("0123456")  # the order of the file
+    assert len(said) == 1 and "nextgqa_test.json: 3 example(s) have the id of an earlier one, so the second 'a' is 'a#3' here" in said[0]
+    read_dataset("nextgqa", "test", nextgqa(tmp_path, ["a", "b"]), said.append)
+    assert len(said) == 1
+    many = read_dataset("nextgqa", "test", nextgqa(tmp_path, ["a"] * 20_000), said.append)  # in seconds
+    assert len({e.id for e in many}) == 20_000
+
+
+def test_half_a_character_is_left_out_where_it_is_read(tmp_path):
+    r"""JSON's "\ud800" alone: Python reads it, and no file, terminal or tokenizer takes it."""
+    good = {"question_id": "1", "videoID": "x", "duration": "short", "question": "What?", "options": ["A. a cat", "B. a dog"], "answer": "B"}
+    bad = [good | change for change in (
+        {"question": "Who \ud800?"}, {"options": ["A. \udfff", "B. b"]}, {"question_id": "\ud800"}, {"videoID": "\ud800"}, {"duration": "\ud800"})]  # fmt: skip
+    said = []
+    path = write(tmp_path / "videomme.json", [*bad, good | {"question": "a whole one: \U0001f600"}])
+    (example,) = read_videomme(path, "v", said.append)
+    assert example.question == "a whole one: \U0001f600" and len(said) == 5
+    assert "line 2: entry 0, skipped, a text in it holds half a character (\\ud800 alone)" in said[0]
+    for line in said:
+        line.encode("utf-8")
+
+
+def test_nesting_200000_deep_is_one_sentence(tmp_path):
+    for deep in ("[" * 200_000, '[{"video": ' + "[" * 200_000 + "]" * 200_000 + "}]"):
+        (tmp_path / "q.json").write_text(deep, encoding="utf-8")
+        with pytest.raises(BadInput, match="line 1: broken JSON"):
+            read_quality(str(tmp_path / "q.json"), "v")
+
+
+# The command ------------------------------------------------------------------------------------------
+
+
+def command(*args, **changes):
+    done = subprocess.run([sys.executable, "annotations.py", *args], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", env=os.environ | changes)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_counts_and_shows_the_first(tmp_path):
+    folder = toy.ensure("mvbench", str(tmp_path / "toy"), test=10)
+    path = os.path.join(folder, "json", "action_count.json")
+    code, out, err = command("mvbench", path, path)
+    assert code == 0 and out.count(f"{path}: 2 examples about 2 videos; the first:\n  Example(id='action_count/0', task='qa'") == 2 and not err
+    first = out.splitlines()[1]
+    assert os.path.exists(first.split("video='")[1].split("'")[0])  # the clip is found beside the file
+
+
+def test_mistakes_of_the_command_are_one_line(tmp_path):
+    for args, says in ((["charades", str(tmp_path / "no.txt")], "error: annotation file .*no.txt does not exist"), (["nowhere", "x"], "usage: .*charades, activitynet"), ([], "usage"), (["charades"], "usage")):
+        code, out, err = command(*args)
+        assert code == 1 and not out and len(err.splitlines()) == 1 and re.search(says, err)
+
+
+def test_help_ends_well_whatever_reads_it():
+    code, out, err = command("--help")
+    assert code == 0 and not err and "python annotations.py charades FILE" in out and all(name in out for name in DATASETS)
+    assert command("-h", LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")[0] == 0
+    ends = subprocess.run(["bash", "-c", f"set -o pipefail; '{sys.executable}' annotations.py --help | head -1"], cwd=ROOT, capture_output=True, text=True)
+    assert ends.returncode == 0 and not ends.stderr and len(ends.stdout.splitlines()) == 1
+
+
+def test_a_reader_that_goes_away_early(tmp_path):
+    """More output than a pipe holds, and nobody reads on."""
+    write(tmp_path / "q.json", [{"video": "a.mp4", "answer": "low quality"}])
+    line = f"'{sys.executable}' '{ROOT}/annotations.py' quality {'q.json ' * 2000} | head -1"
+    ends = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=tmp_path, capture_output=True, text=True)
+    assert ends.returncode == 0 and not ends.stderr

@@ -202,3 +202,53 @@ def test_impossible_budgets(tmp_path, wrong):
 
 def test_examples_in_docstrings():
     assert doctest.testmod(data).failed == 0
+
+
+# What mistakes cost ----------------------------------------------------------------------------------
+
+
+def test_small_frames_are_enlarged_to_the_least_the_budget_allows():
+    """By the square root of what is missing, rounded up: no frame gets fewer pixels than the least."""
+    budget = VideoBudget(min_frame_pixels=16 * 28 * 28, max_frame_pixels=64 * 28 * 28)
+    for height, width, size in ((28, 28, (112, 112)), (30, 50, (112, 168)), (56, 28, (168, 84)), (112, 112, (112, 112)), (20, 100, (56, 252))):
+        assert frame_size(height, width, 4, budget) == size and size[0] * size[1] >= budget.min_frame_pixels
+
+
+def test_a_small_clip_is_enlarged(tmp_path):
+    path = write_video(tmp_path / "small.mp4", 20, size=(28, 56))
+    frames = read_frames(path, VideoBudget(min_frame_pixels=16 * 28 * 28))
+    assert frames.original_size == (28, 56) and tuple(frames.pixels.shape[1:3]) == (84, 168)
+    assert abs(float(frames.pixels[2].float().mean()) - 2 * 10) < 3  # still frame 10, at 1 s
+
+
+def frame_folder(folder, size):
+    for k in range(8):
+        Image.new("RGB", size, (9 * k,) * 3).save(folder / f"{k + 1:08d}.png")
+    return str(folder)
+
+
+def test_pictures_of_20000_pixels_are_one_sentence(tmp_path, recwarn):
+    path = frame_folder(tmp_path, (56, 56))
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "00000008.png")
+    with pytest.raises(BadInput, match="00000008.png has 20000 × 20000 pixels, more than .*: make it smaller"):
+        read_frames(path, TOY_BUDGET)
+    assert not recwarn.list  # PIL warns of them in two lines of its own
+
+
+def test_pictures_of_different_sizes_or_broken_are_one_sentence(tmp_path):
+    path = frame_folder(tmp_path, (56, 56))
+    Image.new("RGB", (84, 56)).save(tmp_path / "00000005.png")
+    with pytest.raises(BadInput, match="different sizes"):
+        read_frames(path, TOY_BUDGET)
+    good = (tmp_path / "00000001.png").read_bytes()
+    for broken in (good[:50], good[:20] + b"\0" * 60, b""):
+        (tmp_path / "00000005.png").write_bytes(broken)
+        with pytest.raises(BadInput, match="00000005.png cannot be read"):
+            read_frames(path, TOY_BUDGET)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"fps": "2"}', '{"colour": 1}', "[" * 100_000])
+def test_a_broken_budget_file_is_one_sentence(tmp_path, content):
+    (tmp_path / VideoBudget.FILE).write_text(content, encoding="utf-8")
+    with pytest.raises(BadInput, match="video_budget.json is no video budget"):
+        VideoBudget.of_model(str(tmp_path))

@@ -1,11 +1,16 @@
 """The made-up world: that it is what its annotations say, and always the same."""
 
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
+import pytest
 
 import data
 import toy
+from conftest import ROOT
 
 
 def test_the_same_seed_makes_the_same_files(charades, tmp_path):
@@ -68,3 +73,72 @@ def test_boxes_hold_the_thing():
     rows, columns = np.nonzero(np.abs(picture - clip.grey).sum(axis=2))
     x0, y0, x1, y1 = (v * toy.SIDE for v in thing.box(3.0))
     assert abs(columns.min() - x0) < 2 and abs(rows.min() - y0) < 2 and abs(columns.max() - x1) < 2 and abs(rows.max() - y1) < 2
+
+
+# The folder it is made in ---------------------------------------------------------------------------
+
+
+def test_two_first_uses_at_the_same_time(tmp_path):
+    """Two processes render aside; one finds that the other was faster. Both get the whole data set."""
+    code = "import sys, toy; print(toy.ensure('charades', sys.argv[1], train=12, test=6))"
+    folder = str(tmp_path / "toy" / "charades")
+    command = [sys.executable, "-c", code, folder]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0 and out.strip() == folder, err
+    assert os.listdir(tmp_path / "toy") == ["charades"]  # nothing is left beside it
+    assert len(os.listdir(os.path.join(folder, "videos"))) == 18 and toy.is_ours(folder)
+
+
+def test_a_folder_that_came_in_between_is_used_if_it_is_the_same(tmp_path):
+    folder, aside = str(tmp_path / "x"), str(tmp_path / "x.partial-1")
+    toy.ensure("quality", folder, train=0, test=1)
+    toy.ensure("quality", aside, train=0, test=2)
+    before = os.stat(folder).st_ino
+    toy.put_in_place(aside, folder, toy.read_mark(folder))
+    assert os.stat(folder).st_ino == before and os.path.isdir(aside)
+    toy.put_in_place(aside, folder, toy.read_mark(aside))  # another version, but made here: replaced
+    assert os.stat(folder).st_ino != before and os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("foreign", ["videos/3MSZA.mp4", "notes.txt", "videos/holiday.mp4"])
+@pytest.mark.parametrize("marked", [True, False])
+def test_nothing_is_removed_that_was_not_made_here(tmp_path, foreign, marked):
+    folder = tmp_path / "charades"
+    if marked:
+        toy.ensure("charades", str(folder), train=1, test=1)
+    path = folder / foreign
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine", encoding="utf-8")
+    with pytest.raises(data.BadInput, match="holds files that were not made by toy.py: move them away"):
+        toy.ensure("charades", str(folder), train=2, test=1)
+    assert path.read_text(encoding="utf-8") == "mine" and os.listdir(tmp_path) == ["charades"]
+
+
+def test_a_file_in_its_place_is_one_sentence(tmp_path):
+    (tmp_path / "charades").write_text("mine", encoding="utf-8")
+    with pytest.raises(data.BadInput, match="is a file: move it away"):
+        toy.ensure("charades", str(tmp_path / "charades"), train=1, test=1)
+
+
+def test_another_version_is_replaced_and_old_leftovers_are_removed(tmp_path):
+    folder = toy.ensure("charades", str(tmp_path / "charades"), train=1, test=1)
+    left = tmp_path / "charades.partial-99-0"
+    left.mkdir()
+    (left / toy.MARK).write_text("cut short", encoding="utf-8")
+    foreign = tmp_path / "charades.partial-of-mine"
+    foreign.mkdir()
+    (foreign / "essay.txt").write_text("mine", encoding="utf-8")
+    toy.ensure("charades", folder, train=2, test=1)
+    assert left.exists() and len(os.listdir(os.path.join(folder, "videos"))) == 3  # it may be at work
+    for old in (left, foreign):
+        os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    toy.ensure("charades", folder, train=1, test=1)
+    assert not left.exists() and (foreign / "essay.txt").exists() and len(os.listdir(os.path.join(folder, "videos"))) == 2
+
+
+@pytest.mark.parametrize("name", toy.MAKERS)
+def test_every_data_set_is_known_as_ours(name, tmp_path):
+    split = {} if name in ("activitynet", "videomme", "mvbench", "perceptiontest") else {"train": 2}
+    assert toy.is_ours(toy.ensure(name, str(tmp_path / name), test=5, **split))
