@@ -230,7 +230,15 @@ def load_sharded(name, device, attn="sdpa", trained=True, adapters=None, recompu
     shard(model, computed_in, offload)
     model.to_empty(device="cpu" if offload else device)
     draw_adapters(model)
-    return fill(model, files, device), tokenizer
+    problem, problems = None, [None] * dist.get_world_size()
+    try:
+        fill(model, files, device)
+    except BadInput as e:  # what one process finds in its rows, the others cannot see
+        problem = e
+    dist.all_gather_object(problems, problem)
+    if any(problems):
+        raise next(filter(None, problems))
+    return model, tokenizer
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -83,6 +83,8 @@ def empty(name, device, dtype, attn):
         set_dtype(model.config, dtype)  # what it computes in, and is saved in
         if os.path.isfile(os.path.join(folder, "generation_config.json")):
             model.generation_config = GenerationConfig.from_pretrained(folder)
+        else:
+            model.generation_config.eos_token_id = None  # it was taken from the config
         check_tokens(model, tokenizer, name)
         files = weights_in(folder)
         check_weights(model, files)
@@ -195,11 +197,12 @@ def check_tokens(model, tokenizer, name):
     if max(numbered.values()) >= size:
         raise BadInput(f"model {name}: its tokenizer has token {max(numbered.values())}, and the model only {size} (vocab_size in config.json)")
     given = as_list(model.generation_config.eos_token_id)
+    possible = lambda token: type(token) is int and 0 <= token < size
+    if not all(map(possible, given)):
+        raise BadInput(f"model {name}: eos_token_id in generation_config.json must be token numbers below {size}, not {given}")
     if given and end not in given:
         raise BadInput(f"model {name}: eos_token_id in generation_config.json is {given}, and <|im_end|> in the tokenizer is {end}: they belong to different models")
-    stops = given or as_list(getattr(config.text_config, "eos_token_id", None))
-    if not all(type(token) is int and 0 <= token < size for token in stops):
-        raise BadInput(f"model {name}: eos_token_id must be token numbers below {size}, not {stops}")
+    stops = given or filter(possible, as_list(config.text_config.eos_token_id))
     model.generation_config.eos_token_id = [end, *(token for token in stops if token != end)]
 
 
@@ -247,6 +250,8 @@ def weights_in(folder):
     if os.path.isfile(os.path.join(folder, INDEX)):
         said = read_json(os.path.join(folder, INDEX)).get("weight_map")
         true = {weight.key: os.path.basename(weight.path) for weight in found.values()}
+        if not isinstance(said, dict):
+            raise ValueError(f"{INDEX} is damaged: it has no weight_map")
         if said != true:
             wrong = sorted(key for key in {*said, *true} if said.get(key) != true.get(key))
             raise ValueError(f"{INDEX} and the files disagree about {first_few(wrong)}")
@@ -312,10 +317,7 @@ def fill(model, files, device):
                     rows = slice(first, first + len(local))
                 local.copy_(file.get_slice(files[name].key)[rows])
                 if not finite(local):
-                    error = BadInput(f"model {folder}: {name} holds numbers that are not finite")
-                    if local is not p:
-                        error.process = p.device_mesh.get_rank()  # the others do not know
-                    raise error
+                    raise BadInput(f"model {folder}: {name} holds numbers that are not finite")
     compute_buffers(model, device)
     return model
 
@@ -423,7 +425,7 @@ def save(model, tokenizer, budget, folder, write=None):
     Everything is written to a neighbour first and moved into place at the end. A kill never leaves half a
     folder; between the two renames it leaves none, but the old one whole in FOLDER.old, which the next save
     puts back first. write: a function of the folder that writes the weights where `write_parts` alone
-    cannot (adapters, sharded weights).
+    cannot (adapters, sharded weights). Raises OSError, and keeps the old folder, if the disk is full.
     """
     folder = folder.rstrip("/")
     partial, old = folder + ".partial", folder + ".old"
@@ -431,9 +433,13 @@ def save(model, tokenizer, budget, folder, write=None):
         os.rename(old, folder)
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    write(partial) if write else write_parts(model, partial)
-    tokenizer.save_pretrained(partial)
-    budget.save(partial)
+    try:
+        write(partial) if write else write_parts(model, partial)
+        tokenizer.save_pretrained(partial)
+        budget.save(partial)
+    except (OSError, SafetensorError) as e:  # on a full disk half a folder is in the way
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(str(e)) from e
     if os.path.isdir(folder):
         os.rename(folder, old)
     os.rename(partial, folder)
