@@ -52,11 +52,13 @@ def load_judge(name, device):
     """
     with one_sentence(f"--judge {name} is not a language model that transformers can load"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        safe = dict(trust_remote_code=False, use_safetensors=True)  # no code, no pickles
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            name, dtype="auto", output_loading_info=True, **safe
         )
-        if wrong := sorted(map(str, {x for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for x in report[kind]})):
-            raise ValueError(f"its files do not hold this model's weights: {first_few(wrong)}")
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if wrong := sorted(map(str, report[kind])):
+                raise ValueError(f"{kind.replace('_', ' ')} in its files: {first_few(wrong)}")
         if wrong := [key for key, p in model.named_parameters() if not finite(p)]:
             raise ValueError(f"numbers that are not finite in {first_few(wrong)}")
     model = model.to(device).eval().requires_grad_(False)

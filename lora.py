@@ -90,23 +90,26 @@ def save_adapters(tensors, folder, base, rank, alpha=None):
 
 
 def load_adapters(model, folder):
-    """Gives a model the detours of a folder (ours or PEFT's, on the same layers). Raises BadInput if they do not fit it."""
+    """Gives a model the detours of a folder (ours or PEFT's, on the same layers).
+
+    Raises BadInput if they do not fit it, or are of a kind that this file does not compute.
+    """
     with open(os.path.join(folder, "adapter_config.json"), encoding="utf-8") as f:
         config = json.load(f)
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < float("inf"):
-        raise BadInput(f"the adapters in {folder} have r = {rank} and lora_alpha = {alpha}: r must be a whole number of at least 1, lora_alpha above 0")
-    if unknown := [key for key in NOT_HERE if config.get(key) not in (None, False, "none", {}, [])]:
-        raise BadInput(f"the adapters in {folder} are of a kind that lora.py does not compute ({', '.join(unknown)} in adapter_config.json)")
-    with safe_open(os.path.join(folder, "adapter_model.safetensors"), "pt") as f, torch.no_grad():
+    rank, alpha = checked(config, folder)
+    base = config.get("base_model_name_or_path")
+    misfit = f"the adapters in {folder} belong to other layers, another rank or another model than {base}"
+    path = os.path.join(folder, "adapter_model.safetensors")
+    with safe_open(path, "pt") as f, torch.no_grad():
         shapes = {key: f.get_slice(key).get_shape() for key in f.keys()}
-        misfit = BadInput(f"the adapters in {folder} belong to other layers, another rank or another model than {config.get('base_model_name_or_path')}")
-        if any(shape[:1] != [rank] for key, shape in shapes.items() if "lora_A" in key):  # before memory is taken for them
-            raise misfit
-        found = detours(add_adapters(model, rank, alpha))
-        wanted = {f"base_model.model.{name}.{half}.weight": getattr(m, half) for name, m in found.items() for half in ("lora_A", "lora_B")}
+        if any(shape[:1] != [rank] for key, shape in shapes.items() if "lora_A" in key):
+            raise BadInput(misfit)  # before memory is taken for them
+        found, wanted = detours(add_adapters(model, rank, alpha)), {}
+        for name, m in found.items():
+            for half in ("lora_A", "lora_B"):
+                wanted[f"base_model.model.{name}.{half}.weight"] = getattr(m, half)
         if shapes != {key: list(p.shape) for key, p in wanted.items()}:
-            raise misfit
+            raise BadInput(misfit)
         for key, p in wanted.items():
             p.copy_(f.get_tensor(key))
             if not p.isfinite().all():
@@ -115,7 +118,26 @@ def load_adapters(model, folder):
 
 
 # What PEFT can do besides W + (α / r) B A. Loaded without it, such adapters would be other adapters.
-NOT_HERE = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save", "fan_in_fan_out", "trainable_token_indices")
+NOT_HERE = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias",
+            "modules_to_save", "fan_in_fan_out", "trainable_token_indices")  # fmt: skip
+
+
+def checked(config, folder):
+    """(r, lora_alpha) of an adapter_config.json."""
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    right = type(rank) is int and rank >= 1 and type(alpha) in (int, float)
+    if not right or not 0 < alpha < float("inf"):
+        raise BadInput(
+            f"the adapters in {folder} have r = {rank} and lora_alpha = {alpha}: "
+            "r must be a whole number of at least 1, and lora_alpha a number above 0"
+        )
+    unknown = [key for key in NOT_HERE if config.get(key) not in (None, False, "none", {}, [])]
+    if unknown:
+        raise BadInput(
+            f"the adapters in {folder} are of a kind that lora.py does not compute: "
+            f"{', '.join(unknown)} in adapter_config.json"
+        )
+    return rank, alpha
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ Only Qwen2.5-VL is known: 3B, 7B, 32B and 72B differ in their config alone, and 
 VideoChat-R1 weights are a Qwen2.5-VL-7B. Weights are read from safetensors, which hold numbers and
 nothing that could be executed. A model is loaded in two steps, whole or sharded (scale.py):
 
-    empty    the model on the "meta" device (shapes without numbers), compared with the files' headers
+    empty    the model on the "meta" device (shapes, no numbers), compared with the files' headers
     fill     numbers from the files to where they will live, one tensor after the other
 
 So a folder that does not fit is refused before any memory is taken, nothing is read twice, and no
@@ -77,6 +77,7 @@ def empty(name, device, dtype, attn):
         folder = name if os.path.isdir(name) else snapshot_download(name, allow_patterns=READ)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        files = weights_in(folder)
         dtype = dtype or (torch.float32 if str(device) == "cpu" else torch.bfloat16)
         with torch.device("meta"):
             model = prepare(Qwen2_5_VLForConditionalGeneration(config), attn).to(dtype).eval()
@@ -85,8 +86,7 @@ def empty(name, device, dtype, attn):
             model.generation_config = GenerationConfig.from_pretrained(folder)
         else:
             model.generation_config.eos_token_id = None  # it was taken from the config
-        check_tokens(model, tokenizer, name)
-        files = weights_in(folder)
+        check_tokens(model, tokenizer)
         check_weights(model, files)
     return model, tokenizer, files
 
@@ -101,7 +101,7 @@ READ = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # of a hub repository: n
 
 @contextmanager
 def one_sentence(said):
-    """Whatever fails while a model's files are read is the fault of the files: BadInput("{said}: …").
+    """Whatever fails while a model's files are read is their fault: BadInput("{said}: …").
 
     Damaged files end in errors of a dozen kinds (json, tokenizers, safetensors, huggingface_hub,
     the checks inside transformers' configs). This is the one place that turns them into a sentence.
@@ -113,7 +113,9 @@ def one_sentence(said):
     except Exception as e:
         if "can't allocate memory" in str(e):  # the CPU's out of memory is a plain RuntimeError
             raise
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()] or ["no reason given"]
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()] or [
+            "no reason given"
+        ]
         why = f"{lines[0][:250].rstrip('.')} ({type(e).__name__})"
         raise BadInput(f"{said}: {why}; get its folder anew, or give another") from e
 
@@ -128,7 +130,9 @@ def check_attention(attn, device):
         missing = "needs the package flash-attn (pip install flash-attn --no-build-isolation)"
     else:
         return
-    raise BadInput(f"--attn flash_attention_2 {missing}; --attn sdpa needs nothing and is about as fast")
+    raise BadInput(
+        f"--attn flash_attention_2 {missing}; --attn sdpa needs nothing and is about as fast"
+    )
 
 
 def check_family(name):
@@ -136,17 +140,25 @@ def check_family(name):
     if os.path.isdir(name):
         config_file = os.path.join(name, "config.json")
         if not os.path.isfile(config_file):
-            raise BadInput(f"model folder {name} has no config.json: give a folder that was saved by train.py or from the hub")
+            raise BadInput(
+                f"model folder {name} has no config.json: "
+                "give a folder that was saved by train.py or from the hub"
+            )
         with one_sentence(f"model {name} cannot be loaded"):
             family = read_json(config_file).get("model_type")
         if family != "qwen2_5_vl":
-            raise BadInput(f"model folder {name} holds a {family!r} model; this project knows Qwen2.5-VL (model_type 'qwen2_5_vl')")
+            raise BadInput(
+                f"model folder {name} holds a {family!r} model; "
+                "this project knows Qwen2.5-VL (model_type 'qwen2_5_vl')"
+            )
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise BadInput(f"model {name} is neither a folder here nor a hub name like Qwen/Qwen2.5-VL-7B-Instruct")
+        raise BadInput(
+            f"model {name} is neither a folder here nor a hub name like Qwen/Qwen2.5-VL-7B-Instruct"
+        )
 
 
 def read_json(path):
-    """The object in a JSON file. Raises ValueError, with the file's name in it, if there is none."""
+    """The object in a JSON file. Raises ValueError, with the file's name, if there is none."""
     try:
         with open(path, encoding="utf-8") as f:
             found = json.load(f)
@@ -166,10 +178,14 @@ def under_adapters(name):
     folders = []
     while os.path.isfile(os.path.join(name, "adapter_config.json")):
         if os.path.realpath(name) in map(os.path.realpath, folders):
-            raise BadInput(f"adapters {name} lead back to themselves: base_model_name_or_path in adapter_config.json must name a model")
+            raise BadInput(
+                f"adapters {name} lead back to themselves: "
+                "base_model_name_or_path in adapter_config.json must name a model"
+            )
         folders.append(name)
         with one_sentence(f"model {name} cannot be loaded"):
-            name = read_json(os.path.join(name, "adapter_config.json")).get("base_model_name_or_path")
+            config = read_json(os.path.join(name, "adapter_config.json"))
+            name = config.get("base_model_name_or_path")
             if not isinstance(name, str):
                 raise ValueError("adapter_config.json has no base_model_name_or_path")
     return name, folders[::-1]
@@ -180,32 +196,33 @@ def under_adapters(name):
 # ------------------------------------------------------------------------------------------------
 
 
-def check_tokens(model, tokenizer, name):
-    """Raises BadInput unless config, generation_config.json and tokenizer mean the same tokens.
+def check_tokens(model, tokenizer):
+    """Raises ValueError unless config, generation_config.json and tokenizer mean the same tokens.
 
     Makes generation_config.eos_token_id a list of ints, <|im_end|> first: with it an answer ends.
     Folders have a list there, one number or nothing; then the config's own is added.
     """
     config, numbered = model.config, tokenizer.get_vocab()
+    strangers = "and {} in the tokenizer is {}: they belong to different models".format
     for token, field in TOKENS.items():
-        found, wanted = getattr(config, field), numbered.get(token)
-        if found != wanted:
-            raise BadInput(f"model {name}: {field} in config.json is {found}, and {token} in the tokenizer is {wanted}: they belong to different models")
-    size, end = config.text_config.vocab_size, numbered.get("<|im_end|>")
+        if getattr(config, field) != numbered.get(token):
+            said = f"{field} in config.json is {getattr(config, field)}"
+            raise ValueError(f"{said}, {strangers(token, numbered.get(token))}")
+    size, last, end = config.text_config.vocab_size, max(numbered.values()), numbered.get(END)
     if end is None:
-        raise BadInput(f"model {name}: its tokenizer has no <|im_end|>, the token that ends an answer")
-    if max(numbered.values()) >= size:
-        raise BadInput(f"model {name}: its tokenizer has token {max(numbered.values())}, and the model only {size} (vocab_size in config.json)")
+        raise ValueError(f"its tokenizer has no {END}, the token that ends an answer")
+    if last >= size:
+        raise ValueError(f"its tokenizer has token {last}, and vocab_size in config.json is {size}")
     given = as_list(model.generation_config.eos_token_id)
     possible = lambda token: type(token) is int and 0 <= token < size
-    if not all(map(possible, given)):
-        raise BadInput(f"model {name}: eos_token_id in generation_config.json must be token numbers below {size}, not {given}")
-    if given and end not in given:
-        raise BadInput(f"model {name}: eos_token_id in generation_config.json is {given}, and <|im_end|> in the tokenizer is {end}: they belong to different models")
+    if given and (end not in given or not all(map(possible, given))):
+        said = f"eos_token_id in generation_config.json is {given}"
+        raise ValueError(f"{said}, {strangers(END, end)}")
     stops = given or filter(possible, as_list(config.text_config.eos_token_id))
     model.generation_config.eos_token_id = [end, *(token for token in stops if token != end)]
 
 
+END = "<|im_end|>"
 TOKENS = {
     "<|vision_start|>": "vision_start_token_id", "<|vision_end|>": "vision_end_token_id",
     "<|image_pad|>": "image_token_id", "<|video_pad|>": "video_token_id",
@@ -220,7 +237,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class Stored(NamedTuple):
-    """Where a weight is: the file, its name in there, and its shape and type by the file's header."""
+    """Where a weight is: the file, its name, shape and type by the file's header."""
 
     path: str
     key: str
@@ -241,11 +258,13 @@ def weights_in(folder):
                 name, part = from_hub(key), file.get_slice(key)
                 if name in found:
                     both = f"{os.path.basename(found[name].path)} and {os.path.basename(path)}"
-                    raise ValueError(f"weight {key} is in it twice ({both}): one file is a leftover")
+                    raise ValueError(
+                        f"weight {key} is in it twice ({both}): one file is a leftover"
+                    )
                 found[name] = Stored(path, key, tuple(part.get_shape()), part.get_dtype())
     if not found:
         raise ValueError(
-            "it has no weights in *.safetensors (pickled ones, *.bin, are never read: they can execute code)"
+            "it has no weights in *.safetensors (pickles, *.bin, are never read: they can run code)"
         )
     if os.path.isfile(os.path.join(folder, INDEX)):
         said = read_json(os.path.join(folder, INDEX)).get("weight_map")
@@ -259,29 +278,34 @@ def weights_in(folder):
 
 
 def needed(model):
-    """{name of a weight in the files: parameter} of all that is read, and not drawn as adapters are."""
+    """{name of a weight in the files: parameter} of all that is read; adapters are drawn."""
     model.tie_weights()  # to_empty makes two of the one matrix that is both embedding and head
     every = model.named_parameters()
     return {name.replace(".base.", "."): p for name, p in every if "lora_" not in name}
 
 
 def check_weights(model, files):
-    """Raises ValueError unless the files hold the weights of this model, all of them and no others."""
+    """Raises ValueError unless the files hold this model's weights, all of them and no others."""
     wanted = needed(model)
-    twice = {HEAD} if model.config.tie_word_embeddings else set()  # some folders save the head as well
+    twice = (
+        {HEAD} if model.config.tie_word_embeddings else set()
+    )  # some folders save the head as well
     if missing := sorted(wanted.keys() - files.keys()):
         raise ValueError(f"it lacks {first_few(missing)}: it is incomplete or of another family")
     if unknown := sorted(files.keys() - wanted.keys() - twice):
         raise ValueError(f"it has weights that the model does not know: {first_few(unknown)}")
     if twice & files.keys() and not torch.equal(*map(read, (files[HEAD], files[EMBEDDING]))):
-        raise ValueError(f"by config.json {HEAD} is the embedding, and the files hold another matrix")
+        raise ValueError(
+            f"by config.json {HEAD} is the embedding, and the files hold another matrix"
+        )
     for name, p in wanted.items():
         if files[name].shape != tuple(p.shape):
-            raise ValueError(
-                f"{name} is of shape {list(files[name].shape)}, and by config.json it is {list(p.shape)}"
-            )
+            found, right = list(files[name].shape), list(p.shape)
+            raise ValueError(f"{name} is of shape {found}, and by config.json it is {right}")
         if files[name].dtype not in ("F64", "F32", "F16", "BF16"):
-            raise ValueError(f"{name} is of type {files[name].dtype}; quantised weights cannot be trained")
+            raise ValueError(
+                f"{name} is of type {files[name].dtype}: quantised weights do not train"
+            )
 
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -296,30 +320,34 @@ def first_few(names):
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+@torch.no_grad()
 def fill(model, files, device):
-    """Reads the weights of `empty`'s files, of a sharded model this process's rows, and makes the rest.
+    """Reads the weights of `empty`'s files, in a sharded model this process's rows.
 
     The files are mapped, not read, and let go one after the other: a process holds what is its own,
-    and the processes of a machine share what is in memory of the files.
-    Raises BadInput for a number that is not finite; in a sharded model one process alone may see it.
+    and the processes of a machine share what is in memory of the files. Raises BadInput for a number
+    that is not finite; in a sharded model one process alone may see it.
     """
     wanted = needed(model)
     folder = os.path.dirname(next(iter(files.values())).path)
     for path in sorted({weight.path for weight in files.values()}):
-        with one_sentence(f"model {folder} cannot be loaded"), safe_open(path, "pt") as file, torch.no_grad():
+        with one_sentence(f"model {folder} cannot be loaded"), safe_open(path, "pt") as file:
             for name in (name for name in wanted if files[name].path == path):
-                p = wanted[name]
-                local, rows = p, slice(None)
-                if isinstance(p, DTensor):
-                    local = p.to_local()
-                    each = -(-p.shape[0] // p.device_mesh.size())  # of all but the last: as FSDP2 splits
-                    first = min(p.shape[0], each * p.device_mesh.get_local_rank())
-                    rows = slice(first, first + len(local))
+                local, rows = share(wanted[name])
                 local.copy_(file.get_slice(files[name].key)[rows])
                 if not finite(local):
-                    raise BadInput(f"model {folder}: {name} holds numbers that are not finite")
+                    raise ValueError(f"{name} holds numbers that are not finite")
     compute_buffers(model, device)
     return model
+
+
+def share(p):
+    """(this process's part of a parameter, which rows of the whole it is)"""
+    if not isinstance(p, DTensor):
+        return p, slice(None)
+    each = -(-p.shape[0] // p.device_mesh.size())  # of all but the last processes: as FSDP2 splits
+    first = min(p.shape[0], each * p.device_mesh.get_local_rank())
+    return p.to_local(), slice(first, first + len(p.to_local()))
 
 
 def finite(tensor):
@@ -328,19 +356,21 @@ def finite(tensor):
 
 
 def compute_buffers(model, device):
-    """Rotary frequencies are in no file: made anew, in float32. Nothing else may have been left empty."""
+    """Rotary frequencies are in no file: made anew, in float32. Nothing else may be left empty."""
     for part in (model.model.language_model, model.model.visual):
         for key, module in part.named_children():
             if "rot" in key:
                 setattr(part, key, type(module)(part.config).to(device))
     left = [name for name, _ in model.named_buffers() if ".rot" not in name]
-    assert not left, f"nobody has computed {left}: this transformers needs another weights.compute_buffers"
+    assert not left, (
+        f"nobody has computed {left}: this transformers needs another weights.compute_buffers"
+    )
 
 
 # ------------------------------------------------------------------------------------------------
 # Names, and a function as a method
 # ------------------------------------------------------------------------------------------------
-# The files have the names of an older transformers, visual.… and model.layers.…, and so the hub's do.
+# In files, here and on the hub, weights have an older transformers' names: visual.…, model.layers.…
 
 
 def from_hub(name):
@@ -357,8 +387,9 @@ def to_hub(name):
 
 
 def call(model, function, *args):
-    """function(model, *args), as a method: model.call(function, …). With --shard, FSDP2 gathers the weights only when a
-    method registered with it is called, and scale.py registers this one. For weights that are whole it changes nothing."""
+    """function(model, *args), as a method: model.call(function, …). With --shard, FSDP2 gathers the
+    weights only when a method registered with it is called, and scale.py registers this one. For
+    weights that are whole it changes nothing."""
     return function(model, *args)
 
 
@@ -389,8 +420,8 @@ def stored_in(p, model):
 
 
 def whole_parts(model, keep=True):
-    """Yields for each file {name: whole tensor on the CPU}. Gathers sharded weights, so every process
-    must run through all of it; keep: whether this one gets the tensors (or empty dicts)."""
+    """Yields for each file {name: whole tensor on the CPU}. Gathers sharded weights, so every
+    process must run through all of it; keep: whether this one gets the tensors (or empty dicts)."""
     for part in in_parts(model):
         tensors = {}
         for name, p in part:
@@ -402,7 +433,7 @@ def whole_parts(model, keep=True):
 
 
 def write_parts(model, folder, parts=None):
-    """A Hugging Face model folder. parts: of `whole_parts`, where other processes take part in it."""
+    """A Hugging Face model folder. parts: of `whole_parts`, where other processes take part."""
     os.makedirs(folder)
     set_dtype(model.config, stored_in(next(model.parameters()), model))
     model.config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
@@ -422,10 +453,11 @@ def write_parts(model, folder, parts=None):
 def save(model, tokenizer, budget, folder, write=None):
     """Saves in Hugging Face format, atomically: `folder` is complete or it is not there.
 
-    Everything is written to a neighbour first and moved into place at the end. A kill never leaves half a
-    folder; between the two renames it leaves none, but the old one whole in FOLDER.old, which the next save
-    puts back first. write: a function of the folder that writes the weights where `write_parts` alone
-    cannot (adapters, sharded weights). Raises OSError, and keeps the old folder, if the disk is full.
+    Everything is written to a neighbour first and moved into place at the end. A kill never leaves
+    half a folder; between the two renames it leaves none, but the old one whole in FOLDER.old,
+    which the next save puts back first. write: a function of the folder that writes the weights
+    where `write_parts` alone cannot (adapters, sharded weights). Raises OSError, and keeps the old
+    folder, if the disk is full.
     """
     folder = folder.rstrip("/")
     partial, old = folder + ".partial", folder + ".old"

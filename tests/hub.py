@@ -1,6 +1,7 @@
 """Model folders as the hub has them. What `save_pretrained` writes today looks otherwise: there the
-text settings have a section of their own, while the published config.json of Qwen2.5-VL-3B-Instruct is
-flat and in an older transformers' words; its weights lie in several files with an index.
+text settings have a section of their own, while the published config.json of
+Qwen2.5-VL-3B-Instruct is flat and in an older transformers' words; its weights lie in several files
+with an index.
 """
 
 import json
@@ -70,7 +71,11 @@ def write(folder, config, tokenizer, tensor, stops, dtype=torch.float32, part=1e
         place |= dict.fromkeys(names, file)
     total = sum(shape.numel() for shape in sizes.values()) * dtype.itemsize
     tokenizer.save_pretrained(folder)
-    put(folder, "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": place})
+    put(
+        folder,
+        "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": place},
+    )
     put(folder, "generation_config.json", GENERATION | {"eos_token_id": stops})
     put(folder, "config.json", flat_config(config, dtype))
     return folder

@@ -135,8 +135,8 @@ def pickled(path):
 @pytest.mark.parametrize(
     "damage, says",
     [
-        (damaged(lambda t, k: t.pop(k)), "do not hold this model's weights: .*up_proj"),
-        (damaged(lambda t, k: t.update({"extra.weight": t[k].clone()})), "do not hold this model's weights: extra"),
+        (damaged(lambda t, k: t.pop(k)), "missing keys in its files: .*up_proj"),
+        (damaged(lambda t, k: t.update({"extra.weight": t[k].clone()})), "unexpected keys in its files: extra"),
         (damaged(lambda t, k: t.update({k: t[k].T.contiguous()})), "is not a language model"),
         (damaged(lambda t, k: t[k][0].fill_(float("nan"))), "not finite"),
         (pickled, "is not a language model"),
