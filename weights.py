@@ -325,8 +325,8 @@ def fill(model, files, device):
     """Reads the weights of `empty`'s files, in a sharded model this process's rows.
 
     The files are mapped, not read, and let go one after the other: a process holds what is its own,
-    and the processes of a machine share what is in memory of the files. Raises BadInput for a number
-    that is not finite; in a sharded model one process alone may see it.
+    and the processes of a machine share what is in memory of the files. Raises BadInput for a
+    number that is not finite; in a sharded model one process alone may see it.
     """
     wanted = needed(model)
     folder = os.path.dirname(next(iter(files.values())).path)

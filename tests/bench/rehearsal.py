@@ -42,8 +42,8 @@ import toy
 import train
 from data import BadInput, VideoBudget, load_video
 
-SPECIAL = ("endoftext im_start im_end object_ref_start object_ref_end box_start box_end "
-           "quad_start quad_end vision_start vision_end vision_pad image_pad video_pad").split()  # fmt: skip
+SPECIAL = """endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start
+quad_end vision_start vision_end vision_pad image_pad video_pad""".split()
 WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"""
 REST = r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 
