@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data import BadInput
+from weights import finite, first_few, one_sentence
 
 QUESTION = "A caption of a video says:\n{caption}\n\nDoes it follow from this caption that this happens in the video: {event}?\nAnswer with one word, yes or no."
 
@@ -46,14 +47,21 @@ def log_odds(model, tokenizer, caption, event):
 def load_judge(name, device):
     """The judge as a function (caption, event) → bool, to be put in the place of `rewards.judge`.
 
-    name: a local folder or hub name of a causal language model. Raises BadInput if it is none, or if its
-    tokenizer begins yes and no alike.
+    name: a local folder or hub name of a causal language model; code that lies in it is never run. Raises
+    BadInput if it is none, if its files are damaged, or if its tokenizer begins yes and no alike.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval().requires_grad_(False)
-    except (OSError, ValueError, KeyError) as e:
-        raise BadInput(f"--judge {name} is not a language model that transformers can load: {str(e)[:200]}") from e
+    with one_sentence(f"--judge {name} is not a language model that transformers can load"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        safe = dict(trust_remote_code=False, use_safetensors=True)  # no code, no pickles
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, dtype="auto", output_loading_info=True, **safe
+        )
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if wrong := sorted(map(str, report[kind])):
+                raise ValueError(f"{kind.replace('_', ' ')} in its files: {first_few(wrong)}")
+        if wrong := [key for key, p in model.named_parameters() if not finite(p)]:
+            raise ValueError(f"numbers that are not finite in {first_few(wrong)}")
+    model = model.to(device).eval().requires_grad_(False)
     yes, no = set(token_ids(tokenizer, "yes")), set(token_ids(tokenizer, "no"))
     if not yes - no or not no - yes:
         raise BadInput(f"--judge {name} cannot be asked: its tokenizer begins yes and no with the same token")

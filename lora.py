@@ -98,24 +98,60 @@ def save_adapters(tensors, folder, base, rank, alpha=None):
     pattern = rf"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(TARGETS)})"
     config = dict(peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, r=rank, lora_alpha=alpha or 2 * rank,
                   target_modules=pattern, lora_dropout=0.0, bias="none", fan_in_fan_out=False, inference_mode=True)  # fmt: skip
-    with open(os.path.join(folder, "adapter_config.json"), "w") as f:
+    with open(os.path.join(folder, "adapter_config.json"), "w", encoding="utf-8") as f:
         json.dump(config, f, indent=2)
     save_file({f"base_model.model.{name}.weight": t.contiguous() for name, t in tensors.items()}, os.path.join(folder, "adapter_model.safetensors"))
 
 
 def load_adapters(model, folder):
-    """Gives a model the detours of a folder (ours or PEFT's, on the same layers). Raises BadInput if they do not fit it."""
-    with open(os.path.join(folder, "adapter_config.json")) as f:
+    """Gives a model the detours of a folder (ours or PEFT's, on the same layers).
+
+    Raises BadInput if they do not fit it, or are of a kind that this file does not compute.
+    """
+    with open(os.path.join(folder, "adapter_config.json"), encoding="utf-8") as f:
         config = json.load(f)
-    add_adapters(model, config["r"], config["lora_alpha"])
-    found = detours(model)
-    with safe_open(os.path.join(folder, "adapter_model.safetensors"), "pt") as f, torch.no_grad():
-        wanted = {f"base_model.model.{name}.{half}.weight": getattr(m, half) for name, m in found.items() for half in ("lora_A", "lora_B")}
-        if set(wanted) != set(f.keys()) or any(f.get_slice(k).get_shape() != list(p.shape) for k, p in wanted.items()):
-            raise BadInput(f"the adapters in {folder} belong to other layers or another model than {config['base_model_name_or_path']}")
+    rank, alpha = checked(config, folder)
+    base = config.get("base_model_name_or_path")
+    misfit = f"the adapters in {folder} belong to other layers, another rank or another model than {base}"
+    path = os.path.join(folder, "adapter_model.safetensors")
+    with safe_open(path, "pt") as f, torch.no_grad():
+        shapes = {key: f.get_slice(key).get_shape() for key in f.keys()}
+        if any(shape[:1] != [rank] for key, shape in shapes.items() if "lora_A" in key):
+            raise BadInput(misfit)  # before memory is taken for them
+        found, wanted = detours(add_adapters(model, rank, alpha)), {}
+        for name, m in found.items():
+            for half in ("lora_A", "lora_B"):
+                wanted[f"base_model.model.{name}.{half}.weight"] = getattr(m, half)
+        if shapes != {key: list(p.shape) for key, p in wanted.items()}:
+            raise BadInput(misfit)
         for key, p in wanted.items():
             p.copy_(f.get_tensor(key))
+            if not p.isfinite().all():
+                raise BadInput(f"the adapters in {folder} hold numbers that are not finite ({key})")
     return model
+
+
+# What PEFT can do besides W + (α / r) B A. Loaded without it, such adapters would be other adapters.
+NOT_HERE = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias",
+            "modules_to_save", "fan_in_fan_out", "trainable_token_indices")  # fmt: skip
+
+
+def checked(config, folder):
+    """(r, lora_alpha) of an adapter_config.json."""
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    right = type(rank) is int and rank >= 1 and type(alpha) in (int, float)
+    if not right or not 0 < alpha < float("inf"):
+        raise BadInput(
+            f"the adapters in {folder} have r = {rank} and lora_alpha = {alpha}: "
+            "r must be a whole number of at least 1, and lora_alpha a number above 0"
+        )
+    unknown = [key for key in NOT_HERE if config.get(key) not in (None, False, "none", {}, [])]
+    if unknown:
+        raise BadInput(
+            f"the adapters in {folder} are of a kind that lora.py does not compute: "
+            f"{', '.join(unknown)} in adapter_config.json"
+        )
+    return rank, alpha
 
 
 @torch.no_grad()

@@ -15,27 +15,20 @@ weight of 0.1 cannot be changed by 1e-6 at all; adding lr · step to it would ro
 import copy
 import math
 import os
-import re
 import warnings
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
-from glob import glob
 
 import torch
 import torch.distributed as dist
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from data import BadInput
 from lora import add_adapters, reference_policy, save_adapters
-from model import prepare
-from weights import check_family, load, save
+from weights import empty, fill, load, save, share, under_adapters, whole_parts, write_parts
 
 # ------------------------------------------------------------------------------------------------
 # Processes
@@ -212,19 +205,10 @@ class MasterAdamW:
             self.adams[name].state[m] = state
 
 
-def own_rows(p):
-    """Which rows of a sharded parameter this process holds: as many in each, fewer in the last ones (FSDP2)."""
-    rows = -(-p.shape[0] // p.device_mesh.size())
-    first = min(p.shape[0], rows * p.device_mesh.get_rank())
-    return slice(first, first + len(p.to_local()))
-
-
 def fill_own_part(p, tensor):
     """p ← tensor, of which a sharded p takes its own rows. No process needs another for it."""
-    if isinstance(p, DTensor):
-        p.to_local().copy_(tensor[own_rows(p)])
-    else:
-        p.copy_(tensor)
+    local, rows = share(p)
+    local.copy_(tensor[rows])
 
 
 def whole(tensor):
@@ -271,76 +255,35 @@ def shard(model, dtype, offload=False):
 def load_sharded(name, device, dtype, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):
     """(model, tokenizer) like weights.load, but sharded; while loading, no process holds or reads more than its share.
 
-    The model is made on the "meta" device (shapes without numbers), split, and filled from *.safetensors. The files
-    are mapped, not read, so the processes of a node share what is in memory of them. Trained weights are stored in
-    float32, others in the dtype they are computed in. Raises BadInput as weights.load does.
+    The model without numbers (weights.empty) is split, and filled with this process's rows. Trained weights are
+    stored in float32, others in the dtype they are computed in. Raises BadInput as weights.load does.
     """
-    check_family(name)
-    try:
-        folder = name if os.path.isdir(name) else snapshot_download(name)
-        tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as e:
-        raise BadInput(f"model {name} cannot be loaded: {str(e).strip().splitlines()[0][:200]}") from e
+    if under_adapters(name)[1]:
+        raise BadInput(f"--shard cannot start from adapters: make a model of them first (python lora.py merge {name} DIR)")
+    model, tokenizer, files = empty(name, device, dtype, attn)
     with torch.device("meta"):
-        model = prepare(Qwen2_5_VLForConditionalGeneration(config), attn).eval()
         model.to(torch.float32 if trained and not adapters else dtype).requires_grad_(trained)
         if adapters:
             add_adapters(model, adapters)
-    if os.path.isfile(os.path.join(folder, "generation_config.json")):
-        model.generation_config = GenerationConfig.from_pretrained(folder)
     if recompute:
         recompute_activations(model)
     shard(model, dtype, offload)
     model.to_empty(device="cpu" if offload else device)
-    fill(model, folder)
-    for part in (model.model.language_model, model.model.visual):  # what is computed and not loaded: rotary frequencies
-        for key, module in part.named_children():
-            if "rot" in key:
-                setattr(part, key, type(module)(part.config).to(device))
+    draw_adapters(model)
+    on_each(dist.get_world_size(), lambda: fill(model, files, device))
     return model, tokenizer
 
 
-# The hub's files have the names of an older transformers: visual.… and model.layers.… .
-def from_hub(name):
-    return re.sub(r"^visual\.", "model.visual.", re.sub(r"^model\.(?!language_model|visual)", "model.language_model.", name))
-
-
-def to_hub(name):
-    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-
-
-def write_gathered(model, tensors, folder):
-    """A Hugging Face model folder from {name: whole tensor} of a model that is sharded itself."""
-    os.makedirs(folder)
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    kept = {to_hub(name): t.contiguous() for name, t in tensors.items() if not (name == "lm_head.weight" and model.config.tie_word_embeddings)}
-    save_file(kept, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
-
-
-def fill(model, folder):
-    """Reads this process's rows of every weight."""
-    found = {}
-    for path in sorted(glob(os.path.join(folder, "*.safetensors"))):
-        file = safe_open(path, "pt")
-        for key in file.keys():
-            found[from_hub(key)] = (file, key)
+@torch.no_grad()
+def draw_adapters(model):
+    """B = 0, and A random: drawn whole in every process, the same in all, of which each keeps its rows."""
     generator = torch.Generator().manual_seed(0)
     for name, p in model.named_parameters():
-        with torch.no_grad():
-            if "lora_" in name:  # not in any file: drawn, the same in all processes
-                start = torch.zeros(p.shape)
-                if name.endswith("lora_A"):
-                    torch.nn.init.kaiming_uniform_(start, a=5**0.5, generator=generator)
-                p.copy_(distribute_tensor(start.to(p.device), p.device_mesh, p.placements))
-                continue
-            name = name.replace(".base.", ".")
-            if name == "lm_head.weight" and name not in found:
-                name = "model.language_model.embed_tokens.weight"  # one matrix serves as both
-            if name not in found:
-                raise BadInput(f"model folder {folder} has no weight {name}: it is incomplete or of another family")
-            file, key = found[name]
-            fill_own_part(p, file.get_slice(key))
+        if "lora_" in name:
+            start = torch.zeros(p.shape)
+            if name.endswith("lora_A"):
+                torch.nn.init.kaiming_uniform_(start, a=5**0.5, generator=generator)
+            fill_own_part(p, start)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -369,14 +312,22 @@ def load_models(args, device):
 
 
 def save_policy(policy, tokenizer, budget, out, args, rank):
-    """The policy for others to read: a model folder, or with --lora PEFT's adapter folder."""
-    write = None
+    """The policy for others to read: a model folder, or with --lora PEFT's adapter folder.
+
+    Every process must call it: sharded weights are gathered, and the first process writes them part by part.
+    """
+    folder = os.path.join(out, "policy")
     if args.lora:
         base = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
         tensors = {name: whole(p) for name, p in policy.named_parameters() if p.requires_grad}
-        write = lambda folder: save_adapters(tensors, folder, base, args.lora)
-    elif args.shard:  # gathered one after the other, and kept by the first process alone
-        tensors = {name: t for name, p in policy.named_parameters() for t in [whole(p)] if rank == 0}
-        write = lambda folder: write_gathered(policy, tensors, folder)
-    if rank == 0:
-        save(policy, tokenizer, budget, os.path.join(out, "policy"), write)
+        if rank == 0:
+            save(policy, tokenizer, budget, folder, lambda to: save_adapters(tensors, to, base, args.lora))
+        return
+    parts = whole_parts(policy, keep=rank == 0)
+    try:
+        if rank == 0:
+            save(policy, tokenizer, budget, folder, lambda to: write_parts(policy, to, parts))
+    finally:  # where writing failed, the other processes still wait for this one's share of the rest
+        if args.shard:
+            for _ in parts:
+                pass

@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import judge
@@ -72,3 +74,80 @@ def test_eval_and_train_ask_it(folder, tmp_path):
 def test_no_judge(tmp_path):
     with pytest.raises(BadInput, match="--judge .* is not a language model"):
         judge.load_judge(str(tmp_path), "cpu")
+
+
+CODE = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+from transformers import Qwen2Config as C, Qwen2ForCausalLM as M
+"""
+
+
+ASK = """
+import sys
+from data import BadInput
+from judge import load_judge
+try:
+    load_judge(sys.argv[1], "cpu")
+except BadInput as e:
+    sys.exit(f"error: {e}")
+"""
+
+
+@pytest.mark.parametrize("model_type, where, works", [
+    ("never_heard_of", "config.json", False), ("never_heard_of", "both", False),
+    ("qwen2", "both", True),  # transformers has classes of its own for it, and the code is not needed
+])  # fmt: skip
+def test_code_in_a_judge_s_folder_is_never_run_and_nobody_is_asked(folder, tmp_path, model_type, where, works):
+    """A yes waits on stdin: transformers' own question must not even be put."""
+    path = tmp_path / "judge"
+    shutil.copytree(folder, path)
+    (path / "code.py").write_text(CODE)
+    config = json.loads((path / "config.json").read_text()) | {"model_type": model_type}
+    config["auto_map"] = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    (path / "config.json").write_text(json.dumps(config))
+    if where == "both":
+        told = json.loads((path / "tokenizer_config.json").read_text())
+        told |= {"auto_map": {"AutoTokenizer": ["code.C", "code.C"]}, "tokenizer_class": "NeverHeardOf"}
+        (path / "tokenizer_config.json").write_text(json.dumps(told))
+    done = subprocess.run([sys.executable, "-c", ASK, str(path)], cwd=ROOT, input="y\ny\n", capture_output=True, text=True)
+    assert not list(path.rglob("ran")) and "[y/N]" not in done.stdout + done.stderr
+    if works:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.stderr.startswith("error: --judge") and done.stderr.count("\n") == 1, done.stderr
+
+
+def damaged(change):
+    def damage(path):
+        tensors = load_file(path / "model.safetensors")
+        change(tensors, next(k for k in tensors if "up_proj" in k))
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def pickled(path):
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (damaged(lambda t, k: t.pop(k)), "missing keys in its files: .*up_proj"),
+        (damaged(lambda t, k: t.update({"extra.weight": t[k].clone()})), "unexpected keys in its files: extra"),
+        (damaged(lambda t, k: t.update({k: t[k].T.contiguous()})), "is not a language model"),
+        (damaged(lambda t, k: t[k][0].fill_(float("nan"))), "not finite"),
+        (pickled, "is not a language model"),
+        (lambda path: os.truncate(path / "model.safetensors", 3000), "is not a language model"),
+        (lambda path: (path / "config.json").write_text("[" * 100_000), "is not a language model"),
+    ],
+)
+def test_damaged_judges_are_one_sentence(folder, tmp_path, damage, says):
+    path = tmp_path / "judge"
+    shutil.copytree(folder, path)
+    damage(path)
+    with pytest.raises(BadInput, match=says) as e:
+        judge.load_judge(str(path), "cpu")
+    assert "\n" not in str(e.value)
