@@ -23,15 +23,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from errors import NUMBER, BadInput, read_object
+
 decord.logging.set_level(decord.logging.QUIET)  # its C++ errors would interleave with our one-sentence ones
-
-
-class BadInput(Exception):
-    """A mistake in what the user gave us, told in one sentence: what is wrong, where, what to do.
-
-    The programs here print it without a traceback and exit with a status that is not 0.
-    """
-
 
 # ------------------------------------------------------------------------------------------------
 # 1. Which frames, and how large
@@ -67,10 +61,10 @@ class VideoBudget:
         """The budget saved beside a model, or the paper's; `overrides` that are not None win."""
         path = os.path.join(folder, cls.FILE)
         budget = cls()
-        if os.path.isfile(path):
-            with open(path) as f:
-                budget = cls(**json.load(f))
         known = {f.name for f in fields(cls)}
+        if os.path.exists(path):
+            saved = read_object(path, fps=NUMBER, **dict.fromkeys(known - {"fps"}, int))
+            budget = cls(**{k: v for k, v in saved.items() if k in known})
         return replace(budget, **{k: v for k, v in overrides.items() if k in known and v is not None}).checked()
 
     def checked(self):
