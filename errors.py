@@ -233,6 +233,14 @@ def reason(error, memory, interrupted):
     return None
 
 
+def check_locale():
+    """Raises BadInput if a path cannot be handed to libraries, which read every path as UTF-8."""
+    names = [*sys.argv, os.getcwd()]
+    if sys.getfilesystemencoding() != "utf-8" and not all(name.isascii() for name in names):
+        raise BadInput("a path or word here is not ASCII, and this locale knows nothing else: "
+                       "set PYTHONUTF8=1, or LC_ALL=C.UTF-8")  # fmt: skip
+
+
 def run_program(program, memory="", interrupted=""):
     """Runs `program()` and returns what it returns; exits with one sentence where that is all there is to say.
 
@@ -241,6 +249,7 @@ def run_program(program, memory="", interrupted=""):
     out, err = Stream(sys.stdout), Stream(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
+            check_locale()
             return program()
         except (Exception, KeyboardInterrupt) as e:
             ending = reason(e, memory, interrupted)

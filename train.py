@@ -475,16 +475,16 @@ def train(args):
                 line |= speed(line, n_weights, n_trained, args, world, device)
                 lines.append(line)
                 may_fail("metrics.jsonl", append_line, here("metrics.jsonl"), line)
-            problems = []
-            if (step + 1) % args.save_every == 0 or last:  # the work first, then what is said of it
-                problems = keep_all(step + 1)
-            if rank == 0:
-                for problem in problems:
-                    bar.write(problem, file=sys.stderr)
                 if board:
                     may_fail("tensorboard", add_scalars, board, line)
                 if rollouts and step % args.rollouts_every == 0:
                     may_fail("rollouts.jsonl", append_line, here("rollouts.jsonl"), {"step": step + 1, **rollouts[0]})
+            problems = []
+            if (step + 1) % args.save_every == 0 or last:  # before anything is shown or drawn
+                problems = keep_all(step + 1)
+            if rank == 0:
+                for problem in problems:
+                    bar.write(problem, file=sys.stderr)
                 if rollouts and step % 10 == 0 and not args.quiet:
                     width = min(120, shutil.get_terminal_size().columns)
                     may_fail("a group", lambda: bar.write(group_text(step + 1, rollouts[0], width) + "\n"))
