@@ -13,6 +13,7 @@ Whatever moment a machine dies in, the one before is whole.
 
 import json
 import os
+import re
 import shutil
 import sys
 import zlib
@@ -20,8 +21,11 @@ import zlib
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from data import BadInput
-from scale import whole
+from errors import NUMBER, BadInput, read_object, wrong_key
+from folders import (
+    clear, expect_kind, remove_checkpoint, remove_lines, rescue, take,
+)  # fmt: skip
+from scale import save_policy, whole
 
 PART_BYTES = 4e9  # of one file: what process 0 must hold in memory at a time
 
@@ -30,7 +34,8 @@ def folders(run):
     """Complete checkpoints, newest first."""
     home = os.path.join(run, "checkpoints")
     names = os.listdir(home) if os.path.isdir(home) else []
-    return [os.path.join(home, name) for name in sorted(names, reverse=True) if name.startswith("step-") and not name.endswith(".partial")]
+    found = [os.path.join(home, name) for name in names if re.fullmatch(r"step-\d+", name)]
+    return sorted((f for f in found if os.path.lexists(os.path.join(f, "state.json"))), reverse=True)
 
 
 def checksum(path):
@@ -67,8 +72,8 @@ def save_checkpoint(run, step, tensors, state, keep, rank):
     part, size = {}, 0
     try:
         if rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            os.makedirs(partial)
+            remove_checkpoint(partial)
+            os.makedirs(partial, exist_ok=True)
     except OSError as e:
         failed = e
     for k, (name, tensor) in enumerate(tensors.items(), 1):
@@ -87,16 +92,16 @@ def save_checkpoint(run, step, tensors, state, keep, rank):
     try:
         if failed:
             raise failed
-        with open(os.path.join(partial, "state.json"), "w") as f:
+        with open(os.path.join(partial, "state.json"), "w", encoding="utf-8") as f:
             json.dump(state | {"step": step, "files": files}, f)
         flush(os.path.join(partial, "state.json"))
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_checkpoint(folder)
         os.rename(partial, folder)
         flush(os.path.dirname(folder))
         for old in folders(run)[keep:]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_checkpoint(old)
     except (OSError, SafetensorError) as e:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_checkpoint(partial)
         return f"checkpoint of step {step} could not be written ({e}); the run goes on, the one before it is kept"
     return None
 
@@ -105,14 +110,17 @@ def newest_checkpoint(run, say):
     """(folder, state) of the newest checkpoint that is whole, or None; says which ones are not."""
     for folder in folders(run):
         try:
-            with open(os.path.join(folder, "state.json")) as f:
-                state = json.load(f)
+            state = read_object(os.path.join(folder, "state.json"), step=int, files=dict, counts=dict)
+            if wrong := wrong_key(state["counts"], dict.fromkeys(state["counts"], NUMBER)):
+                raise ValueError(f"state.json: {wrong}")
+            if os.path.basename(folder) != f"step-{state['step']:06d}":
+                raise ValueError(f"state.json is of step {state['step']}")
             for name, (size, value) in state["files"].items():
                 path = os.path.join(folder, name)
                 if os.path.getsize(path) != size or checksum(path) != value:
                     raise ValueError(f"{name} is damaged")
             return folder, state
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        except (BadInput, OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             say(f"checkpoint {folder} cannot be used ({e}): looking for an older one")
     return None
 
@@ -140,32 +148,16 @@ def check_room(run, needed):
                        "choose another --out, a lower --keep, or make room")  # fmt: skip
 
 
-def cut_after(path, step):
-    """Removes lines of a later step from a .jsonl file, and one that was being written when the run was killed."""
-    if not os.path.isfile(path):
-        return
-    kept = []
-    with open(path) as f:
-        for line in f:
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
-                print(f"{path}: a line that was cut short is removed", file=sys.stderr)
-    with open(path + ".partial", "w") as f:
-        f.writelines(kept)
-    os.replace(path + ".partial", path)
-
-
 # ------------------------------------------------------------------------------------------------
 # The run's folder
 # ------------------------------------------------------------------------------------------------
 
-MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep", "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute", "versions", "out", "score_every_group")
+MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep", "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute", "versions", "out", "kind", "score_every_group")
+LOGS = ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl")
 
 
 def open_run_folder(settings, room):
-    """The run's folder, made (on one process only). Returns (its path, its newest checkpoint or None).
+    """The run's folder, made and locked (on one process only). Returns (its path, its newest checkpoint or None).
 
     room: bytes that the run will need there, what it holds already included. With --resume the settings
     that decide what is learned must be those the run was begun with.
@@ -175,34 +167,71 @@ def open_run_folder(settings, room):
         k = 1
         while os.path.exists(folder := os.path.join("runs", f"{settings['task']}-{settings['method']}-{k}")):
             k += 1
-    settings["out"], found = folder, None
-    settings_path = os.path.join(folder, "settings.json")
-    if os.path.isfile(settings_path):
-        if settings["resume"]:
-            with open(settings_path) as f:
-                before = json.load(f)
-            now = json.loads(json.dumps(settings))
-            changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
-            if changed:
-                raise BadInput(f"{folder} was begun with other settings, so it cannot go on: " + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed))
-            found = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
-            if found is None and folders(folder):
-                raise BadInput(f"none of the checkpoints of {folder} can be read: give --overwrite in place of --resume to begin anew")
-        elif not settings["overwrite"]:
-            raise BadInput(f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it")
+    settings["out"], settings["kind"], found = folder, "run", None
+    if settings["resume"] and os.path.exists(path := os.path.join(folder, "settings.json")):
+        read_object(path)  # says what is wrong with it, where something is
     try:
-        if os.path.isfile(settings_path) and found is None:  # told to replace it, or it was stopped before its first checkpoint
-            shutil.rmtree(folder)
+        is_run = expect_kind(folder, "run")
+        if is_run and not settings["resume"] and not settings["overwrite"]:
+            raise BadInput(f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it")
         os.makedirs(folder, exist_ok=True)
+        take(folder)
+        if is_run and settings["overwrite"]:
+            clear(folder, {f"--{name}": settings[name] for name in ("data", "model", "student", "judge")})
+        elif is_run:
+            found = resumable(folder, settings)
         check_room(folder, room - sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(folder) for name in names))
-        with open(settings_path + ".partial", "w") as f:
-            json.dump(settings, f, indent=2)
-        os.replace(settings_path + ".partial", settings_path)
+        write_settings(folder, settings)
+        step = found[1]["step"] if found else 0
+        for path in (os.path.join(folder, name) for name in LOGS):
+            if os.path.isfile(path):  # lines after the checkpoint will be written again
+                remove_lines(path, lambda record: not wrong_key(record, {"step": int}) and record["step"] <= step)
     except OSError as e:
         raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
-    for name in ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl"):
-        cut_after(os.path.join(folder, name), found[1]["step"] if found else 0)
     return folder, found
+
+
+def resumable(folder, settings):
+    """The checkpoint that --resume goes on from; None where the run was stopped before its first one."""
+    before, now = read_object(os.path.join(folder, "settings.json")), json.loads(json.dumps(settings))
+    changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
+    if changed:
+        raise BadInput(f"{folder} was begun with other settings, so it cannot go on: " + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed))
+    found = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
+    if found is None and folders(folder):
+        raise BadInput(f"none of the checkpoints of {folder} can be read: give --overwrite in place of --resume to begin anew")
+    if found is None and os.path.exists(os.path.join(folder, "policy")):
+        raise BadInput(f"{folder} holds a policy and no checkpoint to go on from: give another --out, or --overwrite in place of --resume to begin anew")
+    return found
+
+
+def write_settings(folder, settings):
+    path = os.path.join(folder, "settings.json")
+    with open(path + ".partial", "w", encoding="utf-8") as f:
+        json.dump(settings, f, indent=2)
+    os.replace(path + ".partial", path)
+
+
+def save_all(run, step, counts, policy, tokenizer, budget, optimizer, settings, args, rank):
+    """The checkpoint and the policy of a step. Every process calls it; the first writes.
+
+    Returns what could not be written, a sentence each. A full disk must not end a run that is otherwise well,
+    and neither must a folder that was removed: it is made again.
+    """
+    problems = [save_checkpoint(run, step, optimizer.tensors(), {"counts": counts}, args.keep, rank)]
+    try:
+        if rank == 0 and not os.path.isfile(os.path.join(run, "settings.json")):
+            os.makedirs(run, exist_ok=True)
+            write_settings(run, settings)
+        if rank == 0 and (place := rescue(run, "policy")):
+            print(f"{run}/policy held files that are not the policy's: they are now in {place}", file=sys.stderr)
+    except OSError as e:
+        problems.append(f"{run} could not be written ({e}); the run goes on")
+    try:
+        save_policy(policy, tokenizer, budget, run, args, rank)
+    except (OSError, SafetensorError) as e:
+        problems.append(f"the policy of step {step} could not be written ({e}); the run goes on")
+    return [problem for problem in problems if problem]
 
 
 SKIPPED_AT_MOST = 0.05  # skipped examples, as a share of those read; up to the hundredth, five are allowed in any case

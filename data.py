@@ -23,13 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import container
-
-
-class BadInput(Exception):
-    """A mistake in what the user gave us, told in one sentence: what is wrong, where, what to do.
-
-    The programs here print it without a traceback and exit with a status that is not 0.
-    """
+from errors import NUMBER, BadInput, read_object
 
 
 # ------------------------------------------------------------------------------------------------
@@ -66,14 +60,10 @@ class VideoBudget:
         """The budget saved beside a model, or the paper's; `overrides` that are not None win."""
         path = os.path.join(folder, cls.FILE)
         budget = cls()
-        if os.path.isfile(path):
-            try:
-                with open(path, encoding="utf-8") as f:
-                    budget = cls(**json.load(f)).checked()
-            except (OSError, ValueError, TypeError, RecursionError) as e:
-                known = ", ".join(f.name for f in fields(cls))
-                raise BadInput(f"{path} is no video budget, a JSON object of {known} ({e})") from e
         known = {f.name for f in fields(cls)}
+        if os.path.exists(path):
+            saved = read_object(path, fps=NUMBER, **dict.fromkeys(known - {"fps"}, int))
+            budget = cls(**{k: v for k, v in saved.items() if k in known})
         return replace(budget, **{k: v for k, v in overrides.items() if k in known and v is not None}).checked()
 
     def checked(self):

@@ -37,12 +37,14 @@ import exercises
 import grpo
 import rewards
 from annotations import DATASETS, read_dataset
-from data import BadInput, VideoBudget
+from data import VideoBudget
 from decoding import Decoder
+from errors import NUMBER, BadInput, check_flags, first_line, read_object, run_program
+from folders import expect_kind, kind_of, locks_released, read_lines, remove_lines, set_aside, take
 from judge import load_judge
 from metrics import append_line, versions
 from model import ATTENTION, encode_videos
-from report import read_lines
+from report import plt
 from scale import on_each, on_first, start_processes
 from tasks import TASKS, load_prompt, longest_answer, posed, question_text, score
 from toy import find_data
@@ -57,16 +59,17 @@ from weights import load
 def find_model(name):
     """A run folder, a model folder or a hub name → (what `load` takes, name to show, the run's settings or {})."""
     settings_file = os.path.join(name, "settings.json")
+    if kind_of(name) == "evaluation":
+        raise BadInput(f"--model {name} is an evaluation of eval.py: give the run or the model that was evaluated")
     if os.path.isfile(settings_file):
         policy = os.path.join(name, "policy")
         if not os.path.isdir(policy):
             raise BadInput(f"run folder {name} has no policy/ yet: the run has not saved one; see --save-every of train.py")
         try:
-            with open(settings_file) as f:
-                settings = json.load(f)
-            return policy, f"{settings['model_name']} + {settings['method'].upper()} ({name})", settings
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
-            raise BadInput(f"{settings_file} is not what train.py wrote there: --model {policy} evaluates the weights without it") from e
+            settings = read_object(settings_file, model_name=str, method=str, think=bool, max_new_tokens=int)
+        except BadInput as e:
+            raise BadInput(f"{e}; --model {policy} evaluates the weights without it") from e
+        return policy, f"{settings['model_name']} + {settings['method'].upper()} ({name})", settings
     return name, "toy base" if os.path.abspath(name) == TOY_MODEL else name, {}
 
 
@@ -90,17 +93,18 @@ def digest(examples):
 
 
 def read_predictions(path):
-    """predictions.jsonl as {id: record}, without a line that was being written when a call was killed."""
-    return {record["id"]: record for record in read_lines(path)}
+    """predictions.jsonl as {id: record}, without a line that was being written when a call was killed, or is damaged."""
+    wanted = dict(id=str, group=str, text=str, format=NUMBER)
+    return {record["id"]: record for record in read_lines(path, **wanted) if "answer" in record}
 
 
 def answered(path):
     """The ids in predictions.jsonl, which is cleaned of a half-written last line, so that more can be appended, and of
     questions whose video could not be read: it may be there by now."""
-    done = {id: record for id, record in read_predictions(path).items() if "error" not in record}
-    with open(path, "w") as f:
-        f.writelines(json.dumps(record) + "\n" for record in done.values())
-    return set(done)
+    done = {id for id, record in read_predictions(path).items() if "error" not in record}
+    if os.path.exists(path):
+        remove_lines(path, lambda record: record.get("id") in done and "error" not in record)
+    return done
 
 
 def answer_all(model, tokenizer, examples, budget, think, blind, max_new_tokens, batch_size, path, bar, decoder):
@@ -151,11 +155,6 @@ def second_look(examples, records, budget):
 
 def draw_intervals(path, records, title, rows=14):
     """predictions.png: the first queries, each a time axis with the true interval above the predicted one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     shown = records[:rows]
     figure, axis = plt.subplots(figsize=(9, 0.42 * len(shown) + 1.3), layout="constrained")
     for row, r in enumerate(shown):
@@ -186,9 +185,14 @@ MISSING = 0.1  # Some clips of most benchmarks can no longer be had. Where more 
 
 def metrics_of(task, records):
     """The task's metrics, with the share of right forms; all in percent."""
-    return TASKS[task].metrics(records) | {"format": 100 * sum(r["format"] for r in records) / len(records)}
+    try:
+        return TASKS[task].metrics(records) | {"format": 100 * sum(r["format"] for r in records) / len(records)}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+        raise BadInput(f"the predictions cannot be scored, so predictions.jsonl is damaged ({type(e).__name__}: {first_line(e)}): "
+                       "move it away and give the same command again") from e  # fmt: skip
 
 
+@locks_released()
 def bench(bench_name, name, args, rank, world, device):
     """Evaluates one model on one benchmark. Returns (name of the model, name of the data, metrics) on process 0, None on the others."""
     path, shown, run = find_model(name)
@@ -249,10 +253,14 @@ def bench(bench_name, name, args, rank, world, device):
         metrics = metrics_of(task, records)
         if args.clues:
             metrics = {"accuracy, first look": metrics_of(task, first)["accuracy"], "accuracy": metrics["accuracy"], "format": metrics["format"]}
-        with open(os.path.join(out, "results.json"), "w") as f:
-            json.dump({"metrics": metrics, "failed": [r["id"] for r in failed], "not in the form": unread, "left out": left_out, "settings": settings}, f, indent=2)
+        results = {"metrics": metrics, "failed": [r["id"] for r in failed], "not in the form": unread, "left out": left_out, "settings": settings}
+        write_object(os.path.join(out, "results.json"), results)
         if task == "grounding":
-            draw_intervals(os.path.join(out, "predictions.png"), records, f"{shown}\non {data_name}{', BLIND' * args.blind}: mIoU {metrics['mIoU']:.1f}")
+            title = f"{shown}\non {data_name}{', BLIND' * args.blind}: mIoU {metrics['mIoU']:.1f}"
+            try:
+                draw_intervals(os.path.join(out, "predictions.png"), records, title)
+            except Exception as e:  # a picture is no reason to lose a score
+                print(f"predictions.png could not be drawn ({type(e).__name__}: {first_line(e)})", file=sys.stderr)
         print(f"wrote {out}/\n")
         return shown + ", blind" * args.blind, data_name, metrics
     return None
@@ -278,23 +286,32 @@ def evaluation_folder(bench_name, own_task, args):
 
 
 def open_evaluation(out, settings):
-    """Makes the folder; predictions that are there from other settings are removed, so that only like is continued."""
+    """Makes the folder and locks it. Predictions from other settings are moved aside: only like is continued."""
     settings_path = os.path.join(out, "settings.json")
-    if os.path.isfile(settings_path):
-        with open(settings_path) as f:
-            before = json.load(f)
-        if before != settings:
-            changed = ", ".join(k for k in settings if before.get(k) != settings[k])
-            print(f"{out} holds predictions made with other settings ({changed}): starting anew", file=sys.stderr)
-            for stale in ("predictions.jsonl", "predictions-second-look.jsonl"):
-                if os.path.isfile(os.path.join(out, stale)):
-                    os.remove(os.path.join(out, stale))
     try:
+        there = expect_kind(out, "evaluation")
         os.makedirs(out, exist_ok=True)
-        with open(settings_path, "w") as f:
-            json.dump(settings, f, indent=2)
+        take(out)
+        if there:
+            try:
+                before = read_object(settings_path)
+                changed = [k for k in settings if before.get(k) != settings[k]]
+            except BadInput as e:
+                print(f"{e}", file=sys.stderr)
+                changed = ["settings.json is damaged"]
+            if changed:
+                aside = set_aside(out)
+                print(f"{out} holds predictions made with other settings ({', '.join(changed)}): starting anew, they are now in {aside}/", file=sys.stderr)
+        write_object(settings_path, settings | {"kind": "evaluation"})
     except OSError as e:
         raise BadInput(f"cannot write to --out {out}: {e.strerror}") from e
+
+
+def write_object(path, content):
+    """A .json file, complete or not there."""
+    with open(path + ".partial", "w", encoding="utf-8") as f:
+        json.dump(content, f, indent=2)
+    os.replace(path + ".partial", path)
 
 
 def print_table(columns):
@@ -334,14 +351,15 @@ def compare(bench_name, run_a, run_b, args, samples=10_000):
         if folder is None:
             flags = f" --task {args.task}" * bool(args.task) + " --blind" * args.blind + " --clues" * args.clues
             raise BadInput(f"{run} has no evaluation on {bench_name} yet: python eval.py --bench {bench_name}{flags} --model {run}")
-        with open(os.path.join(folder, "results.json")) as f:
-            settings = json.load(f)["settings"]
+        settings = read_object(os.path.join(folder, "results.json"), settings=dict)["settings"]
         for key, wanted in {"bench": bench_name, "task": task, "clues": args.clues, "blind": args.blind}.items():
             if settings.get(key, wanted) != wanted:
                 raise BadInput(f"{folder} holds an evaluation with {key} {settings[key]}, not {wanted}: give --compare the flags that both were made with")
         judges.add(settings.get("judge") if task == "caption" else None)
         pair.append(read_predictions(os.path.join(folder, "predictions-second-look.jsonl" if args.clues else "predictions.jsonl")))
     a, b = pair
+    if not a:
+        raise BadInput(f"{run_a} has no predictions on {bench_name} that can be read: evaluate it again")
     if set(a) != set(b):
         raise BadInput(f"{run_a} and {run_b} were not asked the same questions ({len(a)} and {len(b)}): evaluate both again")
     if len(judges) > 1:
@@ -421,6 +439,7 @@ def parse_args(argv=None):
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     data.add_budget_flags(p)
     args = p.parse_args(argv)
+    check_flags(args)
     if (args.bench is None) == (args.video is None):
         raise BadInput("give either --bench charades, or --video FILE with --ask \"…\"")
     args.benches = list(DATASETS) if args.bench == "all" else (args.bench or "").split(",")
@@ -429,9 +448,6 @@ def parse_args(argv=None):
             raise BadInput(f"--bench {name} is unknown; there is: {', '.join(DATASETS)}, all")
     if args.video and not args.ask:
         raise BadInput("--video needs a question: --ask \"…\"")
-    for name in ("limit", "batch_size", "max_new_tokens", "decode_timeout"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} must be at least 1")
     if args.compare and args.judge:
         raise BadInput("--compare scores with the judge that the evaluations were made with: leave --judge away")
     if args.out and len(args.model) * len(args.benches) > 1:
@@ -439,37 +455,33 @@ def parse_args(argv=None):
     return args
 
 
-def main():
-    try:
-        args = parse_args()
-        if args.student:
-            exercises.install(args.student, show=os.environ.get("RANK", "0") == "0")
-        if args.video:
-            return ask(args)
-        if args.compare:
-            for bench_name in args.benches:
-                compare(bench_name, *args.compare, args)
-            return
-        rank, world, device = start_processes(args.device, PATIENCE)
-        if args.judge:
-            rewards.judge = load_judge(args.judge, device)
-        columns = []
-        for name in args.model:
-            rows = {bench_name: bench(bench_name, name, args, rank, world, device) for bench_name in args.benches}
-            if rank == 0:
-                columns.append((next(iter(rows.values()))[0], {bench_name: row[1:] for bench_name, row in rows.items()}))
+def start():
+    args = parse_args()
+    if args.student:
+        exercises.install(args.student, show=os.environ.get("RANK", "0") == "0")
+    if args.video:
+        return ask(args)
+    if args.compare:
+        for bench_name in args.benches:
+            compare(bench_name, *args.compare, args)
+        return
+    rank, world, device = start_processes(args.device, PATIENCE)
+    if args.judge:
+        rewards.judge = load_judge(args.judge, device)
+    columns = []
+    for name in args.model:
+        rows = {bench_name: bench(bench_name, name, args, rank, world, device) for bench_name in args.benches}
         if rank == 0:
-            print_table(columns)
-        if world > 1:
-            dist.destroy_process_group()
-    except BadInput as e:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues where it stopped")
-    except (torch.OutOfMemoryError, MemoryError):
-        sys.exit("error: out of memory: lower --batch-size, --total-pixels or --max-new-tokens")
+            columns.append((next(iter(rows.values()))[0], {bench_name: row[1:] for bench_name, row in rows.items()}))
+    if rank == 0:
+        print_table(columns)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def main():
+    run_program(start, memory="lower --batch-size, --total-pixels or --max-new-tokens",
+                interrupted="the same command continues where it stopped")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import fill
 
+from errors import run_program
+
 ROOT = os.path.dirname(os.path.abspath(__file__))
 BLANKS = os.path.join(ROOT, "handout")  # is there in a hand-out alone: the students' files, and what the checks expect
 
@@ -501,12 +503,10 @@ def main(argv=None):
     except Mistake as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has seen enough: `check all | head`
-        os._exit(1)
     except OSError as e:
         print(f"error: {e.filename}: {e.strerror}", file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -399,7 +399,16 @@ def rounded(x):
     return [round(v, 2) for v in x.tolist()]
 
 
-if __name__ == "__main__":
+def main():
     p = three_armed_bandit()
     print(f"\nArm c now has {p[2]:.0%}. The KL term holds it back: with β = 0 the same 300 steps end above 99%.\n"
           "A video model's policy is the same with 150,000 arms a token and a rule in place of the coin: train.py.")  # fmt: skip
+
+
+if __name__ == "__main__":
+    import argparse
+
+    from errors import run_program
+
+    argparse.ArgumentParser(description="GRPO on a three-armed bandit, step by step (no flags).").parse_args()
+    run_program(main)

@@ -12,9 +12,9 @@ time: the KL needs no second copy of 8 billion weights. Only A and B have gradie
 Saved in the format of Hugging Face's PEFT, so that other programs read it; written by hand, so that it can be read.
 """
 
+import argparse
 import json
 import os
-import sys
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from data import BadInput
+from errors import BadInput, run_program
+from folders import MERGED, expect_merged
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of the language model's layers
 
@@ -164,22 +165,38 @@ def merge(model):
     return model
 
 
-def main():
+def start():
     from data import VideoBudget
     from weights import load, save
 
-    if len(sys.argv) != 4 or sys.argv[1] != "merge":
-        sys.exit(__doc__)
-    adapters, out = sys.argv[2:]
-    if not os.path.isfile(os.path.join(adapters, "adapter_config.json")):
-        raise BadInput(f"{adapters} has no adapter_config.json: give the policy/ folder of a run that was trained with --lora")
-    model, tokenizer = load(adapters)  # load merges
-    save(model, tokenizer, VideoBudget.of_model(adapters), out)
-    print(f"merged into {out}")
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument("command", choices=["merge"])
+    p.add_argument("adapters", help="the policy/ folder of a run that was trained with --lora")
+    p.add_argument("out", help="the folder to make; one that is there is replaced only if this command made it")
+    args = p.parse_args()
+    if not os.path.isfile(os.path.join(args.adapters, "adapter_config.json")):
+        raise BadInput(f"{args.adapters} has no adapter_config.json: give the policy/ folder of a run that was trained with --lora")
+    out = args.out.rstrip("/")
+    for folder in (out, out + ".partial", out + ".old"):  # the last two: while it is replaced
+        expect_merged(folder)
+    model, tokenizer = load(args.adapters)  # load merges
+
+    def write(folder):
+        os.makedirs(folder)
+        with open(os.path.join(folder, MERGED), "w", encoding="utf-8") as f:
+            json.dump({"kind": "merged model", "adapters": os.path.abspath(args.adapters)}, f)
+        model.save_pretrained(folder)
+
+    try:
+        save(model, tokenizer, VideoBudget.of_model(args.adapters), out, write)
+    except OSError as e:
+        raise BadInput(f"cannot write to {out}: {e.strerror}") from e
+    print(f"merged into {args.out}")
+
+
+def main():
+    run_program(start)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as e:
-        sys.exit(f"error: {e}")
+    main()

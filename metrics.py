@@ -6,13 +6,14 @@ whole step however many processes shared it.
 
 import json
 import math
+import os
 import platform
 import resource
 import sys
 
 import torch
 
-from data import BadInput
+from errors import BadInput
 from plan import GPUS
 
 HINT = """
@@ -86,5 +87,11 @@ def tensorboard(folder):
 
 
 def append_line(path, record):
-    with open(path, "a") as f:
-        f.write(json.dumps(record) + "\n")
+    """Adds one record to a .jsonl file. After a line that was cut short (a kill, a full disk) it begins a new one."""
+    line = json.dumps(record) + "\n"
+    with open(path, "ab+") as f:
+        size = f.seek(0, os.SEEK_END)
+        if size:
+            f.seek(size - 1)
+            line = line if f.read(1) == b"\n" else "\n" + line
+        f.write(line.encode())

@@ -13,13 +13,13 @@ are: a direction to compare with.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 
 from annotations import DATASETS
-from data import BadInput
+from errors import BadInput, check_flags, read_object, run_program
+from folders import read_lines
 from tasks import JOINTLY
 from train import TOY_MODEL
 
@@ -72,10 +72,14 @@ def finished(folder, steps):
     """Whether it holds a run of so many steps that came to its end, and began from the base as it is now."""
     if not os.path.isfile(os.path.join(folder, "policy", "adapter_model.safetensors")):
         return False
-    if os.path.getmtime(os.path.join(folder, "settings.json")) < weights_written(TOY_MODEL):
+    settings = os.path.join(folder, "settings.json")
+    if not os.path.isfile(settings) or os.path.getmtime(settings) < weights_written(TOY_MODEL):
         return False
-    with open(os.path.join(folder, "metrics.jsonl")) as f, open(os.path.join(folder, "settings.json")) as g:
-        return sum(1 for _ in f) == json.load(g)["steps"] == steps
+    try:
+        planned = read_object(settings, steps=int)["steps"]
+        return len(read_lines(os.path.join(folder, "metrics.jsonl"))) == planned == steps
+    except BadInput:  # damaged: it is trained again
+        return False
 
 
 def weights_written(folder):
@@ -88,24 +92,43 @@ def metrics(model, benches, args):
     home = model if model != TOY_MODEL else os.path.join("runs", "eval", os.path.basename(TOY_MODEL))
     files = {name: os.path.join(home, f"eval-{name}", "results.json") for name in benches}
     newest = weights_written(model)
-    missing = [name for name, path in files.items() if not os.path.isfile(path) or os.path.getmtime(path) < newest]
+
+    def stands(path):
+        """Whether an evaluation of the weights as they are now can be read."""
+        try:
+            return os.path.getmtime(path) >= newest and bool(read_object(path, metrics=dict))
+        except (OSError, BadInput):
+            return False
+
+    missing = [name for name, path in files.items() if not stands(path)]
     if missing:
         run(*program("eval.py", args.processes), "--bench", ",".join(missing), "--model", model)
-    found = {}
-    for name, path in files.items():
-        with open(path) as f:
-            found[name] = json.load(f)["metrics"]
-    return found
+    return {name: read_object(path, metrics=dict)["metrics"] for name, path in files.items()}
 
 
 def mean(values):
     return sum(values) / len(values)
 
 
+FIRST_WORDS = "All but the last column: the toy base"  # of the table
+
+
+def check_table(path):
+    """Raises BadInput if there is a file in the table's place that is no table of ours: before hours of training."""
+    if os.path.lexists(path):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as f:
+                ours = f.read(len(FIRST_WORDS)) == FIRST_WORDS
+        except OSError:
+            ours = False
+        if not ours:
+            raise BadInput(f"{path} was not written by paper.py: give another --out, or move it away")
+
+
 def table(columns, seeds):
     """columns: {name: [one {benchmark: metrics} a seed]} with "base" first → lines of markdown."""
     names = list(columns)
-    yield f"All but the last column: the toy base (1.1 million parameters) on toy data, in percent{f', means of seeds {seeds}' if len(seeds) > 1 else ''}. SFT and GRPO see the same samples in as many steps; GRPO makes two updates in each."
+    yield f"{FIRST_WORDS} (1.1 million parameters) on toy data, in percent{f', means of seeds {seeds}' if len(seeds) > 1 else ''}. SFT and GRPO see the same samples in as many steps; GRPO makes two updates in each."
     yield "| toy benchmark | " + " | ".join(names) + " | the paper (Qwen2.5-VL-7B, real data) |"
     yield "|---" * (len(names) + 2) + "|"
     for bench, (_, shown) in SHOWN.items():
@@ -134,7 +157,7 @@ def verdicts(columns):
                 yield f"On toy {bench} {theirs} did better than {ours}: {mean(values[0]):.1f} against {mean(values[1]):.1f} {shown[0]}. The paper found GRPO better wherever it compared them."
 
 
-def main():
+def start():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument("--tasks", nargs="+", default=[*JOINTLY, "all"], choices=[*JOINTLY, "all"])
     p.add_argument("--methods", nargs="+", default=["sft", "grpo"], choices=["sft", "grpo"])
@@ -144,6 +167,8 @@ def main():
     p.add_argument("--processes", type=int, default=os.cpu_count() if 16 % (os.cpu_count() or 1) == 0 else 1, help="for training and evaluation")
     p.add_argument("--out", default=os.path.join("runs", "paper"))
     args = p.parse_args()
+    check_flags(args)
+    check_table(table_path := os.path.join(args.out, "table.md"))
 
     columns = {"base": [metrics(TOY_MODEL, DATASETS, args)]}
     for method in args.methods:
@@ -169,13 +194,15 @@ def main():
             for name in list(columns)[1:]:
                 gains = [m[bench][shown[0]] - columns["base"][0][bench][shown[0]] for m in columns[name] if bench in m]
                 lines.append(f"{bench} {shown[0]}, {name}, seed by seed: " + ", ".join(f"{g:+.1f}" for g in gains)) if gains else None
-    with open(os.path.join(args.out, "table.md"), "w") as f:
-        f.write("\n".join(lines) + "\n")
     print("\n".join(lines))
+    os.makedirs(args.out, exist_ok=True)
+    with open(table_path, "w", encoding="utf-8") as f:
+        f.write("\n".join(lines) + "\n")
+
+
+def main():
+    run_program(start, interrupted="the same command goes on from there")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as e:
-        sys.exit(f"error: {e}")
+    main()

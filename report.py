@@ -7,6 +7,7 @@ The page is one file that asks nothing of the network: report.html beside this f
 small pictures of its clips put in as JSON. It may be made while the run is going; a long run is thinned out.
 """
 
+import argparse
 import base64
 import glob
 import io
@@ -20,12 +21,15 @@ import textwrap
 import matplotlib
 
 matplotlib.use("Agg")
+matplotlib.rcParams.update({"text.parse_math": False, "text.usetex": False})  # a "$" in a question or a path is a dollar
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
 import rewards
-from data import BadInput, VideoBudget, read_frames
+from data import VideoBudget, read_frames
+from errors import NUMBER, BadInput, first_line, read_object, run_program, wrong_key
+from folders import kind_of, read_lines
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
 MOST_GROUPS, MOST_POINTS, MOST_BYTES = 60, 400, 9_000_000  # of the page: steps to choose from, points of a curve, size
@@ -37,26 +41,31 @@ THUMBNAILS = VideoBudget(fps=1000, max_frames=8, min_frame_pixels=28 * 28, max_f
 # ------------------------------------------------------------------------------------------------
 
 
-def read_lines(path):
-    """The records of a .jsonl file, without a last line that is still being written; [] where there is no file."""
-    records = []
-    if os.path.isfile(path):
-        with open(path) as f:
-            for line in f:
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    continue
-    return records
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
-def read_json(path):
-    """The object in a .json file; None where there is none yet."""
+def usable(use, record, path):
+    """use(record), or None where a record that can be read is still not what a run writes; says so."""
     try:
-        with open(path) as f:
-            return json.load(f)
-    except (OSError, json.JSONDecodeError):
+        return use(record)
+    except DAMAGED as e:
+        what = record.get("step", record.get("id", "?"))
+        print(f"{path}: the record of {what} is damaged ({type(e).__name__}: {first_line(e)}) and left out", file=sys.stderr)
         return None
+
+
+def read_metrics(folder):
+    """The lines of metrics.jsonl whose values are numbers, or None where a step had none."""
+
+    def checked(line):
+        values = {k: v for k, v in line.items() if v is not None and k != "seconds"}
+        if wrong := wrong_key({k: 0 if v != v else v for k, v in values.items()}, dict.fromkeys(values, NUMBER)):
+            raise ValueError(wrong)
+        return line
+
+    path = os.path.join(folder, "metrics.jsonl")
+    lines = [usable(checked, line, path) for line in read_lines(path, step=int)]
+    return [line for line in lines if line]
 
 
 def asked(prompt):
@@ -240,6 +249,9 @@ def thumbnails(video):
     return {"duration": frames.duration, "frames": shown}
 
 
+GROUP = {"step": int, "prompt": str, "video": str, "completions": list}  # a record of rollouts.jsonl
+
+
 def page_group(group):
     """A record of rollouts.jsonl as the page takes it, completions from best to worst."""
     truth = true_answer(group["answer"])
@@ -253,28 +265,51 @@ def page_group(group):
 def held_out(folder, settings):
     """The run's finished evaluations, each beside that of the model it started from where there is one made alike."""
     found = []
-    base = os.path.basename(os.path.normpath(settings["model"]))
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "eval-*"))):
-        name = os.path.basename(path)
-        after = read_json(os.path.join(path, "results.json"))
-        if after is None:
-            continue
-        # eval.py puts the evaluations of a model that is no run into runs/eval: that beside this run, or the one here.
-        places = [os.path.join(runs, "eval", base, name) for runs in (os.path.dirname(os.path.abspath(folder)), "runs")]
-        place = next(filter(os.path.isdir, places), places[0])
-        before = read_json(os.path.join(place, "results.json"))
-        if before and any(before["settings"].get(k) != v for k, v in after["settings"].items() if k in ("questions", "think", "video_budget")):
-            before = None
-        earlier = {r["id"]: r for r in read_lines(os.path.join(place, "predictions.jsonl"))} if before else {}
-        records = read_lines(os.path.join(path, "predictions.jsonl"))[:HELD_OUT_CLIPS] if "-blind" not in name else []
-        found.append({
-            "name": name.removeprefix("eval-"), "toy": "toy" in after["settings"]["data_name"] + after["settings"]["model_name"],
-            "metrics": [[m, before and before["metrics"].get(m), value] for m, value in after["metrics"].items()],
-            "clips": [{
-                "question": r["question"], "clip": r["video"], "truth": true_answer(r["answer"]), "after": given_answer(r["text"], r["answer"]),
-                "before": given_answer(earlier[r["id"]]["text"], r["answer"]) if r["id"] in earlier else None} for r in records],
-        })  # fmt: skip
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "eval-*", "results.json"))):
+        try:
+            found.append(one_evaluation(folder, os.path.dirname(path), settings))
+        except BadInput as e:
+            print(f"left out: {e}", file=sys.stderr)
+        except DAMAGED as e:
+            print(f"left out: {path} is damaged ({type(e).__name__}: {first_line(e)})", file=sys.stderr)
     return found
+
+
+def read_results(folder):
+    """(settings, metrics) of an evaluation's results.json. Raises BadInput if it is damaged."""
+    path = os.path.join(folder, "results.json")
+    results = read_object(path, settings=dict, metrics=dict)
+    if wrong := wrong_key(results["metrics"], dict.fromkeys(results["metrics"], NUMBER)):
+        raise BadInput(f"{path} is damaged: {wrong}")
+    return results["settings"], results["metrics"]
+
+
+def one_evaluation(folder, path, settings):
+    """One of held_out's. path: the evaluation's folder. Raises BadInput or one of DAMAGED if it is damaged."""
+    name, base = os.path.basename(path), os.path.basename(os.path.normpath(settings["model"]))
+    made, after = read_results(path)
+    # eval.py puts the evaluations of a model that is no run into runs/eval: that beside this run, or the one here.
+    places = [os.path.join(runs, "eval", base, name) for runs in (os.path.dirname(os.path.abspath(folder)), "runs")]
+    place, before, earlier = next(filter(os.path.isdir, places), places[0]), {}, {}
+    if os.path.exists(os.path.join(place, "results.json")):
+        made_before, metrics = read_results(place)
+        if all(made_before.get(k) == v for k, v in made.items() if k in ("questions", "think", "video_budget")):
+            before = metrics
+            earlier = {r["id"]: r for r in read_lines(os.path.join(place, "predictions.jsonl"), id=str, text=str)}
+
+    def clip(r):
+        return {
+            "question": r["question"], "clip": r["video"], "truth": true_answer(r["answer"]), "after": given_answer(r["text"], r["answer"]),
+            "before": given_answer(earlier[r["id"]]["text"], r["answer"]) if r["id"] in earlier else None}  # fmt: skip
+
+    predictions = os.path.join(path, "predictions.jsonl")
+    records = read_lines(predictions, id=str, text=str, video=str, question=str)[:HELD_OUT_CLIPS] if "-blind" not in name else []
+    clips = [usable(clip, r, predictions) for r in records]
+    return {
+        "name": name.removeprefix("eval-"), "toy": "toy" in made["data_name"] + made["model_name"],
+        "metrics": [[m, before.get(m), value] for m, value in after.items()],
+        "clips": [c for c in clips if c],
+    }  # fmt: skip
 
 
 def tidy(x):
@@ -290,12 +325,14 @@ def tidy(x):
 
 def write_page(folder, lines, settings):
     """{folder}/report.html. Fewer groups are shown until it is small enough to be sent by mail."""
-    rollouts, evaluations, pictures = read_lines(os.path.join(folder, "rollouts.jsonl")), held_out(folder, settings), {}
+    path = os.path.join(folder, "rollouts.jsonl")
+    rollouts = [group for record in read_lines(path, **GROUP) if (group := usable(page_group, record, path))]
+    evaluations, pictures = held_out(folder, settings), {}
     with open(TEMPLATE, encoding="utf-8") as f:
         template = f.read()
     most = MOST_GROUPS
     while True:
-        groups = [page_group(g) for g in evenly(rollouts, most)] if most else []
+        groups = evenly(rollouts, most) if most else []
         clips = {shown["clip"] for shown in groups + [c for e in evaluations for c in e["clips"]]}
         pictures |= {clip: thumbnails(clip) for clip in clips - set(pictures)}
         content = {
@@ -318,23 +355,48 @@ def write_page(folder, lines, settings):
     return path
 
 
-def main():
-    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-") or not (sys.argv + ["1"])[2].isdecimal():
-        sys.exit(__doc__)
-    folder = sys.argv[1]
-    if len(sys.argv) == 3:
-        groups = {g["step"]: g for g in read_lines(os.path.join(folder, "rollouts.jsonl"))}
-        if int(sys.argv[2]) not in groups:
-            sys.exit(f"error: {folder} has no group of step {sys.argv[2]}; it has some of: {', '.join(map(str, list(groups)[:20])) or 'none'}")
-        return print(example_text(groups[int(sys.argv[2])]))
+NEEDED = {"method": str, "data_name": str, "model_name": str, "model": str, "seed": int, "steps": int}
+
+
+def start():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument("run", help="folder of a run of train.py")
+    p.add_argument("step", nargs="?", type=int, help="print the group of that step in numbers, and make no page")
+    args = p.parse_args()
+    if args.step is not None:
+        return print_group(args.run, args.step)
+    if not os.path.isdir(args.run) or kind_of(args.run) in (None, "evaluation"):
+        raise BadInput(f"{args.run} is not a run folder of train.py")
     try:
-        with open(os.path.join(folder, "settings.json")) as f:
-            settings = json.load(f)
-        lines = read_lines(os.path.join(folder, "metrics.jsonl"))
-        draw_curves(folder, lines, settings)
-        print(f"wrote {write_page(folder, lines, settings)}: open it in a browser")
-    except (OSError, KeyError, IndexError, ValueError) as e:
-        sys.exit(f"error: {folder} is not a run folder of train.py with at least one step in it ({type(e).__name__}: {e})")
+        settings = read_object(os.path.join(args.run, "settings.json"), **NEEDED)
+    except BadInput as e:
+        raise BadInput(f"{args.run} is not a run folder of train.py: {e}") from e
+    lines = read_metrics(args.run)
+    if not lines:
+        raise BadInput(f"{args.run} is not a run folder of train.py with at least one step in it: metrics.jsonl has none")
+    failed = []
+    for work in (lambda: draw_curves(args.run, lines, settings), lambda: print(f"wrote {write_page(args.run, lines, settings)}: open it in a browser")):
+        try:
+            work()
+        except OSError as e:
+            failed.append(f"{e.filename or args.run}: {e.strerror}")
+    if failed:
+        raise BadInput(f"could not be written: {'; '.join(failed)}")
+
+
+def print_group(folder, step):
+    path = os.path.join(folder, "rollouts.jsonl")
+    groups = {g["step"]: g for g in read_lines(path, **GROUP)}
+    if step not in groups:
+        raise BadInput(f"{folder} has no group of step {step}; it has some of: {', '.join(map(str, list(groups)[:20])) or 'none'}")
+    text = usable(example_text, groups[step], path)
+    if text is None:
+        raise BadInput(f"the group of step {step} in {path} is damaged")
+    print(text)
+
+
+def main():
+    run_program(start)
 
 
 if __name__ == "__main__":

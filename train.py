@@ -45,15 +45,17 @@ import grpo
 import plan
 import rewards
 from annotations import read_dataset
-from checkpoint import check_counts, open_run_folder, read_checkpoint, save_checkpoint
-from data import BadInput, Batch, VideoBudget
+from checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
+from data import Batch, VideoBudget
 from decoding import Decoder
+from errors import BadInput, check_flags, first_line, run_program
+from folders import locks_released, read_lines
 from judge import load_judge
 from metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
 from model import ATTENTION, group_logprobs
-from report import draw_curves, group_text, read_lines
+from report import draw_curves, group_text
 from runtime.rollouts import group_record, sampler_gaps, step_sums, token_records
-from scale import MasterAdamW, add_up, largest, load_models, on_each, on_first, save_policy, start_processes
+from scale import MasterAdamW, add_up, largest, load_models, on_each, on_first, start_processes
 from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, longest_answer, posed
 from toy import find_data
 
@@ -97,7 +99,7 @@ def parse_args(argv=None):
 
     g = p.add_argument_group("the run")
     g.add_argument("--out", help="folder for what the run leaves (default: runs/TASK-METHOD-1, -2, …)")
-    g.add_argument("--overwrite", action="store_true", help="empty the folder first if it holds a run")
+    g.add_argument("--overwrite", action="store_true", help="remove the run that --out holds first, file by file; refused where there is anything else in it")
     g.add_argument("--steps", type=int, help=f"steps: each samples --prompts-per-step groups, then makes --updates-per-rollout optimizer updates {both('steps')}")
     g.add_argument("--seed", type=int, default=0, help="of the order of examples and of sampling")
     g.add_argument("--student", metavar="DIR", help="train with the functions you wrote in DIR (exercises.py) instead of this repository's own")
@@ -124,7 +126,7 @@ def parse_args(argv=None):
 
     g = p.add_argument_group("optimizer (AdamW)")
     g.add_argument("--lr", type=float, help=f"peak learning rate: 5 steps of warm-up, then straight down to a tenth {both('lr')}; with --lora {both('lr of adapters')}")
-    g.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient")
+    g.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient; inf: it is not clipped")
 
     g = p.add_argument_group("models that do not fit")
     g.add_argument("--plan", action="store_true", help="load nothing: print what the run needs of each GPU's memory and time, and whether it fits")
@@ -136,6 +138,7 @@ def parse_args(argv=None):
 
     data.add_budget_flags(p)
     args = p.parse_args(argv)
+    check_flags(args)
     toy_model = os.path.abspath(args.model) == TOY_MODEL
     for name in ("steps", "lr", "train_vision"):
         if getattr(args, name) is None:
@@ -157,9 +160,6 @@ def parse_args(argv=None):
         args.train_vision = False
     if args.resume and (args.out is None or args.overwrite):
         raise BadInput("--resume goes on with the run in --out: it needs --out, and --overwrite would throw that run away")
-    for name in ("steps", "prompts_per_step", "max_new_tokens", "updates_per_rollout", "rollouts_every", "save_every", "examples", "lora", "keep", "decode_timeout"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} must be at least 1")
     return args
 
 
@@ -251,6 +251,7 @@ def training_examples(args, rank, world):
     return examples, ", ".join(dict.fromkeys(names)), [f"--bench {','.join(own)}"] * bool(own) + other
 
 
+@locks_released()
 def train(args):
     """Runs the whole of it. Raises BadInput for what the user can mend."""
     rank, world, device = start_processes(args.device)
@@ -302,15 +303,21 @@ def train(args):
         return batch, prompts, bad
 
     def keep_all(step):
-        problem = save_checkpoint(out, step, optimizer.tensors(), {"counts": counts}, args.keep, rank)
-        try:
-            save_policy(policy, tokenizer, budget, out, args, rank)
-        except OSError as e:
-            problem = f"the policy of step {step} could not be written ({e}); the run goes on"
-        if problem:
-            bar.write(problem, file=sys.stderr)
+        return save_all(out, step, counts, policy, tokenizer, budget, optimizer, settings, args, rank)
 
-    lines, checked = [], False
+    said = set()
+
+    def may_fail(what, work, *given):
+        """For what a run can do without (logs, pictures): why it failed is said once, and the run goes on."""
+        try:
+            work(*given)
+        except Exception as e:
+            why = f"{what} could not be written ({type(e).__name__}: {first_line(e)})"
+            if why not in said:
+                bar.write(f"step {step + 1}: {why}; the run goes on", file=sys.stderr)
+            said.add(why)
+
+    lines, checked, problems = [], False, []
     if rank == 0 and first:
         lines = read_lines(here("metrics.jsonl"))
     bar = tqdm(total=steps, initial=first, disable=rank != 0, dynamic_ncols=True, unit="step")
@@ -323,7 +330,7 @@ def train(args):
             if step + 1 < steps:
                 upcoming = reader.submit(load_share, step + 1)
             for record in bad:
-                append_line(here("skipped.jsonl"), record)
+                may_fail("skipped.jsonl", append_line, here("skipped.jsonl"), record)
             clock("data")
             lr = args.lr * min((step + 1) / 5, 1 - 0.9 * step / steps)
             generators = [generator_for(args.seed, step, k) for k, _ in batch]
@@ -355,24 +362,27 @@ def train(args):
                 line = step_metrics(step + 1, sums, grad_norm, lr, clock.seconds, args) | {k: counts[k] for k in ("skipped", "dropped")}
                 line |= speed(line, n_weights, n_trained, args, world, device)
                 lines.append(line)
-                append_line(here("metrics.jsonl"), line)
+                may_fail("metrics.jsonl", append_line, here("metrics.jsonl"), line)
                 if board:
-                    for name, value in line.items():
-                        if isinstance(value, (int, float)) and name != "step":
-                            board.add_scalar(name, value, step + 1)
+                    may_fail("tensorboard", add_scalars, board, line)
                 if rollout and step % args.rollouts_every == 0:
-                    append_line(here("rollouts.jsonl"), {"step": step + 1, **rollout})
+                    may_fail("rollouts.jsonl", append_line, here("rollouts.jsonl"), {"step": step + 1, **rollout})
+            problems = []
+            if (step + 1) % args.save_every == 0 or last:  # before anything is shown or drawn
+                problems = keep_all(step + 1)
+            if rank == 0:
+                for problem in problems:
+                    bar.write(problem, file=sys.stderr)
                 if rollout and step % 10 == 0 and not args.quiet:
-                    bar.write(group_text(step + 1, rollout, min(120, shutil.get_terminal_size().columns)) + "\n")
+                    width = min(120, shutil.get_terminal_size().columns)
+                    may_fail("a group", lambda: bar.write(group_text(step + 1, rollout, width) + "\n"))
                 shown = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"] if args.method == "grpo" else ["loss"]
                 bar.set_postfix({k.removeprefix("reward/").removeprefix(f"{args.task}/"): f"{line[k]:.3g}" for k in shown if line[k] is not None})
                 bar.update()
                 if first_scored:
                     bar.write(f"step {step + 1}: {agreement}\n{HINT * (first == 0)}")
                 if (step + 1) % 10 == 0 or last:
-                    draw_curves(out, lines, settings)
-            if (step + 1) % args.save_every == 0 or last:
-                keep_all(step + 1)
+                    may_fail("curves.png", draw_curves, out, lines, settings)
             check_counts(counts, here("skipped.jsonl"))
             if sums["stop"]:
                 break
@@ -381,7 +391,9 @@ def train(args):
         decoder.stop()
         bar.close()
     if board:
-        board.close()
+        may_fail("tensorboard", board.close)
+    if problems and rank == 0:  # of the last step: there will be no later save
+        raise BadInput(f"the run ended, and its last save failed: {'; '.join(problems)}")
     if rank == 0:
         again = f"the same command with --resume --out {out} goes on" if step + 1 < steps else "\n".join(f"next: python eval.py {flags} --model {out}" for flags in tests)
         print(f"{'done' if step + 1 == steps else f'stopped after step {step + 1}'} in {bar.format_dict['elapsed']:.0f} s; curves: {out}/curves.png; policy: {out}/policy\n{again}")
@@ -389,6 +401,12 @@ def train(args):
         dist.destroy_process_group()
     if step + 1 < steps:
         sys.exit(128 + (STOP["signal"] or signal.SIGTERM))
+
+
+def add_scalars(board, line):
+    for name, value in line.items():
+        if isinstance(value, (int, float)) and name != "step":
+            board.add_scalar(name, value, line["step"])
 
 
 # How far apart a token's log-probs under sampler and scorer may be, in nats: (mean, 99th percentile).
@@ -424,33 +442,26 @@ def check_sampler(gaps, dtype, world):
 STOP = {"signal": None}  # set by SIGTERM and SIGINT; the run ends after the step, with a checkpoint
 
 
-def main():
+def start():
+    """Reads the flags and does what they say; the first signal to stop ends the run after its step."""
     rank = os.environ.get("RANK", "0")
 
     def stopped(signum, frame):
         if STOP["signal"] is not None:
-            sys.exit(f"process {rank}: told to stop twice (signal {signum}): the last checkpoint is intact")
+            print(f"process {rank}: told to stop twice (signal {signum}): the last checkpoint is intact", file=sys.stderr)
+            sys.exit(1)
         STOP["signal"] = signum
         print(f"process {rank}: told to stop (signal {signum}): finishing this step, then saving", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGTERM, stopped)
     signal.signal(signal.SIGINT, stopped)
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show what a model says must not end the run
-    try:
-        args = parse_args()
-        plan.show(args) if args.plan else train(args)
-    except BadInput as e:
-        if rank == str(getattr(e, "process", 0)):  # what all processes found wrong, one says
-            print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except (torch.OutOfMemoryError, MemoryError):
-        sys.exit(f"error: process {rank} ran out of memory: lower --total-pixels, --max-new-tokens, --group-size or --prompts-per-step, or add --recompute or --lora (--plan tells)")
-    except dist.DistBackendError as e:
-        sys.exit(f"error: process {rank} lost another process: {str(e).splitlines()[0][:200]}")
-    except RuntimeError as e:
-        if dist.is_initialized() and any(word in str(e) for word in ("Connection", "gloo", "closed by peer", "Broken pipe")):
-            sys.exit(f"error: process {rank} lost another process, which was killed or crashed (its own output says why): {str(e).splitlines()[0][:160]}")
-        raise
+    args = parse_args()
+    plan.show(args) if args.plan else train(args)
+
+
+def main():
+    run_program(start, memory="lower --total-pixels, --max-new-tokens, --group-size or --prompts-per-step, "
+                              "or add --recompute or --lora (--plan tells)")  # fmt: skip
 
 
 if __name__ == "__main__":

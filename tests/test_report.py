@@ -177,7 +177,7 @@ def test_before_and_after(copy):
 @pytest.mark.parametrize("args", [["/nowhere"], ["."]])
 def test_a_folder_that_is_no_run(args):
     done = subprocess.run([sys.executable, "report.py", *args], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "is not a run folder" in done.stderr and done.stderr.strip().count("\n") == 0
+    assert done.returncode == 2 and "is not a run folder" in done.stderr and done.stderr.strip().count("\n") == 0
 
 
 # In a browser -------------------------------------------------------------------------------------------

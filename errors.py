@@ -1,0 +1,265 @@
+"""errors.py: mistakes of the user, told in one sentence; and how every program here ends.
+
+A mistake is `BadInput`. Whatever else is not the program's own fault (no memory, no room on the disk,
+a terminal that is closed or cannot show a letter, another process that died) is met here as well, once
+for all programs: `run_program`. Only a fault of ours ends with a traceback.
+
+It imports nothing of the project, so that every file can import it.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import sys
+
+
+class BadInput(Exception):
+    """A mistake in what the user gave us, told in one sentence: what is wrong, where, what to do.
+
+    The programs here print it without a traceback and exit with status 2. An attribute `process` names
+    the one process (rank) that knows about it; without it all of them do, and process 0 says it.
+    """
+
+
+# ------------------------------------------------------------------------------------------------
+# Numbers given as flags
+# ------------------------------------------------------------------------------------------------
+
+# The values that mean something, in the notation of intervals: [ ] hold their ends, ( ) do not.
+# NaN is in none of them.
+RANGES = {
+    **dict.fromkeys(("steps", "examples", "prompts_per_step", "max_new_tokens", "save_every",
+                     "rollouts_every", "updates_per_rollout", "keep", "group_size", "lora",
+                     "limit", "batch_size", "processes"), "[1, inf)"),
+    "seed": "[0, inf)",  # NumPy takes no negative ones
+    "seeds": "[0, inf)",
+    "decode_timeout": "[1, 86400]",
+    "beta": "[0, inf)",  # 0: no reference policy
+    "clip": "(0, inf)",  # 0 would stop every gradient
+    "clip_high": "(0, inf)",
+    "lr": "(0, inf)",
+    "grad_clip": "(0, inf]",  # inf: gradients are not clipped
+    "fps": "(0, 1000]",
+    "max_frames": "[4, inf)",
+    "total_pixels": "[1568, inf)",  # two pairs of frames, a token each: 2 · 28 · 28
+    "min_frame_pixels": "[784, inf)",
+    "max_frame_pixels": "[784, inf)",
+}  # fmt: skip
+
+
+def in_words(interval):
+    """An interval as a user reads it: "[1, 10)" → "at least 1 and below 10"."""
+    low, high = (end.strip() for end in interval[1:-1].split(","))
+    words = f"{'at least' if interval[0] == '[' else 'above'} {low}"
+    if high == "inf":
+        return words
+    return f"{words} and {'at most' if interval[-1] == ']' else 'below'} {high}"
+
+
+def is_within(value, interval):
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    if math.isnan(value):
+        return False
+    above = value >= low if interval[0] == "[" else value > low
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def check_flags(args):
+    """Raises BadInput if a number among a program's flags is out of its range, or --device is not there.
+
+    args: an argparse.Namespace; a flag that was not given (None) is not looked at.
+    """
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if name not in RANGES or number is None:
+                continue
+            if not is_within(number, RANGES[name]):
+                flag = f"--{name.replace('_', '-')}"
+                finite = "" if math.isfinite(number) else " and finite"
+                raise BadInput(f"{flag} must be {in_words(RANGES[name])}{finite}: got {number}")
+    if getattr(args, "device", None):
+        check_device(args.device)
+
+
+def check_device(device):
+    """Raises BadInput unless `device` is the CPU or a GPU that PyTorch finds here."""
+    import torch
+
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise BadInput(f"--device {device} is unknown: give cpu, cuda, or cuda:1 for the second GPU")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"--device {device}: PyTorch finds no CUDA GPU here; give --device cpu")
+    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
+        raise BadInput(f"--device {device}: there are {torch.cuda.device_count()} GPUs, from cuda:0")
+
+
+# ------------------------------------------------------------------------------------------------
+# Files that may be damaged
+# ------------------------------------------------------------------------------------------------
+
+NUMBER = (int, float)
+
+
+def read_object(path, **types):
+    """The object in a .json file. Raises BadInput if there is none, or if it is not of the form asked for.
+
+    types: of the keys that must be there, e.g. seed=int. A number must be finite, and a bool is none.
+    """
+    try:
+        with open(path, encoding="utf-8") as f:
+            found = json.load(f)
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read ({e.strerror})") from e
+    except (ValueError, RecursionError) as e:
+        why = "it is empty" if os.path.getsize(path) == 0 else str(e).splitlines()[0][:100]
+        raise BadInput(f"{path} is damaged: it is no JSON ({why})") from e
+    wrong = wrong_key(found, types)
+    if wrong:
+        raise BadInput(f"{path} is damaged: {wrong}")
+    return found
+
+
+def wrong_key(record, types):
+    """What is wrong with a JSON object that should have these keys, in words; None if nothing is."""
+    if not isinstance(record, dict):
+        return f"it holds a {type(record).__name__}, not an object"
+    for key, kind in types.items():
+        if key not in record:
+            return f"it has no {key!r}"
+        value, numeric = record[key], kind in (int, float, NUMBER)
+        if not isinstance(value, kind) or (numeric and isinstance(value, bool)):
+            return f"its {key!r} is a {type(value).__name__}"
+        if numeric and not math.isfinite(value):
+            return f"its {key!r} is {value}"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------
+# How a program ends
+# ------------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """Standard output or error that never ends the program.
+
+    A letter that the terminal cannot show becomes "?". When its reader has gone (`| head -1`) or its disk
+    is full, what is said goes nowhere from then on, and the work goes on.
+    """
+
+    def __init__(self, stream):
+        # None: it was closed before the program began (`>&-`)
+        self.stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self.give_up()
+            return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except OSError:
+            self.give_up()
+
+    def give_up(self):
+        """Puts the null device in its place, also for what is still in the stream's own buffer."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.stream.fileno())
+        os.close(null)
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+
+ALLOCATION_FAILED = ("DefaultCPUAllocator", "out of memory", "Cannot allocate memory",
+                     "ALLOC_FAILED", "Storage size calculation overflowed")  # fmt: skip
+
+
+def out_of_memory(error):
+    """Whether an exception says that memory was not enough, on a GPU or on the CPU.
+
+    PyTorch raises torch.OutOfMemoryError for a GPU and a plain RuntimeError for the CPU.
+    """
+    told = isinstance(error, RuntimeError) and any(w in str(error) for w in ALLOCATION_FAILED)
+    return isinstance(error, MemoryError) or told
+
+
+LOST = ("Connection", "gloo", "closed by peer", "Broken pipe")
+
+
+def lost_process(error):
+    """Whether an exception says that another process of the run has gone."""
+    dist = sys.modules.get("torch.distributed")  # where it was never imported there is none
+    started = dist is not None and dist.is_available() and dist.is_initialized()
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "DistBackendError" or started and any(w in str(error) for w in LOST)
+    )
+
+
+# What the machine refuses, not the program: full or read-only disks, quotas, permissions.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+def first_line(error, most=200):
+    """An exception in one line, with its type where it says nothing itself."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
+def reason(error, memory, interrupted):
+    """(exit status, sentence) of an exception that is not the program's fault; None for any other."""
+    rank = os.environ.get("RANK", "0")
+    if isinstance(error, BadInput):  # what all processes found wrong, one says
+        speaks = rank == str(getattr(error, "process", 0))
+        return 2, f"error: {error}" if speaks else None
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + 2, "interrupted" + f"; {interrupted}" * bool(interrupted)
+    if out_of_memory(error):
+        return 1, f"error: process {rank} ran out of memory" + f": {memory}" * bool(memory)
+    if lost_process(error):
+        return 1, (f"error: process {rank} lost another process, which was killed or crashed "
+                   f"(its own output says why): {first_line(error)}")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        where = f": {error.filename}" if error.filename else ""
+        return 1, f"error: the system refused ({error.strerror}){where}"
+    return None
+
+
+def check_locale():
+    """Raises BadInput if a path cannot be handed to libraries, which read every path as UTF-8."""
+    names = [*sys.argv, os.getcwd()]
+    if sys.getfilesystemencoding() != "utf-8" and not all(name.isascii() for name in names):
+        raise BadInput("a path or word here is not ASCII, and this locale knows nothing else: "
+                       "set PYTHONUTF8=1, or LC_ALL=C.UTF-8")  # fmt: skip
+
+
+def run_program(program, memory="", interrupted=""):
+    """Runs `program()` and returns what it returns; exits with one sentence where that is all there is to say.
+
+    memory: what to do when memory is not enough; interrupted: what to know after Ctrl-C.
+    """
+    out, err = Stream(sys.stdout), Stream(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            check_locale()
+            return program()
+        except (Exception, KeyboardInterrupt) as e:
+            ending = reason(e, memory, interrupted)
+            if ending is None:
+                raise
+            status, sentence = ending
+            out.flush()
+            if sentence:
+                print(sentence, file=err)
+            sys.exit(status)
+        finally:
+            out.flush()
+            err.flush()

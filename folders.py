@@ -1,0 +1,329 @@
+"""folders.py: the folders that the programs here write into, and what they may remove there.
+
+No program removes a file that it did not write itself. So each kind of folder says what it is ("kind" in
+its settings.json; older ones are known by what they hold), a folder of another kind is refused, and what
+is replaced is removed name by name (`OWN`), never as a whole. A lock keeps two programs out of one folder.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+
+from errors import BadInput, read_object, wrong_key
+
+# ------------------------------------------------------------------------------------------------
+# What kind of folder it is, and which files in it are ours
+# ------------------------------------------------------------------------------------------------
+
+LOCK = "lock"
+MODEL = (r"(config|generation_config|adapter_config|video_budget|merged|tokenizer|tokenizer_config"
+         r"|special_tokens_map|added_tokens|vocab|model\.safetensors\.index)\.json|merges\.txt"
+         r"|chat_template\.jinja|(model(-\d+-of-\d+)?|adapter_model)\.safetensors")  # fmt: skip
+EVALUATION = (r"(earlier-[\d-]+/)?(predictions\.png|((settings|results)\.json"
+              r"|predictions(-second-look)?\.jsonl)(\.partial)?)|lock(\.\d+)?")  # fmt: skip
+
+# Regular expressions of all paths inside a folder that its kind may hold.
+OWN = {
+    "model": MODEL,
+    "evaluation": EVALUATION,
+    "checkpoint": r"part-\d+\.safetensors|state\.json",
+    "run": (r"(settings\.json|(metrics|rollouts|skipped)\.jsonl|report\.html)(\.partial)?"
+            r"|curves(\.partial)?\.png|lock(\.\d+)?|tensorboard/events\.out\.tfevents\.[^/]+"
+            r"|checkpoints/step-\d+(\.partial)?/(part-\d+\.safetensors|state\.json)"
+            rf"|policy(\.partial|\.old)?/({MODEL})|eval-[^/]+/({EVALUATION})"),
+}  # fmt: skip
+OWN_FOLDERS = {
+    "model": "",
+    "evaluation": r"earlier-[\d-]+",
+    "checkpoint": "",
+    "run": (r"tensorboard|checkpoints(/step-\d+(\.partial)?)?|policy(\.partial|\.old)?"
+            r"|eval-[^/]+(/earlier-[\d-]+)?"),
+}  # fmt: skip
+CALLED = {"run": "a run of train.py", "evaluation": "an evaluation of eval.py", "other": "other files"}
+
+
+def own_and_foreign(folder, kind):
+    """(own, foreign): relative paths in a folder, of files that its kind writes and of all else.
+
+    A link, and a folder that is none of ours, is foreign as a whole and is not looked into.
+    """
+    own, foreign = [], []
+    for at, folders, files in os.walk(folder):
+        path = lambda name: os.path.relpath(os.path.join(at, name), folder)  # noqa: B023
+        for name in list(folders):
+            full = os.path.join(at, name)
+            ours = re.fullmatch(OWN_FOLDERS[kind], path(name)) and not os.path.islink(full)
+            if ours and kind == "run" and at == folder and name.startswith("eval-"):
+                ours = kind_of(full) in (None, "evaluation")
+            if not ours:
+                folders.remove(name)
+                foreign.append(path(name))
+        for name in files:
+            ours = re.fullmatch(OWN[kind], path(name)) and not os.path.islink(os.path.join(at, name))
+            (own if ours else foreign).append(path(name))
+    return own, foreign
+
+
+def kind_of(folder):
+    """"run", "evaluation", or "other"; None where there is no such folder or nothing in it.
+
+    A folder from before kinds were written down is known by its settings; one whose settings are
+    damaged by its other files, if they are all of one kind.
+    """
+    if not os.path.isdir(folder) or not set(os.listdir(folder)) - {LOCK, "settings.json.partial"}:
+        return None
+    if not os.path.isfile(path := os.path.join(folder, "settings.json")):
+        return "other"
+    try:
+        settings = read_object(path)
+    except BadInput:
+        for kind, typical in (("run", "metrics.jsonl"), ("evaluation", "predictions.jsonl")):
+            own, foreign = own_and_foreign(folder, kind)
+            if typical in own and not foreign:
+                return kind
+        return "other"
+    for kind, keys in (("run", {"method", "data_name"}), ("evaluation", {"bench", "data_name"})):
+        if settings.get("kind", kind if keys <= set(settings) else None) == kind:
+            return kind
+    return "other"
+
+
+def expect_kind(folder, kind, flag="--out"):
+    """Raises BadInput if a folder holds anything else. Returns whether it holds that kind already."""
+    found = kind_of(folder)
+    if found not in (None, kind):
+        raise BadInput(f"{flag} {folder} holds {CALLED[found]}, not {CALLED[kind]}: give another folder")
+    return found == kind
+
+
+MERGED = "merged.json"  # what lora.py puts into the model folders that it makes
+
+
+def expect_merged(folder):
+    """Raises BadInput unless a folder is new, empty, or a merged model and nothing else."""
+    if os.path.isdir(folder) and os.listdir(folder):
+        own, foreign = own_and_foreign(folder, "model")
+        if MERGED not in own or foreign:
+            held = f"also holds {foreign[0]}" if MERGED in own else "was not made by lora.py merge"
+            raise BadInput(f"{folder} is not empty and {held}: give a new folder")
+    elif os.path.lexists(folder) and not os.path.isdir(folder):
+        raise BadInput(f"{folder} is a file: give a new folder")
+
+
+# ------------------------------------------------------------------------------------------------
+# Removing and putting aside
+# ------------------------------------------------------------------------------------------------
+
+
+def check_place(folder, inputs):
+    """Raises BadInput for folders that no flag should empty: those that hold what is still needed.
+
+    inputs: {what: path} of what the program reads; a path that is None or not there is not looked at.
+    """
+    needed = {"the working directory": os.getcwd(), "your home": os.path.expanduser("~"),
+              "this program": os.path.dirname(os.path.abspath(__file__)), "all files": "/"}  # fmt: skip
+    folder = os.path.realpath(folder)
+    for what, path in (needed | inputs).items():
+        if path and os.path.exists(path):
+            if os.path.commonpath([folder, os.path.realpath(path)]) == folder:
+                raise BadInput(f"--overwrite does not empty {folder}, which is or holds {what} ({path}): give another --out")
+
+
+def clear(folder, inputs):
+    """Removes a run's own files by name. Raises BadInput, and removes nothing, if there is any other file."""
+    check_place(folder, inputs)
+    own, foreign = own_and_foreign(folder, "run")
+    if foreign:
+        raise BadInput(f"--overwrite removes only what a run has written, and {folder} also holds {', '.join(sorted(foreign)[:3])}"
+                       f"{' …' if len(foreign) > 3 else ''} ({len(foreign)} in all): give another --out, or move that away")  # fmt: skip
+    for path in own:
+        if os.path.basename(path) == LOCK and os.path.dirname(path):  # of an evaluation in it
+            check_free(os.path.join(folder, os.path.dirname(path)))
+    remove(folder, [path for path in own if path != LOCK], last="settings.json")
+
+
+def remove(folder, paths, last=None):
+    """Removes files by name, and then the folders below that are empty. last: what says whose folder it is."""
+    for path in sorted(paths, key=lambda path: path == last):
+        os.remove(os.path.join(folder, path))
+    for at, folders, _ in os.walk(folder, topdown=False):
+        for name in folders:
+            with suppress(OSError):  # not empty
+                os.rmdir(os.path.join(at, name))
+
+
+def remove_checkpoint(folder):
+    """Removes a checkpoint's files, and the folder if nothing else is in it. What cannot be removed stays."""
+    with suppress(OSError):
+        remove(folder, own_and_foreign(folder, "checkpoint")[0])
+        os.rmdir(folder)
+
+
+def free_name(path):
+    """The path itself, or with -2, -3, … where there is something."""
+    k, found = 1, path
+    while os.path.lexists(found):
+        k += 1
+        found = f"{path}-{k}"
+    return found
+
+
+def rescue(run, name, kind="model"):
+    """Moves what is not ours out of a folder of a run that is about to be replaced. Returns where to, or None."""
+    foreign = own_and_foreign(os.path.join(run, name), kind)[1]
+    if not foreign:
+        return None
+    place = os.path.join(run, f"kept-from-{name}")
+    os.makedirs(place, exist_ok=True)
+    for path in foreign:
+        os.rename(os.path.join(run, name, path), free_name(os.path.join(place, os.path.basename(path))))
+    return place
+
+
+def set_aside(folder):
+    """Moves an evaluation's files into a dated folder inside it. Returns that folder's name."""
+    name = time.strftime("earlier-%Y%m%d-%H%M%S")
+    place = free_name(os.path.join(folder, name))
+    os.mkdir(place)
+    for path in own_and_foreign(folder, "evaluation")[0]:
+        if os.sep not in path and not path.startswith(LOCK):
+            os.rename(os.path.join(folder, path), os.path.join(place, path))
+    return os.path.basename(place)
+
+
+# ------------------------------------------------------------------------------------------------
+# One program in one folder
+# ------------------------------------------------------------------------------------------------
+
+
+def born(pid):
+    """When a process was started, in some unit; None if there is no such process, or only its exit status."""
+    try:
+        if os.path.isdir("/proc/self"):
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+                state, *fields = f.read().rpartition(")")[2].split()
+            return None if state == "Z" else fields[18]
+        done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
+        return done.stdout.strip() or None
+    except OSError:
+        return None
+
+
+def read_lock(path):
+    """Who holds a lock; {} if it is not to be read, None if there is none."""
+    for _ in range(3):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as f:
+                held = json.load(f)
+            if not wrong_key(held, {"pid": int, "host": str, "since": str}):
+                return held
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError, OSError):
+            pass
+        time.sleep(0.1)  # it may be being written
+    return {}
+
+
+def check_free(folder):
+    """Raises BadInput if a process that may be alive holds the folder's lock. Returns a dead one's lock, or None."""
+    path = os.path.join(folder, LOCK)
+    held = read_lock(path)
+    if not held:
+        return held
+    if held["host"] != socket.gethostname():  # whether it lives cannot be seen from here
+        raise BadInput(f"{folder} is in use by process {held['pid']} on {held['host']} since {held['since']}: "
+                       f"wait for it or give another folder; if that machine is gone, remove {path}")  # fmt: skip
+    if born(held["pid"]) is not None and born(held["pid"]) == held.get("born"):
+        raise BadInput(f"{folder} is in use by process {held['pid']} since {held['since']}: wait for it, or give another folder")
+    return held
+
+
+HELD = []  # the locks of this process
+
+
+def take(folder):
+    """Locks a folder for this process, or raises BadInput. A dead process's lock is taken over, and said."""
+    path, pid = os.path.join(folder, LOCK), os.getpid()
+    me = {"pid": pid, "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "born": born(pid)}
+    while True:
+        try:
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            break
+        except FileExistsError:
+            stale = check_free(folder)
+        if stale is None:  # released meanwhile
+            continue
+        moved = f"{path}.{pid}"  # two that find it stale at once: one of them moves it away, and looks at what it got
+        with suppress(FileNotFoundError):
+            os.rename(path, moved)
+            if read_lock(moved) != stale:
+                os.rename(moved, path)
+                continue
+            os.remove(moved)
+            whose = f"process {stale['pid']}, which is no longer there" if stale else "nobody knows whom"
+            print(f"{folder}: took over the lock of {whose}", file=sys.stderr)
+    with os.fdopen(file, "w", encoding="utf-8") as f:
+        json.dump(me, f)
+    HELD.append((path, me))
+
+
+@contextmanager
+def locks_released():
+    """At its end, however it comes, the locks that were taken within are given back."""
+    before = len(HELD)
+    try:
+        yield
+    finally:
+        while len(HELD) > before:
+            path, me = HELD.pop()
+            if read_lock(path) == me:
+                with suppress(OSError):
+                    os.remove(path)
+
+
+# ------------------------------------------------------------------------------------------------
+# Files of one JSON object a line
+# ------------------------------------------------------------------------------------------------
+
+
+def read_lines(path, **types):
+    """The records of a .jsonl file; [] where there is no file.
+
+    types: of the keys that each record must have. A line that is damaged is named and left out; a last one
+    that is still being written is left out without a word.
+    """
+    records = []
+    if not os.path.exists(path):
+        return records
+    try:
+        with open(path, encoding="utf-8", errors="replace") as f:
+            lines = f.readlines()
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read ({e.strerror})") from e
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n") and number == len(lines):
+            line = line if line.rstrip().endswith("}") else ""
+        try:
+            wrong = wrong_key(record := json.loads(line), types) if line.strip() else ""
+        except (ValueError, RecursionError):
+            wrong = "it is no JSON"
+        if wrong:
+            print(f"{path}, line {number} is damaged ({wrong}) and left out", file=sys.stderr)
+        elif wrong is None:
+            records.append(record)
+    return records
+
+
+def remove_lines(path, keep):
+    """Rewrites a .jsonl file with those records that `keep(record)` is true of. A kill leaves the old or the new one."""
+    kept = [record for record in read_lines(path) if keep(record)]
+    with open(path + ".partial", "w", encoding="utf-8") as f:
+        f.writelines(json.dumps(record) + "\n" for record in kept)
+    os.replace(path + ".partial", path)
