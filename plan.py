@@ -1,17 +1,20 @@
-"""plan.py: will it fit, and how long will it take? From the model's config alone, before anything is loaded.
+"""plan.py: will it fit, and how long will it take? From the model's config alone.
 
-    python train.py --task grounding --model Qwen/Qwen2.5-VL-7B-Instruct --lora 64 --recompute --plan
-    python train.py --task all --model Qwen/Qwen2.5-VL-7B-Instruct --shard --recompute --plan 8    # for 8 processes
+    python train.py --model Qwen/Qwen2.5-VL-7B-Instruct --lora 64 --recompute --plan
+    python train.py --model Qwen/Qwen2.5-VL-7B-Instruct --shard --recompute --plan 8   # 8 processes
 
-The memory of one GPU is what stays through a step (weights, gradients, optimizer) and the largest of four things that
-come and go, one after the other: the vision tower's numbers while videos are read, the KV cache while a group is
-sampled, the activations while it is scored, one parameter's temporaries while the optimizer steps. Each line below is
-one product of sizes and bytes. Gradients are counted throughout, though there are none before the scoring.
+The memory of one GPU is what stays through a step (weights, gradients, optimizer) and the largest
+of four things that come and go, one after the other: the vision tower's numbers while videos are
+read, the KV cache while a group is sampled, the activations while it is scored, one parameter's
+temporaries while the optimizer steps. Each line below is one product of sizes and bytes. Gradients
+are counted throughout, though there are none before the scoring.
 
-What the figures do not know is fragmentation and what CUDA itself takes: about 1.5 GB per process, which is added.
+What the figures do not know is fragmentation and what CUDA itself takes: about 1.5 GB per process,
+which is added.
 
-Letters as in model.py: P prompt tokens, B prompts of one process, G completions of each, C tokens of each, L = P + G·C
-the row that is scored, D hidden size, I of the MLP, V vocabulary, N weights; W processes.
+Letters as in model.py: P prompt tokens, B prompts of one process, G completions of each, C tokens
+of each, L = P + G·C the row that is scored, D hidden size, I of the MLP, V vocabulary, N weights; W
+processes.
 """
 
 import os
@@ -24,7 +27,8 @@ from data import BadInput, VideoBudget
 from lora import add_adapters
 from weights import check_family
 
-# name: (memory in bytes, bfloat16 operations a second, bytes a second from memory), by the makers' data sheets
+# name: (memory in bytes, bfloat16 operations a second, bytes a second from memory), by the makers'
+# data sheets
 GPUS = {
     "H200": (141e9, 989e12, 4.8e12),
     "H100": (80e9, 989e12, 3.35e12),
@@ -57,7 +61,10 @@ def model_of(config, lora):
 
 
 def prompt_tokens(args):
-    """P at most: the video's tokens as the budget allows, and about 200 of text. The toy's clips never fill theirs."""
+    """P at most: the video's tokens as the budget allows, and about 200 of text.
+
+    The toy's clips never fill their budget: they take about 80.
+    """
     from train import TOY_MODEL
 
     budget = VideoBudget.of_model(args.model, **vars(args))
@@ -73,10 +80,11 @@ def prompt_tokens(args):
 def estimate(model, args, world, cuda=True, P=None, number=None):
     """What one process needs, and what one step of it computes.
 
-    Args:    model: as empty_model makes it; args: of train.py; world: W; cuda: False for a run on the CPU, which
-             computes in float32; P: where it is known better than the budget says; number: bytes of a number that
-             is computed in, to ask for bfloat16 on the CPU.
-    Returns: {what stays: bytes}, {what comes and goes: bytes}, {phase: operations}, and the sizes as a dict.
+    Args:    model: as empty_model makes it; args: of train.py; world: W; cuda: False for a run on
+             the CPU, which computes in float32; P: where it is known better than the budget says;
+             number: bytes of a number that is computed in, to ask for bfloat16 on the CPU.
+    Returns: {what stays: bytes}, {what comes and goes: bytes}, {phase: operations}, and the sizes
+             as a dict.
     """
     s = sizes_of(model, args, world, number or (2 if cuda else 4), P or prompt_tokens(args))
     stays = what_stays(s, args)
@@ -97,35 +105,46 @@ def sizes_of(model, args, world, number, P):
     if not args.train_vision:
         model.model.visual.requires_grad_(False)
     count = lambda parameters: sum(p.numel() for p in parameters)
-    inside = (*model.model.language_model.layers, *model.model.visual.blocks)
+    named, units = dict(model.named_parameters()), model.model.language_model.layers
+    trained = [p for p in named.values() if p.requires_grad]
     G, C, B = args.group_size, args.max_new_tokens, args.prompts_per_step // world
     videos = B  # of how many prompts they are read at once
     if args.method == "sft":
         G = videos = 1
     return SimpleNamespace(
-        number=number, share=world if args.shard else 1, P=P, G=G, C=C, B=B, L=P + G * C,
-        videos=videos, patches=videos * P * 4,
-        N=count(model.parameters()),
-        trained=count(p for p in model.parameters() if p.requires_grad),
-        largest=max(p.numel() for p in model.parameters() if p.requires_grad),
-        layer=count(model.model.language_model.layers[0].parameters()),
-        root=count(model.parameters()) - sum(count(unit.parameters()) for unit in inside),
-        language=count(p for n, p in model.named_parameters() if "visual" not in n and "embed_tokens" not in n),
-        D=c.hidden_size, I=c.intermediate_size, V=c.vocab_size, H=c.num_attention_heads, layers=c.num_hidden_layers,
-        kv=c.num_key_value_heads * (c.hidden_size // c.num_attention_heads),  # numbers of a token's keys
-        vision_D=v.hidden_size, vision_I=v.intermediate_size, vision_layers=v.depth,
-    )  # fmt: skip
+        **dict(number=number, share=world if args.shard else 1),
+        **dict(P=P, G=G, C=C, B=B, L=P + G * C, videos=videos, patches=videos * P * 4),
+        N=count(named.values()),
+        trained=count(trained),
+        largest=max(p.numel() for p in trained),
+        layer=count(units[0].parameters()),
+        # what is in no layer of the language model and no block of the vision tower
+        root=count(
+            p for name, p in named.items() if ".layers." not in name and ".blocks." not in name
+        ),
+        language=count(
+            p for n, p in named.items() if "visual" not in n and "embed_tokens" not in n
+        ),
+        **dict(D=c.hidden_size, I=c.intermediate_size, V=c.vocab_size),
+        **dict(H=c.num_attention_heads, layers=c.num_hidden_layers),
+        kv=c.num_key_value_heads * (c.hidden_size // c.num_attention_heads),  # of a token's keys
+        **dict(vision_D=v.hidden_size, vision_I=v.intermediate_size, vision_layers=v.depth),
+    )
 
 
 def what_stays(s, args):
     """{what: bytes on the GPU} from the beginning of a step to its end."""
-    # Sharded weights are float32 themselves if they are trained, and adapters always are; others have master copies.
+    # Sharded weights are float32 themselves if they are trained, and adapters always are; others
+    # have master copies.
     stored = 4 if args.shard and not args.lora else s.number
     gradient = 4 if args.shard or args.lora else s.number
     master = 0 if args.shard or args.lora or s.number == 4 else 4
     kl = args.method == "grpo" and args.beta > 0
-    away = args.shard and args.offload  # FSDP2 keeps its shards and their gradients in the CPU's memory as well
-    # The reference policy's root (see gathered_while_scoring) is gathered at its first use and stays so.
+    away = (
+        args.shard and args.offload
+    )  # FSDP2 keeps its shards and their gradients in the CPU's memory as well
+    # The reference policy's root (see gathered_while_scoring) is gathered at its first use and
+    # stays so.
     reference = s.N * s.number / s.share + (s.root * s.number if args.shard else 0)
     return {
         "weights": 0 if away else s.N * stored / s.share,
@@ -137,9 +156,13 @@ def what_stays(s, args):
 
 
 def reading(s, args):
-    """Bytes of the vision tower's forward over all videos of a step at once, and with --shard of the gathered root."""
-    # At the peak of one block, while queries are rotated in float32: input, normalised input, q, k, v in the dtype that
-    # is computed in; float32 copies of q and k where that is another; one rotated, three products on the way to it.
+    """Bytes of the vision tower's forward over all videos of a step at once.
+
+    With --shard the root is gathered meanwhile (gathered_while_scoring).
+    """
+    # At the peak of one block, while queries are rotated in float32: input, normalised input, q, k,
+    # v in the dtype that is computed in; float32 copies of q and k where that is another; one
+    # rotated, three products on the way to it.
     rotating = s.vision_D * (5 * s.number + (8 if s.number < 4 else 0) + 4 * 4)
     mlp = s.number * (2 * s.vision_D + 4 * s.vision_I)
     block = s.patches * (max(rotating, mlp) + PATCH * s.number)
@@ -147,44 +170,56 @@ def reading(s, args):
 
 
 def vision_graph(s, args):
-    """Bytes that --train-vision keeps from the reading to the end of the scoring: what is sampled from is trained."""
-    # A block keeps, in numbers of its width: of each of two norms a float32 copy of the input; 5 inputs of norms and
-    # of products; queries, keys, values and outputs of attention. The merger keeps 4, and a float32 copy.
+    """Bytes that --train-vision keeps from the reading to the end of the scoring.
+
+    The features that are sampled from are those that are trained.
+    """
+    # A block keeps, in numbers of its width: of each of two norms a float32 copy of the input; 5
+    # inputs of norms and of products; queries, keys, values and outputs of attention. The merger
+    # keeps 4, and a float32 copy.
     block = (2 * 4 / s.number + 5 + 4) * s.vision_D + 4 * s.vision_I
     kept = s.vision_layers * block + (4 / s.number + 4) * s.vision_D + PATCH
     return s.patches * s.number * kept if args.train_vision else 0
 
 
 def kv_cache(s):
-    """Bytes of keys and values: of the prompts, each held once, and of their completions (GroupCache in model.py)."""
+    """Bytes of keys and values (GroupCache in model.py): of the prompts, of their completions."""
     a_token = 2 * s.kv * s.layers * s.number
     return a_token * s.B * s.P, a_token * s.B * s.G * s.C
 
 
 def sampling(s, args):
-    """Bytes of the KV cache, of what one decoded token needs, and with --shard of all weights, gathered."""
+    """Bytes of the KV cache, of what one decoded token needs, and of what --shard gathers."""
     of_prompts, own = kv_cache(s)
-    logits = s.B * s.G * s.V * (4 + 4 + 8 + 8)  # float32 logits and log-softmax, float64 probabilities and their sums
-    scores = s.B * s.G * s.H * (s.P + s.C) * (3 * 4 + s.number)  # of one layer; masked and normalised in float32
+    logits = (
+        s.B * s.G * s.V * (4 + 4 + 8 + 8)
+    )  # float32 logits and log-softmax, float64 probabilities and their sums
+    scores = (
+        s.B * s.G * s.H * (s.P + s.C) * (3 * 4 + s.number)
+    )  # of one layer; masked and normalised in float32
     stacking = 2 * of_prompts  # the prompts' caches are stacked into new tensors, and then let go
-    gathered = (s.N + s.layer) * s.number if args.shard else 0  # a layer arrives in one buffer and is then cut up
+    gathered = (
+        (s.N + s.layer) * s.number if args.shard else 0
+    )  # a layer arrives in one buffer and is then cut up
     return max(stacking, of_prompts + own + logits + scores) + gathered + vision_graph(s, args)
 
 
 def layer_activations(s, args):
     """Bytes that a layer of the language model keeps of one group's row for its backward pass."""
-    # Of width D per token: of each of two norms a float32 copy of its input and, where its weight is trained, the
-    # normalised input; the inputs of (q, k, v), of o and of (gate, up); queries and outputs of attention. Of width I:
-    # the MLP's gate, silu(gate), up and product. With --lora each of 7 detours keeps r numbers per token.
+    # Of width D per token: of each of two norms a float32 copy of its input and, where its weight
+    # is trained, the normalised input; the inputs of (q, k, v), of o and of (gate, up); queries and
+    # outputs of attention. Of width I: the MLP's gate, silu(gate), up and product. With --lora each
+    # of 7 detours keeps r numbers per token.
     of_width_D = 2 * 4 / s.number + 2 * (not args.lora) + 3 + 2
     per_token = of_width_D * s.D + 4 * s.I + 7 * (args.lora or 0)
-    # Keys and values: once for the row, and for each completion a copy of the prompt's and its own (packed_attention).
+    # Keys and values: once for the row, and for each completion a copy of the prompt's and its own
+    # (packed_attention).
     keys_and_values = 2 * s.kv * (s.L + s.G * (s.P + s.C))
     return s.number * (s.L * per_token + keys_and_values)
 
 
 def scoring(s, args):
-    """Bytes of one group's activations and logits in the backward pass, and of what --shard gathers meanwhile."""
+    """Bytes of one group's activations and logits, and of what --shard gathers meanwhile."""
     a_layer = layer_activations(s, args)
     kept = s.layers * (s.L * s.D * s.number if args.recompute else a_layer)
     # float32: logits, log-softmax, the entropy's product, and the gradients of the first two
@@ -196,11 +231,12 @@ def scoring(s, args):
 
 
 def gathered_while_scoring(s, args):
-    """Bytes of FSDP2's units (shard in scale.py): the root is whole during all of the backward pass, layers take turns.
+    """Bytes of FSDP2's units (shard in scale.py) in the backward pass.
 
-    The root is what is in no layer: embeddings, head, norms. A layer: its weights and those of the next one, which is
-    gathered ahead, in one buffer and cut up. Gradients, if they are trained: in the dtype that is computed in, and on
-    their way to their owners in float32, of a layer and the one before.
+    The root is what is in no layer (embeddings, head, norms): it is whole throughout. Layers take
+    turns: the weights of one, and of the next, gathered ahead in one buffer and then cut up. Where
+    they are trained, gradients: in the dtype that is computed in, and in float32 on the way to
+    their owners, of a layer and the one before.
     """
     trained = not args.lora
     root = s.root * s.number * (1 + trained)
@@ -208,27 +244,34 @@ def gathered_while_scoring(s, args):
 
 
 def optimizer_step(s, args, world):
-    """Bytes of what AdamW makes on the way, one parameter after the other: it is the largest that counts."""
-    # The gradient in float32, where masters are copies; root of the second moment, and that divided by its correction.
+    """Bytes of what AdamW makes on the way, one parameter after the other: the largest counts."""
+    # The gradient in float32, where masters are copies; root of the second moment, and that divided
+    # by its correction.
     copied = not (args.shard or args.lora or s.number == 4)
     update = 0 if args.offload else s.largest / s.share * (4 * copied + 8)
-    # Between processes that hold copies, gradients are added up in messages: add_up_gradients in scale.py.
-    message = (25e6 + s.largest) * s.number if world > 1 and not args.shard else 0
-    return max(update, message)
+    # Before that, copies add up their gradients in messages (add_up_gradients in scale.py).
+    message = min(s.trained, 25e6 + s.largest) * (4 if args.lora else s.number)
+    return max(update, message if world > 1 and not args.shard else 0)
 
 
 def cpu_memory(s, args):
-    """Bytes that one process takes of the CPU's memory, beside Python and its libraries. s: sizes, as estimate returns.
+    """Bytes that one process takes of the CPU's memory, beside Python and its libraries.
 
-    Masters and moments are 12 per weight. Their float32 gradients come one at a time, as AdamW's two temporaries do
-    (optimizer_step). With --shard all weights live there, trained or not, and the gradients too.
+    s: sizes, as estimate returns. Masters and moments are 12 per weight. Their float32 gradients
+    come one at a time, as AdamW's two temporaries do (optimizer_step). With --shard all weights
+    live there, trained or not, and the gradients too.
     """
     s = SimpleNamespace(**s)
-    frames = 3 * s.videos * s.P * 4 * PATCH * 4  # float32: of this step, of the next, and of one on the way to the GPU
+    frames = (
+        3 * s.videos * s.P * 4 * PATCH * 4
+    )  # float32: of this step, of the next, and of one on the way to the GPU
     if not args.offload:
         return frames
     if args.shard:
-        return frames + (s.N * (s.number if args.lora else 4) + s.trained * 12 + s.largest * 8) / s.share
+        return (
+            frames
+            + (s.N * (s.number if args.lora else 4) + s.trained * 12 + s.largest * 8) / s.share
+        )
     return frames + s.trained * 12 + s.largest * (4 + 8)
 
 
@@ -238,9 +281,10 @@ def cpu_memory(s, args):
 
 
 def operations(s, args):
-    """{phase: floating-point operations} of one process's step: two for each weight and token, times the passes."""
+    """{phase: floating-point operations} of one process's step: two per weight, token and pass."""
     sampled = args.method == "grpo"
-    # A backward pass in forwards: one for the activations' gradients, one for the weights', which frozen ones do not need.
+    # A backward pass in forwards: one for the activations' gradients, one for the weights', which
+    # frozen ones do not need.
     backward = 2 if s.trained > s.N / 2 else 1
     passes = (1 + backward + bool(args.recompute)) * args.updates_per_rollout
     return {
@@ -251,8 +295,11 @@ def operations(s, args):
 
 
 def seconds(found, sizes, args, gpu):
-    """Rough seconds of each phase: matrix products at 40 % of the GPU's arithmetic; for each decoded token all weights
-    are read, at 60 % of its bandwidth. Not counted: the vision tower, attention's own products, reading the KV cache."""
+    """Rough seconds of each phase: matrix products at 40 % of the GPU's arithmetic; for each
+    decoded token all weights are read, at 60 % of its bandwidth.
+
+    Not counted: the vision tower, attention's own products, reading the KV cache.
+    """
     _, peak, bandwidth = GPUS[gpu]
     parts = {name: n / (peak * USED) for name, n in found.items()}
     decoded = args.max_new_tokens if args.method == "grpo" else 0
@@ -265,7 +312,10 @@ def seconds(found, sizes, args, gpu):
 
 
 def show(args):
-    """Prints the estimate for these flags and args.plan processes. Raises BadInput where the run would."""
+    """Prints the estimate for these flags and args.plan processes.
+
+    Raises BadInput where the flags are not for so many processes, as the run would.
+    """
     from train import check_processes
 
     world = args.plan
@@ -278,19 +328,32 @@ def show(args):
     memory = torch.cuda.get_device_properties(0).total_memory if here else GPUS[gpu][0]
     peak = sum(stays.values()) + max(moving.values()) + FOR_CUDA
     where = here or f"none here; figures for an {gpu}"
-    print(f"{args.model}: {sizes['N'] / 1e9:.2f} billion weights, {sizes['trained'] / 1e9:.3f} trained; "
-          f"{world} process(es), one GPU each ({where})")  # fmt: skip
-    print(f"a step of one process: {sizes['B']} prompts of at most {sizes['P']:,} tokens, {sizes['G']} completions "
-          f"of at most {sizes['C']:,} each; rows of {sizes['L']:,} tokens are scored\n")  # fmt: skip
+    print(
+        f"{args.model}: {sizes['N'] / 1e9:.2f} billion weights, "
+        f"{sizes['trained'] / 1e9:.3f} trained; {world} process(es), one GPU each ({where})"
+    )
+    print(
+        f"a step of one process: {sizes['B']} prompts of at most {sizes['P']:,} tokens, "
+        f"{sizes['G']} completions of at most {sizes['C']:,} each; "
+        f"rows of {sizes['L']:,} tokens are scored\n"
+    )
     line = lambda name, n, note="": print(f"  {name:<38}{n / 1e9:8.2f} GB   {note}".rstrip())
     for name, n in stays.items():
         line(name, n)
     for name, n in moving.items():
         line(name, n, "(comes and goes)")
-    line("at most, with 1.5 GB for CUDA", peak, f"{'fits' if peak < memory else 'DOES NOT FIT'} in {memory / 1e9:.0f} GB")
+    line(
+        "at most, with 1.5 GB for CUDA",
+        peak,
+        f"{'fits' if peak < memory else 'DOES NOT FIT'} in {memory / 1e9:.0f} GB",
+    )
     of_node = int(os.environ.get("LOCAL_WORLD_SIZE", min(world, PER_NODE)))
     on_cpu = cpu_memory(sizes, args)
-    line("CPU memory of a process", on_cpu, f"{on_cpu * of_node / 1e9:.2f} GB for the {of_node} of a node")
+    line(
+        "CPU memory of a process",
+        on_cpu,
+        f"{on_cpu * of_node / 1e9:.2f} GB for the {of_node} of a node",
+    )
     parts = seconds(found, sizes, args, gpu)
     each = ", ".join(f"{name} {s:.1f}" for name, s in parts.items())
     print(f"\nabout {sum(parts.values()):.0f} s per step on an {gpu}: {each}")

@@ -1,15 +1,16 @@
-"""What `--plan` says of memory against what is then used: a policy of 60 million random weights on the CPU.
+"""What `--plan` says of memory against what is then used: 46 million random weights on the CPU.
 
     python tests/bench/plan_check.py                                 # one process
     torchrun --nproc-per-node 2 tests/bench/plan_check.py            # --shard, two processes
 
-Two steps like a run's: the videos are read, groups are sampled and scored with their gradients, the reference's
-log-probs are taken, the optimizer steps. For each of these phases: the most bytes that tensors hold at any moment of
-it, counted at every allocation, and beside it the plan's sum. What the process takes from the system is more: the C
-library keeps pages that tensors gave back, CUDA keeps blocks.
+Two steps like a run's: the videos are read, groups are sampled and scored with their gradients, the
+reference's log-probs are taken, the optimizer steps. For each of these phases: the plan's sum, and
+the most bytes that tensors hold at any moment of it, counted at every allocation. What the process
+takes from the system is more: the C library keeps pages that tensors gave back, CUDA keeps blocks.
 
-bfloat16 is the arithmetic of a GPU, with float32 master copies; float32 that of a run on the CPU. Attention's masks,
-which the CPU makes and a flash kernel does not, are in what is measured and not in the plan.
+bfloat16 is the arithmetic of a GPU, with float32 master copies; float32 that of a run on the CPU.
+Attention's masks, which the CPU makes and a flash kernel does not, are in what is measured and not
+in the plan.
 """
 
 import argparse
@@ -39,16 +40,15 @@ SHARDED = ("--shard", "--shard --recompute", "--shard --lora 16")
 
 
 def config():
-    text = dict(
-        vocab_size=16000, hidden_size=512, intermediate_size=1408, num_hidden_layers=12,
-        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=32000, tie_word_embeddings=True,
-        rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 12, 12]))  # fmt: skip
-    vision = dict(
-        depth=4, hidden_size=256, intermediate_size=512, num_heads=4, out_hidden_size=512,
-        fullatt_block_indexes=[3], window_size=112, tokens_per_second=2)  # fmt: skip
-    return Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=15999, video_token_id=15998,
-        vision_start_token_id=15997, vision_end_token_id=15996, tie_word_embeddings=True)  # fmt: skip
+    rope = dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 12, 12])
+    text = dict(vocab_size=16000, hidden_size=512, intermediate_size=1408, num_hidden_layers=12)
+    text |= dict(num_attention_heads=8, num_key_value_heads=2, rope_parameters=rope)
+    text |= dict(max_position_embeddings=32000, tie_word_embeddings=True)
+    vision = dict(depth=4, hidden_size=256, intermediate_size=512, num_heads=4, out_hidden_size=512)
+    vision |= dict(fullatt_block_indexes=[3], window_size=112, tokens_per_second=2)
+    names = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+    ids = {f"{name}_id": 15999 - i for i, name in enumerate(names)}
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
 
 
 def make_models(args, dtype):
@@ -87,7 +87,9 @@ def two_steps(args, dtype, world):
             features = policy.call(encode_videos, prompts)
         if step == 1:
             with record_function("sampling"), gathered(policy):
-                policy.call(sample_groups, prompts, [f.detach() for f in features], G, C, stop, generators)
+                policy.call(
+                    sample_groups, prompts, [f.detach() for f in features], G, C, stop, generators
+                )
         with record_function("scoring"):
             for prompt, feature in zip(prompts, features):
                 with torch.no_grad(), reference_policy(reference) if args.lora else nullcontext():
@@ -102,7 +104,7 @@ def two_steps(args, dtype, world):
 
 
 def most_bytes(work, *args):
-    """{phase: the largest sum of the sizes of all tensors alive at once in it} while work(*args) runs, on the CPU."""
+    """{phase: the most bytes of tensors alive at once in it} while work(*args) runs."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work(*args)
@@ -112,9 +114,15 @@ def most_bytes(work, *args):
         with open(os.path.join(folder, "trace.json"), encoding="utf-8") as f:
             events = json.load(f)["traceEvents"]
     memory = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
-    ranges = [(e["name"], e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") in PHASES and "dur" in e]
+    ranges = [
+        (e["name"], e["ts"], e["ts"] + e["dur"])
+        for e in events
+        if e.get("name") in PHASES and "dur" in e
+    ]
     found, alive, total = dict.fromkeys(PHASES, 0), {}, 0
-    for event in memory:  # by address, because what another thread frees (gloo's do) is not in the trace
+    for (
+        event
+    ) in memory:  # by address, because what another thread frees (gloo's do) is not in the trace
         address, n = event["args"]["Addr"], event["args"]["Bytes"]
         total -= alive.pop(address, 0)
         if n > 0:
@@ -132,11 +140,15 @@ def planned(args, dtype, world):
     stays, moving, *_ = plan.estimate(model, args, world, cuda=False, P=P, number=dtype.itemsize)
     by_phase = {name.split(":")[0]: n for name, n in moving.items()}
     without = dict.fromkeys(("reading", "sampling"), stays["gradients"])
-    return {phase: sum(stays.values()) + by_phase[phase] - without.get(phase, 0) for phase in PHASES}
+    return {
+        phase: sum(stays.values()) + by_phase[phase] - without.get(phase, 0) for phase in PHASES
+    }
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--only", help="the cases that have these words")
     only = p.parse_args().only or ""
     rank, world, _ = start_processes("cpu")
@@ -150,8 +162,14 @@ def main():
             args = train.parse_args([*flags.split(), *vision, *fixed])
             said, used = planned(args, dtype, world), most_bytes(two_steps, args, dtype, world)
             if rank == 0:
-                each = "   ".join(f"{x} {said[x] / 1e9:.2f} / {used[x] / 1e9:.2f} GB = {said[x] / used[x]:.2f}" for x in PHASES)
-                print(f"{name:<32} at most {max(said.values()) / max(used.values()):.2f}   {each}", flush=True)
+                each = "   ".join(
+                    f"{x} {said[x] / 1e9:.2f} / {used[x] / 1e9:.2f} GB = {said[x] / used[x]:.2f}"
+                    for x in PHASES
+                )
+                print(
+                    f"{name:<32} at most {max(said.values()) / max(used.values()):.2f}   {each}",
+                    flush=True,
+                )
     if world > 1:
         dist.destroy_process_group()
 
