@@ -1,6 +1,6 @@
 # make demo    the main job: GRPO on the toy world, then the score before and after (about 5 minutes on 2 idle cores)
 # make paper   SFT against GRPO, task by task and jointly, on every toy benchmark (see paper.py)
-# make test    the tests (under 5 minutes on 2 cores)
+# make test    the tests (under 5 minutes on 2 cores); GPUs are hidden from them unless TEST_GPU=1 is set
 # make docs-check   every command of the README, cut short
 # make gpu-check    on a machine with a GPU: does everything run there, and as the plan says (ARGS="--device cpu": at toy size)
 # make base    remake the shipped toy base model (assets/toy-base)
@@ -16,9 +16,11 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
+# On the CPU whatever GPUs there are: two processes would share one, and its launches take longer than this model's products.
 demo: .venv/installed
-	$(BIN)/torchrun --nproc-per-node 2 train.py --task grounding --out runs/demo --overwrite
-	$(BIN)/python eval.py --bench charades --model assets/toy-base runs/demo
+	@echo "demo: a model of 1.1 million weights, on the CPU, in two processes (a GPU is not asked for)"
+	$(BIN)/torchrun --nproc-per-node 2 train.py --task grounding --device cpu --out runs/demo --overwrite
+	$(BIN)/python eval.py --bench charades --device cpu --model assets/toy-base runs/demo
 
 paper: .venv/installed
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python paper.py

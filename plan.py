@@ -1,16 +1,24 @@
-"""plan.py: will it fit, and how long will it take? From the model's config alone, before anything is loaded.
+"""plan.py: will it fit, and how long will it take? From the model's config alone.
 
-    python train.py --task grounding --model Qwen/Qwen2.5-VL-7B-Instruct --lora 64 --recompute --plan
+    python train.py --model Qwen/Qwen2.5-VL-7B-Instruct --lora 64 --recompute --plan
+    python train.py --model Qwen/Qwen2.5-VL-7B-Instruct --shard --recompute --plan 8   # 8 processes
 
-Memory of one GPU is what stays (weights, gradients, optimizer) and the larger of two things that come and go: the
-KV cache while a group is sampled, the activations while it is scored. Each line below is one product. What the
-figures do not know is fragmentation and what CUDA itself takes: about 1.5 GB a process, which is added.
+The memory of one GPU is what stays through a step (weights, gradients, optimizer) and the largest
+of four things that come and go, one after the other: the vision tower's numbers while videos are
+read, the KV cache while a group is sampled, the activations while it is scored, one parameter's
+temporaries while the optimizer steps. Each line below is one product of sizes and bytes. Gradients
+are counted throughout, though there are none before the scoring.
 
-Letters as in model.py: P prompt tokens, B prompts of one process, G completions of each, C tokens of each, L = P + G·C
-the row that is scored, D hidden size, I of the MLP, V vocabulary, N weights; W processes.
+What the figures do not know is fragmentation and what CUDA itself takes: about 1.5 GB per process,
+which is added.
+
+Letters as in model.py: P prompt tokens, B prompts of one process, G completions of each, C tokens
+of each, L = P + G·C the row that is scored, D hidden size, I of the MLP, V vocabulary, N weights; W
+processes.
 """
 
 import os
+from types import SimpleNamespace
 
 import torch
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
@@ -19,18 +27,33 @@ from data import BadInput, VideoBudget
 from lora import add_adapters
 from weights import check_family
 
-# name: (memory in bytes, bfloat16 operations a second, bytes a second from memory), by the makers' data sheets
-GPUS = {"H200": (141e9, 989e12, 4.8e12), "H100": (80e9, 989e12, 3.35e12), "A100": (80e9, 312e12, 2.0e12), "L40S": (48e9, 362e12, 0.86e12), "4090": (24e9, 165e12, 1.0e12)}
+# name: (memory in bytes, bfloat16 operations a second, bytes a second from memory), by the makers'
+# data sheets
+GPUS = {
+    "H200": (141e9, 989e12, 4.8e12),
+    "H100": (80e9, 989e12, 3.35e12),
+    "A100": (80e9, 312e12, 2.0e12),
+    "L40S": (48e9, 362e12, 0.86e12),
+    "4090": (24e9, 165e12, 1.0e12),
+}
 USED = 0.4  # share of the arithmetic that large matrix products reach in practice
+PER_NODE = 8  # GPUs, and so processes, of one machine, where torchrun does not say
+FOR_CUDA = 1.5e9  # bytes of each process that no tensor holds
+PATCH = 1176  # numbers of a patch: 2 frames × 3 colours × 14 × 14 pixels; four patches make a token
 
 
 def empty_model(name, lora):
-    """The model with shapes and without numbers."""
+    """The model with shapes and without numbers. Raises BadInput where there is no such model."""
     check_family(name)
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as e:
-        raise BadInput(f"the config of {name} cannot be read: {str(e).strip().splitlines()[0][:200]}") from e
+        why = str(e).strip().splitlines()[0][:200]
+        raise BadInput(f"the config of {name} cannot be read: {why}") from e
+    return model_of(config, lora)
+
+
+def model_of(config, lora):
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(config)
         model.tie_weights()
@@ -38,98 +61,315 @@ def empty_model(name, lora):
 
 
 def prompt_tokens(args):
-    """P at most: the video's tokens as the budget allows, and about 200 of text. The toy's clips never fill their budget: about 80."""
+    """P at most: the video's tokens as the budget allows, and about 200 of text.
+
+    The toy's clips never fill their budget: they take about 80.
+    """
     from train import TOY_MODEL
 
     budget = VideoBudget.of_model(args.model, **vars(args))
-    return 200 + (80 if os.path.abspath(args.model) == TOY_MODEL else budget.total_pixels // 28**2)
+    toy = os.path.abspath(args.model) == TOY_MODEL
+    return 200 + (80 if toy else budget.total_pixels // 28**2)
 
 
-def estimate(model, args, world, cuda=True, P=None):
-    """{what: bytes} of one process, and {phase: operations} of one step of it.
+# ------------------------------------------------------------------------------------------------
+# Memory
+# ------------------------------------------------------------------------------------------------
 
-    model: as empty_model makes it; args: of train.py. On a CPU weights and activations are float32.
+
+def estimate(model, args, world, cuda=True, P=None, number=None):
+    """What one process needs, and what one step of it computes.
+
+    Args:    model: as empty_model makes it; args: of train.py; world: W; cuda: False for a run on
+             the CPU, which computes in float32; P: where it is known better than the budget says;
+             number: bytes of a number that is computed in, to ask for bfloat16 on the CPU.
+    Returns: {what stays: bytes}, {what comes and goes: bytes}, {phase: operations}, and the sizes
+             as a dict.
     """
+    s = sizes_of(model, args, world, number or (2 if cuda else 4), P or prompt_tokens(args))
+    stays = what_stays(s, args)
+    if not cuda:
+        stays["frames of the prompts"] = s.B * s.P * 4 * PATCH * 4  # float32
+    moving = {
+        "reading: the vision tower": reading(s, args),
+        "sampling: KV cache": sampling(s, args) * (args.method == "grpo"),
+        "scoring: activations and logits": scoring(s, args),
+        "optimizer: one parameter": optimizer_step(s, args, world),
+    }
+    return stays, moving, operations(s, args), vars(s)
+
+
+def sizes_of(model, args, world, number, P):
+    """The letters of the docstring above, numbers of weights, and bytes of a number."""
     c, v = model.config.text_config, model.config.vision_config
-    P, G, C = P or prompt_tokens(args), args.group_size if args.method == "grpo" else 1, args.max_new_tokens
-    B, L, number = args.prompts_per_step // world, P + G * C, 2 if cuda else 4
     if not args.train_vision:
         model.model.visual.requires_grad_(False)
-    N = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    D, I, V, layers = c.hidden_size, c.intermediate_size, c.vocab_size, c.num_hidden_layers
-    head = D // c.num_attention_heads
-    kv = c.num_key_value_heads * head
-    share = world if args.shard else 1
+    count = lambda parameters: sum(p.numel() for p in parameters)
+    named, units = dict(model.named_parameters()), model.model.language_model.layers
+    trained = [p for p in named.values() if p.requires_grad]
+    G, C, B = args.group_size, args.max_new_tokens, args.prompts_per_step // world
+    videos = B  # of how many prompts they are read at once
+    if args.method == "sft":
+        G = videos = 1
+    return SimpleNamespace(
+        **dict(number=number, share=world if args.shard else 1),
+        **dict(P=P, G=G, C=C, B=B, L=P + G * C, videos=videos, patches=videos * P * 4),
+        N=count(named.values()),
+        trained=count(trained),
+        largest=max(p.numel() for p in trained),
+        layer=count(units[0].parameters()),
+        # what is in no layer of the language model and no block of the vision tower
+        root=count(
+            p for name, p in named.items() if ".layers." not in name and ".blocks." not in name
+        ),
+        language=count(
+            p for n, p in named.items() if "visual" not in n and "embed_tokens" not in n
+        ),
+        **dict(D=c.hidden_size, I=c.intermediate_size, V=c.vocab_size),
+        **dict(H=c.num_attention_heads, layers=c.num_hidden_layers),
+        kv=c.num_key_value_heads * (c.hidden_size // c.num_attention_heads),  # of a token's keys
+        **dict(vision_D=v.hidden_size, vision_I=v.intermediate_size, vision_layers=v.depth),
+    )
+
+
+def what_stays(s, args):
+    """{what: bytes on the GPU} from the beginning of a step to its end."""
+    # Sharded weights are float32 themselves if they are trained, and adapters always are; others
+    # have master copies.
+    stored = 4 if args.shard and not args.lora else s.number
+    gradient = 4 if args.shard or args.lora else s.number
+    master = 0 if args.shard or args.lora or s.number == 4 else 4
     kl = args.method == "grpo" and args.beta > 0
-
-    master = trained * 4 * (cuda and not args.shard and not args.lora)  # sharded weights are float32 themselves, adapters too
-    away = args.shard and args.offload  # FSDP2 keeps its shards and their gradients in the CPU's memory as well
-    weights = {
-        "weights": 0 if away else (N * 4 if args.shard and not args.lora else N * number) / share,
-        "reference policy": N * number / share if kl and not args.lora else 0,
-        "gradients": 0 if away else trained * (4 if args.shard or args.lora else number) / share,
-        "optimizer": 0 if args.offload else (trained * 8 + master) / share,
-        "frames of the prompts": 0 if cuda else B * P * 4 * 1176 * 4,  # a token is 4 patches of 2 × 3 × 14 × 14 float32 numbers
+    away = (
+        args.shard and args.offload
+    )  # FSDP2 keeps its shards and their gradients in the CPU's memory as well
+    # The reference policy's root (see gathered_while_scoring) is gathered at its first use and
+    # stays so.
+    reference = s.N * s.number / s.share + (s.root * s.number if args.shard else 0)
+    return {
+        "weights": 0 if away else s.N * stored / s.share,
+        "reference policy": reference if kl and not args.lora else 0,
+        "gradients": 0 if away else s.trained * gradient / s.share,
+        "optimizer": 0 if args.offload else s.trained * (8 + master) / s.share,
+        "features of the videos": s.videos * s.P * s.D * s.number,
     }
-    # What a layer keeps for its backward pass. In numbers of width D a token: of each of two norms a float32 copy of its input
-    # and, where its weight is trained, the normalised input; the inputs of (q, k, v), of o and of (gate, up); q before and after
-    # rotation. Of width I: the MLP's gate, silu(gate), up and product. Keys and values: once for the row, and for each completion
-    # a copy of the prompt's and its own (packed_attention in model.py). With --lora each of 7 detours keeps r numbers a token.
-    of_width_D = 2 * 4 / number + 2 * (not args.lora) + 3 + 2
-    a_layer = number * (L * (of_width_D * D + 4 * I + 7 * (args.lora or 0)) + 2 * kv * (L + G * (P + C)))
-    kept = layers * L * D * number if args.recompute else layers * a_layer
-    vision = B * P * 4 * v.depth * number * (12 * v.hidden_size + 4 * v.intermediate_size) if args.train_vision else 0
-    logits = min(1024, G * C) * V * 4 * 5  # float32: logits, log-softmax, the entropy's product, and the gradients of the first two
-    at_once = max(logits, 1.25 * a_layer if args.recompute else 0)  # in the backward pass the head's turn is over before the layers' begins
-    gathered = N * number if args.shard else 0  # all weights at once, during a rollout
+
+
+def reading(s, args):
+    """Bytes of the vision tower's forward over all videos of a step at once.
+
+    With --shard the root is gathered meanwhile (gathered_while_scoring).
+    """
+    # At the peak of one block, while queries are rotated in float32: input, normalised input, q, k,
+    # v in the dtype that is computed in; float32 copies of q and k where that is another; one
+    # rotated, three products on the way to it.
+    rotating = s.vision_D * (5 * s.number + (8 if s.number < 4 else 0) + 4 * 4)
+    mlp = s.number * (2 * s.vision_D + 4 * s.vision_I)
+    block = s.patches * (max(rotating, mlp) + PATCH * s.number)
+    return max(block, vision_graph(s, args)) + (s.root * s.number if args.shard else 0)
+
+
+def vision_graph(s, args):
+    """Bytes that --train-vision keeps from the reading to the end of the scoring.
+
+    The features that are sampled from are those that are trained.
+    """
+    # A block keeps, in numbers of its width: of each of two norms a float32 copy of the input; 5
+    # inputs of norms and of products; queries, keys, values and outputs of attention. The merger
+    # keeps 4, and a float32 copy.
+    block = (2 * 4 / s.number + 5 + 4) * s.vision_D + 4 * s.vision_I
+    kept = s.vision_layers * block + (4 / s.number + 4) * s.vision_D + PATCH
+    return s.patches * s.number * kept if args.train_vision else 0
+
+
+def kv_cache(s):
+    """Bytes of keys and values (GroupCache in model.py): of the prompts, of their completions."""
+    a_token = 2 * s.kv * s.layers * s.number
+    return a_token * s.B * s.P, a_token * s.B * s.G * s.C
+
+
+def sampling(s, args):
+    """Bytes of the KV cache, of what one decoded token needs, and of what --shard gathers."""
+    of_prompts, own = kv_cache(s)
+    logits = (
+        s.B * s.G * s.V * (4 + 4 + 8 + 8)
+    )  # float32 logits and log-softmax, float64 probabilities and their sums
+    scores = (
+        s.B * s.G * s.H * (s.P + s.C) * (3 * 4 + s.number)
+    )  # of one layer; masked and normalised in float32
+    stacking = 2 * of_prompts  # the prompts' caches are stacked into new tensors, and then let go
+    gathered = (
+        (s.N + s.layer) * s.number if args.shard else 0
+    )  # a layer arrives in one buffer and is then cut up
+    return max(stacking, of_prompts + own + logits + scores) + gathered + vision_graph(s, args)
+
+
+def layer_activations(s, args):
+    """Bytes that a layer of the language model keeps of one group's row for its backward pass."""
+    # Of width D per token: of each of two norms a float32 copy of its input and, where its weight
+    # is trained, the normalised input; the inputs of (q, k, v), of o and of (gate, up); queries and
+    # outputs of attention. Of width I: the MLP's gate, silu(gate), up and product. With --lora each
+    # of 7 detours keeps r numbers per token.
+    of_width_D = 2 * 4 / s.number + 2 * (not args.lora) + 3 + 2
+    per_token = of_width_D * s.D + 4 * s.I + 7 * (args.lora or 0)
+    # Keys and values: once for the row, and for each completion a copy of the prompt's and its own
+    # (packed_attention).
+    keys_and_values = 2 * s.kv * (s.L + s.G * (s.P + s.C))
+    return s.number * (s.L * per_token + keys_and_values)
+
+
+def scoring(s, args):
+    """Bytes of one group's activations and logits, and of what --shard gathers meanwhile."""
+    a_layer = layer_activations(s, args)
+    kept = s.layers * (s.L * s.D * s.number if args.recompute else a_layer)
+    # float32: logits, log-softmax, the entropy's product, and the gradients of the first two
+    logits = min(1024, s.G * s.C) * s.V * 4 * 5
+    # in the backward pass the head's turn is over before the layers' begins
+    at_once = max(logits, 1.25 * a_layer if args.recompute else 0)
+    gathered = gathered_while_scoring(s, args) if args.shard else 0
+    return kept + at_once + gathered + vision_graph(s, args)
+
+
+def gathered_while_scoring(s, args):
+    """Bytes of FSDP2's units (shard in scale.py) in the backward pass.
+
+    The root is what is in no layer (embeddings, head, norms): it is whole throughout. Layers take
+    turns: the weights of one, and of the next, gathered ahead in one buffer and then cut up. Where
+    they are trained, gradients: in the dtype that is computed in, and in float32 on the way to
+    their owners, of a layer and the one before.
+    """
+    trained = not args.lora
+    root = s.root * s.number * (1 + trained)
+    return root + s.layer * (3 * s.number + trained * (s.number + 2 * 4))
+
+
+def optimizer_step(s, args, world):
+    """Bytes of what AdamW makes on the way, one parameter after the other: the largest counts."""
+    # The gradient in float32, where masters are copies; root of the second moment, and that divided
+    # by its correction.
+    copied = not (args.shard or args.lora or s.number == 4)
+    update = 0 if args.offload else s.largest / s.share * (4 * copied + 8)
+    # Before that, copies add up their gradients in messages (add_up_gradients in scale.py).
+    message = min(s.trained, 25e6 + s.largest) * (4 if args.lora else s.number)
+    return max(update, message if world > 1 and not args.shard else 0)
+
+
+def cpu_memory(s, args):
+    """Bytes that one process takes of the CPU's memory, beside Python and its libraries.
+
+    s: sizes, as estimate returns. Masters and moments are 12 per weight. Their float32 gradients
+    come one at a time, as AdamW's two temporaries do (optimizer_step). With --shard all weights
+    live there, trained or not, and the gradients too.
+    """
+    s = SimpleNamespace(**s)
+    frames = (
+        3 * s.videos * s.P * 4 * PATCH * 4
+    )  # float32: of this step, of the next, and of one on the way to the GPU
+    if not args.offload:
+        return frames
+    if args.shard:
+        return (
+            frames
+            + (s.N * (s.number if args.lora else 4) + s.trained * 12 + s.largest * 8) / s.share
+        )
+    return frames + s.trained * 12 + s.largest * (4 + 8)
+
+
+# ------------------------------------------------------------------------------------------------
+# Time
+# ------------------------------------------------------------------------------------------------
+
+
+def operations(s, args):
+    """{phase: floating-point operations} of one process's step: two per weight, token and pass."""
     sampled = args.method == "grpo"
-    cache = 2 * kv * layers * number * B * (P + G * C) + B * G * V * 4 * 3  # keys and values; logits of one token and what sampling makes of them
-    moving = {"sampling: KV cache": sampled * (cache + gathered), "scoring: activations and logits": kept + vision + at_once}
-
-    language = sum(p.numel() for n, p in model.named_parameters() if "visual" not in n and "embed_tokens" not in n)
-    backward = 2 if trained > N / 2 else 1  # in forwards: one for the activations' gradients, one for the weights', which frozen ones do not need
-    operations = {
-        "prefill": 2 * language * B * P * sampled,
-        "scoring, reference": 2 * language * B * L * kl,
-        "scoring, with backward": 2 * language * B * L * (1 + backward + bool(args.recompute)) * args.updates_per_rollout,
+    # A backward pass in forwards: one for the activations' gradients, one for the weights', which
+    # frozen ones do not need.
+    backward = 2 if s.trained > s.N / 2 else 1
+    passes = (1 + backward + bool(args.recompute)) * args.updates_per_rollout
+    return {
+        "prefill": 2 * s.language * s.B * s.P * sampled,
+        "scoring, reference": 2 * s.language * s.B * s.L * (sampled and args.beta > 0),
+        "scoring, with backward": 2 * s.language * s.B * s.L * passes,
     }
-    return weights, moving, operations, dict(N=N, trained=trained, P=P, L=L, B=B, G=G, C=C)
 
 
-def seconds(operations, sizes, args, gpu):
-    """Rough seconds of a step: matrix products at 40 % of the GPU's arithmetic; for each decoded token all weights are read, at 60 %
-    of its bandwidth. Not counted: the vision tower, attention's own products, reading the KV cache."""
+def seconds(found, sizes, args, gpu):
+    """Rough seconds of each phase: matrix products at 40 % of the GPU's arithmetic; for each
+    decoded token all weights are read, at 60 % of its bandwidth.
+
+    Not counted: the vision tower, attention's own products, reading the KV cache.
+    """
     _, peak, bandwidth = GPUS[gpu]
-    found = {name: n / (peak * USED) for name, n in operations.items()}
-    found["decoding"] = args.max_new_tokens * sizes["N"] * 2 / (0.6 * bandwidth) if args.method == "grpo" else 0.0
-    return found
+    parts = {name: n / (peak * USED) for name, n in found.items()}
+    decoded = args.max_new_tokens if args.method == "grpo" else 0
+    return parts | {"decoding": decoded * sizes["N"] * 2 / (0.6 * bandwidth)}
+
+
+# ------------------------------------------------------------------------------------------------
+# --plan
+# ------------------------------------------------------------------------------------------------
 
 
 def show(args):
-    """Prints the estimate for these flags. --plan of train.py."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """Prints the estimate for these flags and args.plan processes.
+
+    Raises BadInput where the flags are not for so many processes, as the run would.
+    """
+    from train import check_processes
+
+    world = args.plan
+    check_processes(args, world)
     if os.environ.get("RANK", "0") != "0":
         return
-    model = empty_model(args.model, args.lora)
+    stays, moving, found, sizes = estimate(empty_model(args.model, args.lora), args, world)
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     gpu = next((name for name in GPUS if name in here), "H100")
-    weights, moving, operations, sizes = estimate(model, args, world)
-    stays, peak = sum(weights.values()), sum(weights.values()) + max(moving.values()) + 1.5e9
     memory = torch.cuda.get_device_properties(0).total_memory if here else GPUS[gpu][0]
-    print(f"{args.model}: {sizes['N'] / 1e9:.2f} billion weights, {sizes['trained'] / 1e9:.3f} trained; {world} process(es), one GPU each ({here or f'none here; figures for an {gpu}'})")
-    print(f"a step of one process: {sizes['B']} prompts of at most {sizes['P']:,} tokens, {sizes['G']} completions of at most {sizes['C']:,} each; rows of {sizes['L']:,} tokens are scored\n")
-    for name, n in weights.items():
-        print(f"  {name:<34}{n / 1e9:8.2f} GB")
+    peak = sum(stays.values()) + max(moving.values()) + FOR_CUDA
+    where = here or f"none here; figures for an {gpu}"
+    print(
+        f"{args.model}: {sizes['N'] / 1e9:.2f} billion weights, "
+        f"{sizes['trained'] / 1e9:.3f} trained; {world} process(es), one GPU each ({where})"
+    )
+    print(
+        f"a step of one process: {sizes['B']} prompts of at most {sizes['P']:,} tokens, "
+        f"{sizes['G']} completions of at most {sizes['C']:,} each; "
+        f"rows of {sizes['L']:,} tokens are scored\n"
+    )
+    line = lambda name, n, note="": print(f"  {name:<38}{n / 1e9:8.2f} GB   {note}".rstrip())
+    for name, n in stays.items():
+        line(name, n)
     for name, n in moving.items():
-        print(f"  {name:<34}{n / 1e9:8.2f} GB{'   (comes and goes)'}")
-    print(f"  {'at most, with 1.5 GB for CUDA':<34}{peak / 1e9:8.2f} GB   {'fits' if peak < memory else 'DOES NOT FIT'} in {memory / 1e9:.0f} GB")
-    if args.offload:
-        print(f"  {'in the CPU’s memory, a process':<34}{sizes['trained'] * (16 / world if args.shard else 12) / 1e9:8.2f} GB")
-    parts = seconds(operations, sizes, args, gpu)
-    print(f"\nabout {sum(parts.values()):.0f} s a step on an {gpu}: " + ", ".join(f"{name} {s:.1f}" for name, s in parts.items()))
+        line(name, n, "(comes and goes)")
+    line(
+        "at most, with 1.5 GB for CUDA",
+        peak,
+        f"{'fits' if peak < memory else 'DOES NOT FIT'} in {memory / 1e9:.0f} GB",
+    )
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", min(world, PER_NODE)))
+    on_cpu = cpu_memory(sizes, args)
+    line(
+        "CPU memory of a process",
+        on_cpu,
+        f"{on_cpu * of_node / 1e9:.2f} GB for the {of_node} of a node",
+    )
+    parts = seconds(found, sizes, args, gpu)
+    each = ", ".join(f"{name} {s:.1f}" for name, s in parts.items())
+    print(f"\nabout {sum(parts.values()):.0f} s per step on an {gpu}: {each}")
     if peak >= memory:
-        hints = [("--recompute", not args.recompute and max(moving.values()) == moving["scoring: activations and logits"]), ("--lora 64", not args.lora and stays > memory / 2),
-                 ("--shard on more GPUs", not args.shard and stays > memory / 2), ("--offload", not args.offload and weights["optimizer"] > memory / 8),
-                 ("a lower --max-new-tokens or --total-pixels", True)]  # fmt: skip
-        print("to make it fit, try: " + ", ".join(hint for hint, useful in hints if useful))
+        print("to make it fit, try: " + ", ".join(hints(stays, moving, args, memory)))
+
+
+def hints(stays, moving, args, memory):
+    """The flags that would take something off the largest items."""
+    large = sum(stays.values()) > memory / 2
+    scored_is_most = max(moving.values()) == moving["scoring: activations and logits"]
+    useful = {
+        "--recompute": not args.recompute and scored_is_most,
+        "--lora 64": not args.lora and large,
+        "--shard on more GPUs": not args.shard and large,
+        "--offload": not args.offload and stays["optimizer"] > memory / 8,
+        "a lower --max-new-tokens or --total-pixels": True,
+    }
+    return [hint for hint, is_useful in useful.items() if is_useful]

@@ -129,7 +129,8 @@ def parse_args(argv=None):
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest norm of the gradient; inf: it is not clipped")
 
     g = p.add_argument_group("models that do not fit")
-    g.add_argument("--plan", action="store_true", help="load nothing: print what the run needs of each GPU's memory and time, and whether it fits")
+    g.add_argument("--plan", type=int, nargs="?", const=int(os.environ.get("WORLD_SIZE", "1")), metavar="PROCESSES",
+                   help="load nothing: print what the run needs of each GPU's memory and time, and whether it fits; for so many processes, one GPU each (default: those that torchrun started, or 1)")
     g.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank and nothing else, see lora.py")
     g.add_argument("--train-vision", action=argparse.BooleanOptionalAction, default=None, help=f"train the vision tower as well {both('train_vision')}")
     g.add_argument("--recompute", action="store_true", help="keep one activation a layer and compute the others twice")
@@ -251,16 +252,23 @@ def training_examples(args, rank, world):
     return examples, ", ".join(dict.fromkeys(names)), [f"--bench {','.join(own)}"] * bool(own) + other
 
 
+def check_processes(args, world):
+    """Raises BadInput where `world` processes cannot do what the flags ask for. Asked by the run and by --plan."""
+    if args.prompts_per_step % world:
+        fits = -(-args.prompts_per_step // world) * world
+        raise BadInput(f"--prompts-per-step {args.prompts_per_step} cannot be shared evenly by {world} processes; --prompts-per-step {fits} can")
+    if args.shard and world == 1 and "WORLD_SIZE" not in os.environ:
+        plan_for = ", or give --plan their number" if args.plan else ""
+        raise BadInput(f"--shard splits weights over processes: start with torchrun --nproc-per-node N train.py …{plan_for}")
+
+
 @locks_released()
 def train(args):
     """Runs the whole of it. Raises BadInput for what the user can mend."""
     rank, world, device = start_processes(args.device)
     if args.student:
         exercises.install(args.student, show=rank == 0)
-    if args.prompts_per_step % world:
-        raise BadInput(f"--prompts-per-step {args.prompts_per_step} cannot be shared evenly by {world} processes")
-    if args.shard and "WORLD_SIZE" not in os.environ:
-        raise BadInput("--shard splits weights over processes: start with torchrun --nproc-per-node N train.py …")
+    check_processes(args, world)
     examples, data_name, tests = training_examples(args, rank, world)
     steps = args.steps or -(-len(examples) // args.prompts_per_step)
     policy, tokenizer, reference = on_each(world, lambda: load_models(args, device))

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 import data
 import lora
 import paper
-import plan
 import scale
 import train
 from data import BadInput, VideoBudget
@@ -193,31 +192,3 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     policy.weight.grad, policy.bias.grad = torch.tensor([[float("nan"), 1.0]]), torch.zeros(1)
     norm = optimizer.step(1.0, 1.0, 1)
     assert norm != norm and torch.equal(policy.weight, before) and policy.weight.grad is None
-
-
-def test_plan_counts_what_is_there(base):
-    """Parameters and what stays in memory, against the model and optimizer themselves."""
-    args = train.parse_args(["--task", "grounding", "--method", "grpo"])
-    weights, moving, operations, sizes = plan.estimate(plan.empty_model(BASE, None), args, 1, cuda=False)
-    model = load(BASE)[0]
-    assert sizes["N"] == sum(p.numel() for p in model.parameters()) == sizes["trained"]
-    optimizer = scale.MasterAdamW(model, 1e-3)
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
-    optimizer.step(1e-3, 1.0, 1)
-    held = sum(v.nbytes for s in (adam.state[m] for adam, m in zip(optimizer.adams.values(), optimizer.masters.values())) for k, v in s.items() if k != "step")
-    assert weights["optimizer"] == held and weights["weights"] == 4 * sizes["N"] == weights["gradients"]
-    assert all(v > 0 for v in (*moving.values(), *operations.values()))
-
-
-@pytest.mark.parametrize("flags, verdict", [((), "DOES NOT FIT in 80"), (("--lora", "64", "--recompute"), "fits in 80")])
-def test_plan_of_7b_from_its_config_alone(tmp_path, capsys, flags, verdict):
-    """33 GB of weights, of which nothing is made: there is no file to load them from."""
-    sys.path.insert(0, os.path.join(ROOT, "tests", "bench"))
-    from common import real_config
-
-    real_config("7b").save_pretrained(tmp_path)
-    plan.show(train.parse_args(["--model", str(tmp_path), "--plan", *flags]))
-    said = capsys.readouterr().out
-    assert "8.29 billion weights" in said or "8.45 billion weights" in said
-    assert verdict in said and ("--recompute" in said) == (not flags)
