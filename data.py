@@ -15,7 +15,7 @@ What is missing: images, audio, and several videos in one question.
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -364,12 +364,15 @@ class Prompt:
 @dataclass
 class Batch:
     """One process's share of a step: Examples, their Prompts, and for each a torch.Generator to sample
-    with; the tokenizer that reads what is sampled."""
+    with; the tokenizer that reads what is sampled. skipped: examples that could not be read, and why;
+    waited: seconds that the step had to wait for its clips."""
 
     examples: list
     prompts: list
     generators: list
     tokenizer: object
+    skipped: list = field(default_factory=list)
+    waited: float = 0.0
 
 
 SYSTEM = "You are a helpful assistant."

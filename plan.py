@@ -143,9 +143,7 @@ def what_stays(s, args):
     away = (
         args.shard and args.offload
     )  # FSDP2 keeps its shards and their gradients in the CPU's memory as well
-    # The reference policy's root (see gathered_while_scoring) is gathered at its first use and
-    # stays so.
-    reference = s.N * s.number / s.share + (s.root * s.number if args.shard else 0)
+    reference = s.N * s.number / s.share
     return {
         "weights": 0 if away else s.N * stored / s.share,
         "reference policy": reference if kl and not args.lora else 0,

@@ -240,7 +240,8 @@ def shard(model, dtype, offload=False):
 
     dtype: what is gathered and computed in; the shards stay in the dtype they have, float32 where they are trained.
     """
-    settings = dict(mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
+    settings = dict(reshard_after_forward=True,  # the root too, or the reference policy's would stay whole
+                    mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
                     offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())  # fmt: skip
     for unit in (*model.model.language_model.layers, *model.model.visual.blocks, model):
         fully_shard(unit, **settings)

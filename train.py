@@ -23,21 +23,14 @@ that do not fit: --lora, --recompute, --shard, --offload; see lora.py and scale.
 
 import argparse
 import os
-import shutil
-import signal
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import partial
 
 # Before torch is imported: its CPU threads otherwise spin while they wait, and on a machine that does
 # anything else at the same time a decoding step took 40 times as long (0.24 → 9 s for 30 tokens here).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from tqdm import tqdm
 
 import data
 import exercises
@@ -45,18 +38,17 @@ import grpo
 import plan
 import rewards
 from annotations import read_dataset
-from checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
-from data import Batch, VideoBudget
-from decoding import Decoder
-from errors import BadInput, check_flags, first_line, run_program
-from folders import locks_released, read_lines
+from data import VideoBudget
+from errors import BadInput, check_flags, run_program
+from folders import locks_released
+from grpo import grpo_step, video_features
 from judge import load_judge
-from metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
 from model import ATTENTION, group_logprobs
-from report import draw_curves, group_text
-from runtime.rollouts import group_record, sampler_gaps, step_sums, token_records
-from scale import MasterAdamW, add_up, largest, load_models, on_each, on_first, start_processes
-from tasks import JOINTLY, TASKS, ideal_answer, load_prompt, longest_answer, posed
+from runtime.loader import Loader
+from runtime.rollouts import Outcome, outcome_of
+from runtime.run import STOP, Clock, Run, stop_on_signals
+from scale import MasterAdamW, add_up, load_models, on_each, on_first, start_processes
+from tasks import JOINTLY, TASKS, ideal_answer, longest_answer, posed
 from toy import find_data
 
 # ------------------------------------------------------------------------------------------------
@@ -165,68 +157,30 @@ def parse_args(argv=None):
 
 
 # ------------------------------------------------------------------------------------------------
-# Which prompts, and with which random numbers
-# ------------------------------------------------------------------------------------------------
-
-STAND_INS = 10  # examples that are tried for one prompt, before the data as a whole counts as unreadable
-
-
-@lru_cache(maxsize=2)
-def order_of(n, seed, epoch):
-    """Each pass over the data has an order of its own, the same in every process and for every world size."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-def candidates(examples, position, seed):
-    """The example whose turn it is, and those that stand in for it if it cannot be read. position: prompts since the run began."""
-    epoch, i = divmod(position, len(examples))
-    order = order_of(len(examples), seed, epoch)
-    return [examples[order[(i + j) % len(examples)]] for j in range(min(len(examples), STAND_INS))]
-
-
-def generator_for(seed, step, k):
-    """Random numbers of prompt k of a step: the same in whichever process, on whichever device, and with whichever other prompts it is sampled."""
-    state = np.random.SeedSequence([seed, step, k]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
-
-
-# ------------------------------------------------------------------------------------------------
-# One step
+# SFT, to compare
 # ------------------------------------------------------------------------------------------------
 
 
-class Clock:
-    """Seconds by phase: `clock("sample")` books the time since the last call under that name."""
-
-    def __init__(self, device):
-        self.seconds, self.last, self.cuda = {}, time.perf_counter(), "cuda" in str(device)
-
-    def __call__(self, phase):
-        if self.cuda:
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
-        self.last = now
-
-
-def sft_step(policy, batch, settings, update_weights):
+def sft_step(policy, batch, settings, update_weights, clock):
     """One step of supervised fine-tuning: raise the log-prob of the true answer.
 
     loss = − mean over examples of the mean over the answer's tokens of logp. Its gradient is that of the
     GRPO loss (β = 0) of a "group" of one completion that was given, not sampled, with advantage 1.
-    Returns: sums over this process's share, and the gradient's norm.
+    Returns: an Outcome, of this process's share.
     """
     sums = {"loss": 0.0, "tokens": 0, "prompt_tokens": sum(len(p.ids) for p in batch.prompts)}
     end = policy.generation_config.eos_token_id[0]
     for example, prompt in zip(batch.examples, batch.prompts):
         target = torch.tensor([batch.tokenizer(ideal_answer(example))["input_ids"] + [end]])  # (1, C)
-        features = grpo.video_features(policy, [prompt], settings.train_vision)[0]
+        features = video_features(policy, [prompt], settings.train_vision)[0]
         logp, _ = policy.call(group_logprobs, prompt, features, target)
         loss = -logp.mean() / settings.prompts_per_step
         loss.backward()
         sums["loss"] += loss.item()
         sums["tokens"] += target.numel()
-    return sums, update_weights()
+    grad_norm = update_weights()
+    clock("update")
+    return Outcome(sums, grad_norm)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -262,209 +216,56 @@ def check_processes(args, world):
         raise BadInput(f"--shard splits weights over processes: start with torchrun --nproc-per-node N train.py …{plan_for}")
 
 
+def learning_rate(step, steps, peak):
+    """5 steps of warm-up, then straight down to a tenth. step: counted from 0."""
+    return peak * min((step + 1) / 5, 1 - 0.9 * step / steps)
+
+
 @locks_released()
-def train(args):
-    """Runs the whole of it. Raises BadInput for what the user can mend."""
-    rank, world, device = start_processes(args.device)
-    if args.student:
-        exercises.install(args.student, show=rank == 0)
-    check_processes(args, world)
-    examples, data_name, tests = training_examples(args, rank, world)
-    steps = args.steps or -(-len(examples) // args.prompts_per_step)
-    policy, tokenizer, reference = on_each(world, lambda: load_models(args, device))
-    budget = VideoBudget.of_model(args.model, **vars(args))
-    optimizer = MasterAdamW(policy, args.lr, args.offload)
-    n_weights, n_trained = (sum(p.numel() for p in policy.parameters() if p.requires_grad or every) for every in (True, False))
-    if args.judge:
-        rewards.judge = load_judge(args.judge, device)
-    model_name = "toy base" if os.path.abspath(args.model) == TOY_MODEL else args.model
-    settings = vars(args) | {"steps": steps, "data_name": data_name, "model_name": model_name, "processes": world,
-                             "examples": len(examples), "video_budget": vars(budget), "versions": versions()}  # fmt: skip
-    room = (args.keep + 1) * 12 * n_trained + 2 * 4 * (n_trained if args.lora else n_weights)  # checkpoints, and the policy while it is replaced
-    out, found = on_first(rank, world, lambda: open_run_folder(settings, room))
-    here = lambda name: os.path.join(out, name)
-    first, counts = 0, {"drawn": 0, "skipped": 0, "dropped": 0, "dropped_in_a_row": 0}
-    if found:
-        optimizer.load_tensors(read_checkpoint(*found))
-        first, counts = found[1]["step"], found[1]["counts"]
-    if rank == 0:
-        print(f"{args.method} on {args.task}: {model_name}, {n_weights:,} parameters, {n_trained:,} trained; data: {data_name}, {len(examples)} examples; "
-              f"{steps} steps on {world} process(es), {device}; run folder {out}{f'; going on after step {first}' if first else ''}")  # fmt: skip
-    board = tensorboard(here("tensorboard")) if args.tensorboard and rank == 0 else None
-    decoder = Decoder(args.decode_timeout)
-
-    def load_share(step):
-        """This process's part of a step: [(k, Example)], their prompts, and what could not be read."""
-        batch, prompts, bad = [], [], []
-        for k in range(rank * args.prompts_per_step // world, (rank + 1) * args.prompts_per_step // world):
-            for example in candidates(examples, step * args.prompts_per_step + k, args.seed):
-                try:
-                    prompts.append(load_prompt(example, budget, tokenizer, args.think, read=decoder.read))
-                    batch.append((k, example))
-                    break
-                except BadInput as e:
-                    bad.append({"step": step + 1, "id": example.id, "why": str(e)})
-            else:
-                error = BadInput(f"{STAND_INS} examples in a row cannot be read, the last because: {bad[-1]['why']}")
-                error.process = rank  # only this process knows about it, so main() lets it speak
-                raise error
-        return batch, prompts, bad
-
-    def keep_all(step):
-        return save_all(out, step, counts, policy, tokenizer, budget, optimizer, settings, args, rank)
-
-    said = set()
-
-    def may_fail(what, work, *given):
-        """For what a run can do without (logs, pictures): why it failed is said once, and the run goes on."""
-        try:
-            work(*given)
-        except Exception as e:
-            why = f"{what} could not be written ({type(e).__name__}: {first_line(e)})"
-            if why not in said:
-                bar.write(f"step {step + 1}: {why}; the run goes on", file=sys.stderr)
-            said.add(why)
-
-    lines, checked, problems = [], False, []
-    if rank == 0 and first:
-        lines = read_lines(here("metrics.jsonl"))
-    bar = tqdm(total=steps, initial=first, disable=rank != 0, dynamic_ncols=True, unit="step")
-    reader = ThreadPoolExecutor(max_workers=1)  # the next step's clips are decoded while this one runs
-    step, upcoming = first - 1, reader.submit(load_share, first)  # a run that had ended before --resume takes no step
+def train(settings):
+    """Runs training. Raises BadInput for mistakes that the user can fix."""
+    rank, world, device = start_processes(settings.device)
+    if settings.student:
+        exercises.install(settings.student, show=rank == 0)
+    check_processes(settings, world)
+    examples, data_name, tests = training_examples(settings, rank, world)
+    steps = settings.steps or -(-len(examples) // settings.prompts_per_step)
+    policy, tokenizer, reference = on_each(world, lambda: load_models(settings, device))
+    budget = VideoBudget.of_model(settings.model, **vars(settings))
+    optimizer = MasterAdamW(policy, settings.lr, settings.offload)
+    if settings.judge:
+        rewards.judge = load_judge(settings.judge, device)
+    model_name = "toy base" if os.path.abspath(settings.model) == TOY_MODEL else settings.model
+    about = {"steps": steps, "data_name": data_name, "model_name": model_name, "examples": len(examples)}
+    run = Run(settings, about, policy, tokenizer, budget, optimizer, rank, world, device)
+    loader = Loader(examples, tokenizer, budget, settings, rank, world, device)
+    STOP["cancel"] = loader.cancel
+    total = lambda n: add_up({"n": n}, device, world)["n"]
     try:
-        for step in range(first, steps):
-            clock = Clock(device)
-            batch, prompts, bad = upcoming.result()
-            if step + 1 < steps:
-                upcoming = reader.submit(load_share, step + 1)
-            for record in bad:
-                may_fail("skipped.jsonl", append_line, here("skipped.jsonl"), record)
-            clock("data")
-            lr = args.lr * min((step + 1) / 5, 1 - 0.9 * step / steps)
-            generators = [generator_for(args.seed, step, k) for k, _ in batch]
-            share = Batch([e for _, e in batch], prompts, generators, tokenizer)
-            update_weights = lambda: optimizer.step(lr, args.grad_clip, world)
-            gaps, rollout = None, None
-            if args.method == "grpo":
-                total = lambda n: add_up({"n": n}, device, world)["n"]
-                result = grpo.grpo_step(policy, reference, share, args, update_weights, total, clock)
-                sums = step_sums(result, args.tasks, policy.generation_config.eos_token_id, args.updates_per_rollout)
-                grad_norm, gaps, rollout = result.grad_norm, sampler_gaps(result), group_record(result.groups[0])
-                if step % args.rollouts_every == 0:
-                    for completion, tokens in zip(rollout["completions"], token_records(policy, tokenizer, result.groups[0])):
-                        completion |= tokens
-                    clock("record")
+        for step, batch in loader.batches(run.first, steps):
+            clock, lr = Clock(device, data=batch.waited), learning_rate(step, steps, settings.lr)
+            update_weights = partial(optimizer.step, lr, settings.grad_clip, world)
+            if settings.method == "grpo":
+                result = grpo_step(policy, reference, batch, settings, update_weights, total, clock)
+                outcome = outcome_of(result, policy, tokenizer, settings, clock, step)
             else:
-                sums, grad_norm = sft_step(policy, share, args, update_weights)
-                clock("update")
-            sums = add_up(sums | {"drawn": len(batch), "skipped": len(bad), "stop": float(STOP["signal"] is not None)}, device, world)
-            first_scored = not checked and sums.get("scored_tokens", 0) > 0
-            if first_scored:
-                agreement = check_sampler(gaps, getattr(torch, args.dtype), world)
-                checked = True
-            dropped = not np.isfinite(grad_norm)
-            counts = {"drawn": counts["drawn"] + sums["drawn"], "skipped": counts["skipped"] + sums["skipped"], "dropped": counts["dropped"] + dropped,
-                      "dropped_in_a_row": (counts["dropped_in_a_row"] + 1) * dropped}  # fmt: skip
-            last = step + 1 == steps or sums["stop"]
-            if rank == 0:
-                line = step_metrics(step + 1, sums, grad_norm, lr, clock.seconds, args) | {k: counts[k] for k in ("skipped", "dropped")}
-                line |= speed(line, n_weights, n_trained, args, world, device)
-                lines.append(line)
-                may_fail("metrics.jsonl", append_line, here("metrics.jsonl"), line)
-                if board:
-                    may_fail("tensorboard", add_scalars, board, line)
-                if rollout and step % args.rollouts_every == 0:
-                    may_fail("rollouts.jsonl", append_line, here("rollouts.jsonl"), {"step": step + 1, **rollout})
-            problems = []
-            if (step + 1) % args.save_every == 0 or last:  # before anything is shown or drawn
-                problems = keep_all(step + 1)
-            if rank == 0:
-                for problem in problems:
-                    bar.write(problem, file=sys.stderr)
-                if rollout and step % 10 == 0 and not args.quiet:
-                    width = min(120, shutil.get_terminal_size().columns)
-                    may_fail("a group", lambda: bar.write(group_text(step + 1, rollout, width) + "\n"))
-                shown = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"] if args.method == "grpo" else ["loss"]
-                bar.set_postfix({k.removeprefix("reward/").removeprefix(f"{args.task}/"): f"{line[k]:.3g}" for k in shown if line[k] is not None})
-                bar.update()
-                if first_scored:
-                    bar.write(f"step {step + 1}: {agreement}\n{HINT * (first == 0)}")
-                if (step + 1) % 10 == 0 or last:
-                    may_fail("curves.png", draw_curves, out, lines, settings)
-            check_counts(counts, here("skipped.jsonl"))
-            if sums["stop"]:
+                outcome = sft_step(policy, batch, settings, update_weights, clock)
+            run.log(step, batch, outcome, lr, clock)
+            run.save_if_due()
+            run.show(step, outcome)
+            if run.stopping:
                 break
     finally:
-        reader.shutdown(wait=False, cancel_futures=True)
-        decoder.stop()
-        bar.close()
-    if board:
-        may_fail("tensorboard", board.close)
-    if problems and rank == 0:  # of the last step: there will be no later save
-        raise BadInput(f"the run ended, and its last save failed: {'; '.join(problems)}")
-    if rank == 0:
-        again = f"the same command with --resume --out {out} goes on" if step + 1 < steps else "\n".join(f"next: python eval.py {flags} --model {out}" for flags in tests)
-        print(f"{'done' if step + 1 == steps else f'stopped after step {step + 1}'} in {bar.format_dict['elapsed']:.0f} s; curves: {out}/curves.png; policy: {out}/policy\n{again}")
-    if world > 1:
-        dist.destroy_process_group()
-    if step + 1 < steps:
-        sys.exit(128 + (STOP["signal"] or signal.SIGTERM))
-
-
-def add_scalars(board, line):
-    for name, value in line.items():
-        if isinstance(value, (int, float)) and name != "step":
-            board.add_scalar(name, value, line["step"])
-
-
-# How far apart a token's log-probs under sampler and scorer may be, in nats: (mean, 99th percentile).
-# float32 differs by the order of its sums. bfloat16 keeps 8 bits; a limit on the largest difference would
-# end healthy runs. Toy base, 48 completions: healthy 0.004, 0.06 and 0.25 at most; with positions off by
-# one 0.025, 0.36 and 4.6. (Over 9,483 tokens of another run a healthy mean was 0.023, the largest 0.56.)
-SAMPLER_LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.3)}
-
-
-def check_sampler(gaps, dtype, world):
-    """Stops a run whose sampler and scorer are two different distributions: it would train on tokens
-    that its own policy did not draw.
-
-    Args:    gaps (n,): |difference of the two log-probs| of this process's scored tokens of one step;
-             every process calls this. dtype: what the policy computes in.
-    Returns: a sentence for people. Raises BadInput over SAMPLER_LIMITS (percentiles: of the process
-             where it is largest).
-    """
-    device, values = gaps.device, gaps.float()
-    sums = add_up({"sum": float(values.sum()), "tokens": len(values)}, device, world)
-    mean = sums["sum"] / sums["tokens"]
-    p99 = largest(float(values.quantile(0.99)) if len(values) else 0.0, device, world)
-    worst = largest(float(values.max()) if len(values) else 0.0, device, world)
-    said = f"differ by {mean:.1e} on average, {p99:.1e} in the 99th percentile and {worst:.1e} at most"
-    if not (mean <= SAMPLER_LIMITS[dtype][0] and p99 <= SAMPLER_LIMITS[dtype][1]):
-        raise BadInput(
-            f"the sampler's and the scorer's log-probs {said}; rounding alone explains {SAMPLER_LIMITS[dtype][0]:g} "
-            f"and {SAMPLER_LIMITS[dtype][1]:g}: positions, masks or weights disagree; please report it with your versions"
-        )
-    return f"the log-probs of sampling (token by token) and scoring (one forward) {said}: rounding."
-
-
-STOP = {"signal": None}  # set by SIGTERM and SIGINT; the run ends after the step, with a checkpoint
+        loader.close()
+        run.bar.close()
+    run.finish([f"next: python eval.py {flags} --model {run.out}" for flags in tests])
 
 
 def start():
-    """Reads the flags and does what they say; the first signal to stop ends the run after its step."""
-    rank = os.environ.get("RANK", "0")
-
-    def stopped(signum, frame):
-        if STOP["signal"] is not None:
-            print(f"process {rank}: told to stop twice (signal {signum}): the last checkpoint is intact", file=sys.stderr)
-            sys.exit(1)
-        STOP["signal"] = signum
-        print(f"process {rank}: told to stop (signal {signum}): finishing this step, then saving", file=sys.stderr, flush=True)
-
-    signal.signal(signal.SIGTERM, stopped)
-    signal.signal(signal.SIGINT, stopped)
-    args = parse_args()
-    plan.show(args) if args.plan else train(args)
+    """Reads the flags and does what they say."""
+    stop_on_signals()
+    settings = parse_args()
+    plan.show(settings) if settings.plan else train(settings)
 
 
 def main():

@@ -6,11 +6,36 @@
     token_records   the same token by token, with what the step did to each
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from grpo import kl_k3, video_features
 from model import group_logprobs
 from tasks import TASKS
+
+
+@dataclass
+class Outcome:
+    """What is written down of a step, on this process: sums (added up over all, they are the step's),
+    the gradient's norm, for GRPO the first group as JSON, and |sampler − scorer| of each scored token."""
+
+    sums: dict
+    grad_norm: float
+    group: dict = None
+    sampler_gaps: torch.Tensor = None
+
+
+def outcome_of(step, policy, tokenizer, settings, clock, number):
+    """grpo.Step → Outcome. Every --rollouts-every steps its group is recorded token by token."""
+    stop_ids = policy.generation_config.eos_token_id
+    sums = step_sums(step, settings.tasks, stop_ids, settings.updates_per_rollout)
+    group = group_record(step.groups[0])
+    if number % settings.rollouts_every == 0:
+        records = token_records(policy, tokenizer, step.groups[0])
+        group["completions"] = [c | tokens for c, tokens in zip(group["completions"], records)]
+        clock("record")
+    return Outcome(sums, step.grad_norm, group, sampler_gaps(step))
 
 
 def step_sums(step, tasks, stop_ids, updates):

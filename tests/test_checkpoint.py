@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import checkpoint
 import train
+from runtime.run import STOP
 from data import BadInput, VideoBudget
 
 QUICK = ["--task", "grounding", "--group-size", "2", "--prompts-per-step", "2", "--max-new-tokens", "16", "--steps", "6", "--save-every", "2", "--rollouts-every", "1"]
@@ -23,7 +24,7 @@ QUICK = ["--task", "grounding", "--group-size", "2", "--prompts-per-step", "2", 
 
 def run(charades, out, *more):
     """In this process: most of a short run's time would be spent on imports."""
-    train.STOP["signal"] = None
+    STOP.update(signal=None, cancel=None)
     train.train(train.parse_args([*QUICK, "--data", str(charades), "--out", str(out), *more]))
 
 

@@ -24,6 +24,7 @@ import lora
 import paper
 import report
 import train
+from runtime.run import STOP
 from checkpoint import save_checkpoint
 from errors import BadInput
 from weights import load
@@ -36,7 +37,7 @@ def call(name, *args, cwd=ROOT):
     """(exit status, all it said) of a program, within this process: its imports would be most of the time."""
     said, argv, status = io.StringIO(), sys.argv, 0
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    train.STOP["signal"] = None
+    STOP.update(signal=None, cancel=None)
     try:
         sys.argv = [name, *map(str, args)]
         with contextlib.chdir(cwd), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

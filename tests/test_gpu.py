@@ -22,7 +22,9 @@ import train
 from annotations import read_dataset
 from data import BadInput
 from model import encode_videos, group_logprobs
+from runtime.loader import generator_for
 from runtime.rollouts import sampler_gaps, token_records
+from runtime.run import Clock, check_sampler
 from tasks import load_prompt, posed
 from toy_base import TOY_BUDGET
 from weights import load
@@ -45,7 +47,7 @@ def batch(base, charades):
 
 
 def generators():
-    return [train.generator_for(0, 0, k) for k in range(3)]
+    return [generator_for(0, 0, k) for k in range(3)]
 
 
 def sample(model, prompts, greedy=False):
@@ -206,9 +208,9 @@ def one_step(device, dtype, flags, batch):
         return optimizer.step(args.lr, args.grad_clip, 1)
 
     if args.method == "sft":
-        _, norm = train.sft_step(policy, share, args, update_weights)
+        norm = train.sft_step(policy, share, args, update_weights, Clock("cpu")).grad_norm
     else:
-        step = grpo.grpo_step(policy, reference, share, args, update_weights, float, train.Clock("cpu"))
+        step = grpo.grpo_step(policy, reference, share, args, update_weights, float, Clock("cpu"))
         norm, gaps = step.grad_norm, sampler_gaps(step)
         texts = [text for group in step.groups for text in group.texts]
         token_records(policy, tokenizer, step.groups[0])
@@ -228,7 +230,7 @@ def test_a_whole_step_is_the_cpus(variant, dtype, batch, monkeypatch):
     for change, norm, said, gaps in steps:
         assert norm > 0 and all(torch.isfinite(c).all() for c in change.values())
         if gaps is not None:
-            train.check_sampler(on_cpu(gaps), dtype, 1)
+            check_sampler(on_cpu(gaps), dtype, 1)
         changes.append(torch.cat([c.flatten() for c in change.values()]))
         norms.append(norm)
         texts.append(said)
@@ -286,13 +288,13 @@ def gaps_of(dtype, charades):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatch):
-    train.check_sampler(gaps_of(dtype, charades), dtype, 1)
+    check_sampler(gaps_of(dtype, charades), dtype, 1)
     plain = grpo.decode_step
     monkeypatch.setattr(
         grpo, "decode_step", lambda m, cache, tokens, at: plain(m, cache, tokens, at + 1)
     )
     with pytest.raises(BadInput, match="positions, masks or weights disagree"):
-        train.check_sampler(gaps_of(dtype, charades), dtype, 1)
+        check_sampler(gaps_of(dtype, charades), dtype, 1)
 
 
 @pytest.mark.parametrize("method", ["grpo", "sft"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import torch
 from conftest import BASE, ROOT
 
 import train
+from runtime import loader
+from runtime.run import check_sampler
 from data import BadInput
 from weights import load
 
@@ -133,7 +136,7 @@ def test_every_variant_runs(loss, charades, tmp_path):
 
 def test_each_pass_sees_every_example_once_in_an_order_of_its_own():
     examples = list(range(50))
-    turns = [train.candidates(examples, position, seed=3) for position in range(100)]
+    turns = [loader.candidates(examples, position, seed=3) for position in range(100)]
     first, second = [c[0] for c in turns[:50]], [c[0] for c in turns[50:]]
     assert sorted(first) == sorted(second) == examples and first != second != examples != first
     assert all(turns[i][j] == first[i + j] for i in range(40) for j in range(10))  # who stands in: the next ones in this order
@@ -142,13 +145,13 @@ def test_each_pass_sees_every_example_once_in_an_order_of_its_own():
 def test_a_run_stops_when_sampler_and_scorer_disagree():
     """A few far tokens are bfloat16's; many are a mistake, and so is anything in float32."""
     healthy = torch.cat([torch.full((9_950,), 0.02), torch.full((50,), 0.6)])
-    assert "6.0e-01 at most" in train.check_sampler(healthy, torch.bfloat16, 1)
-    train.check_sampler(torch.full((1000,), 2e-6), torch.float32, 1)
+    assert "6.0e-01 at most" in check_sampler(healthy, torch.bfloat16, 1)
+    check_sampler(torch.full((1000,), 2e-6), torch.float32, 1)
     for gaps, dtype in ((healthy, torch.float32), (torch.full((1000,), 0.2), torch.bfloat16),
                         (torch.cat([torch.zeros(97), torch.ones(3)]), torch.bfloat16),
                         (torch.tensor([0.0, float("nan")]), torch.bfloat16)):  # fmt: skip
         with pytest.raises(BadInput, match="sampler's and the scorer's"):
-            train.check_sampler(gaps, dtype, 1)
+            check_sampler(gaps, dtype, 1)
 
 
 # Mistakes -----------------------------------------------------------------------------------------------
@@ -165,7 +168,7 @@ def test_a_run_stops_when_sampler_and_scorer_disagree():
 def test_a_users_mistake_is_one_sentence(args, says, charades, tmp_path, monkeypatch, capsys):
     given = args if "--data" in args else [*args, "--data", charades]
     monkeypatch.setattr(sys, "argv", ["train.py", *given, "--out", str(tmp_path / "out")])
-    monkeypatch.setattr(train.signal, "signal", lambda *_: None)  # in this process, whose Ctrl-C stays pytest's: importing torch six times over would take half a minute
+    monkeypatch.setattr(train, "stop_on_signals", lambda: None)  # in this process, whose Ctrl-C stays pytest's: importing torch six times over would take half a minute
     with pytest.raises(SystemExit) as end:
         train.main()
     said = capsys.readouterr().err
@@ -195,3 +198,35 @@ def test_a_clip_that_is_missing_is_named(charades, tmp_path):
     (tmp_path / "charades_sta_train.txt").write_text("ABCDE 1.0 2.0##a door opens.\n")
     done = run(PYTHON, *QUICK, "--data", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 2 and "ABCDE.mp4 does not exist" in done.stderr and "Traceback" not in done.stderr
+
+
+# Told to stop ---------------------------------------------------------------------------------------------
+
+
+def test_told_to_stop_while_a_decoder_hangs(charades, tmp_path):
+    """The second clip never comes: a playlist of a pipe into which nobody writes. The first step is kept."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    shutil.copy(os.path.join(charades, "videos", "train00000.mp4"), videos / "good.mp4")
+    os.mkfifo(videos / "part.ts")
+    (videos / "hangs.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n")
+    clips = [{"video": name, "events": ["a shape moves"]} for name in ("good.mp4", "hangs.m3u8")]
+    (tmp_path / "captions_train.json").write_text(json.dumps(clips))
+    seed = next(s for s in range(9) if loader.order_of(2, s, 0)[0] == 0)  # the good one comes first
+    out = tmp_path / "run"
+    flags = ["--task", "caption", "--prompts-per-step", "1", "--group-size", "2", "--max-new-tokens", "20", "--steps", "9", "--seed", seed]
+    command = [sys.executable, "train.py", *map(str, flags), "--data", str(tmp_path), "--out", str(out)]
+    job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (out / "metrics.jsonl").is_file():
+            assert job.poll() is None, job.communicate()
+            time.sleep(0.1)
+        time.sleep(1)
+        told = time.time()
+        job.send_signal(signal.SIGTERM)
+        said, errors = job.communicate(timeout=30)
+    finally:
+        job.kill()
+    assert time.time() - told < 10 and job.returncode == 143, errors
+    assert "stopped after step 1" in said and (out / "checkpoints" / "step-000001" / "state.json").is_file()
+    assert "skipped.jsonl" not in os.listdir(out) and len(metrics(str(out))) == 1

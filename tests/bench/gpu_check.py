@@ -44,7 +44,9 @@ from annotations import read_dataset
 from data import Batch, Example, VideoBudget
 from lora import add_adapters, reference_policy
 from model import encode_videos, group_logprobs
+from runtime.loader import generator_for
 from runtime.rollouts import sampler_gaps
+from runtime.run import SAMPLER_LIMITS, Clock
 from scale import MasterAdamW, load_models, recompute_activations
 from tasks import load_prompt
 from weights import load
@@ -101,7 +103,7 @@ def sampler(device):
     for dtype in (torch.float32, torch.bfloat16):
         g = gaps(*load(TOKENIZER, device, dtype))
         mean, p99, worst = float(g.mean()), float(g.quantile(0.99)), float(g.max())
-        good &= mean <= train.SAMPLER_LIMITS[dtype][0] and p99 <= train.SAMPLER_LIMITS[dtype][1]
+        good &= mean <= SAMPLER_LIMITS[dtype][0] and p99 <= SAMPLER_LIMITS[dtype][1]
         said.append(f"{str(dtype)[6:]}: mean {mean:.1e}, p99 {p99:.1e}, largest {worst:.1e}, {len(g)} tokens")
     return good, "; ".join(said)
 
@@ -135,7 +137,7 @@ def flash_attn(device):
 
 
 def batch_of(examples, prompts, tokenizer, turn):
-    generators = [train.generator_for(0, turn, k) for k in range(len(prompts))]
+    generators = [generator_for(0, turn, k) for k in range(len(prompts))]
     return Batch(examples, prompts, generators, tokenizer)
 
 
@@ -153,7 +155,7 @@ def toy_step(device):
         policy, tokenizer, reference = load_models(args, where)
         optimizer = MasterAdamW(policy, args.lr)
         batch = batch_of(*toy_prompts(tokenizer), tokenizer, 0)
-        step = one_step(policy, reference, batch, optimizer, args, train.Clock(where))
+        step = one_step(policy, reference, batch, optimizer, args, Clock(where))
         texts = [text for group in step.groups for text in group.texts]
         reward = float(torch.cat([group.rewards for group in step.groups]).mean())
         seen.append((texts, reward, step.grad_norm))
@@ -199,7 +201,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
         for turn in range(2):
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            clock = train.Clock(device)
+            clock = Clock(device)
             batch = batch_of(examples, prompts, tokenizer, turn)
             step = one_step(policy, lambda: reference_policy(policy), batch, optimizer, args, clock)
     finally:

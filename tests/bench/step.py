@@ -30,17 +30,18 @@ import data
 import grpo
 import tasks
 import toy
-import train
 from annotations import read_dataset
+from runtime.loader import generator_for
+from runtime.run import Clock
 from scale import MasterAdamW
 from weights import load
 
 
 def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):
-    generators = [train.generator_for(0, 0, k) for k, _ in batch]
+    generators = [generator_for(0, 0, k) for k, _ in batch]
     share = data.Batch([e for _, e in batch], prompts, generators, tokenizer)
     update_weights = lambda: optimizer.step(0.0, 1.0, 1)
-    return grpo.grpo_step(policy, lambda: nullcontext(reference), share, args, update_weights, float, train.Clock(policy.device))
+    return grpo.grpo_step(policy, lambda: nullcontext(reference), share, args, update_weights, float, Clock(policy.device))
 
 
 def public(policy, reference, tokenizer, batch, prompts, optimizer, args):

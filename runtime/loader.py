@@ -1,0 +1,104 @@
+"""loader.py: which prompts a step has, and their clips, decoded while the step before runs."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from data import Batch
+from decoding import Cancelled, Decoder
+from errors import BadInput
+from scale import add_up
+from tasks import load_prompt
+
+STAND_INS = 10  # examples tried for one prompt, before the data as a whole counts as unreadable
+
+
+@lru_cache(maxsize=2)
+def order_of(n, seed, epoch):
+    """Each pass over the data has an order of its own, the same in every process and world size."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def candidates(examples, position, seed):
+    """The example whose turn it is, and those that stand in for it if it cannot be read.
+
+    position: how many prompts the run has had before.
+    """
+    epoch, i = divmod(position, len(examples))
+    order, n = order_of(len(examples), seed, epoch), len(examples)
+    return [examples[order[(i + j) % n]] for j in range(min(n, STAND_INS))]
+
+
+def generator_for(seed, step, k):
+    """Random numbers of prompt k of a step: the same in whichever process, on whichever device, and
+    beside whichever other prompts it is sampled."""
+    state = np.random.SeedSequence([seed, step, k]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+class Loader:
+    """Gives one process its share of each step: prompts rank · B / world and on, of B per step."""
+
+    def __init__(self, examples, tokenizer, budget, settings, rank, world, device):
+        self.examples, self.tokenizer, self.budget, self.settings = examples, tokenizer, budget, settings
+        self.rank, self.world, self.device = rank, world, device
+        self.decoder = Decoder(settings.decode_timeout)
+        self.thread = ThreadPoolExecutor(max_workers=1)
+
+    def batches(self, first, steps):
+        """Yields (step, data.Batch) for steps first … steps − 1, the next one being read meanwhile.
+
+        Ends early where `cancel` ended a read, in whichever process: all of them end at the same
+        step. Raises BadInput if STAND_INS examples in a row cannot be read.
+        """
+        upcoming = self.thread.submit(self.share, first) if first < steps else None
+        for step in range(first, steps):
+            began = time.perf_counter()
+            try:
+                batch = upcoming.result()
+            except Cancelled:
+                batch = None
+            if add_up({"cancelled": batch is None}, self.device, self.world)["cancelled"]:
+                return
+            batch.waited = time.perf_counter() - began
+            if step + 1 < steps:
+                upcoming = self.thread.submit(self.share, step + 1)
+            yield step, batch
+
+    def share(self, step):
+        """This process's Batch of a step."""
+        examples, prompts, generators, skipped = [], [], [], []
+        B = self.settings.prompts_per_step
+        for k in range(self.rank * B // self.world, (self.rank + 1) * B // self.world):
+            example, prompt = self.readable(step, k, skipped)
+            examples.append(example)
+            prompts.append(prompt)
+            generators.append(generator_for(self.settings.seed, step, k))
+        return Batch(examples, prompts, generators, self.tokenizer, skipped)
+
+    def readable(self, step, k, skipped):
+        """The example of prompt k of a step, or the first stand-in that can be read, and its Prompt."""
+        position = step * self.settings.prompts_per_step + k
+        for example in candidates(self.examples, position, self.settings.seed):
+            try:
+                think, read = self.settings.think, self.decoder.read
+                return example, load_prompt(example, self.budget, self.tokenizer, think, read=read)
+            except BadInput as e:
+                skipped.append({"step": step + 1, "id": example.id, "why": str(e)})
+        error = BadInput(
+            f"{STAND_INS} examples in a row cannot be read, the last because: {skipped[-1]['why']}"
+        )
+        error.process = self.rank  # the only process that knows about it
+        raise error
+
+    def cancel(self):
+        """Ends a read that waits. May be called from a signal handler."""
+        self.decoder.cancel()
+
+    def close(self):
+        self.decoder.cancel()
+        self.thread.shutdown(wait=False, cancel_futures=True)
+        self.decoder.stop()
