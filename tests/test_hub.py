@@ -461,6 +461,7 @@ open(os.path.join(out, f"process-{rank}"), "w").write(said)
 if rank == 0:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 scale.save_policy(policy, tokenizer, VideoBudget(), os.path.join(out, "run"), args, rank)
+torch.distributed.destroy_process_group()
 """
 
 
