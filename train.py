@@ -443,7 +443,9 @@ def train(args):
         lines = read_lines(here("metrics.jsonl"))
     bar = tqdm(total=steps, initial=first, disable=rank != 0, dynamic_ncols=True, unit="step")
     reader = ThreadPoolExecutor(max_workers=1)  # the next step's clips are decoded while this one runs
-    step, upcoming = first - 1, reader.submit(load_share, first)  # a run that had ended before --resume takes no step
+    step, upcoming = first - 1, None
+    if first < steps:  # a run that had ended before --resume takes no step
+        upcoming = reader.submit(load_share, first)
     try:
         for step in range(first, steps):
             clock = Clock(device)

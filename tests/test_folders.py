@@ -15,7 +15,7 @@ import time
 
 import pytest
 import torch
-from conftest import BASE, ROOT
+from conftest import ROOT
 
 import errors
 import eval as evaluation
