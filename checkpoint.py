@@ -180,7 +180,7 @@ def open_run_folder(settings, room):
             clear(folder, {f"--{name}": settings[name] for name in ("data", "model", "student", "judge")})
         elif is_run:
             found = resumable(folder, settings)
-        check_room(folder, room - sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(folder) for name in names))
+        check_room(folder, room - sum(os.lstat(os.path.join(at, name)).st_size for at, _, names in os.walk(folder) for name in names))
         write_settings(folder, settings)
         step = found[1]["step"] if found else 0
         for path in (os.path.join(folder, name) for name in LOGS):
@@ -196,7 +196,7 @@ def resumable(folder, settings):
     before, now = read_object(os.path.join(folder, "settings.json")), json.loads(json.dumps(settings))
     changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
     if changed:
-        raise BadInput(f"{folder} was begun with other settings, so it cannot go on: " + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed))
+        raise BadInput(f"{folder} was begun with other settings, so it cannot go on: " + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed[:5]) + f", and {len(changed) - 5} more" * (len(changed) > 5))
     found = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
     if found is None and folders(folder):
         raise BadInput(f"none of the checkpoints of {folder} can be read: give --overwrite in place of --resume to begin anew")

@@ -1,8 +1,8 @@
 """errors.py: mistakes of the user, told in one sentence; and how every program here ends.
 
-A mistake is `BadInput`. Whatever else is not the program's own fault (no memory, no room on the disk,
-a terminal that is closed or cannot show a letter, another process that died) is met here as well, once
-for all programs: `run_program`. Only a fault of ours ends with a traceback.
+A mistake is `BadInput`. Whatever else is not the program's own fault (no memory, no room on the
+disk, a terminal that is closed or cannot show a letter, another process that died) is met here as
+well, once for all programs: `run_program`. Only a fault of ours ends with a traceback.
 
 It imports nothing of the project, so that every file can import it.
 """
@@ -18,8 +18,8 @@ import sys
 class BadInput(Exception):
     """A mistake in what the user gave us, told in one sentence: what is wrong, where, what to do.
 
-    The programs here print it without a traceback and exit with status 2. An attribute `process` names
-    the one process (rank) that knows about it; without it all of them do, and process 0 says it.
+    The programs here print it without a traceback and exit with status 2. An attribute `process`
+    names the one process (rank) that knows about it; without it all do, and process 0 says it.
     """
 
 
@@ -67,7 +67,7 @@ def is_within(value, interval):
 
 
 def check_flags(args):
-    """Raises BadInput if a number among a program's flags is out of its range, or --device is not there.
+    """Raises BadInput if a number among a program's flags is out of range or --device absent.
 
     args: an argparse.Namespace; a flag that was not given (None) is not looked at.
     """
@@ -78,7 +78,8 @@ def check_flags(args):
             if not is_within(number, RANGES[name]):
                 flag = f"--{name.replace('_', '-')}"
                 finite = "" if math.isfinite(number) else " and finite"
-                raise BadInput(f"{flag} must be {in_words(RANGES[name])}{finite}: got {number}")
+                wanted = in_words(RANGES[name]) + finite
+                raise BadInput(f"{flag} must be {wanted}: got {number}")
     if getattr(args, "device", None):
         check_device(args.device)
 
@@ -89,11 +90,15 @@ def check_device(device):
 
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        raise BadInput(f"--device {device} is unknown: give cpu, cuda, or cuda:1 for the second GPU")
+        raise BadInput(
+            f"--device {device} is unknown: give cpu, cuda, or cuda:1 for the second GPU"
+        )
     if kind == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"--device {device}: PyTorch finds no CUDA GPU here; give --device cpu")
     if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
-        raise BadInput(f"--device {device}: there are {torch.cuda.device_count()} GPUs, from cuda:0")
+        raise BadInput(
+            f"--device {device}: there are {torch.cuda.device_count()} GPUs, from cuda:0"
+        )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -104,9 +109,9 @@ NUMBER = (int, float)
 
 
 def read_object(path, **types):
-    """The object in a .json file. Raises BadInput if there is none, or if it is not of the form asked for.
+    """The object in a .json file. Raises BadInput if there is none, or it is not of the form asked.
 
-    types: of the keys that must be there, e.g. seed=int. A number must be finite, and a bool is none.
+    types: of the keys that must be there, e.g. seed=int. Numbers must be finite and no bool.
     """
     try:
         with open(path, encoding="utf-8") as f:
@@ -123,7 +128,7 @@ def read_object(path, **types):
 
 
 def wrong_key(record, types):
-    """What is wrong with a JSON object that should have these keys, in words; None if nothing is."""
+    """What is wrong with a JSON object that should have these keys; None if nothing is."""
     if not isinstance(record, dict):
         return f"it holds a {type(record).__name__}, not an object"
     for key, kind in types.items():
@@ -145,8 +150,8 @@ def wrong_key(record, types):
 class Stream:
     """Standard output or error that never ends the program.
 
-    A letter that the terminal cannot show becomes "?". When its reader has gone (`| head -1`) or its disk
-    is full, what is said goes nowhere from then on, and the work goes on.
+    A letter that the terminal cannot show becomes "?". When its reader has gone (`| head -1`) or
+    its disk is full, what is said goes nowhere from then on, and the work goes on.
     """
 
     def __init__(self, stream):
@@ -206,7 +211,15 @@ def lost_process(error):
 
 
 # What the machine refuses, not the program: full or read-only disks, quotas, permissions.
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+REFUSED = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 
 
 def first_line(error, most=200):
@@ -215,7 +228,7 @@ def first_line(error, most=200):
 
 
 def reason(error, memory, interrupted):
-    """(exit status, sentence) of an exception that is not the program's fault; None for any other."""
+    """(exit status, sentence) of what is not the program's fault; None of any other."""
     rank = os.environ.get("RANK", "0")
     if isinstance(error, BadInput):  # what all processes found wrong, one says
         speaks = rank == str(getattr(error, "process", 0))
@@ -242,7 +255,7 @@ def check_locale():
 
 
 def run_program(program, memory="", interrupted=""):
-    """Runs `program()` and returns what it returns; exits with one sentence where that is all there is to say.
+    """Runs `program()` and returns what it returns, or exits with one sentence.
 
     memory: what to do when memory is not enough; interrupted: what to know after Ctrl-C.
     """

@@ -309,9 +309,12 @@ def open_evaluation(out, settings):
 
 def write_object(path, content):
     """A .json file, complete or not there."""
-    with open(path + ".partial", "w", encoding="utf-8") as f:
-        json.dump(content, f, indent=2)
-    os.replace(path + ".partial", path)
+    try:
+        with open(path + ".partial", "w", encoding="utf-8") as f:
+            json.dump(content, f, indent=2)
+        os.replace(path + ".partial", path)
+    except OSError as e:
+        raise BadInput(f"{path} cannot be written: {e.strerror}") from e
 
 
 def print_table(columns):

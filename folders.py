@@ -1,14 +1,14 @@
 """folders.py: the folders that the programs here write into, and what they may remove there.
 
-No program removes a file that it did not write itself. So each kind of folder says what it is ("kind" in
-its settings.json; older ones are known by what they hold), a folder of another kind is refused, and what
-is replaced is removed name by name (`OWN`), never as a whole. A lock keeps two programs out of one folder.
+No program removes a file that it did not write itself. So each kind of folder says what it is
+("kind" in its settings.json; older ones are known by what they hold), a folder of another kind is
+refused, and what is replaced is removed name by name (`OWN`), never as a whole. A lock keeps two
+programs out of one folder.
 """
 
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -45,7 +45,11 @@ OWN_FOLDERS = {
     "run": (r"tensorboard|checkpoints(/step-\d+(\.partial)?)?|policy(\.partial|\.old)?"
             r"|eval-[^/]+(/earlier-[\d-]+)?"),
 }  # fmt: skip
-CALLED = {"run": "a run of train.py", "evaluation": "an evaluation of eval.py", "other": "other files"}
+CALLED = {
+    "run": "a run of train.py",
+    "evaluation": "an evaluation of eval.py",
+    "other": "other files",
+}
 
 
 def own_and_foreign(folder, kind):
@@ -65,16 +69,18 @@ def own_and_foreign(folder, kind):
                 folders.remove(name)
                 foreign.append(path(name))
         for name in files:
-            ours = re.fullmatch(OWN[kind], path(name)) and not os.path.islink(os.path.join(at, name))
+            ours = re.fullmatch(OWN[kind], path(name)) and not os.path.islink(
+                os.path.join(at, name)
+            )
             (own if ours else foreign).append(path(name))
     return own, foreign
 
 
 def kind_of(folder):
-    """"run", "evaluation", or "other"; None where there is no such folder or nothing in it.
+    """ "run", "evaluation", or "other"; None where there is no such folder or nothing in it.
 
     A folder from before kinds were written down is known by its settings; one whose settings are
-    damaged by its other files, if they are all of one kind.
+    damaged is known by its other files, if they are all of one kind.
     """
     if not os.path.isdir(folder) or not set(os.listdir(folder)) - {LOCK, "settings.json.partial"}:
         return None
@@ -95,10 +101,12 @@ def kind_of(folder):
 
 
 def expect_kind(folder, kind, flag="--out"):
-    """Raises BadInput if a folder holds anything else. Returns whether it holds that kind already."""
+    """Raises BadInput if a folder holds anything else. Returns whether it holds that kind."""
     found = kind_of(folder)
     if found not in (None, kind):
-        raise BadInput(f"{flag} {folder} holds {CALLED[found]}, not {CALLED[kind]}: give another folder")
+        raise BadInput(
+            f"{flag} {folder} holds {CALLED[found]}, not {CALLED[kind]}: give another folder"
+        )
     return found == kind
 
 
@@ -122,26 +130,33 @@ def expect_merged(folder):
 
 
 def check_place(folder, inputs):
-    """Raises BadInput for folders that no flag should empty: those that hold what is still needed.
+    """Raises BadInput for folders that no flag should empty: those that hold what is needed.
 
-    inputs: {what: path} of what the program reads; a path that is None or not there is not looked at.
+    inputs: {what: path} of what the program reads; None, and what is not there, is passed over.
     """
     needed = {"the working directory": os.getcwd(), "your home": os.path.expanduser("~"),
-              "this program": os.path.dirname(os.path.abspath(__file__)), "all files": "/"}  # fmt: skip
+              "this program": os.path.dirname(os.path.abspath(__file__)),
+              "all files": "/"}  # fmt: skip
     folder = os.path.realpath(folder)
     for what, path in (needed | inputs).items():
         if path and os.path.exists(path):
             if os.path.commonpath([folder, os.path.realpath(path)]) == folder:
-                raise BadInput(f"--overwrite does not empty {folder}, which is or holds {what} ({path}): give another --out")
+                raise BadInput(
+                    f"--overwrite does not empty {folder}, which is or holds {what} ({path}): "
+                    "give another --out"
+                )
 
 
 def clear(folder, inputs):
-    """Removes a run's own files by name. Raises BadInput, and removes nothing, if there is any other file."""
+    """Removes a run's own files by name. Raises BadInput, and removes none, if there are others."""
     check_place(folder, inputs)
     own, foreign = own_and_foreign(folder, "run")
     if foreign:
-        raise BadInput(f"--overwrite removes only what a run has written, and {folder} also holds {', '.join(sorted(foreign)[:3])}"
-                       f"{' …' if len(foreign) > 3 else ''} ({len(foreign)} in all): give another --out, or move that away")  # fmt: skip
+        named = ", ".join(sorted(foreign)[:3]) + " …" * (len(foreign) > 3)
+        raise BadInput(
+            f"--overwrite removes only what a run has written, and {folder} also holds {named} "
+            f"({len(foreign)} in all): give another --out, or move that away"
+        )
     for path in own:
         if os.path.basename(path) == LOCK and os.path.dirname(path):  # of an evaluation in it
             check_free(os.path.join(folder, os.path.dirname(path)))
@@ -149,7 +164,7 @@ def clear(folder, inputs):
 
 
 def remove(folder, paths, last=None):
-    """Removes files by name, and then the folders below that are empty. last: what says whose folder it is."""
+    """Removes files by name, then the folders below that are empty. last: the file removed last."""
     for path in sorted(paths, key=lambda path: path == last):
         os.remove(os.path.join(folder, path))
     for at, folders, _ in os.walk(folder, topdown=False):
@@ -159,7 +174,7 @@ def remove(folder, paths, last=None):
 
 
 def remove_checkpoint(folder):
-    """Removes a checkpoint's files, and the folder if nothing else is in it. What cannot be removed stays."""
+    """Removes a checkpoint's files, and its folder if that is empty then; never raises OSError."""
     with suppress(OSError):
         remove(folder, own_and_foreign(folder, "checkpoint")[0])
         os.rmdir(folder)
@@ -175,14 +190,16 @@ def free_name(path):
 
 
 def rescue(run, name, kind="model"):
-    """Moves what is not ours out of a folder of a run that is about to be replaced. Returns where to, or None."""
+    """Moves what is not ours out of a run's folder that will be replaced. Returns where to."""
     foreign = own_and_foreign(os.path.join(run, name), kind)[1]
     if not foreign:
         return None
     place = os.path.join(run, f"kept-from-{name}")
     os.makedirs(place, exist_ok=True)
     for path in foreign:
-        os.rename(os.path.join(run, name, path), free_name(os.path.join(place, os.path.basename(path))))
+        os.rename(
+            os.path.join(run, name, path), free_name(os.path.join(place, os.path.basename(path)))
+        )
     return place
 
 
@@ -203,13 +220,15 @@ def set_aside(folder):
 
 
 def born(pid):
-    """When a process was started, in some unit; None if there is no such process, or only its exit status."""
+    """When a process was started, in some unit; None if there is none, or only its exit status."""
     try:
         if os.path.isdir("/proc/self"):
             with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
                 state, *fields = f.read().rpartition(")")[2].split()
             return None if state == "Z" else fields[18]
-        done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True
+        )
         return done.stdout.strip() or None
     except OSError:
         return None
@@ -232,16 +251,21 @@ def read_lock(path):
 
 
 def check_free(folder):
-    """Raises BadInput if a process that may be alive holds the folder's lock. Returns a dead one's lock, or None."""
+    """Raises BadInput if a process that may be alive holds the lock. Returns a dead one's."""
     path = os.path.join(folder, LOCK)
     held = read_lock(path)
     if not held:
         return held
     if held["host"] != socket.gethostname():  # whether it lives cannot be seen from here
-        raise BadInput(f"{folder} is in use by process {held['pid']} on {held['host']} since {held['since']}: "
-                       f"wait for it or give another folder; if that machine is gone, remove {path}")  # fmt: skip
+        raise BadInput(
+            f"{folder} is in use by process {held['pid']} on {held['host']} since {held['since']}: "
+            f"wait for it or give another folder; if that machine is gone, remove {path}"
+        )
     if born(held["pid"]) is not None and born(held["pid"]) == held.get("born"):
-        raise BadInput(f"{folder} is in use by process {held['pid']} since {held['since']}: wait for it, or give another folder")
+        raise BadInput(
+            f"{folder} is in use by process {held['pid']} since {held['since']}: "
+            "wait for it, or give another folder"
+        )
     return held
 
 
@@ -249,9 +273,14 @@ HELD = []  # the locks of this process
 
 
 def take(folder):
-    """Locks a folder for this process, or raises BadInput. A dead process's lock is taken over, and said."""
+    """Locks a folder for this process, or raises BadInput. Says so if it takes over one."""
     path, pid = os.path.join(folder, LOCK), os.getpid()
-    me = {"pid": pid, "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "born": born(pid)}
+    me = {
+        "pid": pid,
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "born": born(pid),
+    }
     while True:
         try:
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -260,14 +289,18 @@ def take(folder):
             stale = check_free(folder)
         if stale is None:  # released meanwhile
             continue
-        moved = f"{path}.{pid}"  # two that find it stale at once: one of them moves it away, and looks at what it got
+        moved = f"{path}.{pid}"  # two find it stale at once: one moves it, and looks what it got
         with suppress(FileNotFoundError):
             os.rename(path, moved)
             if read_lock(moved) != stale:
                 os.rename(moved, path)
                 continue
             os.remove(moved)
-            whose = f"process {stale['pid']}, which is no longer there" if stale else "nobody knows whom"
+            whose = (
+                f"process {stale['pid']}, which is no longer there"
+                if stale
+                else "nobody knows whom"
+            )
             print(f"{folder}: took over the lock of {whose}", file=sys.stderr)
     with os.fdopen(file, "w", encoding="utf-8") as f:
         json.dump(me, f)
@@ -296,8 +329,8 @@ def locks_released():
 def read_lines(path, **types):
     """The records of a .jsonl file; [] where there is no file.
 
-    types: of the keys that each record must have. A line that is damaged is named and left out; a last one
-    that is still being written is left out without a word.
+    types: of the keys that each record must have. A line that is damaged is named and left out; a
+    last one that is still being written is left out without a word.
     """
     records = []
     if not os.path.exists(path):
@@ -322,7 +355,7 @@ def read_lines(path, **types):
 
 
 def remove_lines(path, keep):
-    """Rewrites a .jsonl file with those records that `keep(record)` is true of. A kill leaves the old or the new one."""
+    """Rewrites a .jsonl file with the records that `keep` is true of. Atomic."""
     kept = [record for record in read_lines(path) if keep(record)]
     with open(path + ".partial", "w", encoding="utf-8") as f:
         f.writelines(json.dumps(record) + "\n" for record in kept)

@@ -18,11 +18,11 @@ import os
 from contextlib import contextmanager
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from errors import BadInput, run_program
+from errors import BadInput, first_line, run_program
 from folders import MERGED, expect_merged
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of the language model's layers
@@ -189,8 +189,8 @@ def start():
 
     try:
         save(model, tokenizer, VideoBudget.of_model(args.adapters), out, write)
-    except OSError as e:
-        raise BadInput(f"cannot write to {out}: {e.strerror}") from e
+    except (OSError, SafetensorError) as e:
+        raise BadInput(f"cannot write to {out}: {first_line(e)}") from e
     print(f"merged into {args.out}")
 
 

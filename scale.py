@@ -253,7 +253,7 @@ def shard(model, dtype, offload=False):
     return model
 
 
-def load_sharded(name, device, dtype, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):
+def load_sharded(name, device, dtype=None, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):
     """(model, tokenizer) like weights.load, but sharded; while loading, no process holds or reads more than its share.
 
     The model without numbers (weights.empty) is split, and filled with this process's rows. Trained weights are
@@ -262,6 +262,7 @@ def load_sharded(name, device, dtype, attn="sdpa", trained=True, adapters=None, 
     if under_adapters(name)[1]:
         raise BadInput(f"--shard cannot start from adapters: make a model of them first (python lora.py merge {name} DIR)")
     model, tokenizer, files = empty(name, device, dtype, attn)
+    dtype = model.dtype
     with torch.device("meta"):
         model.to(torch.float32 if trained and not adapters else dtype).requires_grad_(trained)
         if adapters:

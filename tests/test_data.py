@@ -250,5 +250,5 @@ def test_pictures_of_different_sizes_or_broken_are_one_sentence(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"fps": "2"}', '{"colour": 1}', "[" * 100_000])
 def test_a_broken_budget_file_is_one_sentence(tmp_path, content):
     (tmp_path / VideoBudget.FILE).write_text(content, encoding="utf-8")
-    with pytest.raises(BadInput, match="video_budget.json is no video budget"):
+    with pytest.raises(BadInput, match="video_budget.json is damaged"):
         VideoBudget.of_model(str(tmp_path))

@@ -168,7 +168,8 @@ def test_no_folder_and_broken_files_are_one_sentence(tmp_path):
 # Before the video ------------------------------------------------------------------------------------
 
 
-def test_the_bandit_learns_which_arm_pays_best(capsys):
+def test_the_bandit_learns_which_arm_pays_best(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["grpo.py"])
     names = runpy.run_path(os.path.join(ROOT, "grpo.py"), run_name="__main__")  # `python grpo.py`
     printed = capsys.readouterr().out
     assert "advantage" in printed and "KL" in printed and "Arm c" in printed
