@@ -463,7 +463,7 @@ if rank == 0:
 scale.save_policy(policy, tokenizer, VideoBudget(), os.path.join(out, "run"), args, rank)
 torch.distributed.barrier()  # nobody leaves while the other still reads
 sys.stderr.flush()
-os._exit(0)  # without gloo's own way out: on a busy machine it aborted 3 of 17 times, all work done
+os._exit(0)  # not by gloo's own way out, which was seen to abort on a busy machine, all work done
 """
 
 
