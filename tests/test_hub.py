@@ -461,7 +461,9 @@ open(os.path.join(out, f"process-{rank}"), "w").write(said)
 if rank == 0:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 scale.save_policy(policy, tokenizer, VideoBudget(), os.path.join(out, "run"), args, rank)
-torch.distributed.destroy_process_group()
+torch.distributed.barrier()  # nobody leaves while the other still reads
+sys.stderr.flush()
+os._exit(0)  # not by gloo's own way out, which was seen to abort on a busy machine, all work done
 """
 
 

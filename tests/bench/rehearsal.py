@@ -1,7 +1,7 @@
 """One training step of a large model from a folder as the hub has it, without its download.
 
     python tests/bench/rehearsal.py --config toy              # seconds: does this program work?
-    python tests/bench/rehearsal.py                           # 3B: 8 GB on disk, 19 GB of memory
+    python tests/bench/rehearsal.py                           # 3B: 8 GB on disk, 17 GB of memory
     python tests/bench/rehearsal.py --recompute --lora 64     # other flags go to train.py
 
 The folder has the exact shapes of Qwen2.5-VL-3B (3,754,622,976 weights, random), its file layout,
