@@ -485,7 +485,7 @@ DAMAGE = {
     "empty": lambda path: path.write_text(""), "cut": lambda path: path.write_text(path.read_text()[: len(path.read_text()) // 2]),
     "list": lambda path: path.write_text("[1, 2]\n"), "number": lambda path: path.write_text("3\n"), "null": lambda path: path.write_text("null\n"),
     "binary": lambda path: path.write_bytes(bytes(range(256)) * 20), "no keys": lambda path: path.write_text("{}\n"),
-    "deep": lambda path: path.write_text("[" * 200_000), "folder": lambda path: (os.remove(path), os.mkdir(path)),
+    "deep": lambda path: path.write_text("[" * 200_000 + "\n"), "folder": lambda path: (os.remove(path), os.mkdir(path)),
     "nan": lambda path: path.write_text(re.sub(r": [\d.-]+(?=[,}\n])", ": NaN", path.read_text())),
     "strings": lambda path: path.write_text(re.sub(r": [\d.-]+(?=[,}\n])", ': "x"', path.read_text())),
 }  # fmt: skip
