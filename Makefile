@@ -1,5 +1,5 @@
 # make demo    the main job: GRPO on the toy world, then the score before and after (about 5 minutes on 2 idle cores)
-# make paper   SFT against GRPO, task by task and jointly, on every toy benchmark (see paper.py)
+# make paper   SFT against GRPO, task by task and jointly, on every toy benchmark (see tools/paper.py)
 # make test    the tests (under 5 minutes on 2 cores); GPUs are hidden from them unless TEST_GPU=1 is set
 # make docs-check   every command of the README, cut short
 # make gpu-check    on a machine with a GPU: does everything run there, and as the plan says (ARGS="--device cpu": at toy size)
@@ -23,7 +23,7 @@ demo: .venv/installed
 	$(BIN)/python eval.py --bench charades --device cpu --model assets/toy-base runs/demo
 
 paper: .venv/installed
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python paper.py
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m tools.paper
 
 # Two at a time, in halves of equal length: most tests are short programs of one thread.
 LONG = tests/test_train.py tests/test_scale.py tests/test_tasks.py tests/test_judge.py
@@ -43,4 +43,4 @@ gpu-check: .venv/installed
 	$(BIN)/python tests/bench/gpu_check.py $(ARGS)
 
 base: .venv/installed
-	$(BIN)/torchrun --nproc-per-node 2 toy_base.py
+	$(BIN)/torchrun --nproc-per-node 2 -m toy.base

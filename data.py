@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import container
-from errors import NUMBER, BadInput, read_object
-
+from runtime import container
+from runtime.errors import NUMBER, BadInput, read_object
+from tasks import question_text
 
 # ------------------------------------------------------------------------------------------------
 # 1. Which frames, and how large
@@ -404,14 +404,7 @@ def build_prompt(text, video, tokenizer, max_tokens=None):
     return Prompt(ids, video.patches, [video.grid], [video.seconds_per_grid], readable, video.duration)
 
 
-def completion_texts(completions, mask, tokenizer, stop_ids):
-    """Sampled tokens to text, without the stop token that ended each.
-
-    Args: completions (G, C), mask (G, C). Other special tokens stay visible: a completion that says
-    <|im_start|> in the middle is not well-formed, and must not look as if it were.
-    """
-    texts = []
-    for ids, own in zip(completions.tolist(), mask.tolist()):
-        ids = [i for i, mine in zip(ids, own) if mine]
-        texts.append(tokenizer.decode(ids[:-1] if ids[-1] in stop_ids else ids, skip_special_tokens=False))
-    return texts
+def load_prompt(example, budget, tokenizer, think=True, blind=False, max_tokens=None, read=read_frames):
+    """Example → data.Prompt: reads the video (read: data.read_frames, or a Decoder's) and asks the task's question about it."""
+    video = load_video(example.video, budget, blind, example.span, read)
+    return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)

@@ -33,23 +33,23 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import data
-import exercises
 import grpo
 import rewards
-from annotations import DATASETS, read_dataset
+from annotations.readers import DATASETS, find_data, read_dataset
 from data import VideoBudget
-from decoding import Decoder
-from errors import NUMBER, BadInput, check_flags, first_line, read_object, run_program
-from folders import expect_kind, kind_of, locks_released, read_lines, remove_lines, set_aside, take
-from judge import load_judge
-from metrics import append_line, versions
+from runtime.decoder import Decoder
+from runtime.errors import NUMBER, BadInput, check_flags, first_line, read_object, run_program
+from runtime.folders import expect_kind, kind_of, locks_released, read_lines, remove_lines, set_aside, take
+from annotations.judge import load_judge
+from runtime.metrics import append_line, versions
 from model import ATTENTION, encode_videos
-from report import plt
-from scale import on_each, on_first, start_processes
-from tasks import TASKS, load_prompt, longest_answer, posed, question_text, score
-from toy import find_data
-from train import TOY_MODEL
-from weights import load
+from runtime.shown import plt
+from runtime.processes import on_each, on_first, start_processes
+from data import load_prompt
+from tasks import TASKS, as_task, longest_answer, question_text, score
+from runtime.settings import TOY_MODEL
+from runtime.models import load
+from toy.world import ensure
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which data
@@ -126,7 +126,7 @@ def answer_all(model, tokenizer, examples, budget, think, blind, max_new_tokens,
             with torch.no_grad():
                 features = encode_videos(model, prompts)
             completions, mask, _ = grpo.sample_groups(model, prompts, features, 1, max_new_tokens, stop_ids)
-            texts = data.completion_texts(completions[:, 0], mask[:, 0], tokenizer, stop_ids)
+            texts = grpo.completion_texts(completions[:, 0], mask[:, 0], tokenizer, stop_ids)
             for (e, record), prompt, text in zip(readable, prompts, texts):
                 append_line(path, record | {"text": text, "seconds": prompt.duration, **score(e.task, text, e.answer, think)})
         bar.update(min(batch_size, len(examples) - i))
@@ -198,7 +198,7 @@ def bench(bench_name, name, args, rank, world, device):
     path, shown, run = find_model(name)
     budget = VideoBudget.of_model(path, **vars(args))
     think = args.think if args.think is not None else run.get("think", True)
-    folder, data_name = on_first(rank, world, lambda: find_data(bench_name, args.data))
+    folder, data_name = on_first(rank, world, lambda: find_data(bench_name, args.data, ensure))
     left_out = []  # what the reader cannot use, said in its words
     examples = read_dataset(bench_name, "test", folder, left_out.append)[: args.limit]
     if rank == 0:
@@ -212,7 +212,7 @@ def bench(bench_name, name, args, rank, world, device):
         print(f"WARNING: {sentence}; questions about them count as wrong", file=sys.stderr)
     own_task = examples[0].task
     task = task_asked(bench_name, own_task, args)
-    examples = posed(examples, task)
+    examples = as_task(examples, task)
     usual = longest_answer((run or {"model_name": shown})["model_name"] == "toy base", [task])
     max_new_tokens = args.max_new_tokens or max(usual, run.get("max_new_tokens", 0))
     settings = {
@@ -345,7 +345,7 @@ def compare(bench_name, run_a, run_b, args, samples=10_000):
     Paired bootstrap: questions are drawn with replacement, the same ones for both models, and the difference
     is taken anew each time. An interval that holds 0 says that these questions cannot tell the two apart.
     """
-    own_task = read_dataset(bench_name, "test", find_data(bench_name, args.data)[0], lambda line: None)[0].task
+    own_task = read_dataset(bench_name, "test", find_data(bench_name, args.data, ensure)[0], lambda line: None)[0].task
     task, name = task_asked(bench_name, own_task, args), evaluation_folder(bench_name, own_task, args)
     pair, judges = [], set()
     for run in (run_a, run_b):
@@ -437,7 +437,7 @@ def parse_args(argv=None):
     g.add_argument("--max-new-tokens", type=int, help="longest answer (default: the task's usual length, or the run's if that is more; with --ask 256)")
     g.add_argument("--batch-size", type=int, default=16, help="questions answered together")
     g.add_argument("--decode-timeout", type=float, default=600, help="seconds after which a video counts as unreadable; an hour of video takes minutes")
-    g.add_argument("--student", metavar="DIR", help="with the functions you wrote in DIR (exercises.py) instead of this repository's own")
+    g.add_argument("--student", metavar="DIR", help="with the functions you wrote in DIR (course/) instead of this repository's own")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     g.add_argument("--attn", default="sdpa", choices=ATTENTION, help="sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA")
     data.add_budget_flags(p)
@@ -461,6 +461,8 @@ def parse_args(argv=None):
 def start():
     args = parse_args()
     if args.student:
+        from course import exercises
+
         exercises.install(args.student, show=os.environ.get("RANK", "0") == "0")
     if args.video:
         return ask(args)

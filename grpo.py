@@ -16,7 +16,7 @@ There are no files here and no other processes. Letters: B
 prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold one group.
 Of model.py, the next chapter, this is needed: `prefill` reads the prompts and returns logits (B, V), a
 cache of keys and values, and the next positions; `decode_step` adds one token to every completion, and
-`fast_decoding` makes that fast without changing a number (fast_decoding.py; a first reader may skip it).
+`fast_decoding` makes that fast without changing a number (scale/decoding.py; a first reader may skip it).
 
     python grpo.py                       # the algorithm at work where there is no video: on a bandit with three arms
     python -m doctest grpo.py -v         # runs the examples in the docstrings
@@ -26,9 +26,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from data import completion_texts
-from fast_decoding import fast_decoding
 from model import decode_step, encode_videos, group_logprobs, prefill
+from scale.decoding import fast_decoding
 from tasks import score
 
 # ------------------------------------------------------------------------------------------------
@@ -109,6 +108,19 @@ def draw(logp, chance):
     """
     cumulative = logp.double().exp().cumsum(dim=-1)
     return torch.searchsorted(cumulative, chance[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+def completion_texts(completions, mask, tokenizer, stop_ids):
+    """Sampled tokens to text, without the stop token that ended each.
+
+    Args: completions (G, C), mask (G, C). Other special tokens stay visible: a completion that says
+    <|im_start|> in the middle is not well-formed, and must not look as if it were.
+    """
+    texts = []
+    for ids, own in zip(completions.tolist(), mask.tolist()):
+        ids = [i for i, mine in zip(ids, own) if mine]
+        texts.append(tokenizer.decode(ids[:-1] if ids[-1] in stop_ids else ids, skip_special_tokens=False))
+    return texts
 
 
 # ------------------------------------------------------------------------------------------------
@@ -408,7 +420,7 @@ def main():
 if __name__ == "__main__":
     import argparse
 
-    from errors import run_program
+    from runtime.errors import run_program
 
     argparse.ArgumentParser(description="GRPO on a three-armed bandit, step by step (no flags).").parse_args()
     run_program(main)

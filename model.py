@@ -1,7 +1,7 @@
 """model.py: Qwen2.5-VL, as much of it as reinforcement learning touches.
 
 The layers are Hugging Face's `Qwen2_5_VLForConditionalGeneration`, weights included. What this file
-does by hand is everything around them that RL must control exactly (weights.py loads and saves):
+does by hand is everything around them that RL must control exactly (runtime/models.py loads and saves):
 
     1. positions               (3, L) M-RoPE positions: each video token knows its second, row and column
     2. embeddings              token ids + patches → input embeddings, the video's features in their places

@@ -286,7 +286,7 @@ def caption_format(text, answer, think):
     return float(well_formed(text, think) and bool(inside(text, "answer")))
 
 
-judge = says  # (caption, event) → bool; `--judge MODEL` puts a language model here (judge.py)
+judge = says  # (caption, event) → bool; `--judge MODEL` puts a language model here (annotations/judge.py)
 
 
 def caption_recall(text, answer, think):

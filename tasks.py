@@ -3,13 +3,12 @@
 A task is: how the question is asked, in what form the answer is wanted, which rules pay for it
 (rewards.py), and what is reported about it (the functions below). Training and evaluation know tasks
 by name alone. To add one: a row here and, where none of those there fits, a reader
-(annotations.py), a rule (rewards.py) and a metric.
+(annotations/readers.py), a rule (rewards.py) and a metric.
 """
 
 from dataclasses import dataclass, replace
 
 import rewards as r
-from data import build_prompt, load_video, read_frames
 
 # ------------------------------------------------------------------------------------------------
 # What is reported, from records [{"text": the completion, "answer": the truth, "group": a sub-task}, …]
@@ -149,7 +148,7 @@ TASKS = {
 JOINTLY = ("grounding", "tracking", "gqa")  # what the paper trains together, `--task all` (VideoChat-R1 §3)
 
 
-def posed(examples, task):
+def as_task(examples, task):
     """A data set's Examples as questions of a task: of NExT-GQA's as "qa" the letter alone is asked."""
     return [e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e)) for e in examples]
 
@@ -186,9 +185,3 @@ def ideal_answer(example, thought=None):
     """The completion that earns every reward in full, but for rounding; `thought` fills the <think> block, where one is asked for."""
     said = TASKS[example.task].ideal(example.answer)
     return said if thought is None else f"<think>{thought}</think>{said}"
-
-
-def load_prompt(example, budget, tokenizer, think=True, blind=False, max_tokens=None, read=read_frames):
-    """Example → data.Prompt: reads the video (read: data.read_frames, or a Decoder's) and asks the task's question about it."""
-    video = load_video(example.video, budget, blind, example.span, read)
-    return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from data import Batch
-from decoding import Cancelled, Decoder
-from errors import BadInput
-from scale import add_up
-from tasks import load_prompt
+from runtime.decoder import Cancelled, Decoder
+from runtime.errors import BadInput
+from runtime.processes import add_up
+from data import load_prompt
 
 STAND_INS = 10  # examples tried for one prompt, before the data as a whole counts as unreadable
 

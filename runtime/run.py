@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
-from errors import BadInput, first_line
-from folders import read_lines
-from metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
-from report import draw_curves, group_text
-from scale import add_up, largest, on_first
+from runtime.checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
+from runtime.errors import BadInput, first_line
+from runtime.folders import read_lines
+from runtime.metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
+from runtime.shown import draw_curves, group_text
+from runtime.processes import add_up, largest, on_first
 
 # ------------------------------------------------------------------------------------------------
 # Signals

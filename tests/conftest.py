@@ -16,10 +16,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
 
-import toy  # noqa: E402
-import toy_base  # noqa: E402
+from toy import world  # noqa: E402
+from toy import base  # noqa: E402
 from model import prepare  # noqa: E402
-from weights import load  # noqa: E402
+from runtime.models import load  # noqa: E402
 
 BASE = os.path.join(ROOT, "assets", "toy-base")
 
@@ -33,14 +33,14 @@ def base():
 @pytest.fixture(scope="session")
 def charades(tmp_path_factory):
     """A small toy Charades-STA: 12 training clips and 6 test clips as real mp4 files."""
-    return toy.ensure("charades", str(tmp_path_factory.mktemp("data") / "charades"), train=12, test=6)
+    return world.ensure("charades", str(tmp_path_factory.mktemp("data") / "charades"), train=12, test=6)
 
 
 @pytest.fixture
 def fresh(base):
     """A policy of random weights and the toy's tokenizer: whatever holds for it was not learned."""
     torch.manual_seed(0)
-    return prepare(toy_base.make_model(base[1])).eval(), base[1]
+    return prepare(base.make_model(base[1])).eval(), base[1]
 
 
 @pytest.fixture(scope="session")

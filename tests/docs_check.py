@@ -25,11 +25,11 @@ SMALLER = [
     (r"--into homework", "--into runs/docs-check/homework"),
     (r"--student homework", "--student runs/docs-check/homework"),
     (r"\bmerged$", "runs/docs-check/merged"),
-    (r"(.*exercises\.py grade) FOLDER --out grades.csv", r"\1 runs/docs-check/class --out runs/docs-check/grades.csv"),
+    (r"(.*-m course grade) FOLDER --out grades.csv", r"\1 runs/docs-check/class --out runs/docs-check/grades.csv"),
     (r" --trl 1", ""),
-    (r"annotations\.py NAME FILE", "annotations.py charades data/toy/charades/charades_sta_test.txt"),
+    (r"-m annotations NAME FILE", "-m annotations charades data/toy/charades/charades_sta_test.txt"),
     (r"^(python tests/bench/(?:kills|worlds|fuzz|plan_check)\.py)$", r"\1 --help"),  # minutes each, and run as they stand for the README's figures
-    (r"^python paper\.py .*$", "python paper.py --help"),  # an hour; `make paper` is its own check
+    (r"^python -m tools\.paper .*$", "python -m tools.paper --help"),  # an hour; `make paper` is its own check
     (r" --into DIR$", " --into runs/docs-check/handout"),
     (r"^(.*train\.py(?!.*(--help|--plan|--steps)).*)$", r"\1 --steps 2"),
     (r"^(.*train\.py(?!.*(--help|--plan)).*)$", r"\1 --examples 8 --prompts-per-step 4 --group-size 2 --max-new-tokens 32"),
@@ -56,7 +56,7 @@ def commands(readme):
         elif fenced and re.match(r"(python|torchrun) ", line):
             yield re.split(r"\s+# ", line)[0].strip()
         elif not fenced:
-            yield from re.findall(r"`((?:python|torchrun) [^`]*\.py[^`]*)`", line)
+            yield from re.findall(r"`((?:python|torchrun) [^`]*(?:\.py|-m )[^`]*)`", line)
 
 
 def smaller(command):
@@ -88,8 +88,8 @@ def main():
     good = [run(command) for command in FIRST]
     for command in wanted:
         good.append(run(smaller(command)))
-        if "exercises.py start" in command:  # the student does the work
-            good.append(run("python exercises.py solution all --into runs/docs-check/homework"))
+        if "-m course start" in command:  # the student does the work
+            good.append(run("python -m course solution all --into runs/docs-check/homework"))
             shutil.copytree(os.path.join(HOME, "homework"), os.path.join(HOME, "class", "a-student"))
     print(f"{len(wanted)} commands of the README, {good.count(False)} failed")
     sys.exit(not all(good))

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-import fast_decoding
+from scale import decoding
 import model as model_module
 
 torch.utils.backend_registration._setup_privateuseone_for_python_backend("gpu")
@@ -161,7 +161,7 @@ def installed(monkeypatch):
     for name, stand_in in {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "graph": capture,
                            "stream": lambda stream: contextlib.nullcontext()}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(fast_decoding, "can_record", lambda device: device.type == "gpu")
+    monkeypatch.setattr(decoding, "can_record", lambda device: device.type == "gpu")
     monkeypatch.setattr(model_module, "causal_lower_right", lower_right)
     Rules.waits = 0
     # In one thread: the modes are a thread's own, and checkpoint runs forwards during the backward pass.

@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
-import annotations
-import toy
-from annotations import DATASETS, read_captions, read_charades, read_dataset, read_got10k, read_mvbench, read_nextgqa, read_perceptiontest, read_quality, read_videomme
+from annotations import readers
+from toy import world
+from annotations.readers import DATASETS, read_captions, read_charades, read_dataset, read_got10k, read_mvbench, read_nextgqa, read_perceptiontest, read_quality, read_videomme
 from conftest import ROOT
-from data import BadInput, Example, uniform_indices
+from data import Example, uniform_indices
+from runtime.errors import BadInput
 
 
 def test_charades_text_and_json_read_the_same(tmp_path):
@@ -86,7 +87,7 @@ def test_the_real_excerpts_of_the_other_data_sets(shared):
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_toy_data_set_is_read_by_the_reader_of_the_real_one(name, tmp_path):
-    folder = toy.ensure(name, str(tmp_path / name), **({} if DATASETS[name].train is None else {"train": 4}), test=5)
+    folder = world.ensure(name, str(tmp_path / name), **({} if DATASETS[name].train is None else {"train": 4}), test=5)
     said = []
     examples = read_dataset(name, "test", folder, said.append)
     assert len(examples) == 5 and not said and all(os.path.exists(e.video) for e in examples) and len({e.id for e in examples}) == 5
@@ -99,17 +100,17 @@ def test_every_toy_data_set_is_read_by_the_reader_of_the_real_one(name, tmp_path
 
 
 def test_got10k_folders_give_normalised_boxes_at_the_eight_frames(tmp_path):
-    folder = toy.ensure("got10k", str(tmp_path), train=0, test=2)
+    folder = world.ensure("got10k", str(tmp_path), train=0, test=2)
     example = read_dataset("got10k", "test", folder)[1]
-    clip = toy.make_clip("got10k", 1)
-    times = uniform_indices(int(clip.duration * toy.ANNO_FPS)) / toy.ANNO_FPS
+    clip = world.make_clip("got10k", 1)
+    times = uniform_indices(int(clip.duration * world.ANNO_FPS)) / world.ANNO_FPS
     assert example.question == clip.things[0].name
     for box, t in zip(example.answer, times, strict=True):
         assert box == pytest.approx(clip.things[0].box(t), abs=1e-4)
 
 
 def test_got10k_leaves_out_what_cannot_be_seen(tmp_path):
-    folder = toy.ensure("got10k", str(tmp_path), train=0, test=3)
+    folder = world.ensure("got10k", str(tmp_path), train=0, test=3)
     label = os.path.join(folder, "val", "got10k00001", "absence.label")
     lines = open(label).read().splitlines()
     with open(label, "w") as f:
@@ -128,7 +129,7 @@ def test_got10k_leaves_out_what_cannot_be_seen(tmp_path):
 ])  # fmt: skip
 def test_a_sequence_that_is_not_whole_is_named_and_left_out(tmp_path, change, says):
     """Boxes and frames are paired by their number: where one is missing, every later pair would be wrong."""
-    folder = toy.ensure("got10k", str(tmp_path), train=0, test=2)
+    folder = world.ensure("got10k", str(tmp_path), train=0, test=2)
     change(os.path.join(folder, "val", "got10k00001"))
     said = []
     assert [e.id for e in read_dataset("got10k", "test", folder, said.append)] == ["got10k00000"]
@@ -198,7 +199,7 @@ def test_files_of_full_size_are_read_in_seconds(tmp_path):
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(annotations).failed == 0
+    assert doctest.testmod(readers).failed == 0
 
 
 # Mistakes that would show much later -----------------------------------------------------------------
@@ -266,12 +267,12 @@ def test_nesting_200000_deep_is_one_sentence(tmp_path):
 
 
 def command(*args, **changes):
-    done = subprocess.run([sys.executable, "annotations.py", *args], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", env=os.environ | changes)
+    done = subprocess.run([sys.executable, "-m", "annotations", *args], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", env=os.environ | changes)
     return done.returncode, done.stdout, done.stderr
 
 
 def test_the_command_counts_and_shows_the_first(tmp_path):
-    folder = toy.ensure("mvbench", str(tmp_path / "toy"), test=10)
+    folder = world.ensure("mvbench", str(tmp_path / "toy"), test=10)
     path = os.path.join(folder, "json", "action_count.json")
     code, out, err = command("mvbench", path, path)
     assert code == 0 and out.count(f"{path}: 2 examples about 2 videos; the first:\n  Example(id='action_count/0', task='qa'") == 2 and not err
@@ -287,15 +288,15 @@ def test_mistakes_of_the_command_are_one_line(tmp_path):
 
 def test_help_ends_well_whatever_reads_it():
     code, out, err = command("--help")
-    assert code == 0 and not err and "python annotations.py charades FILE" in out and all(name in out for name in DATASETS)
+    assert code == 0 and not err and "usage: python -m annotations" in out and all(name in out for name in DATASETS)
     assert command("-h", LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")[0] == 0
-    ends = subprocess.run(["bash", "-c", f"set -o pipefail; '{sys.executable}' annotations.py --help | head -1"], cwd=ROOT, capture_output=True, text=True)
+    ends = subprocess.run(["bash", "-c", f"set -o pipefail; '{sys.executable}' -m annotations --help | head -1"], cwd=ROOT, capture_output=True, text=True)
     assert ends.returncode == 0 and not ends.stderr and len(ends.stdout.splitlines()) == 1
 
 
 def test_a_reader_that_goes_away_early(tmp_path):
     """More output than a pipe holds, and nobody reads on."""
     write(tmp_path / "q.json", [{"video": "a.mp4", "answer": "low quality"}])
-    line = f"'{sys.executable}' '{ROOT}/annotations.py' quality {'q.json ' * 2000} | head -1"
+    line = f"'{sys.executable}' -m annotations quality {'q.json ' * 2000} | head -1"
     ends = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=tmp_path, capture_output=True, text=True)
     assert ends.returncode == 0 and not ends.stderr

@@ -14,10 +14,12 @@ import torch
 from conftest import BASE, ROOT
 from safetensors.torch import load_file
 
-import checkpoint
+from runtime import checkpoint
+import grpo
 import train
 from runtime.run import STOP
-from data import BadInput, VideoBudget
+from data import VideoBudget
+from runtime.errors import BadInput
 
 QUICK = ["--task", "grounding", "--group-size", "2", "--prompts-per-step", "2", "--max-new-tokens", "16", "--steps", "6", "--save-every", "2", "--rollouts-every", "1"]
 
@@ -108,7 +110,7 @@ def test_damaged_checkpoint_is_passed_over(charades, unstopped, tmp_path, capsys
 
 def test_a_policy_that_a_kill_left_aside_is_put_back(base, tmp_path):
     """Killed between the two renames of `save`, and killed again while the next one is being written."""
-    from weights import save
+    from runtime.models import save
 
     def killed(folder):
         raise KeyboardInterrupt
@@ -167,13 +169,13 @@ def test_many_unreadable_videos_stop_the_run(charades, tmp_path):
 
 
 def test_steps_that_are_not_finite_are_dropped_and_ten_in_a_row_stop(charades, tmp_path, monkeypatch):
-    loss = train.grpo.policy_loss
+    loss = grpo.policy_loss
 
     def infinite(*args):
         value, per_token = loss(*args)
         return value * float("inf"), per_token
 
-    monkeypatch.setattr(train.grpo, "policy_loss", infinite)
+    monkeypatch.setattr(grpo, "policy_loss", infinite)
     args = [*QUICK, "--data", charades, "--out", str(tmp_path / "x"), "--steps", "12", "--save-every", "100"]
     with pytest.raises(BadInput, match="10 steps in a row"):
         train.train(train.parse_args(args))
@@ -182,7 +184,7 @@ def test_steps_that_are_not_finite_are_dropped_and_ten_in_a_row_stop(charades, t
 
 def test_a_decoder_that_hangs_or_dies_costs_one_video(charades, tmp_path, monkeypatch):
     from data import read_frames
-    from decoding import Decoder
+    from runtime.decoder import Decoder
 
     good = os.path.join(charades, "videos", "train00000.mp4")
     budget, decoder = VideoBudget.of_model(BASE), Decoder(20)

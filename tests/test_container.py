@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-import container
+from runtime import container
 import data
-from annotations import read_dataset
-from data import BadInput, VideoBudget, read_frames
+from annotations.readers import read_dataset
+from data import VideoBudget, read_frames
+from runtime.errors import BadInput
 
 CELL, HEIGHT, WIDTH = 32, 64, 128  # 2 rows of 4 squares, one a bit of the number
 SEEN = VideoBudget(min_frame_pixels=28 * 28)

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 import data
-from annotations import read_dataset
-from data import BadInput, VideoBudget, frame_size, frame_times, load_video, patchify, read_frames
-from tasks import load_prompt
-from toy_base import TOY_BUDGET
+from annotations.readers import read_dataset
+from data import VideoBudget, frame_size, frame_times, load_video, patchify, read_frames
+from runtime.errors import BadInput
+from data import load_prompt
+from toy.base import TOY_BUDGET
 
 
 def write_video(path, n_frames, fps=10, size=(56, 84), times=None):

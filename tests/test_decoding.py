@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from annotations import read_dataset
+from annotations.readers import read_dataset
 from conftest import ROOT
-from decoding import Cancelled, Decoder
-from toy_base import TOY_BUDGET
+from runtime.decoder import Cancelled, Decoder
+from toy.base import TOY_BUDGET
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_a_start_can_be_cancelled_too(charades):
 
 PARENT = """
 import sys
-from decoding import Decoder
-from toy_base import TOY_BUDGET
+from runtime.decoder import Decoder
+from toy.base import TOY_BUDGET
 decoder = Decoder(600)
 decoder.start()
 print(decoder.process.pid, flush=True)

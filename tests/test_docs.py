@@ -25,7 +25,7 @@ def test_commands_have_flags_that_exist(command):
 
 
 def test_the_worked_example_is_what_the_command_prints():
-    done = subprocess.run([sys.executable, "report.py", "assets/example", "1"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tools.report", "assets/example", "1"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and f"```\n{done.stdout.rstrip()}\n```" in README
 
 

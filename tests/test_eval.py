@@ -13,9 +13,9 @@ import pytest
 from conftest import BASE, ROOT
 
 import eval as evaluation
-import paper
-import toy
-from annotations import DATASETS, read_dataset
+from tools import paper
+from toy import world
+from annotations.readers import DATASETS, read_dataset
 from data import Example, VideoBudget
 from rewards import temporal_iou
 
@@ -128,7 +128,7 @@ def test_missing_clips_are_named_before_anything_is_done(shared, tmp_path):
 
 
 def test_a_clip_that_can_no_longer_be_had_counts_as_wrong_and_is_listed(tmp_path):
-    folder = toy.ensure("charades", str(tmp_path / "data"), train=0, test=10)
+    folder = world.ensure("charades", str(tmp_path / "data"), train=0, test=10)
     gone = read_dataset("charades", "test", folder)[3]
     os.remove(gone.video)
     done = run("--bench", "charades", "--data", folder, "--out", tmp_path / "out", "--max-new-tokens", 8)
@@ -156,7 +156,7 @@ def test_two_processes_give_the_figures_of_one(evaluated, charades, tmp_path):
 
 def test_every_benchmark_runs_to_a_score(tmp_path):
     for name, dataset in DATASETS.items():
-        toy.ensure(name, str(tmp_path / "data" / name), test=5, **({"train": 1} if dataset.train else {}))
+        world.ensure(name, str(tmp_path / "data" / name), test=5, **({"train": 1} if dataset.train else {}))
     shutil.copytree(BASE, tmp_path / "policy")
     done = run("--bench", "all", "--data", tmp_path / "data", "--model", tmp_path / "policy", "--max-new-tokens", 30)
     assert done.returncode == 0, done.stderr
@@ -167,7 +167,7 @@ def test_every_benchmark_runs_to_a_score(tmp_path):
 
 
 def test_clues_look_twice(tmp_path):
-    folder = toy.ensure("nextgqa", str(tmp_path / "nextgqa"), train=0, test=3)
+    folder = world.ensure("nextgqa", str(tmp_path / "nextgqa"), train=0, test=3)
     out = tmp_path / "run" / "eval-nextgqa-clues"
     done = run("--bench", "nextgqa", "--data", folder, "--out", tmp_path / "qa", "--task", "qa", "--max-new-tokens", 60)  # the same questions, the letter alone
     assert done.returncode == 0 and "accuracy" in done.stdout and "mIoU" not in done.stdout, done.stderr

@@ -11,9 +11,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-import exercises
+from course import exercises
 import wrong_solutions
-from exercises import EXERCISES
+from course.exercises import EXERCISES
 
 
 def run(*args, cwd=ROOT, timeout=120):
@@ -99,7 +99,7 @@ def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
             f.write(solution.replace("    delta = logp_ref", f"    {names[student]}\n    delta = logp_ref") if student in names else solution)
         with open(tmp_path / "in" / student / EXERCISES[6].file, "w") as f:
             f.write(exercises.write_up(EXERCISES[6], solved=True))
-    done = run("exercises.py", "grade", tmp_path / "in", "--out", tmp_path / "grades.csv", "--limit", 4)
+    done = run("-m", "course", "grade", tmp_path / "in", "--out", tmp_path / "grades.csv", "--limit", 4)
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "grades.csv") as f:
         rows = {row["student"]: row for row in csv.DictReader(f)}
@@ -121,7 +121,7 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
             found = exercises.functions_of(f.read())
         assert all(exercises.is_blank(found[name]) for name in e.functions)
     for name in ("checks.py", "checks_model.py"):
-        with open(folder / name) as f:
+        with open(folder / "course" / name) as f:
             assert all(exercises.is_blank(node) for function, node in exercises.functions_of(f.read()).items() if function.startswith("slow_"))
     homework = str(folder / "homework")
     for e in EXERCISES:
@@ -129,7 +129,7 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
             f.write(exercises.write_up(e, solved=True))
     with open(os.path.join(homework, EXERCISES[4].file), "w") as f:
         f.write(wrong_solutions.solution(5, " + 1e-4", ""))
-    code = "import exercises as e\nassert e.main(['solution', '5']) == 2\ne.check([e.EXERCISES[i] for i in (4, 8, 10)], 'homework', 60)"
+    code = "from course import exercises as e\nassert e.main(['solution', '5']) == 2\ne.check([e.EXERCISES[i] for i in (4, 8, 10)], 'homework', 60)"
     done = run("-c", code, cwd=folder)
     assert done.returncode == 0 and "2 of 3 right" in done.stdout and "1e-4 is missing" in done.stdout, done.stdout + done.stderr
     assert "your instructor does" in done.stderr
@@ -156,9 +156,9 @@ def test_train_runs_with_the_students_functions(charades, tmp_path):
 
 
 def test_no_folder_and_broken_files_are_one_sentence(tmp_path):
-    from data import BadInput
+    from runtime.errors import BadInput
 
-    with pytest.raises(BadInput, match="is no folder: python exercises.py start all"):
+    with pytest.raises(BadInput, match="is no folder: python -m course start all"):
         exercises.install(str(tmp_path / "nowhere"))
     (tmp_path / EXERCISES[0].file).write_text("def temporal_iou(a, b:\n")
     with pytest.raises(BadInput, match="ex01_temporal_iou.py cannot be loaded: SyntaxError"):

@@ -17,20 +17,18 @@ import pytest
 import torch
 from conftest import ROOT
 
-import errors
+from runtime import errors
 import eval as evaluation
-import folders
-import lora
-import paper
-import report
+from runtime import folders
+from tools import merge, paper, report
 import train
 from runtime.run import STOP
-from checkpoint import save_checkpoint
-from errors import BadInput
-from weights import load
+from runtime.checkpoint import save_checkpoint
+from runtime.errors import BadInput
+from runtime.models import load
 
 TINY = ["--group-size", "2", "--prompts-per-step", "1", "--max-new-tokens", "8", "--steps", "1", "--quiet"]
-PROGRAMS = {"train.py": train, "eval.py": evaluation, "report.py": report, "lora.py": lora, "paper.py": paper}
+PROGRAMS = {"train.py": train, "eval.py": evaluation, "tools.report": report, "tools.merge": merge, "tools.paper": paper}
 
 
 def call(name, *args, cwd=ROOT):
@@ -49,6 +47,11 @@ def call(name, *args, cwd=ROOT):
         for s, handler in handlers.items():
             signal.signal(s, handler)
     return status, said.getvalue()
+
+
+def words(program):
+    """A program as the command line names it: a file at the root, or a module of a room."""
+    return program if program.endswith(".py") else f"-m {program}"
 
 
 def process(*args, **options):
@@ -128,9 +131,9 @@ def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades,
         ("eval.py", *of_run), ("eval.py", *of_run, "--limit", 2), ("eval.py", *of_run, "--blind"),
         *[("eval.py", *of_run, "--limit", 1, "--out", f"{home}/{out}") for out in ("place/run", "place", "full", "results", "new-eval", "new-eval", "")],
         ("eval.py", *of_run, "--compare", run, run),
-        ("report.py", run), ("report.py", run, 1), ("report.py", f"{home}/place"), ("report.py", f"{home}/full"),
-        *[("lora.py", "merge", f"{run}/policy", f"{home}/{out}") for out in ("merged", "place/run", "place/run/policy", "merged2", "new", "new", "place/policy", "models")],
-        ("paper.py", "--out", f"{home}/table"),
+        ("tools.report", run), ("tools.report", run, 1), ("tools.report", f"{home}/place"), ("tools.report", f"{home}/full"),
+        *[("tools.merge", f"{run}/policy", f"{home}/{out}") for out in ("merged", "place/run", "place/run/policy", "merged2", "new", "new", "place/policy", "models")],
+        ("tools.paper", "--out", f"{home}/table"),
     ]  # fmt: skip
     ended = {}
     for command in commands:
@@ -144,8 +147,8 @@ def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades,
         status, said = call("train.py", *base, *more)
         assert foreign_files(home) == mine, (more, said)
     assert os.path.isfile(os.path.join(run, "policy", "adapter_model.safetensors"))
-    wanted = {commands[0]: 2, commands[1]: 0, commands[3]: 2 if inside else 0, ("eval.py", *of_run): 0, ("report.py", run): 0,
-              ("lora.py", "merge", f"{run}/policy", f"{home}/new"): 0, ("paper.py", "--out", f"{home}/table"): 2}  # fmt: skip
+    wanted = {commands[0]: 2, commands[1]: 0, commands[3]: 2 if inside else 0, ("eval.py", *of_run): 0, ("tools.report", run): 0,
+              ("tools.merge", f"{run}/policy", f"{home}/new"): 0, ("tools.paper", "--out", f"{home}/table"): 2}  # fmt: skip
     assert {command: ended[command] for command in wanted} == wanted  # what may be done is still done
     assert [ended[c] for c in commands if c[0] == "train.py" and c not in commands[:4]] == [2] * 15
 
@@ -217,8 +220,8 @@ def test_another_kind_of_folder_is_refused(run, charades, tmp_path):
     assert status == 2 and "holds a run of train.py, not an evaluation" in said and (run / "settings.json").read_text() == settings
     status, said = call("train.py", *flags_of(run / "eval-charades", charades), "--overwrite")
     assert status == 2 and "holds an evaluation of eval.py, not a run" in said
-    for program, path in (("report.py", run / "eval-charades"), ("lora.py", run)):
-        args = ("merge", run / "policy", path) if program == "lora.py" else (path,)
+    for program, path in (("tools.report", run / "eval-charades"), ("tools.merge", run)):
+        args = (run / "policy", path) if program == "tools.merge" else (path,)
         assert call(program, *args)[0] == 2
     status, said = call("eval.py", "--bench", "charades", "--data", charades, "--model", run / "eval-charades")
     assert status == 2 and "is an evaluation of eval.py" in said
@@ -278,14 +281,14 @@ def test_a_lock_of_another_machine_is_not_taken_over_and_one_of_a_reused_number_
 TAKE = """
 import sys, time
 sys.path.insert(0, {root!r})
-import folders
+from runtime import errors, folders
 try:
     while time.time() < {when}:
         pass
     folders.take({folder!r})
     print("taken")
     time.sleep(2)
-except folders.BadInput:
+except errors.BadInput:
     print("refused")
 """
 
@@ -313,7 +316,7 @@ def test_an_evaluation_holds_its_folder_and_gives_it_back(finished, charades, tm
 # Flags --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", ["train.py", "eval.py", "data.py", "paper.py"])
+@pytest.mark.parametrize("program", ["runtime/settings.py", "eval.py", "data.py", "tools/paper.py"])
 def test_every_number_among_the_flags_has_a_range(program):
     with open(os.path.join(ROOT, program), encoding="utf-8") as f:
         names = re.findall(r'add_argument\("--([a-z-]+)",[^\n]*type=(?:int|float)', f.read())
@@ -376,7 +379,7 @@ def test_a_picture_that_cannot_be_drawn(run, charades):
     os.mkdir(run / "curves.png")
     status, said = call("train.py", *flags_of(run, charades), "--resume")
     assert status == 0 and "curves.png could not be written (IsADirectoryError" in said and (run / "policy").is_dir(), said
-    status, said = call("report.py", run)
+    status, said = call("tools.report", run)
     assert status == 2 and "could not be written" in said and "Traceback" not in said and (run / "report.html").is_file()
 
 
@@ -396,7 +399,8 @@ def test_a_part_of_a_checkpoint_that_cannot_be_written(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {ROOT!r})
-import resource, torch, checkpoint
+import resource, torch
+from runtime import checkpoint
 checkpoint.PART_BYTES = 1000
 small, large = torch.ones(300), torch.ones(10_000)
 print(checkpoint.save_checkpoint({str(tmp_path)!r}, 1, dict(a=small), {{}}, 2, 0))
@@ -432,9 +436,9 @@ def test_nobody_listens(closed, charades, tmp_path):
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
 
 
-@pytest.mark.parametrize("program", ["train.py", "eval.py", "report.py", "lora.py", "paper.py", "exercises.py", "grpo.py"])
+@pytest.mark.parametrize("program", ["train.py", "eval.py", "tools.report", "tools.merge", "tools.paper", "course", "grpo.py"])
 def test_help_in_an_ascii_terminal_and_through_head(program):
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{sys.executable} {program} --help | head -1"],
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{sys.executable} {words(program)} --help | head -1"],
                           cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | ASCII)  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith("usage: ") and done.stderr == ""
 
@@ -443,11 +447,11 @@ def test_every_program_in_an_ascii_terminal(charades, tmp_path):
     out = tmp_path / "run"
     commands = [
         ["train.py", "--data", charades, *TINY[:-1], "--rollouts-every", 1, "--out", out], ["train.py", "--task", "grounding", "--plan"],
-        ["eval.py", "--bench", "charades", "--data", charades, "--model", out, "--limit", 2], ["report.py", out, 1],
-        ["grpo.py"], ["exercises.py", "list"], ["train.py", "--out", tmp_path / "zurück"],
+        ["eval.py", "--bench", "charades", "--data", charades, "--model", out, "--limit", 2], ["tools.report", out, 1],
+        ["grpo.py"], ["course", "list"], ["train.py", "--out", tmp_path / "zurück"],
     ]  # fmt: skip
     for command in commands:
-        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, timeout=120, env=os.environ | ASCII)
+        done = subprocess.run([sys.executable, *words(command[0]).split(), *map(str, command[1:])], cwd=ROOT, capture_output=True, timeout=120, env=os.environ | ASCII)
         wanted = 2 if command == commands[-1] else 0
         assert done.returncode == wanted and b"Traceback" not in done.stderr, (command, done.stderr)
         assert done.stdout.isascii()
@@ -504,7 +508,7 @@ def test_damaged_files_are_named_and_are_no_traceback(name, damage, run, charade
         path.write_text('{"step": 1, "id": "a", "why": "b"}\n')
     DAMAGE[damage](path)
     ask = ["--bench", "charades", "--data", charades]
-    commands = {"page": ("report.py", run), "group": ("report.py", run, 1), "compare": ("eval.py", *ask, "--compare", run, run),
+    commands = {"page": ("tools.report", run), "group": ("tools.report", run, 1), "compare": ("eval.py", *ask, "--compare", run, run),
                 "resume": ("train.py", *flags_of(run, charades), "--resume"), "evaluate": ("eval.py", *ask, "--model", run, "--max-new-tokens", 8, "--limit", 1)}  # fmt: skip
     heard = ""
     for reader in FILES[name].split():

@@ -13,21 +13,23 @@ from tqdm import tqdm
 
 import data
 import eval as evaluation
-import fast_decoding
+from scale import decoding
 import grpo
-import lora
+from scale import adapters
 import model as model_module
-import scale
+from runtime import optimizer
+from runtime import policy
 import train
-from annotations import read_dataset
-from data import BadInput
+from annotations.readers import read_dataset
+from runtime.errors import BadInput
 from model import encode_videos, group_logprobs
 from runtime.loader import generator_for
 from runtime.rollouts import sampler_gaps, token_records
 from runtime.run import Clock, check_sampler
-from tasks import load_prompt, posed
-from toy_base import TOY_BUDGET
-from weights import load
+from data import load_prompt
+from tasks import as_task
+from toy.base import TOY_BUDGET
+from runtime.models import load
 
 SMALL = ["--group-size", "4", "--prompts-per-step", "3", "--max-new-tokens", "24", "--lr", "1e-5"]
 MEAN_GAP = {torch.float32: 1e-6, torch.bfloat16: 0.01}  # nats, of two batches of other shapes
@@ -97,7 +99,7 @@ def test_where_nothing_can_be_recorded_sampling_goes_on_and_says_why(batch, gpu,
         raise RuntimeError("CUDA error: operation not supported\nCompile with …")
 
     monkeypatch.setattr(torch.cuda, "graph", fails)
-    fast_decoding.say_once.cache_clear()
+    decoding.say_once.cache_clear()
     tokens = [on_cpu(sample(model.to("gpu"), batch[1])[0]) for _ in range(2)]
     n = min(t.shape[2] for t in (expected, *tokens))
     assert all(torch.equal(t[..., :n], expected[..., :n]) for t in tokens)
@@ -195,11 +197,11 @@ VARIANTS = {
 def one_step(device, dtype, flags, batch):
     """One step of train.py. Returns {parameter: its float32 value after it}, gradient norm, texts, gaps."""
     args = train.parse_args([*SMALL, "--device", "cpu", "--dtype", str(dtype).removeprefix("torch."), *flags])
-    policy, tokenizer, reference = scale.load_models(args, "cpu")
+    policy, tokenizer, reference = policy.load_models(args, "cpu")
     with reference() as fixed:
         for model in filter(None, (policy, fixed)):
             model.to(device).tie_weights()  # on the pretended GPU .to() makes new parameters
-    optimizer = scale.MasterAdamW(policy, args.lr, args.offload)
+    optimizer = optimizer.MasterAdamW(policy, args.lr, args.offload)
     before = {n: on_cpu(p).float().clone() for n, p in policy.named_parameters() if p.requires_grad}
     share = data.Batch(*batch, generators(), tokenizer)
     texts, gaps = [], None
@@ -242,14 +244,14 @@ def test_a_whole_step_is_the_cpus(variant, dtype, batch, monkeypatch):
 
 def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
     policy = load(BASE)[0].to("gpu")
-    optimizer = scale.MasterAdamW(policy, 1e-3, offload=True)
+    optimizer = optimizer.MasterAdamW(policy, 1e-3, offload=True)
     for p in optimizer.parameters.values():
         p.grad = torch.ones_like(p)
     optimizer.step(1e-3, 1.0, 1)
     assert all(m.device.type == "cpu" for m in optimizer.masters.values())
     assert all(t.device.type == "cpu" for t in optimizer.tensors().values())
     kept = {k: t.clone() for k, t in optimizer.tensors().items()}
-    again = scale.MasterAdamW(load(BASE)[0].to("gpu"), 1e-3, offload=True)
+    again = optimizer.MasterAdamW(load(BASE)[0].to("gpu"), 1e-3, offload=True)
     again.load_tensors(kept.__getitem__)
     assert all(torch.equal(kept[k], t) and t.device.type == "cpu" for k, t in again.tensors().items())
     name = next(iter(policy.state_dict()))
@@ -257,7 +259,7 @@ def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
 
 
 def test_an_evaluations_batch(batch, charades, tmp_path, gpu):
-    examples = posed(read_dataset("charades", "test", charades)[:3], "grounding")
+    examples = as_task(read_dataset("charades", "test", charades)[:3], "grounding")
     reader = SimpleNamespace(read=data.read_frames)
     said = []
     for device in ("cpu", "gpu"):
@@ -315,13 +317,13 @@ def test_sharded_in_bfloat16(method, charades, tmp_path):
 
 def test_adapters_are_cast_once_per_rollout(batch):
     model = load(BASE, dtype=torch.bfloat16)[0]
-    lora.add_adapters(model, 4)
-    for m in lora.detours(model).values():
+    adapters.add_adapters(model, 4)
+    for m in adapters.detours(model).values():
         torch.nn.init.normal_(m.lora_B, std=0.1)
     cast = sample(model, batch[1])
-    with lora.adapters_ready(model):
-        halves = [half for m in lora.detours(model).values() for half in m.ready]
+    with adapters.adapters_ready(model):
+        halves = [half for m in adapters.detours(model).values() for half in m.ready]
         assert all(half.dtype == torch.bfloat16 and not half.requires_grad for half in halves)
         ready = sample(model, batch[1])
     assert all(torch.equal(a, b) for a, b in zip(cast, ready))
-    assert all(m.ready is None for m in lora.detours(model).values())
+    assert all(m.ready is None for m in adapters.detours(model).values())

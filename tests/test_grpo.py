@@ -162,9 +162,9 @@ def test_examples_in_docstrings():
 def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
     """2,000 first tokens against the softmax they were drawn from; a temperature or a top-k would show."""
     from model import encode_videos, prefill
-    from annotations import read_dataset
-    from tasks import load_prompt
-    from toy_base import TOY_BUDGET
+    from annotations.readers import read_dataset
+    from data import load_prompt
+    from toy.base import TOY_BUDGET
 
     model, tokenizer = fresh
     prompt = load_prompt(read_dataset("charades", "test", charades)[0], TOY_BUDGET, tokenizer)
@@ -181,9 +181,9 @@ def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
 
 def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades):
     from model import encode_videos
-    from annotations import read_dataset
-    from tasks import load_prompt
-    from toy_base import TOY_BUDGET
+    from annotations.readers import read_dataset
+    from data import load_prompt
+    from toy.base import TOY_BUDGET
 
     model, tokenizer = fresh
     prompts = [load_prompt(e, TOY_BUDGET, tokenizer) for e in read_dataset("charades", "test", charades)[:2]]
@@ -204,9 +204,9 @@ def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades)
 
 def test_a_prompts_completions_do_not_depend_on_its_neighbours(fresh, charades):
     from model import encode_videos
-    from annotations import read_dataset
-    from tasks import load_prompt
-    from toy_base import TOY_BUDGET
+    from annotations.readers import read_dataset
+    from data import load_prompt
+    from toy.base import TOY_BUDGET
 
     model, tokenizer = fresh
     prompts = [load_prompt(e, TOY_BUDGET, tokenizer, think=i % 2 == 0) for i, e in enumerate(read_dataset("charades", "test", charades)[:3])]

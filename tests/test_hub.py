@@ -14,13 +14,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 import eval as eval_module
 import hub
-import lora
-import scale
+from scale import adapters
+from scale import sharding
 import train
-import weights
+from runtime import models
 from conftest import BASE, ROOT
-from data import BadInput, VideoBudget
-from weights import load
+from data import VideoBudget
+from runtime.errors import BadInput
+from runtime.models import load
 
 # What the toy base brings with it, and a folder from the hub does not.
 SMALL = ["--fps", "2", "--max-frames", "64", "--total-pixels", "2809856",
@@ -117,8 +118,9 @@ def test_a_step_from_it_is_the_step_from_the_toy_base(one_step):
 
 
 IN_PARTS = """
-import sys, train, weights
-weights.PART = 1e6  # bytes: five files
+import sys, train
+from runtime import models
+models.PART = 1e6  # bytes: five files
 sys.argv[0] = "train.py"
 train.main()
 """
@@ -359,14 +361,14 @@ def test_a_fault_that_one_process_of_two_can_see_ends_both(charades, copy, tmp_p
 
 def test_sharded_and_plain_refuse_the_same(copy, tmp_path):
     with pytest.raises(BadInput, match="runs on CUDA only"):
-        scale.load_sharded(copy, "cpu", attn="flash_attention_2")
+        sharding.load_sharded(copy, "cpu", attn="flash_attention_2")
     (tmp_path / "adapters").mkdir()
     hub.put(tmp_path / "adapters", "adapter_config.json", {"base_model_name_or_path": copy})
     with pytest.raises(BadInput, match="--shard cannot start from adapters"):
-        scale.load_sharded(str(tmp_path / "adapters"), "cpu")
+        sharding.load_sharded(str(tmp_path / "adapters"), "cpu")
     DAMAGES["a weight reshaped"][0](copy)
     with pytest.raises(BadInput, match="is of shape"):
-        scale.load_sharded(copy, "cpu")
+        sharding.load_sharded(copy, "cpu")
 
 
 # Adapters ------------------------------------------------------------------------------------------
@@ -375,9 +377,9 @@ def test_sharded_and_plain_refuse_the_same(copy, tmp_path):
 @pytest.fixture
 def adapters(tmp_path):
     """Adapters of rank 4 for the toy base, with numbers in them."""
-    model = lora.add_adapters(load(BASE)[0], 4)
+    model = adapters.add_adapters(load(BASE)[0], 4)
     drawn = {n: torch.randn_like(p) * 0.1 for n, p in model.named_parameters() if p.requires_grad}
-    lora.save_adapters(drawn, str(tmp_path / "a"), BASE, 4)
+    adapters.save_adapters(drawn, str(tmp_path / "a"), BASE, 4)
     return str(tmp_path / "a")
 
 
@@ -430,8 +432,8 @@ def test_adapters_on_adapters_are_merged_and_circles_are_refused(adapters, tmp_p
 
 def test_saving_in_parts(tmp_path, monkeypatch):
     model, tokenizer = load(BASE)
-    monkeypatch.setattr(weights, "PART", 1e6)
-    weights.save(model, tokenizer, VideoBudget(), str(tmp_path / "parts"))
+    monkeypatch.setattr(models, "PART", 1e6)
+    models.save(model, tokenizer, VideoBudget(), str(tmp_path / "parts"))
     files = [f for f in os.listdir(tmp_path / "parts") if f.endswith(".safetensors")]
     assert len(files) >= 4 and max(os.path.getsize(tmp_path / "parts" / f) for f in files) < 1.1e6
     assert same(load(str(tmp_path / "parts"))[0], model)
@@ -440,27 +442,28 @@ def test_saving_in_parts(tmp_path, monkeypatch):
 
 FULL_DISK = """
 import os, resource, sys, torch, types
-import scale, weights
+from runtime import models, policy as policies, processes
+from scale import sharding
 from data import VideoBudget
 
 base, out = sys.argv[1:]
-rank, world, device = scale.start_processes("cpu")
-policy, tokenizer = scale.load_sharded(base, device)
-weights.PART = 1e6
+rank, world, device = processes.start_processes("cpu")
+policy, tokenizer = sharding.load_sharded(base, device)
+models.PART = 1e6
 policy.config.dtype = torch.bfloat16  # as on CUDA: kept in float32, computed and saved in bfloat16
 args = types.SimpleNamespace(lora=None, shard=True)
 if rank == 0:  # files of at most 500 kB, as a disk that fills up: the second part is too large
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
 try:
-    scale.save_policy(policy, tokenizer, VideoBudget(), os.path.join(out, "full"), args, rank)
+    policies.save_policy(policy, tokenizer, VideoBudget(), os.path.join(out, "full"), args, rank)
     said = "saved"
 except OSError as e:
     said = "OSError"
 open(os.path.join(out, f"process-{rank}"), "w").write(said)
 if rank == 0:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-scale.save_policy(policy, tokenizer, VideoBudget(), os.path.join(out, "run"), args, rank)
+policies.save_policy(policy, tokenizer, VideoBudget(), os.path.join(out, "run"), args, rank)
 torch.distributed.barrier()  # nobody leaves while the other still reads
 sys.stderr.flush()
 os._exit(0)  # not by gloo's own way out, which was seen to abort on a busy machine, all work done

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-import judge
+from annotations import judge
 import rewards
 from conftest import ROOT
-from data import BadInput
+from runtime.errors import BadInput
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 import data
 import grpo
 import model as model_module
-from annotations import read_dataset
-from data import BadInput
+from annotations.readers import read_dataset
+from runtime.errors import BadInput
 from model import embed, encode_videos, group_logprobs, mrope_positions, prefill, token_logits
-from weights import load, save
-from tasks import load_prompt
-from toy_base import TOY_BUDGET
+from runtime.models import load, save
+from data import load_prompt
+from toy.base import TOY_BUDGET
 
 from conftest import BASE
 

@@ -12,14 +12,15 @@ import torch
 from conftest import BASE, ROOT
 from docs_check import commands
 
-import plan
-import scale
+from scale import plan
+from runtime import optimizer
+from runtime import settings
 import train
-from data import BadInput
+from runtime.errors import BadInput
 from grpo import sample_groups
-from lora import add_adapters
+from scale.adapters import add_adapters
 from model import encode_videos, group_logprobs, prefill
-from weights import load
+from runtime.models import load
 
 sys.path.insert(0, os.path.join(ROOT, "tests", "bench"))
 from common import make_prompt, real_config  # noqa: E402
@@ -81,7 +82,7 @@ def test_plan_counts_what_is_there(dtype):
     args, stays, moving, operations, sizes = toy_plan(number=dtype.itemsize)
     model = toy_policy(dtype)
     assert sizes["N"] == sum(p.numel() for p in model.parameters()) == sizes["trained"]
-    optimizer = scale.MasterAdamW(model, 1e-3)
+    optimizer = optimizer.MasterAdamW(model, 1e-3)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     held = sum(p.grad.nbytes for p in model.parameters())
@@ -158,7 +159,7 @@ def test_kv_cache_is_what_is_sampled_with(base):
 def test_offloaded_weights_are_in_the_cpu_memory(folder_of_7b, capsys):
     """12 bytes per trained weight in every process, or a share of all weights and all else."""
     policy = toy_policy(torch.bfloat16)
-    optimizer = scale.MasterAdamW(policy, 1e-3, offload=True)
+    optimizer = optimizer.MasterAdamW(policy, 1e-3, offload=True)
     for p in policy.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step(1e-3, 1.0, 1)
@@ -260,7 +261,7 @@ def test_commands_of_the_readme_share_their_prompts_evenly(command):
         for flag in ("nproc-per-node", "nnodes")
     )
     args = train.parse_args(shlex.split(command.split("train.py", 1)[1]))
-    train.check_processes(args, args.plan or per_node * nodes)
+    settings.check_processes(args, args.plan or per_node * nodes)
 
 
 def test_the_demo_asks_for_no_gpu_and_neither_do_the_tests():

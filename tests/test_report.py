@@ -13,13 +13,15 @@ import pytest
 import torch
 from conftest import BASE, ROOT
 
-import report
+from runtime import shown
+from tools import report
 import train
-from annotations import read_dataset
-from data import VideoBudget
+from annotations.readers import read_dataset
+from data import Example, VideoBudget
 from model import encode_videos, group_logprobs
-from weights import load
-from tasks import ideal_answer, load_prompt
+from runtime.models import load
+from data import load_prompt
+from tasks import ideal_answer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--"
@@ -67,7 +69,7 @@ def change_groups(folder, change):
 
 
 def test_the_page_holds_the_whole_run(run):
-    done = subprocess.run([sys.executable, "report.py", run[0]], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "tools.report", run[0]], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "report.html" in done.stdout
     with open(os.path.join(run[0], "report.html")) as f:
         page = f.read()
@@ -176,7 +178,7 @@ def test_before_and_after(copy):
 
 @pytest.mark.parametrize("args", [["/nowhere"], ["."]])
 def test_a_folder_that_is_no_run(args):
-    done = subprocess.run([sys.executable, "report.py", *args], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tools.report", *args], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "is not a run folder" in done.stderr and done.stderr.strip().count("\n") == 0
 
 
@@ -296,7 +298,7 @@ def group_of(prompt, answer, *texts):
 
 def test_a_grounding_group_in_the_terminal():
     group = group_of("The video lasts 10.0 seconds. When?", (2.0, 6.0), "<answer>5.0 to 10.0</answer>", "hm\x1b[31m\n", "<answer>9.0 to 3.0</answer>")
-    assert report.group_text(7, group, 66).split("\n") == [
+    assert shown.group_text(7, group, 66).split("\n") == [
         "step 7: The video lasts 10.0 seconds. When?",
         "reward  advantage  ····████████········  true: 2.0 to 6.0",
         "  2.00      +1.00  ··········██████████  5.0 to 10.0",
@@ -310,10 +312,10 @@ def test_a_grounding_group_in_the_terminal():
 def test_every_task_in_every_terminal(task, width):
     answer = {"grounding": (2.0, 6.0), "tracking": [(0.1, 0.2, 0.3, 0.4)] * 8, "gqa": ("B", [(1.0, 2.0)]), "caption": ("a cat sits",)}[task]
     ideal = ideal_answer(replace(EXAMPLE, task=task, answer=answer), "because")
-    lines = report.group_text(1, group_of("The video lasts 8.0 seconds. What happens in this long question about a video?", answer, ideal, "", "多" * 300), width).split("\n")
+    lines = shown.group_text(1, group_of("The video lasts 8.0 seconds. What happens in this long question about a video?", answer, ideal, "", "多" * 300), width).split("\n")
     assert max(map(len, lines)) <= width and "(nothing)" in lines[-2]
     assert ("█" in lines[-3]) == (task in ("grounding", "gqa"))
-    assert report.given_answer(ideal, answer)["intervals"] == [tuple(i) for i in report.true_answer(answer)["intervals"]]
+    assert shown.given_answer(ideal, answer)["intervals"] == [tuple(i) for i in shown.true_answer(answer)["intervals"]]
 
 
-EXAMPLE = train.data.Example("a/0", "grounding", "a.mp4", "a cat", (0.0, 1.0))
+EXAMPLE = Example("a/0", "grounding", "a.mp4", "a cat", (0.0, 1.0))

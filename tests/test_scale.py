@@ -11,13 +11,16 @@ from conftest import BASE, ROOT
 from safetensors.torch import load_file, save_file
 
 import data
-import lora
-import paper
-import scale
+from scale import adapters
+from tools import paper
+from runtime import optimizer
+from runtime import processes
+from scale import sharding
 import train
-from data import BadInput, VideoBudget
+from data import VideoBudget
+from runtime.errors import BadInput
 from model import encode_videos, group_logprobs
-from weights import load
+from runtime.models import load
 
 STEPS = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", "--steps", "3"]
 
@@ -66,17 +69,17 @@ def test_a_sharded_run_resumes(charades, tmp_path):
 
 GIVES_UP = """
 import sys
-import scale
-from data import BadInput
+from runtime.errors import BadInput
+from runtime import processes
 
-rank, world, device = scale.start_processes("cpu")
+rank, world, device = processes.start_processes("cpu")
 
 def work():
     if rank == 1:
         raise BadInput("its model is missing")
 
 try:
-    scale.on_each(world, work)
+    processes.on_each(world, work)
 except BadInput as e:
     sys.exit(f"process {rank} heard: {e}")
 """
@@ -94,7 +97,7 @@ def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(BadInput, match=f"2 processes and {torch.cuda.device_count()} GPU"):
-        scale.start_processes("cuda")
+        processes.start_processes("cuda")
 
 
 def test_recomputing_activations_changes_no_gradient(charades, base):
@@ -103,7 +106,7 @@ def test_recomputing_activations_changes_no_gradient(charades, base):
     for recompute in (False, True):
         model = load(BASE)[0]
         if recompute:
-            scale.recompute_activations(model)
+            sharding.recompute_activations(model)
         score(model, prompt, completions).sum().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters()})
     assert all(torch.equal(gradients[0][n], gradients[1][n]) for n in gradients[0])
@@ -115,7 +118,7 @@ def test_adapters(charades, base, tmp_path):
     prompt, completions = prompt_of(charades, tokenizer), torch.randint(20, 200, (3, 7))
     with torch.no_grad():
         before = score(model, prompt, completions)
-        lora.add_adapters(model, 4)
+        adapters.add_adapters(model, 4)
         assert torch.equal(score(model, prompt, completions), before)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert set(n.rpartition(".")[2] for n in trained) == {"lora_A", "lora_B"} and len(trained) == 2 * 7 * model.config.text_config.num_hidden_layers
@@ -123,12 +126,12 @@ def test_adapters(charades, base, tmp_path):
         torch.nn.init.normal_(p, std=0.1)
     with torch.no_grad():
         after = score(model, prompt, completions)
-        with lora.reference_policy(model) as fixed:
+        with adapters.reference_policy(model) as fixed:
             assert torch.equal(score(fixed, prompt, completions), before)
         assert torch.equal(score(model, prompt, completions), after) and (after - before).abs().max() > 0.1
-        lora.save_adapters({n: p.detach() for n, p in trained.items()}, str(tmp_path), BASE, 4)
+        adapters.save_adapters({n: p.detach() for n, p in trained.items()}, str(tmp_path), BASE, 4)
         merged = load(str(tmp_path))[0]
-        assert not lora.detours(merged) and (score(merged, prompt, completions) - after).abs().max() < 1e-4
+        assert not adapters.detours(merged) and (score(merged, prompt, completions) - after).abs().max() < 1e-4
     kept = load_file(tmp_path / "adapter_model.safetensors")
     save_file({k.replace("layers.0", "layers.9"): t for k, t in kept.items()}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(BadInput, match="belong to other layers"):
@@ -149,7 +152,7 @@ def test_merged_folder_loads_in_plain_transformers(charades, tmp_path):
     assert paper.finished(out, 1) and not paper.finished(out, 2)
     os.utime(os.path.join(out, "settings.json"), (1, 1))  # as if the base had been made anew since
     assert not paper.finished(out, 1)
-    done = subprocess.run([sys.executable, "lora.py", "merge", os.path.join(out, "policy"), str(tmp_path / "merged")], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tools.merge", os.path.join(out, "policy"), str(tmp_path / "merged")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     plain, ours = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").state_dict(), load(os.path.join(out, "policy"))[0].state_dict()
     start = load(BASE)[0].state_dict()
@@ -162,7 +165,7 @@ def test_master_copies_learn_what_bfloat16_cannot():
     torch.nn.init.ones_(policy.weight)
     plain = torch.nn.Parameter(torch.ones(1, 4))
     expected = torch.optim.AdamW([plain], lr=1e-5, weight_decay=0.0)
-    optimizer = scale.MasterAdamW(policy, 1e-5)
+    optimizer = optimizer.MasterAdamW(policy, 1e-5)
     for _ in range(200):
         policy.weight.grad = torch.full_like(policy.weight, 0.5)
         plain.grad = torch.full_like(plain, 0.5)
@@ -171,7 +174,7 @@ def test_master_copies_learn_what_bfloat16_cannot():
     master = optimizer.masters["weight"]
     assert torch.allclose(master, plain, rtol=1e-6) and master[0, 0] < 0.9985
     assert torch.equal(policy.weight, master.to(torch.bfloat16))
-    again = scale.MasterAdamW(policy, 1e-5)
+    again = optimizer.MasterAdamW(policy, 1e-5)
     again.load_tensors({k: v.clone() for k, v in optimizer.tensors().items()}.__getitem__)
     for o in (optimizer, again):
         policy.weight.grad = torch.full_like(policy.weight, -0.25)
@@ -182,13 +185,13 @@ def test_master_copies_learn_what_bfloat16_cannot():
 def test_a_step_without_any_gradient_changes_nothing():
     policy = torch.nn.Linear(2, 1, bias=False).to(torch.bfloat16)
     before = policy.weight.clone()
-    assert scale.MasterAdamW(policy, 1.0).step(1.0, 1.0, 1) == 0 and torch.equal(policy.weight, before)
+    assert optimizer.MasterAdamW(policy, 1.0).step(1.0, 1.0, 1) == 0 and torch.equal(policy.weight, before)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing():
     policy = torch.nn.Linear(2, 1)
     before = policy.weight.clone()
-    optimizer = scale.MasterAdamW(policy, 1.0)
+    optimizer = optimizer.MasterAdamW(policy, 1.0)
     policy.weight.grad, policy.bias.grad = torch.tensor([[float("nan"), 1.0]]), torch.zeros(1)
     norm = optimizer.step(1.0, 1.0, 1)
     assert norm != norm and torch.equal(policy.weight, before) and policy.weight.grad is None

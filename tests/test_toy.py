@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 import data
-import toy
+from runtime import errors
+from annotations import readers
+from toy import world
 from conftest import ROOT
 
 
 def test_the_same_seed_makes_the_same_files(charades, tmp_path):
-    again = toy.ensure("charades", str(tmp_path / "again"), train=12, test=6)
+    again = world.ensure("charades", str(tmp_path / "again"), train=12, test=6)
     for name in ("charades_sta_train.txt", "charades_sta_test.txt", "videos/test00003.mp4"):
         with open(os.path.join(charades, name), "rb") as a, open(os.path.join(again, name), "rb") as b:
             assert a.read() == b.read(), name
@@ -23,19 +25,19 @@ def test_the_same_seed_makes_the_same_files(charades, tmp_path):
 def test_a_finished_data_set_is_not_made_again(charades):
     path = os.path.join(charades, "videos", "test00000.mp4")
     before = os.stat(path).st_mtime_ns
-    toy.ensure("charades", charades, train=12, test=6)
+    world.ensure("charades", charades, train=12, test=6)
     assert os.stat(path).st_mtime_ns == before
 
 
 def test_splits_share_no_clip():
-    kinds = {kind: {str(toy.make_clip(kind, i).things) for i in range(100)} for kind in toy.KINDS}
+    kinds = {kind: {str(world.make_clip(kind, i).things) for i in range(100)} for kind in world.KINDS}
     names = list(kinds)
     assert not any(kinds[a] & kinds[b] for i, a in enumerate(names) for b in names[i + 1:])
 
 
 def test_clips_are_8_to_20_seconds_and_names_are_unique():
     for i in range(300):
-        clip = toy.make_clip("train", i)
+        clip = world.make_clip("train", i)
         assert 8 <= clip.duration <= 20 and 2 <= len(clip.things) <= 4
         assert len({t.name for t in clip.things}) == len(clip.things)
         for t in clip.things:
@@ -48,12 +50,12 @@ def test_a_thing_is_on_screen_exactly_in_its_interval(charades):
     """From the mp4's pixels: where the annotation says so, its colour is there; before and after, it is not."""
     checked = 0
     for i in range(6):
-        clip = toy.make_clip("test", i)
+        clip = world.make_clip("test", i)
         frames = data.read_frames(os.path.join(charades, "videos", clip.name + ".mp4"), data.VideoBudget(min_frame_pixels=112 * 112))
         for thing in clip.things:
             if sum(t.colour == thing.colour for t in clip.things) > 1 or thing.colour == "white":
                 continue  # another thing of its colour would be taken for it
-            colour = np.array(toy.COLOURS[thing.colour])
+            colour = np.array(world.COLOURS[thing.colour])
             for k, t in enumerate(frames.times[:-1]):
                 if min(abs(t - thing.start), abs(t - thing.end)) < 0.2:
                     continue
@@ -65,13 +67,13 @@ def test_a_thing_is_on_screen_exactly_in_its_interval(charades):
 
 
 def test_boxes_hold_the_thing():
-    clip = toy.make_clip("tracking", 1)
+    clip = world.make_clip("tracking", 1)
     clip.things = clip.things[:1]
     thing = clip.things[0]
     assert thing.start == 0 and thing.end == clip.duration
-    picture = toy.draw(clip, 3.0).astype(int)
+    picture = world.draw(clip, 3.0).astype(int)
     rows, columns = np.nonzero(np.abs(picture - clip.grey).sum(axis=2))
-    x0, y0, x1, y1 = (v * toy.SIDE for v in thing.box(3.0))
+    x0, y0, x1, y1 = (v * world.SIDE for v in thing.box(3.0))
     assert abs(columns.min() - x0) < 2 and abs(rows.min() - y0) < 2 and abs(columns.max() - x1) < 2 and abs(rows.max() - y1) < 2
 
 
@@ -88,17 +90,17 @@ def test_two_first_uses_at_the_same_time(tmp_path):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0 and out.strip() == folder, err
     assert os.listdir(tmp_path / "toy") == ["charades"]  # nothing is left beside it
-    assert len(os.listdir(os.path.join(folder, "videos"))) == 18 and toy.is_ours(folder)
+    assert len(os.listdir(os.path.join(folder, "videos"))) == 18 and world.is_ours(folder)
 
 
 def test_a_folder_that_came_in_between_is_used_if_it_is_the_same(tmp_path):
     folder, aside = str(tmp_path / "x"), str(tmp_path / "x.partial-1")
-    toy.ensure("quality", folder, train=0, test=1)
-    toy.ensure("quality", aside, train=0, test=2)
+    world.ensure("quality", folder, train=0, test=1)
+    world.ensure("quality", aside, train=0, test=2)
     before = os.stat(folder).st_ino
-    toy.put_in_place(aside, folder, toy.read_mark(folder))
+    world.put_in_place(aside, folder, world.read_mark(folder))
     assert os.stat(folder).st_ino == before and os.path.isdir(aside)
-    toy.put_in_place(aside, folder, toy.read_mark(aside))  # another version, but made here: replaced
+    world.put_in_place(aside, folder, world.read_mark(aside))  # another version, but made here: replaced
     assert os.stat(folder).st_ino != before and os.listdir(tmp_path) == ["x"]
 
 
@@ -107,38 +109,38 @@ def test_a_folder_that_came_in_between_is_used_if_it_is_the_same(tmp_path):
 def test_nothing_is_removed_that_was_not_made_here(tmp_path, foreign, marked):
     folder = tmp_path / "charades"
     if marked:
-        toy.ensure("charades", str(folder), train=1, test=1)
+        world.ensure("charades", str(folder), train=1, test=1)
     path = folder / foreign
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("mine", encoding="utf-8")
-    with pytest.raises(data.BadInput, match="holds files that were not made by toy.py: move them away"):
-        toy.ensure("charades", str(folder), train=2, test=1)
+    with pytest.raises(errors.BadInput, match="holds files that were not made by python -m toy: move them away"):
+        world.ensure("charades", str(folder), train=2, test=1)
     assert path.read_text(encoding="utf-8") == "mine" and os.listdir(tmp_path) == ["charades"]
 
 
 def test_a_file_in_its_place_is_one_sentence(tmp_path):
     (tmp_path / "charades").write_text("mine", encoding="utf-8")
-    with pytest.raises(data.BadInput, match="is a file: move it away"):
-        toy.ensure("charades", str(tmp_path / "charades"), train=1, test=1)
+    with pytest.raises(errors.BadInput, match="is a file: move it away"):
+        world.ensure("charades", str(tmp_path / "charades"), train=1, test=1)
 
 
 def test_another_version_is_replaced_and_old_leftovers_are_removed(tmp_path):
-    folder = toy.ensure("charades", str(tmp_path / "charades"), train=1, test=1)
+    folder = world.ensure("charades", str(tmp_path / "charades"), train=1, test=1)
     left = tmp_path / "charades.partial-99-0"
     left.mkdir()
-    (left / toy.MARK).write_text("cut short", encoding="utf-8")
+    (left / readers.MARK).write_text("cut short", encoding="utf-8")
     foreign = tmp_path / "charades.partial-of-mine"
     foreign.mkdir()
     (foreign / "essay.txt").write_text("mine", encoding="utf-8")
-    toy.ensure("charades", folder, train=2, test=1)
+    world.ensure("charades", folder, train=2, test=1)
     assert left.exists() and len(os.listdir(os.path.join(folder, "videos"))) == 3  # it may be at work
     for old in (left, foreign):
         os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
-    toy.ensure("charades", folder, train=1, test=1)
+    world.ensure("charades", folder, train=1, test=1)
     assert not left.exists() and (foreign / "essay.txt").exists() and len(os.listdir(os.path.join(folder, "videos"))) == 2
 
 
-@pytest.mark.parametrize("name", toy.MAKERS)
+@pytest.mark.parametrize("name", world.MAKERS)
 def test_every_data_set_is_known_as_ours(name, tmp_path):
     split = {} if name in ("activitynet", "videomme", "mvbench", "perceptiontest") else {"train": 2}
-    assert toy.is_ours(toy.ensure(name, str(tmp_path / name), test=5, **split))
+    assert world.is_ours(world.ensure(name, str(tmp_path / name), test=5, **split))

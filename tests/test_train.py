@@ -15,8 +15,8 @@ from conftest import BASE, ROOT
 import train
 from runtime import loader
 from runtime.run import check_sampler
-from data import BadInput
-from weights import load
+from runtime.errors import BadInput
+from runtime.models import load
 
 PYTHON = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]

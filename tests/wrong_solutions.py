@@ -15,7 +15,7 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import exercises  # noqa: E402
+from course import exercises  # noqa: E402
 
 WRONG = [
     # 1. temporal IoU

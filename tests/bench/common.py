@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import toy_base
+from toy import base
 from data import Prompt
 from model import prepare
 
@@ -63,7 +63,7 @@ def make_policy(size, device, layers=None):
     """The real class at a size of SIZES (with only so many layers, if that is given), or the toy's; random weights."""
     torch.manual_seed(0)
     if size == "toy":
-        return prepare(toy_base.make_model(AutoTokenizer.from_pretrained(TOKENIZER))).to(device).eval()
+        return prepare(base.make_model(AutoTokenizer.from_pretrained(TOKENIZER))).to(device).eval()
     config = real_config(size)
     if layers:
         config.text_config.num_hidden_layers = config.vision_config.depth = layers

@@ -101,10 +101,10 @@ KINDS = ("truncated", "flipped", "empty", "random", "other file", "zero size", "
 
 def fuzz_videos(count, seed):
     """A toy Charades-STA with `count` damaged clips among 20 times as many questions about good ones, one pass of training."""
-    import toy
+    from toy import world
 
     rng, home = random.Random(seed), tempfile.mkdtemp()
-    source = toy.ensure("charades")
+    source = world.ensure("charades")
     folder = os.path.join(home, "charades")
     os.makedirs(os.path.join(folder, "videos"))
     names = sorted(name for name in os.listdir(os.path.join(source, "videos")) if name.startswith("train"))[:20]

@@ -35,21 +35,23 @@ from common import ROOT, TOKENIZER, by_turns, make_policy, make_prompt
 import torch
 from safetensors.torch import load_file
 
-import fast_decoding
+from scale import decoding
 import grpo
-import plan
-import toy
+from scale import plan
+from toy import world
 import train
-from annotations import read_dataset
+from annotations.readers import read_dataset
 from data import Batch, Example, VideoBudget
-from lora import add_adapters, reference_policy
+from scale.adapters import add_adapters, reference_policy
 from model import encode_videos, group_logprobs
 from runtime.loader import generator_for
 from runtime.rollouts import sampler_gaps
 from runtime.run import SAMPLER_LIMITS, Clock
-from scale import MasterAdamW, load_models, recompute_activations
-from tasks import load_prompt
-from weights import load
+from runtime.optimizer import MasterAdamW
+from runtime.policy import load_models
+from scale.sharding import recompute_activations
+from data import load_prompt
+from runtime.models import load
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
 TOY_RUN = ["train.py", "--task", "grounding", "--prompts-per-step", "8", "--group-size", "4", "--quiet"]
@@ -61,7 +63,7 @@ TOY_RUN += ["--dtype", "float32", "--lr", "1e-4"]
 
 
 def toy_prompts(tokenizer, n=4):
-    examples = read_dataset("charades", "train", toy.ensure("charades"), lambda line: None)[:n]
+    examples = read_dataset("charades", "train", world.ensure("charades"), lambda line: None)[:n]
     budget = VideoBudget.of_model(TOKENIZER)
     return examples, [load_prompt(e, budget, tokenizer) for e in examples]
 
@@ -78,12 +80,12 @@ def decoding(device):
     model, tokenizer = load(TOKENIZER, device, torch.float32)
     prompts = toy_prompts(tokenizer)[1]
     recorded = []
-    record = fast_decoding.record
-    fast_decoding.record = lambda *a: (recorded.append(1), record(*a))[1]
+    record = decoding.record
+    decoding.record = lambda *a: (recorded.append(1), record(*a))[1]
     fast = sample(model, prompts, greedy=True)[1][0]
-    can_record, fast_decoding.can_record = fast_decoding.can_record, lambda device: False
+    can_record, decoding.can_record = decoding.can_record, lambda device: False
     plain = sample(model, prompts, greedy=True)[1][0]
-    fast_decoding.record, fast_decoding.can_record = record, can_record
+    decoding.record, decoding.can_record = record, can_record
     n = min(fast.shape[2], plain.shape[2])
     differ = int((fast[..., :n] != plain[..., :n]).sum())
     how = "recorded and replayed" if recorded else "not recorded on a CPU"
@@ -187,7 +189,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     scored, grpo.score = grpo.score, lambda task, text, answer, think: {"format": 0.0, "iou": next(rewards)}
     rewards = iter(lambda: torch.rand(()).item(), None)
     first_capture = []
-    record = fast_decoding.record
+    record = decoding.record
 
     def timed_record(*a):
         began = time.perf_counter()
@@ -196,7 +198,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
         first_capture.append(time.perf_counter() - began)
         return step
 
-    fast_decoding.record = timed_record
+    decoding.record = timed_record
     try:
         for turn in range(2):
             if device == "cuda":
@@ -205,7 +207,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
             batch = batch_of(examples, prompts, tokenizer, turn)
             step = one_step(policy, lambda: reference_policy(policy), batch, optimizer, args, clock)
     finally:
-        grpo.score, fast_decoding.record = scored, record
+        grpo.score, decoding.record = scored, record
     figures = {f"{name}, s": seconds for name, seconds in clock.seconds.items()}
     figures["sampler, mean nats"] = float(sampler_gaps(step).mean())
     figures["gradient norm"] = step.grad_norm

@@ -2,7 +2,7 @@
 
     python3 -m venv data/peft-venv; data/peft-venv/bin/pip install torch==2.13.0 transformers peft
     python train.py --lora 8 --lr 1e-2 --steps 3 --out runs/lora
-    python lora.py merge runs/lora/policy runs/merged
+    python -m tools.merge runs/lora/policy runs/merged
     data/peft-venv/bin/python tests/bench/peft_check.py runs/lora/policy runs/merged
 
 Prints the largest difference of logits, relative to the largest logit, between: PEFT on our adapter folder, our merged folder in plain transformers,

@@ -26,12 +26,14 @@ from common import make_prompt
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import plan
+from scale import plan
 import train
 from grpo import sample_groups
-from lora import add_adapters, reference_policy
+from scale.adapters import add_adapters, reference_policy
 from model import encode_videos, group_logprobs, prepare
-from scale import MasterAdamW, gathered, recompute_activations, shard, start_processes
+from runtime.optimizer import MasterAdamW
+from runtime.processes import start_processes
+from scale.sharding import gathered, recompute_activations, shard
 
 P, G, C, PROMPTS = 1500, 8, 128, 2  # PROMPTS: of each process
 PHASES = ("reading", "sampling", "scoring", "optimizer")  # the first words of the plan's lines

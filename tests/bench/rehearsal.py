@@ -37,10 +37,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 import hub
-import plan
-import toy
+from scale import plan
+from toy import world
 import train
-from data import BadInput, VideoBudget, load_video
+from data import VideoBudget, load_video
+from runtime.errors import BadInput
 
 SPECIAL = """endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start
 quad_end vision_start vision_end vision_pad image_pad video_pad""".split()
@@ -176,7 +177,7 @@ def main():
 def rehearse(args, flags, into):
     clips = sorted(glob.glob(os.path.join(ROOT, "..", "shared", "data", "videos", "*.mp4")))
     if not clips and not args.clip:
-        made = toy.ensure("charades", os.path.join(into, "toy"), train=1, test=1)
+        made = world.ensure("charades", os.path.join(into, "toy"), train=1, test=1)
         clips = glob.glob(os.path.join(made, "videos", "*.mp4"))
     clip = args.clip or clips[0]
     began = time.perf_counter()

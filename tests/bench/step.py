@@ -28,13 +28,15 @@ from common import ROOT, TOKENIZER, arguments, by_turns, make_policy, make_promp
 
 import data
 import grpo
+import grpo
+import data
 import tasks
-import toy
-from annotations import read_dataset
+from toy import world
+from annotations.readers import read_dataset
 from runtime.loader import generator_for
 from runtime.run import Clock
-from scale import MasterAdamW
-from weights import load
+from runtime.optimizer import MasterAdamW
+from runtime.models import load
 
 
 def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):
@@ -50,7 +52,7 @@ def public(policy, reference, tokenizer, batch, prompts, optimizer, args):
     completions = repeated_sampling(policy, prompts, G, args.max_new_tokens)  # (B, G, C)
     stopped = torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int().cumsum(dim=2)
     mask = (stopped - torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int()) == 0
-    texts = [data.completion_texts(c, m, tokenizer, stop_ids) for c, m in zip(completions, mask)]
+    texts = [grpo.completion_texts(c, m, tokenizer, stop_ids) for c, m in zip(completions, mask)]
     reward = torch.tensor([[sum(tasks.score(e.task, t, e.answer, True).values()) for t in group] for (_, e), group in zip(batch, texts)], device=policy.device)
     advantages = grpo.group_advantages(reward).flatten()
     with torch.no_grad():
@@ -112,9 +114,9 @@ def main():
         policy, tokenizer, examples = make_policy(args.config, args.device), NoTokenizer(), [data.Example("", "grounding", "", "", (0.0, 1.0))] * 8
         cases = [[make_prompt(policy, P, seed=b) for b in range(8)] for P in args.prompt]
     else:
-        (policy, tokenizer), examples = load(TOKENIZER, args.device), read_dataset("charades", "train", toy.ensure("charades"))[:8]
+        (policy, tokenizer), examples = load(TOKENIZER, args.device), read_dataset("charades", "train", world.ensure("charades"))[:8]
         budgets = [data.VideoBudget(max_frames=64, min_frame_pixels=n * 28 * 28, max_frame_pixels=n * 28 * 28) for n in args.frame_tokens]
-        cases = [[tasks.load_prompt(e, budget, tokenizer, True) for e in examples] for budget in budgets]
+        cases = [[data.load_prompt(e, budget, tokenizer, True) for e in examples] for budget in budgets]
     reference = copy.deepcopy(policy).requires_grad_(False)
     optimizer = MasterAdamW(policy, 0.0)
     batch = list(enumerate(examples))

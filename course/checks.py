@@ -1,4 +1,4 @@
-"""checks.py: what `exercises.py check` tries on a student's functions, and what a failure usually means.
+"""checks.py: what `python -m course check` tries on a student's functions, and what a failure usually means.
 
 Each exercise is a list of cases, the smallest first. A case is a call, what it should give, and the mistake that
 usually makes it fail; the first case that fails is what the student sees. What a call should give is written down

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from checks import Case, gradients, need, numbers, show, t
+from course.checks import Case, gradients, need, numbers, show, t
 from data import Prompt
 from model import prefill, prepare, sdpa
 

@@ -1,4 +1,4 @@
-"""fast_decoding.py: the same tokens, sooner.
+"""decoding.py: the same tokens, sooner.
 
 Sampling calls `decode_step` (model.py) once per token. On a GPU most of that time is spent starting
 kernels, on a CPU on completions that have long ended and on threads that wait for each other. What is
@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from lora import adapters_ready
+from scale.adapters import adapters_ready
 
 ASK_EVERY = 8  # tokens. Whether all completions have ended is known to the GPU; asking makes the CPU wait
 NARROW_EVERY = 4  # tokens between two looks at whether a narrower batch is worth copying the cache for

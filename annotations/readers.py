@@ -1,4 +1,4 @@
-"""annotations.py: the files that data sets come as → Examples.
+"""readers.py: the files that data sets come as → Examples.
 
 Each reader takes one annotation file (or folder, for GOT-10k) and the folder of its videos, and gives a
 list of Examples, in the file's order. What it cannot use it reports in one sentence, with file and line,
@@ -15,7 +15,7 @@ and leaves out; a file in which nothing can be used is an error.
     MVBench            read_mvbench         json/action_sequence.json, 20 of them    video/star/Charades_v1_480/…
     Perception Test    read_perceptiontest  mc_question_valid.json                   videos/video_8241.mp4
 
-    python annotations.py charades FILE …    # how many examples, and the first one
+    python -m annotations charades FILE …    # how many examples, and the first one
 
 with the name of a data set: charades, activitynet, got10k, nextgqa, quality, caption, videomme,
 mvbench or perceptiontest. Videos are looked for beside the file.
@@ -25,10 +25,11 @@ import configparser
 import json
 import os
 import re
-import sys
 from dataclasses import dataclass
 
-from data import TRACKED, BadInput, Example, uniform_indices
+from annotations import MARK
+from data import TRACKED, Example, uniform_indices
+from runtime.errors import BadInput
 
 # ------------------------------------------------------------------------------------------------
 # Reading files with a sense of place
@@ -503,30 +504,15 @@ def number_repeated(examples, source, report):
         report(f"{source}: {again}, so {renamed[0]}")
 
 
-def main():
-    name, paths = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
-    if name in ("-h", "--help"):
-        return print(__doc__)
-    if name not in DATASETS or not paths:
-        sys.exit(f"usage: python annotations.py DATASET FILE…   with one of: {', '.join(DATASETS)}")
-    dataset = DATASETS[name]
-    try:
-        for path in paths:
-            home = os.path.dirname(path.rstrip("/"))
-            home = home.removesuffix("json") if name == "mvbench" else home
-            examples = dataset.reader(path, os.path.join(home, dataset.videos))
-            about = len({e.video for e in examples})
-            print(f"{path}: {len(examples):,} examples about {about:,} videos; the first:")
-            print(f"  {examples[0]}")
-    except BadInput as e:
-        sys.exit(f"error: {e}")
+def find_data(name, folder, stand_in):
+    """(folder, name to show) of a data set, for train.py and eval.py.
 
-
-if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a sentence
-    try:
-        main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has seen enough: `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    folder: what --data says: the data set's own, or one that holds it under its name. Without: data/NAME where
+    it exists, else the stand-in: `stand_in(name)` makes it where it is not there, and returns its folder.
+    """
+    if folder:
+        folder = os.path.join(folder, name) if os.path.isdir(os.path.join(folder, name)) else folder
+    else:
+        folder = os.path.join("data", name) if os.path.isdir(os.path.join("data", name)) else stand_in(name)
+    made_up = os.path.isfile(os.path.join(folder, MARK))
+    return folder, f"toy {name} (made up)" if made_up else f"{name} ({folder})"

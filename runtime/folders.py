@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 
-from errors import BadInput, read_object, wrong_key
+from runtime.errors import BadInput, read_object, wrong_key
 
 # ------------------------------------------------------------------------------------------------
 # What kind of folder it is, and which files in it are ours
@@ -110,7 +110,7 @@ def expect_kind(folder, kind, flag="--out"):
     return found == kind
 
 
-MERGED = "merged.json"  # what lora.py puts into the model folders that it makes
+MERGED = "merged.json"  # what tools/merge.py puts into the model folders that it makes
 
 
 def expect_merged(folder):
@@ -118,7 +118,7 @@ def expect_merged(folder):
     if os.path.isdir(folder) and os.listdir(folder):
         own, foreign = own_and_foreign(folder, "model")
         if MERGED not in own or foreign:
-            held = f"also holds {foreign[0]}" if MERGED in own else "was not made by lora.py merge"
+            held = f"also holds {foreign[0]}" if MERGED in own else "was not made by tools.merge"
             raise BadInput(f"{folder} is not empty and {held}: give a new folder")
     elif os.path.lexists(folder) and not os.path.isdir(folder):
         raise BadInput(f"{folder} is a file: give a new folder")
@@ -135,7 +135,7 @@ def check_place(folder, inputs):
     inputs: {what: path} of what the program reads; None, and what is not there, is passed over.
     """
     needed = {"the working directory": os.getcwd(), "your home": os.path.expanduser("~"),
-              "this program": os.path.dirname(os.path.abspath(__file__)),
+              "this program": os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
               "all files": "/"}  # fmt: skip
     folder = os.path.realpath(folder)
     for what, path in (needed | inputs).items():

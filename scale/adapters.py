@@ -1,4 +1,4 @@
-"""lora.py: train 2 % of the weights (LoRA of rank 64 in a 7B model, arXiv 2106.09685), and get the reference policy for nothing.
+"""adapters.py: train 2 % of the weights (LoRA of rank 64 in a 7B model, arXiv 2106.09685), and get the reference policy for nothing.
 
 A linear layer y = W x is left as it is and gets a detour through r numbers:
 
@@ -7,23 +7,21 @@ A linear layer y = W x is left as it is and gets a detour through r numbers:
 B = 0 makes the first policy equal to the reference policy, and switching the detour off makes it so at any later
 time: the KL needs no second copy of 8 billion weights. Only A and B have gradients and optimizer states.
 
-    python lora.py merge runs/x/policy merged/      # W + (α / r) B A as an ordinary model folder
+    python -m tools.merge runs/x/policy merged/      # W + (α / r) B A as an ordinary model folder
 
 Saved in the format of Hugging Face's PEFT, so that other programs read it; written by hand, so that it can be read.
 """
 
-import argparse
 import json
 import os
 from contextlib import contextmanager
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from errors import BadInput, first_line, run_program
-from folders import MERGED, expect_merged
+from runtime.errors import BadInput
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of the language model's layers
 
@@ -38,7 +36,7 @@ class WithDetour(nn.Module):
         like = dict(device=base.weight.device, dtype=torch.float32)  # few and small: no need to be thrifty with their bits
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **like))
-        if not self.lora_A.is_meta:  # on "meta" there are shapes and no numbers (scale.py, plan.py)
+        if not self.lora_A.is_meta:  # on "meta" there are shapes and no numbers (sharding.py, plan.py)
             nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
 
     def forward(self, x):
@@ -149,7 +147,7 @@ def checked(config, folder):
     unknown = [key for key in NOT_HERE if config.get(key) not in (None, False, "none", {}, [])]
     if unknown:
         raise BadInput(
-            f"the adapters in {folder} are of a kind that lora.py does not compute: "
+            f"the adapters in {folder} are of a kind that scale/adapters.py does not compute: "
             f"{', '.join(unknown)} in adapter_config.json"
         )
     return rank, alpha
@@ -163,40 +161,3 @@ def merge(model):
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, m.base)
     return model
-
-
-def start():
-    from data import VideoBudget
-    from weights import load, save
-
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    p.add_argument("command", choices=["merge"])
-    p.add_argument("adapters", help="the policy/ folder of a run that was trained with --lora")
-    p.add_argument("out", help="the folder to make; one that is there is replaced only if this command made it")
-    args = p.parse_args()
-    if not os.path.isfile(os.path.join(args.adapters, "adapter_config.json")):
-        raise BadInput(f"{args.adapters} has no adapter_config.json: give the policy/ folder of a run that was trained with --lora")
-    out = args.out.rstrip("/")
-    for folder in (out, out + ".partial", out + ".old"):  # the last two: while it is replaced
-        expect_merged(folder)
-    model, tokenizer = load(args.adapters)  # load merges
-
-    def write(folder):
-        os.makedirs(folder)
-        with open(os.path.join(folder, MERGED), "w", encoding="utf-8") as f:
-            json.dump({"kind": "merged model", "adapters": os.path.abspath(args.adapters)}, f)
-        model.save_pretrained(folder)
-
-    try:
-        save(model, tokenizer, VideoBudget.of_model(args.adapters), out, write)
-    except (OSError, SafetensorError) as e:
-        raise BadInput(f"cannot write to {out}: {first_line(e)}") from e
-    print(f"merged into {args.out}")
-
-
-def main():
-    run_program(start)
-
-
-if __name__ == "__main__":
-    main()

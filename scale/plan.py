@@ -23,9 +23,11 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
-from data import BadInput, VideoBudget
-from lora import add_adapters
-from weights import check_family
+from data import VideoBudget
+from runtime.errors import BadInput
+from scale.adapters import add_adapters
+from runtime.models import check_family
+from runtime.settings import TOY_MODEL, check_processes
 
 # name: (memory in bytes, bfloat16 operations a second, bytes a second from memory), by the makers'
 # data sheets
@@ -65,8 +67,6 @@ def prompt_tokens(args):
 
     The toy's clips never fill their budget: they take about 80.
     """
-    from train import TOY_MODEL
-
     budget = VideoBudget.of_model(args.model, **vars(args))
     toy = os.path.abspath(args.model) == TOY_MODEL
     return 200 + (80 if toy else budget.total_pixels // 28**2)
@@ -229,7 +229,7 @@ def scoring(s, args):
 
 
 def gathered_while_scoring(s, args):
-    """Bytes of FSDP2's units (shard in scale.py) in the backward pass.
+    """Bytes of FSDP2's units (shard in sharding.py) in the backward pass.
 
     The root is what is in no layer (embeddings, head, norms): it is whole throughout. Layers take
     turns: the weights of one, and of the next, gathered ahead in one buffer and then cut up. Where
@@ -247,7 +247,7 @@ def optimizer_step(s, args, world):
     # by its correction.
     copied = not (args.shard or args.lora or s.number == 4)
     update = 0 if args.offload else s.largest / s.share * (4 * copied + 8)
-    # Before that, copies add up their gradients in messages (add_up_gradients in scale.py).
+    # Before that, copies add up their gradients in messages (add_up_gradients in runtime/optimizer.py).
     message = min(s.trained, 25e6 + s.largest) * (4 if args.lora else s.number)
     return max(update, message if world > 1 and not args.shard else 0)
 
@@ -314,8 +314,6 @@ def show(args):
 
     Raises BadInput where the flags are not for so many processes, as the run would.
     """
-    from train import check_processes
-
     world = args.plan
     check_processes(args, world)
     if os.environ.get("RANK", "0") != "0":

@@ -13,8 +13,8 @@ import sys
 
 import torch
 
-from errors import BadInput
-from plan import GPUS
+from runtime.errors import BadInput
+from scale.plan import GPUS
 
 HINT = """
 The loss of step 1 is 0 and that is right (nearly 0 with several updates per rollout, or --loss dapo or dr_grpo): before

@@ -1,16 +1,16 @@
 """exercises.py: write the core of this project yourself, and know for certain whether it is right.
 
-    python exercises.py list                          # the twelve exercises, the easy ones first
-    python exercises.py start all --into homework     # writes one file each; a number in place of `all` writes one
-    python exercises.py check 5 --into homework       # tests it; a failure shows the smallest case that fails
-    python exercises.py hint 5
-    python exercises.py solution 5                    # our own; with --into DIR written as if you had handed it in
+    python -m course list                          # the twelve exercises, the easy ones first
+    python -m course start all --into homework     # writes one file each; a number in place of `all` writes one
+    python -m course check 5 --into homework       # tests it; a failure shows the smallest case that fails
+    python -m course hint 5
+    python -m course solution 5                    # our own; with --into DIR written as if you had handed it in
     python train.py --student homework                # trains with your functions in the place of ours (eval.py takes it too)
 
 For instructors:
 
-    python exercises.py handout --into class          # a copy of the repository that does not hold the solutions
-    python exercises.py grade submissions --out grades.csv    # submissions/ANNA/ex01_….py, submissions/BEN/…
+    python -m course handout --into class          # a copy of the repository that does not hold the solutions
+    python -m course grade submissions --out grades.csv    # submissions/ANNA/ex01_….py, submissions/BEN/…
 
 A student's file is made from the reference code itself: its functions with the bodies taken out. What is
 checked, and what a failure usually means, stands in checks.py and checks_model.py.
@@ -36,9 +36,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import fill
 
-from errors import run_program
+from runtime.errors import BadInput
 
-ROOT = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BLANKS = os.path.join(ROOT, "handout")  # is there in a hand-out alone: the students' files, and what the checks expect
 
 
@@ -152,9 +152,9 @@ def write_up(exercise, solved=False):
     if in_handout():
         if solved:
             raise Mistake("this is a hand-out: it does not hold the solutions, your instructor does; `hint` helps")
-        with open(os.path.join(BLANKS, exercise.file)) as f:
+        with open(os.path.join(BLANKS, exercise.file), encoding="utf-8") as f:
             return f.read()
-    with open(os.path.join(ROOT, exercise.module + ".py")) as f:
+    with open(os.path.join(ROOT, exercise.module + ".py"), encoding="utf-8") as f:
         source = f.read()
     header = imports_for(ast.parse(source), exercise.functions, exercise.module)
     if not solved:
@@ -167,8 +167,8 @@ def write_up(exercise, solved=False):
 
 {fill(exercise.lesson, 110)}
 
-    python exercises.py check {exercise.number} --into DIR     (DIR: the folder of this file)
-    python exercises.py hint {exercise.number}
+    python -m course check {exercise.number} --into DIR     (DIR: the folder of this file)
+    python -m course hint {exercise.number}
 """'''
     return "\n\n\n".join([opening + "\n\n" + header, *code]) + "\n"
 
@@ -184,7 +184,7 @@ def write_files(chosen, folder, solved=False):
         if os.path.exists(path) and not unfinished(exercise, folder):
             print(f"{path} is already worked on and stays as it is: delete it to start again")
             continue
-        with open(path, "w") as f:
+        with open(path, "w", encoding="utf-8") as f:
             f.write(text)
         print(f"wrote {path}")
 
@@ -198,7 +198,7 @@ def unfinished(exercise, folder):
     """Why there is nothing to check yet, or "" if there is."""
     path = os.path.join(folder, exercise.file)
     if not os.path.isfile(path):
-        return f"{path} is not there: python exercises.py start {exercise.number} --into {folder}"
+        return f"{path} is not there: python -m course start {exercise.number} --into {folder}"
     try:
         with open(path, encoding="utf-8") as f:
             found = functions_of(f.read())
@@ -235,10 +235,8 @@ def install(folder, but=None, show=True):
 
     but: an exercise that is left out. In a hand-out there are none of ours for the rest: a run then needs all.
     """
-    from data import BadInput  # train.py prints it as one sentence
-
     if not os.path.isdir(folder):
-        raise BadInput(f"--student {folder} is no folder: python exercises.py start all --into {folder} makes it")
+        raise BadInput(f"--student {folder} is no folder: python -m course start all --into {folder} makes it")
     theirs, ours = [], []
     for exercise in EXERCISES:
         importlib.import_module(exercise.module)
@@ -300,9 +298,7 @@ def expected_of(exercise):
 
 def examine(exercise, folder, tell=lambda case: None):
     """Checks one exercise of a student's folder, in this process. Returns ("right" | "wrong" | "to do", message)."""
-    import checks
-    from data import BadInput
-
+    from course import checks
     if why := unfinished(exercise, folder):
         return "to do", why
     try:
@@ -321,7 +317,7 @@ def child(number, folder, quiet, pipe):
     """What the process of a check does."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that whatever the student's code starts can be ended with it
-    import checks_model  # noqa: F401
+    from course import checks_model  # noqa: F401
 
     if sys.platform == "linux":
         import resource
@@ -397,6 +393,17 @@ def check(chosen, folder, limit):
 # ------------------------------------------------------------------------------------------------
 
 
+ROOMS = ("", "runtime", "scale", "annotations", "toy", "course", "tools")  # all but the tests
+
+
+def source_files():
+    """(folder, file name) of all of the project's Python files but the tests."""
+    for folder in ROOMS:
+        for name in sorted(os.listdir(os.path.join(ROOT, folder))):
+            if name.endswith(".py"):
+                yield folder, name
+
+
 def handout(into):
     """A copy of the repository for a class. The solutions are not in it: no bodies of the exercises' functions, no
     tests, no history; and of the checks' own slow computations only what they gave, in handout/expected.pt."""
@@ -406,26 +413,27 @@ def handout(into):
         raise Mistake(f"{into} is not empty: give a new folder")
     os.makedirs(os.path.join(into, "handout"))
     for exercise in EXERCISES:
-        with open(os.path.join(into, "handout", exercise.file), "w") as f:
+        with open(os.path.join(into, "handout", exercise.file), "w", encoding="utf-8") as f:
             f.write(write_up(exercise))
     torch.save({e.number: [case.expected() for case in cases_of(e)] for e in EXERCISES}, os.path.join(into, "handout", "expected.pt"))
-    for name in sorted(os.listdir(ROOT)):
-        if name.endswith(".py"):
-            with open(os.path.join(ROOT, name)) as f:
-                source = f.read()
-            for exercise in EXERCISES:
-                if name == exercise.module + ".py":
-                    source = without_bodies(source, exercise.functions, f'raise NotImplementedError("exercise {exercise.number} comes first: python exercises.py start {exercise.number}")')
-            if name in ("checks.py", "checks_model.py"):
-                slow = [function for function in functions_of(source) if function.startswith("slow_")]
-                source = without_bodies(source, slow, 'raise NotImplementedError("not in a hand-out: see handout/expected.pt")')
-            with open(os.path.join(into, name), "w") as f:
-                f.write(source)
-        elif name in ("README.md", "LICENSE", "requirements.txt", "Makefile", "report.html"):
-            shutil.copy(os.path.join(ROOT, name), into)
+    for folder, name in source_files():
+        with open(os.path.join(ROOT, folder, name), encoding="utf-8") as f:
+            source = f.read()
+        for exercise in EXERCISES:
+            if folder == "" and name == exercise.module + ".py":
+                comes_first = f'raise NotImplementedError("exercise {exercise.number} comes first: python -m course start {exercise.number}")'
+                source = without_bodies(source, exercise.functions, comes_first)
+        if folder == "course" and name.startswith("checks"):
+            slow = [function for function in functions_of(source) if function.startswith("slow_")]
+            source = without_bodies(source, slow, 'raise NotImplementedError("not in a hand-out: see handout/expected.pt")')
+        os.makedirs(os.path.join(into, folder), exist_ok=True)
+        with open(os.path.join(into, folder, name), "w", encoding="utf-8") as f:
+            f.write(source)
+    for name in ("README.md", "LICENSE", "requirements.txt", "Makefile", "tools/report.html"):
+        shutil.copy(os.path.join(ROOT, name), os.path.join(into, name))
     shutil.copytree(os.path.join(ROOT, "assets"), os.path.join(into, "assets"))
     write_files(EXERCISES, os.path.join(into, "homework"))
-    print(f"{into} is ready to be handed out; its students hand in the folder homework, and `python exercises.py grade` here grades them")
+    print(f"{into} is ready to be handed out; its students hand in the folder homework, and `python -m course grade` here grades them")
 
 
 def grade(submissions, out, limit):
@@ -488,7 +496,7 @@ def main(argv=None):
             handout(args.into)
             return 0
         if args.which is None:
-            raise Mistake(f"{args.command} what? python exercises.py {args.command} " + ("FOLDER" if args.command == "grade" else "5"))
+            raise Mistake(f"{args.command} what? python -m course {args.command} " + ("FOLDER" if args.command == "grade" else "5"))
         if args.command == "grade":
             grade(args.which, args.out, args.limit)
             return 0
@@ -507,6 +515,3 @@ def main(argv=None):
         print(f"error: {e.filename}: {e.strerror}", file=sys.stderr)
         return 2
 
-
-if __name__ == "__main__":
-    sys.exit(run_program(main))

@@ -1,4 +1,4 @@
-"""toy_base.py: the small model that lives in the toy world, trained to see well and to answer badly.
+"""base.py: the small model that lives in the toy world, trained to see well and to answer badly.
 
 The real Qwen2.5-VL class with about one million parameters. It is to meet reinforcement learning in the
 state in which a web-trained 7B model does: what it was told about the world is true, except for when things
@@ -7,7 +7,7 @@ its boxes mostly off by half their size or more, its letters often wrong, as cap
 web are. So it gives answers of the right form, most of them wrong, while its thoughts know better. GRPO has to
 find that out from rewards alone.
 
-    torchrun --nproc-per-node 2 toy_base.py      # remakes assets/toy-base (two to three hours on 2 cores)
+    torchrun --nproc-per-node 2 toy/base.py      # remakes assets/toy-base (two to three hours on 2 cores)
 """
 
 import argparse
@@ -27,12 +27,14 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 import data
 import tasks
-import toy
-from data import BadInput, Example, VideoBudget
+from toy import world
+from data import Example, VideoBudget
+from runtime.errors import BadInput
 from model import NO_MASK, embed, encode_videos, mrope_positions, prepare
-from scale import add_up_gradients, on_first, start_processes
-from toy import SIDE, caption, make_clip
-from weights import load, save
+from runtime.optimizer import add_up_gradients
+from runtime.processes import on_first, start_processes
+from toy.world import SIDE, caption, make_clip
+from runtime.models import load, save
 
 # ------------------------------------------------------------------------------------------------
 # What the model was told
@@ -163,7 +165,7 @@ def tell_tracking(clip, video, rng, careless=0.0):
 
 def tell_fact(clip, video, rng):
     """The questions of the multiple-choice data sets, without options."""
-    ask = list(toy.QUESTIONS.values())[rng.integers(1, len(toy.QUESTIONS))]
+    ask = list(world.QUESTIONS.values())[rng.integers(1, len(world.QUESTIONS))]
     question, _, right, _ = ask(clip, rng)
     return f"In a word: {question}?", right
 
@@ -171,8 +173,8 @@ def tell_fact(clip, video, rng):
 def tell_choice(clip, video, rng, first_letter=0.0, grounded=False):
     """Multiple choice: a thought that says what is so, and its letter, in place of which with probability `first_letter`
     somebody says A; where `grounded`, also the seconds of the evidence, as wrong as all intervals."""
-    kinds = toy.GROUNDED if grounded else list(toy.QUESTIONS)
-    question, options, right, thing = toy.QUESTIONS[kinds[rng.integers(len(kinds))]](clip, rng)
+    kinds = world.GROUNDED if grounded else list(world.QUESTIONS)
+    question, options, right, thing = world.QUESTIONS[kinds[rng.integers(len(kinds))]](clip, rng)
     letter = "A" if rng.random() < first_letter else "ABCDEF"[options.index(right)]
     think = rng.random() < 0.75
     answer, thought = f"<answer>{letter}</answer>", right
@@ -197,7 +199,7 @@ def tell_quality(clip, video, rng):
 
 def tell_caption(clip, video, rng):
     """What happens; somebody who tells of it leaves out one event in ten."""
-    think, happened = rng.random() < 0.75, [e for e in toy.events(clip) if rng.random() < 0.9]
+    think, happened = rng.random() < 0.75, [e for e in world.events(clip) if rng.random() < 0.9]
     thought = f"<think>{', '.join(t.name for t in sorted(clip.things, key=lambda t: t.start))}</think>" if think else ""
     return asked("caption", "", None, clip, video, think), f"{thought}<answer>{'. '.join(happened) or 'nothing'}.</answer>"
 
@@ -344,7 +346,7 @@ def read_clips(kind, numbers, folder, budget):
     os.makedirs(folder, exist_ok=True)
     pairs = []
     for i in numbers:
-        toy._render_job((kind, i, 0, folder))
+        world._render_job((kind, i, 0, folder))
         clip = make_clip(kind, i)
         pairs.append((clip, data.read_frames(os.path.join(folder, clip.name + ".mp4" * (kind != "got10k")), budget)))
     return pairs

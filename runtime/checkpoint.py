@@ -21,11 +21,10 @@ import zlib
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from errors import NUMBER, BadInput, read_object, wrong_key
-from folders import (
-    clear, expect_kind, remove_checkpoint, remove_lines, rescue, take,
-)  # fmt: skip
-from scale import save_policy, whole
+from runtime.errors import NUMBER, BadInput, read_object, wrong_key
+from runtime.folders import clear, expect_kind, remove_checkpoint, remove_lines, rescue, take  # fmt: skip
+from runtime.policy import save_policy
+from runtime.processes import whole
 
 PART_BYTES = 4e9  # of one file: what process 0 must hold in memory at a time
 

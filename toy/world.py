@@ -1,12 +1,12 @@
-"""toy.py: a made-up world that fits in a laptop, as every data set of the project.
+"""world.py: a made-up world that fits in a laptop, as every data set of the project.
 
-Coloured shapes come, move and go. Each data set of `annotations.py` has a counterpart here, rendered as
+Coloured shapes come, move and go. Each data set of `annotations/readers.py` has a counterpart here, rendered as
 real files in that data set's own format, so that the rest of the project cannot tell them from the real
-ones: H.264 clips, folders of jpg frames, text and JSON annotations. `toy_base.py` trains the small model
+ones: H.264 clips, folders of jpg frames, text and JSON annotations. `base.py` trains the small model
 that lives in this world.
 
-    python toy.py                   # renders all of them into data/toy (train.py and eval.py do this by themselves)
-    python toy.py charades got10k   # some
+    python -m toy                   # renders all of them into data/toy (train.py and eval.py do this by themselves)
+    python -m toy charades got10k   # some
 
     charades         when a shape is there                        1,000 clips to train on, 200 to test
     activitynet      the same in longer clips before other backgrounds, in other shades; for testing alone
@@ -31,6 +31,9 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
+
+from annotations import MARK
+from runtime.errors import BadInput
 
 # ------------------------------------------------------------------------------------------------
 # The world
@@ -277,7 +280,6 @@ GROUNDED = ("moving_direction", "character_order", "moving_attribute")  # kinds 
 # ------------------------------------------------------------------------------------------------
 
 TRAIN_CLIPS, TEST_CLIPS = 1000, 200
-MARK = "MADE_BY_TOY_PY"  # a file in every data set made here: its figures are to be called toy figures
 
 
 def write_json(path, entries):
@@ -370,7 +372,7 @@ def make_videomme(folder, seed, train=0, test=150):
 
 
 def make_mvbench(folder, seed, train=0, test=200):
-    from annotations import MVBENCH_FOLDERS
+    from annotations.readers import MVBENCH_FOLDERS  # here: the processes that render need no torch
 
     os.makedirs(os.path.join(folder, "json"))
     numbers = range(1000, 1000 + test)
@@ -454,12 +456,10 @@ PARTIAL = ".partial-"  # in the name of a folder that is being made
 
 
 def refuse_foreign(folder):
-    from data import BadInput  # here: the processes that render need no torch
-
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise BadInput(f"{folder}, where the toy data belongs, is a file: move it away")
     if os.path.isdir(folder) and os.listdir(folder) and not is_ours(folder):
-        foreign = "holds files that were not made by toy.py: move them away"
+        foreign = "holds files that were not made by python -m toy: move them away"
         raise BadInput(f"folder {folder}, where the toy data belongs, {foreign}")
 
 
@@ -479,35 +479,3 @@ def put_in_place(aside, folder, version):
         finally:
             shutil.rmtree(old, ignore_errors=True)
     raise problem
-
-
-def find_data(name, folder=None):
-    """(folder, name to show) of a data set, for train.py and eval.py.
-
-    folder: what --data says: the data set's own, or one that holds it under its name. Without: data/NAME where
-    it exists, else the one made here.
-    """
-    if folder:
-        folder = os.path.join(folder, name) if os.path.isdir(os.path.join(folder, name)) else folder
-    else:
-        folder = os.path.join("data", name) if os.path.isdir(os.path.join("data", name)) else ensure(name)
-    made_up = os.path.isfile(os.path.join(folder, MARK))
-    return folder, f"toy {name} (made up)" if made_up else f"{name} ({folder})"
-
-
-def main():
-    from data import BadInput
-
-    if sys.argv[1:] and sys.argv[1] in ("-h", "--help"):
-        return print(__doc__)
-    for name in sys.argv[1:] or MAKERS:
-        if name not in MAKERS:
-            sys.exit(f"error: there is no toy {name}; there is: {', '.join(MAKERS)}")
-        try:
-            print(f"toy {name}: {ensure(name)}")
-        except BadInput as e:
-            sys.exit(f"error: {e}")
-
-
-if __name__ == "__main__":
-    main()

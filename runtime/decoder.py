@@ -1,10 +1,10 @@
-"""decoding.py: videos are read in a process that may die.
+"""decoder.py: videos are read in a process that may die.
 
 Video decoders are C code that meets whatever the internet has: a damaged file can make them crash or never return.
 In the run's own process that would be the end of the run. So another process decodes, and if it dies or takes too
 long it is replaced, and the one video counts as unreadable. It does not outlive the run's process.
 
-    python decoding.py FD      # that process; started by Decoder alone
+    python -m runtime.decoder FD      # that process; started by Decoder alone
 """
 
 import json
@@ -22,7 +22,11 @@ import numpy as np
 import torch
 
 import data
-from data import BadInput, Frames, VideoBudget
+from data import Frames, VideoBudget
+from runtime.errors import BadInput
+
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Cancelled(Exception):
@@ -43,10 +47,11 @@ class Decoder:
 
     def start(self):
         ours, theirs = Pipe()
+        path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), str(theirs.fileno())],
+            [sys.executable, "-m", "runtime.decoder", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path},
         )
         theirs.close()
         self.process, self.pipe = process, ours

@@ -1,7 +1,7 @@
 """paper.py: the paper's comparison in kind. Is it better to imitate right answers, or to be paid for one's own?
 
-    make paper                                                  # or: python paper.py
-    python paper.py --seeds 0 1 2 --methods grpo --tasks all    # joint GRPO alone, three times
+    make paper                                                  # or: python -m tools.paper
+    python -m tools.paper --seeds 0 1 2 --methods grpo --tasks all    # joint GRPO alone, three times
 
 From one base policy, on the same toy samples, for as many steps of as many prompts: supervised fine-tuning (SFT, one
 update a step) and GRPO (two updates a step, on one rollout), on each task alone and on the three of the paper jointly,
@@ -17,13 +17,13 @@ import os
 import subprocess
 import sys
 
-from annotations import DATASETS
-from errors import BadInput, check_flags, read_object, run_program
-from folders import read_lines
+from annotations.readers import DATASETS
+from runtime.errors import BadInput, check_flags, read_object, run_program
+from runtime.folders import read_lines
 from tasks import JOINTLY
-from train import TOY_MODEL
+from runtime.settings import TOY_MODEL
 
-# All runs train adapters alone (lora.py). Training every weight of this small model gains as much on what is trained, and
+# All runs train adapters alone (scale/adapters.py). Training every weight of this small model gains as much on what is trained, and
 # forgets the rest: after 300 joint steps it answered "What happens?" with "4.6 to 6.5". That adapters learn less and forget
 # less is known of large models, too (arXiv 2405.09673). Sixteen prompts a step, not eight, because Adam makes a step of
 # the same size of a noisy gradient as of a good one (what that alone does for the rest was not measured).
@@ -122,7 +122,7 @@ def check_table(path):
         except OSError:
             ours = False
         if not ours:
-            raise BadInput(f"{path} was not written by paper.py: give another --out, or move it away")
+            raise BadInput(f"{path} was not written by tools.paper: give another --out, or move it away")
 
 
 def table(columns, seeds):

@@ -1,8 +1,8 @@
-"""weights.py: a model folder or a hub name → the model and its tokenizer, and back.
+"""models.py: a model folder or a hub name → the model and its tokenizer, and back.
 
 Only Qwen2.5-VL is known: 3B, 7B, 32B and 72B differ in their config alone, and the official
 VideoChat-R1 weights are a Qwen2.5-VL-7B. Weights are read from safetensors, which hold numbers and
-nothing that could be executed. A model is loaded in two steps, whole or sharded (scale.py):
+nothing that could be executed. A model is loaded in two steps, whole or sharded (scale/sharding.py):
 
     empty    the model on the "meta" device (shapes, no numbers), compared with the files' headers
     fill     numbers from the files to where they will live, one tensor after the other
@@ -33,8 +33,8 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from data import BadInput
-from lora import load_adapters, merge
+from runtime.errors import BadInput
+from scale.adapters import load_adapters, merge
 from model import prepare
 
 transformers_logging.disable_progress_bar()
@@ -363,7 +363,7 @@ def compute_buffers(model, device):
                 setattr(part, key, type(module)(part.config).to(device))
     left = [name for name, _ in model.named_buffers() if ".rot" not in name]
     assert not left, (
-        f"nobody has computed {left}: this transformers needs another weights.compute_buffers"
+        f"nobody has computed {left}: this transformers needs another models.compute_buffers"
     )
 
 
@@ -388,7 +388,7 @@ def to_hub(name):
 
 def call(model, function, *args):
     """function(model, *args), as a method: model.call(function, …). With --shard, FSDP2 gathers the
-    weights only when a method registered with it is called, and scale.py registers this one. For
+    weights only when a method registered with it is called, and scale/sharding.py registers this one. For
     weights that are whole it changes nothing."""
     return function(model, *args)
 

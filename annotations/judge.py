@@ -17,8 +17,8 @@ import functools
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data import BadInput
-from weights import finite, first_few, one_sentence
+from runtime.errors import BadInput
+from runtime.models import finite, first_few, one_sentence
 
 QUESTION = "A caption of a video says:\n{caption}\n\nDoes it follow from this caption that this happens in the video: {event}?\nAnswer with one word, yes or no."
 

@@ -1,0 +1,1 @@
+"""Exercises, their checks, grading and the hand-out."""

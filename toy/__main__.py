@@ -1,0 +1,19 @@
+"""python -m toy [NAME …]: renders toy data sets into data/toy (train.py and eval.py do it by themselves)."""
+
+import argparse
+
+from runtime.errors import BadInput, run_program
+from toy.world import MAKERS, ensure
+
+
+def main():
+    p = argparse.ArgumentParser(prog="python -m toy", description=__doc__)
+    p.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(MAKERS)} (default: all)")
+    for name in p.parse_args().names or MAKERS:
+        if name not in MAKERS:
+            raise BadInput(f"there is no toy {name}; there is: {', '.join(MAKERS)}")
+        print(f"toy {name}: {ensure(name)}")
+
+
+if __name__ == "__main__":
+    run_program(main)
