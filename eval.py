@@ -35,20 +35,27 @@ from tqdm import tqdm
 import data
 import grpo
 import rewards
+from annotations.judge import load_judge
 from annotations.readers import DATASETS, find_data, read_dataset
-from data import VideoBudget
+from data import VideoBudget, load_prompt
+from model import ATTENTION, encode_videos
 from runtime.decoder import Decoder
 from runtime.errors import NUMBER, BadInput, check_flags, first_line, read_object, run_program
-from runtime.folders import expect_kind, kind_of, locks_released, read_lines, remove_lines, set_aside, take
-from annotations.judge import load_judge
+from runtime.folders import (
+    expect_kind,
+    kind_of,
+    locks_released,
+    read_lines,
+    remove_lines,
+    set_aside,
+    take,
+)
 from runtime.metrics import append_line, versions
-from model import ATTENTION, encode_videos
-from runtime.shown import plt
-from runtime.processes import on_each, on_first, start_processes
-from data import load_prompt
-from tasks import TASKS, as_task, longest_answer, question_text, score
-from runtime.settings import TOY_MODEL
 from runtime.models import load
+from runtime.processes import on_each, on_first, start_processes
+from runtime.settings import TOY_MODEL
+from runtime.shown import plt
+from tasks import TASKS, as_task, longest_answer, question_text, score
 from toy.world import ensure
 
 # ------------------------------------------------------------------------------------------------

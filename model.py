@@ -16,7 +16,7 @@ Letters: P prompt tokens, B prompts, G completions of each, C completion tokens 
 size, H query heads and K key/value heads of d numbers each, V vocabulary.
 """
 
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -340,7 +340,7 @@ def token_logits(model, hidden):
     return logits + never_sampled(vision, logits.shape[-1], logits.device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def never_sampled(tokens, vocabulary, device):
     """0 for every token and −inf for `tokens`: (V,). Made on the CPU and copied once per device: a
     number written into a GPU's tensor waits for the GPU, which a graph being recorded must not."""

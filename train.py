@@ -22,6 +22,7 @@ that do not fit: --lora, --recompute, --shard, --offload; see the room scale/, a
 """
 
 import os
+import sys
 from functools import partial
 
 # Before torch is imported: its CPU threads otherwise spin while they wait, and on a machine that does

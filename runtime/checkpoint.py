@@ -22,7 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from runtime.errors import NUMBER, BadInput, read_object, wrong_key
-from runtime.folders import clear, expect_kind, remove_checkpoint, remove_lines, rescue, take  # fmt: skip
+from runtime.folders import (  # fmt: skip
+    clear,
+    expect_kind,
+    remove_checkpoint,
+    remove_lines,
+    rescue,
+    take,
+)
 from runtime.policy import save_policy
 from runtime.processes import whole
 

@@ -25,7 +25,6 @@ import data
 from data import Frames, VideoBudget
 from runtime.errors import BadInput
 
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

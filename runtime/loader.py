@@ -7,11 +7,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from data import Batch
+from data import Batch, load_prompt
 from runtime.decoder import Cancelled, Decoder
 from runtime.errors import BadInput
 from runtime.processes import add_up
-from data import load_prompt
 
 STAND_INS = 10  # examples tried for one prompt, before the data as a whole counts as unreadable
 

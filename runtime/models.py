@@ -33,9 +33,9 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from model import prepare
 from runtime.errors import BadInput
 from scale.adapters import load_adapters, merge
-from model import prepare
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()

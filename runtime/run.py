@@ -18,8 +18,8 @@ from runtime.checkpoint import check_counts, open_run_folder, read_checkpoint, s
 from runtime.errors import BadInput, first_line
 from runtime.folders import read_lines
 from runtime.metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
-from runtime.shown import draw_curves, group_text
 from runtime.processes import add_up, largest, on_first
+from runtime.shown import draw_curves, group_text
 
 # ------------------------------------------------------------------------------------------------
 # Signals

@@ -25,9 +25,9 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from data import VideoBudget
 from runtime.errors import BadInput
-from scale.adapters import add_adapters
 from runtime.models import check_family
 from runtime.settings import TOY_MODEL, check_processes
+from scale.adapters import add_adapters
 
 # name: (memory in bytes, bfloat16 operations a second, bytes a second from memory), by the makers'
 # data sheets

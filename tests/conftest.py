@@ -16,10 +16,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
 
-from toy import world  # noqa: E402
-from toy import base  # noqa: E402
 from model import prepare  # noqa: E402
 from runtime.models import load  # noqa: E402
+from toy import world  # noqa: E402
+from toy.base import make_model  # noqa: E402
 
 BASE = os.path.join(ROOT, "assets", "toy-base")
 
@@ -40,7 +40,7 @@ def charades(tmp_path_factory):
 def fresh(base):
     """A policy of random weights and the toy's tokenizer: whatever holds for it was not learned."""
     torch.manual_seed(0)
-    return prepare(base.make_model(base[1])).eval(), base[1]
+    return prepare(make_model(base[1])).eval(), base[1]
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,22 @@ import sys
 import pytest
 
 from annotations import readers
-from toy import world
-from annotations.readers import DATASETS, read_captions, read_charades, read_dataset, read_got10k, read_mvbench, read_nextgqa, read_perceptiontest, read_quality, read_videomme
+from annotations.readers import (
+    DATASETS,
+    read_captions,
+    read_charades,
+    read_dataset,
+    read_got10k,
+    read_mvbench,
+    read_nextgqa,
+    read_perceptiontest,
+    read_quality,
+    read_videomme,
+)
 from conftest import ROOT
 from data import Example, uniform_indices
 from runtime.errors import BadInput
+from toy import world
 
 
 def test_charades_text_and_json_read_the_same(tmp_path):

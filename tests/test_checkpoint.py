@@ -11,15 +11,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import BASE, ROOT
 from safetensors.torch import load_file
 
-from runtime import checkpoint
 import grpo
 import train
-from runtime.run import STOP
+from conftest import BASE, ROOT
 from data import VideoBudget
+from runtime import checkpoint
 from runtime.errors import BadInput
+from runtime.run import STOP
 
 QUICK = ["--task", "grounding", "--group-size", "2", "--prompts-per-step", "2", "--max-new-tokens", "16", "--steps", "6", "--save-every", "2", "--rollouts-every", "1"]
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import container
 import data
 from annotations.readers import read_dataset
 from data import VideoBudget, read_frames
+from runtime import container
 from runtime.errors import BadInput
 
 CELL, HEIGHT, WIDTH = 32, 64, 128  # 2 rows of 4 squares, one a bit of the number

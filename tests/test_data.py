@@ -12,9 +12,16 @@ from PIL import Image
 
 import data
 from annotations.readers import read_dataset
-from data import VideoBudget, frame_size, frame_times, load_video, patchify, read_frames
+from data import (
+    VideoBudget,
+    frame_size,
+    frame_times,
+    load_prompt,
+    load_video,
+    patchify,
+    read_frames,
+)
 from runtime.errors import BadInput
-from data import load_prompt
 from toy.base import TOY_BUDGET
 
 

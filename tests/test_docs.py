@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-from docs_check import commands
 
 import eval as evaluation
 import train
+from conftest import ROOT
+from docs_check import commands
 
 with open(os.path.join(ROOT, "README.md")) as f:
     README = f.read()

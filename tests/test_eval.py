@@ -10,14 +10,14 @@ import subprocess
 import sys
 
 import pytest
-from conftest import BASE, ROOT
 
 import eval as evaluation
-from tools import paper
-from toy import world
 from annotations.readers import DATASETS, read_dataset
+from conftest import BASE, ROOT
 from data import Example, VideoBudget
 from rewards import temporal_iou
+from tools import paper
+from toy import world
 
 
 def program(*args):

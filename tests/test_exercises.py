@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
-from course import exercises
 import wrong_solutions
+from conftest import ROOT
+from course import exercises
 from course.exercises import EXERCISES
 
 

@@ -15,17 +15,16 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
 
-from runtime import errors
 import eval as evaluation
-from runtime import folders
-from tools import merge, paper, report
 import train
-from runtime.run import STOP
+from conftest import ROOT
+from runtime import errors, folders
 from runtime.checkpoint import save_checkpoint
 from runtime.errors import BadInput
 from runtime.models import load
+from runtime.run import STOP
+from tools import merge, paper, report
 
 TINY = ["--group-size", "2", "--prompts-per-step", "1", "--max-new-tokens", "8", "--steps", "1", "--quiet"]
 PROGRAMS = {"train.py": train, "eval.py": evaluation, "tools.report": report, "tools.merge": merge, "tools.paper": paper}

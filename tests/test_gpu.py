@@ -7,29 +7,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BASE, ROOT
-from pretended_gpu import NotOnAGpu, installed
 from tqdm import tqdm
 
 import data
 import eval as evaluation
-from scale import decoding
 import grpo
-from scale import adapters
 import model as model_module
-from runtime import optimizer
-from runtime import policy
 import train
 from annotations.readers import read_dataset
-from runtime.errors import BadInput
+from conftest import BASE, ROOT
+from data import load_prompt
 from model import encode_videos, group_logprobs
+from pretended_gpu import NotOnAGpu, installed
+from runtime.errors import BadInput
 from runtime.loader import generator_for
+from runtime.models import load
+from runtime.optimizer import MasterAdamW
+from runtime.policy import load_models
 from runtime.rollouts import sampler_gaps, token_records
 from runtime.run import Clock, check_sampler
-from data import load_prompt
+from scale import adapters, decoding
 from tasks import as_task
 from toy.base import TOY_BUDGET
-from runtime.models import load
 
 SMALL = ["--group-size", "4", "--prompts-per-step", "3", "--max-new-tokens", "24", "--lr", "1e-5"]
 MEAN_GAP = {torch.float32: 1e-6, torch.bfloat16: 0.01}  # nats, of two batches of other shapes
@@ -197,11 +196,11 @@ VARIANTS = {
 def one_step(device, dtype, flags, batch):
     """One step of train.py. Returns {parameter: its float32 value after it}, gradient norm, texts, gaps."""
     args = train.parse_args([*SMALL, "--device", "cpu", "--dtype", str(dtype).removeprefix("torch."), *flags])
-    policy, tokenizer, reference = policy.load_models(args, "cpu")
+    policy, tokenizer, reference = load_models(args, "cpu")
     with reference() as fixed:
         for model in filter(None, (policy, fixed)):
             model.to(device).tie_weights()  # on the pretended GPU .to() makes new parameters
-    optimizer = optimizer.MasterAdamW(policy, args.lr, args.offload)
+    optimizer = MasterAdamW(policy, args.lr, args.offload)
     before = {n: on_cpu(p).float().clone() for n, p in policy.named_parameters() if p.requires_grad}
     share = data.Batch(*batch, generators(), tokenizer)
     texts, gaps = [], None
@@ -244,14 +243,14 @@ def test_a_whole_step_is_the_cpus(variant, dtype, batch, monkeypatch):
 
 def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
     policy = load(BASE)[0].to("gpu")
-    optimizer = optimizer.MasterAdamW(policy, 1e-3, offload=True)
+    optimizer = MasterAdamW(policy, 1e-3, offload=True)
     for p in optimizer.parameters.values():
         p.grad = torch.ones_like(p)
     optimizer.step(1e-3, 1.0, 1)
     assert all(m.device.type == "cpu" for m in optimizer.masters.values())
     assert all(t.device.type == "cpu" for t in optimizer.tensors().values())
     kept = {k: t.clone() for k, t in optimizer.tensors().items()}
-    again = optimizer.MasterAdamW(load(BASE)[0].to("gpu"), 1e-3, offload=True)
+    again = MasterAdamW(load(BASE)[0].to("gpu"), 1e-3, offload=True)
     again.load_tensors(kept.__getitem__)
     assert all(torch.equal(kept[k], t) and t.device.type == "cpu" for k, t in again.tensors().items())
     name = next(iter(policy.state_dict()))

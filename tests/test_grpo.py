@@ -161,9 +161,9 @@ def test_examples_in_docstrings():
 
 def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
     """2,000 first tokens against the softmax they were drawn from; a temperature or a top-k would show."""
-    from model import encode_videos, prefill
     from annotations.readers import read_dataset
     from data import load_prompt
+    from model import encode_videos, prefill
     from toy.base import TOY_BUDGET
 
     model, tokenizer = fresh
@@ -180,9 +180,9 @@ def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
 
 
 def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades):
-    from model import encode_videos
     from annotations.readers import read_dataset
     from data import load_prompt
+    from model import encode_videos
     from toy.base import TOY_BUDGET
 
     model, tokenizer = fresh
@@ -203,9 +203,9 @@ def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades)
 
 
 def test_a_prompts_completions_do_not_depend_on_its_neighbours(fresh, charades):
-    from model import encode_videos
     from annotations.readers import read_dataset
     from data import load_prompt
+    from model import encode_videos
     from toy.base import TOY_BUDGET
 
     model, tokenizer = fresh

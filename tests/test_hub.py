@@ -14,14 +14,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 import eval as eval_module
 import hub
-from scale import adapters
-from scale import sharding
 import train
-from runtime import models
 from conftest import BASE, ROOT
 from data import VideoBudget
+from runtime import models
 from runtime.errors import BadInput
 from runtime.models import load
+from scale import sharding
+from scale.adapters import add_adapters, save_adapters
 
 # What the toy base brings with it, and a folder from the hub does not.
 SMALL = ["--fps", "2", "--max-frames", "64", "--total-pixels", "2809856",
@@ -377,9 +377,9 @@ def test_sharded_and_plain_refuse_the_same(copy, tmp_path):
 @pytest.fixture
 def adapters(tmp_path):
     """Adapters of rank 4 for the toy base, with numbers in them."""
-    model = adapters.add_adapters(load(BASE)[0], 4)
+    model = add_adapters(load(BASE)[0], 4)
     drawn = {n: torch.randn_like(p) * 0.1 for n, p in model.named_parameters() if p.requires_grad}
-    adapters.save_adapters(drawn, str(tmp_path / "a"), BASE, 4)
+    save_adapters(drawn, str(tmp_path / "a"), BASE, 4)
     return str(tmp_path / "a")
 
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from annotations import judge
 import rewards
+from annotations import judge
 from conftest import ROOT
 from runtime.errors import BadInput
 

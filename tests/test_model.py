@@ -16,13 +16,12 @@ import data
 import grpo
 import model as model_module
 from annotations.readers import read_dataset
-from runtime.errors import BadInput
-from model import embed, encode_videos, group_logprobs, mrope_positions, prefill, token_logits
-from runtime.models import load, save
-from data import load_prompt
-from toy.base import TOY_BUDGET
-
 from conftest import BASE
+from data import load_prompt
+from model import embed, encode_videos, group_logprobs, mrope_positions, prefill, token_logits
+from runtime.errors import BadInput
+from runtime.models import load, save
+from toy.base import TOY_BUDGET
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+import train
 from conftest import BASE, ROOT
 from docs_check import commands
-
-from scale import plan
-from runtime import optimizer
-from runtime import settings
-import train
-from runtime.errors import BadInput
 from grpo import sample_groups
-from scale.adapters import add_adapters
 from model import encode_videos, group_logprobs, prefill
+from runtime import settings
+from runtime.errors import BadInput
 from runtime.models import load
+from runtime.optimizer import MasterAdamW
+from scale import plan
+from scale.adapters import add_adapters
 
 sys.path.insert(0, os.path.join(ROOT, "tests", "bench"))
 from common import make_prompt, real_config  # noqa: E402
@@ -82,7 +82,7 @@ def test_plan_counts_what_is_there(dtype):
     args, stays, moving, operations, sizes = toy_plan(number=dtype.itemsize)
     model = toy_policy(dtype)
     assert sizes["N"] == sum(p.numel() for p in model.parameters()) == sizes["trained"]
-    optimizer = optimizer.MasterAdamW(model, 1e-3)
+    optimizer = MasterAdamW(model, 1e-3)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     held = sum(p.grad.nbytes for p in model.parameters())
@@ -159,7 +159,7 @@ def test_kv_cache_is_what_is_sampled_with(base):
 def test_offloaded_weights_are_in_the_cpu_memory(folder_of_7b, capsys):
     """12 bytes per trained weight in every process, or a share of all weights and all else."""
     policy = toy_policy(torch.bfloat16)
-    optimizer = optimizer.MasterAdamW(policy, 1e-3, offload=True)
+    optimizer = MasterAdamW(policy, 1e-3, offload=True)
     for p in policy.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step(1e-3, 1.0, 1)

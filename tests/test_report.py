@@ -11,17 +11,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import BASE, ROOT
 
-from runtime import shown
-from tools import report
 import train
 from annotations.readers import read_dataset
-from data import Example, VideoBudget
+from conftest import BASE, ROOT
+from data import Example, VideoBudget, load_prompt
 from model import encode_videos, group_logprobs
+from runtime import shown
 from runtime.models import load
-from data import load_prompt
 from tasks import ideal_answer
+from tools import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--"
@@ -230,7 +229,7 @@ def click_through(folder, width=1280):
     with open(path, "w") as f:
         page = page.replace("</html>", f'<script>addEventListener("load", () => {{{STEPS}}})</script></html>')
         f.write(f'<!doctype html><body><iframe srcdoc="{html.escape(page)}" style="border: 0; width: {width}px; height: 800px"></iframe>')
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile", f"--window-size=1400,900",
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile", "--window-size=1400,900",
                "--virtual-time-budget=20000", "--dump-dom", f"file://{path}"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)

@@ -7,20 +7,19 @@ import sys
 
 import pytest
 import torch
-from conftest import BASE, ROOT
 from safetensors.torch import load_file, save_file
 
 import data
-from scale import adapters
-from tools import paper
-from runtime import optimizer
-from runtime import processes
-from scale import sharding
 import train
+from conftest import BASE, ROOT
 from data import VideoBudget
-from runtime.errors import BadInput
 from model import encode_videos, group_logprobs
+from runtime import processes
+from runtime.errors import BadInput
 from runtime.models import load
+from runtime.optimizer import MasterAdamW
+from scale import adapters, sharding
+from tools import paper
 
 STEPS = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", "--steps", "3"]
 
@@ -165,7 +164,7 @@ def test_master_copies_learn_what_bfloat16_cannot():
     torch.nn.init.ones_(policy.weight)
     plain = torch.nn.Parameter(torch.ones(1, 4))
     expected = torch.optim.AdamW([plain], lr=1e-5, weight_decay=0.0)
-    optimizer = optimizer.MasterAdamW(policy, 1e-5)
+    optimizer = MasterAdamW(policy, 1e-5)
     for _ in range(200):
         policy.weight.grad = torch.full_like(policy.weight, 0.5)
         plain.grad = torch.full_like(plain, 0.5)
@@ -174,7 +173,7 @@ def test_master_copies_learn_what_bfloat16_cannot():
     master = optimizer.masters["weight"]
     assert torch.allclose(master, plain, rtol=1e-6) and master[0, 0] < 0.9985
     assert torch.equal(policy.weight, master.to(torch.bfloat16))
-    again = optimizer.MasterAdamW(policy, 1e-5)
+    again = MasterAdamW(policy, 1e-5)
     again.load_tensors({k: v.clone() for k, v in optimizer.tensors().items()}.__getitem__)
     for o in (optimizer, again):
         policy.weight.grad = torch.full_like(policy.weight, -0.25)
@@ -185,13 +184,13 @@ def test_master_copies_learn_what_bfloat16_cannot():
 def test_a_step_without_any_gradient_changes_nothing():
     policy = torch.nn.Linear(2, 1, bias=False).to(torch.bfloat16)
     before = policy.weight.clone()
-    assert optimizer.MasterAdamW(policy, 1.0).step(1.0, 1.0, 1) == 0 and torch.equal(policy.weight, before)
+    assert MasterAdamW(policy, 1.0).step(1.0, 1.0, 1) == 0 and torch.equal(policy.weight, before)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing():
     policy = torch.nn.Linear(2, 1)
     before = policy.weight.clone()
-    optimizer = optimizer.MasterAdamW(policy, 1.0)
+    optimizer = MasterAdamW(policy, 1.0)
     policy.weight.grad, policy.bias.grad = torch.tensor([[float("nan"), 1.0]]), torch.zeros(1)
     norm = optimizer.step(1.0, 1.0, 1)
     assert norm != norm and torch.equal(policy.weight, before) and policy.weight.grad is None

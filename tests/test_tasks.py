@@ -8,10 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
-import rewards
 import tasks
+from conftest import ROOT
 from data import Example
 from tasks import TASKS, ideal_answer, question_text, score
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import data
-from runtime import errors
 from annotations import readers
-from toy import world
 from conftest import ROOT
+from runtime import errors
+from toy import world
 
 
 def test_the_same_seed_makes_the_same_files(charades, tmp_path):

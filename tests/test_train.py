@@ -10,13 +10,13 @@ import time
 
 import pytest
 import torch
-from conftest import BASE, ROOT
 
 import train
+from conftest import BASE, ROOT
 from runtime import loader
-from runtime.run import check_sampler
 from runtime.errors import BadInput
 from runtime.models import load
+from runtime.run import check_sampler
 
 PYTHON = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]

@@ -20,8 +20,8 @@ import sys
 from annotations.readers import DATASETS
 from runtime.errors import BadInput, check_flags, read_object, run_program
 from runtime.folders import read_lines
-from tasks import JOINTLY
 from runtime.settings import TOY_MODEL
+from tasks import JOINTLY
 
 # All runs train adapters alone (scale/adapters.py). Training every weight of this small model gains as much on what is trained, and
 # forgets the rest: after 300 joint steps it answered "What happens?" with "4.6 to 6.5". That adapters learn less and forget

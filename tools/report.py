@@ -14,18 +14,25 @@ import io
 import json
 import math
 import os
-import re
 import sys
-import textwrap
 
 import numpy as np
 from PIL import Image
 
-import rewards
 from data import VideoBudget, read_frames
 from runtime.errors import NUMBER, BadInput, first_line, read_object, run_program, wrong_key
 from runtime.folders import kind_of, read_lines
-from runtime.shown import asked, curves_of, draw_curves, duration_of, example_text, given_answer, is_share, running_mean, true_answer
+from runtime.shown import (
+    asked,
+    curves_of,
+    draw_curves,
+    duration_of,
+    example_text,
+    given_answer,
+    is_share,
+    running_mean,
+    true_answer,
+)
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
 MOST_GROUPS, MOST_POINTS, MOST_BYTES = 60, 400, 9_000_000  # of the page: steps to choose from, points of a curve, size

@@ -23,18 +23,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 import data
 import tasks
-from toy import world
 from data import Example, VideoBudget
-from runtime.errors import BadInput
 from model import NO_MASK, embed, encode_videos, mrope_positions, prepare
+from runtime.errors import BadInput
+from runtime.models import load, save
 from runtime.optimizer import add_up_gradients
 from runtime.processes import on_first, start_processes
+from toy import world
 from toy.world import SIDE, caption, make_clip
-from runtime.models import load, save
 
 # ------------------------------------------------------------------------------------------------
 # What the model was told

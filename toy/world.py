@@ -23,7 +23,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import sys
 import time
 from dataclasses import dataclass, field
 

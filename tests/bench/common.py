@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from toy import base
 from data import Prompt
 from model import prepare
+from toy import base
 
 TOKENIZER = os.path.join(ROOT, "assets", "toy-base")
 

@@ -12,8 +12,8 @@ and the KV cache; what norms, rotations and activations cost is what separates u
 """
 
 import torch
-from common import arguments, by_turns, make_policy, make_prompt
 
+from common import arguments, by_turns, make_policy, make_prompt
 from model import decode_step, encode_videos, group_logprobs, prefill
 
 

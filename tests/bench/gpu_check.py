@@ -30,28 +30,26 @@ import tempfile
 import time
 from types import SimpleNamespace
 
-from common import ROOT, TOKENIZER, by_turns, make_policy, make_prompt
-
 import torch
 from safetensors.torch import load_file
 
-from scale import decoding
 import grpo
-from scale import plan
-from toy import world
 import train
 from annotations.readers import read_dataset
-from data import Batch, Example, VideoBudget
-from scale.adapters import add_adapters, reference_policy
+from common import ROOT, TOKENIZER, by_turns, make_policy, make_prompt
+from data import Batch, Example, VideoBudget, load_prompt
 from model import encode_videos, group_logprobs
 from runtime.loader import generator_for
-from runtime.rollouts import sampler_gaps
-from runtime.run import SAMPLER_LIMITS, Clock
+from runtime.models import load
 from runtime.optimizer import MasterAdamW
 from runtime.policy import load_models
+from runtime.rollouts import sampler_gaps
+from runtime.run import SAMPLER_LIMITS, Clock
+from scale import decoding as fast
+from scale import plan
+from scale.adapters import add_adapters, reference_policy
 from scale.sharding import recompute_activations
-from data import load_prompt
-from runtime.models import load
+from toy import world
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
 TOY_RUN = ["train.py", "--task", "grounding", "--prompts-per-step", "8", "--group-size", "4", "--quiet"]
@@ -80,16 +78,16 @@ def decoding(device):
     model, tokenizer = load(TOKENIZER, device, torch.float32)
     prompts = toy_prompts(tokenizer)[1]
     recorded = []
-    record = decoding.record
-    decoding.record = lambda *a: (recorded.append(1), record(*a))[1]
-    fast = sample(model, prompts, greedy=True)[1][0]
-    can_record, decoding.can_record = decoding.can_record, lambda device: False
+    record = fast.record
+    fast.record = lambda *a: (recorded.append(1), record(*a))[1]
+    quick = sample(model, prompts, greedy=True)[1][0]
+    can_record, fast.can_record = fast.can_record, lambda device: False
     plain = sample(model, prompts, greedy=True)[1][0]
-    decoding.record, decoding.can_record = record, can_record
-    n = min(fast.shape[2], plain.shape[2])
-    differ = int((fast[..., :n] != plain[..., :n]).sum())
+    fast.record, fast.can_record = record, can_record
+    n = min(quick.shape[2], plain.shape[2])
+    differ = int((quick[..., :n] != plain[..., :n]).sum())
     how = "recorded and replayed" if recorded else "not recorded on a CPU"
-    return differ == 0 and (bool(recorded) or device == "cpu"), f"{how}; {differ} of {fast[..., :n].numel()} tokens differ"
+    return differ == 0 and (bool(recorded) or device == "cpu"), f"{how}; {differ} of {quick[..., :n].numel()} tokens differ"
 
 
 def gaps(model, tokenizer):
@@ -189,7 +187,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     scored, grpo.score = grpo.score, lambda task, text, answer, think: {"format": 0.0, "iou": next(rewards)}
     rewards = iter(lambda: torch.rand(()).item(), None)
     first_capture = []
-    record = decoding.record
+    record = fast.record
 
     def timed_record(*a):
         began = time.perf_counter()
@@ -198,7 +196,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
         first_capture.append(time.perf_counter() - began)
         return step
 
-    decoding.record = timed_record
+    fast.record = timed_record
     try:
         for turn in range(2):
             if device == "cuda":
@@ -207,7 +205,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
             batch = batch_of(examples, prompts, tokenizer, turn)
             step = one_step(policy, lambda: reference_policy(policy), batch, optimizer, args, clock)
     finally:
-        grpo.score, decoding.record = scored, record
+        grpo.score, fast.record = scored, record
     figures = {f"{name}, s": seconds for name, seconds in clock.seconds.items()}
     figures["sampler, mean nats"] = float(sampler_gaps(step).mean())
     figures["gradient norm"] = step.grad_norm

@@ -16,9 +16,9 @@ import tempfile
 
 import numpy as np
 import torch
-from common import ROOT, arguments, by_turns, make_policy, make_prompt
 
 import grpo
+from common import ROOT, arguments, by_turns, make_policy, make_prompt
 from model import encode_videos, group_logprobs
 
 START = dict(P=1024, G=8, C=64)
@@ -26,7 +26,6 @@ VALUES = dict(P=(256, 1024, 3584), G=(4, 8, 16), C=(32, 64, 128))
 
 
 def one_step(model, prompt, G, C):
-    device = model.device
     features = encode_videos(model, [prompt])
     generators = [torch.Generator().manual_seed(0)]
     tokens, _, _ = grpo.sample_groups(model, [prompt], [f.detach() for f in features], G, C, [model.config.video_token_id], generators)

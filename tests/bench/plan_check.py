@@ -22,17 +22,17 @@ from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
-from common import make_prompt
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from scale import plan
 import train
+from common import make_prompt
 from grpo import sample_groups
-from scale.adapters import add_adapters, reference_policy
 from model import encode_videos, group_logprobs, prepare
 from runtime.optimizer import MasterAdamW
 from runtime.processes import start_processes
+from scale import plan
+from scale.adapters import add_adapters, reference_policy
 from scale.sharding import gathered, recompute_activations, shard
 
 P, G, C, PROMPTS = 1500, 8, 128, 2  # PROMPTS: of each process

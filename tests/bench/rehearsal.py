@@ -37,11 +37,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 import hub
-from scale import plan
-from toy import world
 import train
 from data import VideoBudget, load_video
 from runtime.errors import BadInput
+from scale import plan
+from toy import world
 
 SPECIAL = """endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start
 quad_end vision_start vision_end vision_pad image_pad video_pad""".split()

@@ -9,9 +9,16 @@ decoding step over the time that reading the weights once takes at the measured 
 """
 
 import torch
-from common import arguments, by_turns, make_policy, make_prompt, plain_transformers, repeated_inputs
 
 import grpo
+from common import (
+    arguments,
+    by_turns,
+    make_policy,
+    make_prompt,
+    plain_transformers,
+    repeated_inputs,
+)
 from model import encode_videos
 
 

@@ -10,8 +10,8 @@ Both sides start from the patches, so vision is in it: once for the group (ours)
 import gc
 
 import torch
-from common import arguments, by_turns, make_policy, make_prompt, peak_memory, repeated_logprobs
 
+from common import arguments, by_turns, make_policy, make_prompt, peak_memory, repeated_logprobs
 from model import encode_videos, group_logprobs
 
 

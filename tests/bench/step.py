@@ -24,19 +24,26 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from common import ROOT, TOKENIZER, arguments, by_turns, make_policy, make_prompt, repeated_logprobs, repeated_sampling
 
 import data
 import grpo
-import grpo
-import data
 import tasks
-from toy import world
 from annotations.readers import read_dataset
+from common import (
+    ROOT,
+    TOKENIZER,
+    arguments,
+    by_turns,
+    make_policy,
+    make_prompt,
+    repeated_logprobs,
+    repeated_sampling,
+)
 from runtime.loader import generator_for
-from runtime.run import Clock
-from runtime.optimizer import MasterAdamW
 from runtime.models import load
+from runtime.optimizer import MasterAdamW
+from runtime.run import Clock
+from toy import world
 
 
 def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):

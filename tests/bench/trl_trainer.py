@@ -18,7 +18,13 @@ for operator in ("nms", "qnms"):
 import numpy as np
 from datasets import Dataset
 from PIL import Image
-from transformers import AutoTokenizer, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, TrainerCallback
+from transformers import (
+    AutoTokenizer,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    TrainerCallback,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 TEMPLATE = (
