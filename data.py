@@ -64,15 +64,23 @@ class VideoBudget:
         if os.path.exists(path):
             saved = read_object(path, fps=NUMBER, **dict.fromkeys(known - {"fps"}, int))
             budget = cls(**{k: v for k, v in saved.items() if k in known})
-        return replace(budget, **{k: v for k, v in overrides.items() if k in known and v is not None}).checked()
+        return replace(
+            budget, **{k: v for k, v in overrides.items() if k in known and v is not None}
+        ).checked()
 
     def checked(self):
         if not 0 < self.fps < float("inf") or self.max_frames < MIN_FRAMES:
-            raise BadInput(f"--fps must be above 0 and --max-frames at least {MIN_FRAMES}: got {self.fps} and {self.max_frames}")
+            raise BadInput(
+                f"--fps must be above 0 and --max-frames at least {MIN_FRAMES}: got {self.fps} and {self.max_frames}"
+            )
         if not CELL * CELL <= self.min_frame_pixels <= self.max_frame_pixels:
-            raise BadInput("the pixel budget needs 28*28 <= --min-frame-pixels <= --max-frame-pixels")
+            raise BadInput(
+                "the pixel budget needs 28*28 <= --min-frame-pixels <= --max-frame-pixels"
+            )
         if self.total_pixels * PAIR < self.min_frame_pixels * MIN_FRAMES:
-            raise BadInput("--total-pixels leaves no room for 4 frames of --min-frame-pixels: raise it")
+            raise BadInput(
+                "--total-pixels leaves no room for 4 frames of --min-frame-pixels: raise it"
+            )
         return self
 
     def save(self, folder):
@@ -85,10 +93,16 @@ MIN_FRAMES = 4
 
 def add_budget_flags(parser):
     """The command-line flags of a VideoBudget, for train.py and eval.py; what is not given stays None."""
-    group = parser.add_argument_group("how much video the model sees (default: what is saved beside the model, else the paper's)")
+    group = parser.add_argument_group(
+        "how much video the model sees (default: what is saved beside the model, else the paper's)"
+    )
     group.add_argument("--fps", type=float, help="frames looked at per second")
     group.add_argument("--max-frames", type=int, help="frames at most")
-    group.add_argument("--total-pixels", type=int, help="pixels of all frames at most, a pair of frames counted once")
+    group.add_argument(
+        "--total-pixels",
+        type=int,
+        help="pixels of all frames at most, a pair of frames counted once",
+    )
     group.add_argument("--min-frame-pixels", type=int, help="pixels of a frame at least")
     group.add_argument("--max-frame-pixels", type=int, help="pixels of a frame at most")
 
@@ -104,7 +118,9 @@ def frame_times(duration, budget):
     spacing and nothing assumes 1/fps: a model that is told the wrong spacing gives answers that are
     shifted in time, and no error ever says so.
     """
-    room = PAIR * budget.total_pixels // budget.min_frame_pixels  # frames that fit at the smallest size
+    room = (
+        PAIR * budget.total_pixels // budget.min_frame_pixels
+    )  # frames that fit at the smallest size
     most = min(budget.max_frames, room) // PAIR * PAIR
     wanted = int(np.ceil(duration * budget.fps - 1e-6))
     if MIN_FRAMES <= wanted <= most:
@@ -138,7 +154,9 @@ def frame_size(height, width, n_frames, budget):
     elif h * w < least:
         grow = (least / (height * width)) ** 0.5
         h, w = (int(np.ceil(side * grow / CELL)) * CELL for side in (height, width))
-    while h * w > most:  # a side cannot be less than a cell, and growing rounds up: the budget wins over the shape
+    while (
+        h * w > most
+    ):  # a side cannot be less than a cell, and growing rounds up: the budget wins over the shape
         h, w = (h - CELL, w) if h >= w else (h, w - CELL)
     return h, w
 
@@ -173,7 +191,9 @@ def read_frames(path, budget, span=None):
         raise BadInput(f"video file {path} {e}") from e
     except container.REFUSED as e:
         reason = str(e).strip().splitlines()[-1][:150] if str(e).strip() else type(e).__name__
-        raise BadInput(f"video file {path} cannot be decoded, it may be damaged or no video ({reason})") from e
+        raise BadInput(
+            f"video file {path} cannot be decoded, it may be damaged or no video ({reason})"
+        ) from e
 
 
 def decode_file(path, budget, span):
@@ -186,9 +206,13 @@ def decode_file(path, budget, span):
         raise BadInput(f"video file {path} has no duration: it holds {len(on_screen)} frame(s)")
     start, end = (0.0, duration) if span is None else (max(0.0, span[0]), min(duration, span[1]))
     if end <= start:
-        raise BadInput(f"video file {path} lasts {duration:.1f} s; the part from {span[0]:g} to {span[1]:g} s is not in it")
+        raise BadInput(
+            f"video file {path} lasts {duration:.1f} s; the part from {span[0]:g} to {span[1]:g} s is not in it"
+        )
     moments, spacing = frame_times(end - start, budget)
-    index = np.searchsorted(on_screen, start + moments + 1e-6, side="right") - 1  # the frame on screen at each moment
+    index = (
+        np.searchsorted(on_screen, start + moments + 1e-6, side="right") - 1
+    )  # the frame on screen at each moment
     index = index.clip(max=max(0, np.searchsorted(on_screen, end - 1e-6) - 1))
     original = clip.size()
     height, width = frame_size(*original, len(index), budget)
@@ -203,18 +227,24 @@ def read_folder(path, budget, span=None):
     This is how tracking (GOT-10k) comes, and how it is asked: one box for each of the eight. Their rate is
     `anno_fps` of meta_info.ini where there is one, else FOLDER_FPS.
     """
-    names = sorted(name for name in os.listdir(path) if re.fullmatch(r"\d+\.(jpg|jpeg|png)", name.lower()))
+    names = sorted(
+        name for name in os.listdir(path) if re.fullmatch(r"\d+\.(jpg|jpeg|png)", name.lower())
+    )
     if len(names) < TRACKED:
-        raise BadInput(f"folder {path} holds {len(names)} numbered jpg or png frames; at least {TRACKED} are needed")
+        raise BadInput(
+            f"folder {path} holds {len(names)} numbered jpg or png frames; at least {TRACKED} are needed"
+        )
     fps = FOLDER_FPS
     if os.path.isfile(meta := os.path.join(path, "meta_info.ini")):
         with open(meta, encoding="utf-8", errors="replace") as f:
             found = re.search(r"anno_fps:\s*(\d+)", f.read())
         fps = int(found[1]) if found and int(found[1]) else FOLDER_FPS
     if span is not None:
-        names = names[max(0, int(np.ceil(span[0] * fps))):int(span[1] * fps) + 1]
+        names = names[max(0, int(np.ceil(span[0] * fps))) : int(span[1] * fps) + 1]
         if not names:
-            raise BadInput(f"folder {path} has no frame from {span[0]:g} to {span[1]:g} s, at {fps} a second")
+            raise BadInput(
+                f"folder {path} has no frame from {span[0]:g} to {span[1]:g} s, at {fps} a second"
+            )
     index = uniform_indices(len(names))
     original, pixels = None, []
     for i in index:  # one at a time: eight large photographs would not fit in memory
@@ -262,7 +292,9 @@ def resize(frames, height, width):
     """(T, H, W, 3) uint8 → (T, height, width, 3) uint8: bicubic with antialiasing, as Qwen2.5-VL was trained."""
     if frames.shape[1:3] == (height, width):
         return frames
-    x = F.interpolate(frames.permute(0, 3, 1, 2).float(), (height, width), mode="bicubic", antialias=True)
+    x = F.interpolate(
+        frames.permute(0, 3, 1, 2).float(), (height, width), mode="bicubic", antialias=True
+    )
     return x.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
@@ -270,7 +302,11 @@ def resize(frames, height, width):
 # 2. Frames to patches
 # ------------------------------------------------------------------------------------------------
 
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])  # CLIP's channel statistics, which Qwen2.5-VL uses
+MEAN = torch.tensor([
+    0.48145466,
+    0.4578275,
+    0.40821073,
+])  # CLIP's channel statistics, which Qwen2.5-VL uses
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 
 
@@ -286,7 +322,9 @@ def patchify(pixels):
     tower merges into one token.
     """
     T, H, W, _ = pixels.shape
-    assert T % PAIR == 0 and H % CELL == 0 and W % CELL == 0, f"frames {tuple(pixels.shape)} were not prepared by read_frames"
+    assert T % PAIR == 0 and H % CELL == 0 and W % CELL == 0, (
+        f"frames {tuple(pixels.shape)} were not prepared by read_frames"
+    )
     x = ((pixels.float() / 255 - MEAN) / STD).permute(0, 3, 1, 2)  # (T, 3, H, W)
     t, h, w = T // PAIR, H // PATCH, W // PATCH
     #             0  1     2  3           4      5      6           7      8
@@ -394,17 +432,23 @@ def build_prompt(text, video, tokenizer, max_tokens=None):
     ids = torch.tensor(tokenizer(markup)["input_ids"])
     pad_id = tokenizer.convert_tokens_to_ids("<|video_pad|>")
     if (ids == pad_id).sum() != video.n_tokens:
-        raise BadInput(f"the question contains the model's own mark <|video_pad|>, which stands for video: {text[:80]!r}")
+        raise BadInput(
+            f"the question contains the model's own mark <|video_pad|>, which stands for video: {text[:80]!r}"
+        )
     if max_tokens is not None and len(ids) > max_tokens:
         raise BadInput(
             f"a prompt of {len(ids)} tokens ({video.n_tokens} of them video) does not fit in {max_tokens}: "
             "lower --fps, --max-frames or --total-pixels"
         )
     readable = markup.replace(pads, f"[{video.n_tokens} video tokens]")
-    return Prompt(ids, video.patches, [video.grid], [video.seconds_per_grid], readable, video.duration)
+    return Prompt(
+        ids, video.patches, [video.grid], [video.seconds_per_grid], readable, video.duration
+    )
 
 
-def load_prompt(example, budget, tokenizer, think=True, blind=False, max_tokens=None, read=read_frames):
+def load_prompt(
+    example, budget, tokenizer, think=True, blind=False, max_tokens=None, read=read_frames
+):
     """Example → data.Prompt: reads the video (read: data.read_frames, or a Decoder's) and asks the task's question about it."""
     video = load_video(example.video, budget, blind, example.span, read)
     return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)

@@ -36,7 +36,9 @@ from tasks import score
 
 
 @torch.no_grad()
-def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids, generators=None, on_token=None):
+def sample_groups(
+    model, prompts, features, group_size, max_new_tokens, stop_ids, generators=None, on_token=None
+):
     """Samples a group of completions for each prompt, at temperature 1, from the full distribution.
 
     No top-k, no top-p: the log-probs that training computes are those of the full distribution, and
@@ -55,11 +57,15 @@ def sample_groups(model, prompts, features, group_size, max_new_tokens, stop_ids
     """
     logits, cache, position = prefill(model, prompts, features)
     B, G, C, device = len(prompts), group_size, max_new_tokens, logits.device
-    logits = logits.repeat_interleave(G, dim=0)  # (B·G, V): all G first tokens from the same distribution
+    logits = logits.repeat_interleave(
+        G, dim=0
+    )  # (B·G, V): all G first tokens from the same distribution
     position = position.repeat_interleave(G)
     cache.start_decoding(G, C)
     # All uniform random numbers, drawn up front: (B·G, C) in [0, 1).
-    chance = generators and torch.cat([torch.rand(G, C, dtype=torch.float64, generator=g) for g in generators]).to(device)
+    chance = generators and torch.cat([
+        torch.rand(G, C, dtype=torch.float64, generator=g) for g in generators
+    ]).to(device)
     stop = torch.tensor(stop_ids, device=device)
     tokens = torch.full((B * G, C), stop_ids[0], device=device)
     logps = torch.zeros(B * G, C, device=device)
@@ -119,7 +125,9 @@ def completion_texts(completions, mask, tokenizer, stop_ids):
     texts = []
     for ids, own in zip(completions.tolist(), mask.tolist()):
         ids = [i for i, mine in zip(ids, own) if mine]
-        texts.append(tokenizer.decode(ids[:-1] if ids[-1] in stop_ids else ids, skip_special_tokens=False))
+        texts.append(
+            tokenizer.decode(ids[:-1] if ids[-1] in stop_ids else ids, skip_special_tokens=False)
+        )
     return texts
 
 
@@ -193,7 +201,9 @@ def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
     return mask / (mask.sum(dim=-1, keepdim=True) * n_completions)
 
 
-def policy_loss(logp, logp_old, logp_ref, advantages, mask, weights, clip_low, clip_high, beta, loss="grpo"):
+def policy_loss(
+    logp, logp_old, logp_ref, advantages, mask, weights, clip_low, clip_high, beta, loss="grpo"
+):
     """The clipped objective with its KL penalty, as a loss to minimise.
 
         ρ    = exp(logp − logp_old)
@@ -223,12 +233,18 @@ def policy_loss(logp, logp_old, logp_ref, advantages, mask, weights, clip_low, c
     """
     log_ratio = torch.where(mask, logp - logp_old, 0.0)
     if loss == "gspo":
-        log_ratio = (log_ratio.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True)).expand_as(log_ratio)
+        log_ratio = (
+            log_ratio.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True)
+        ).expand_as(log_ratio)
     ratio = log_ratio.exp()
     A = advantages[:, None]
     clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     objective = torch.minimum(ratio * A, clipped_ratio * A)
-    kl = torch.zeros_like(ratio) if logp_ref is None else kl_k3(torch.where(mask, logp, 0.0), torch.where(mask, logp_ref, 0.0))
+    kl = (
+        torch.zeros_like(ratio)
+        if logp_ref is None
+        else kl_k3(torch.where(mask, logp, 0.0), torch.where(mask, logp_ref, 0.0))
+    )
     total = -(weights * (objective - beta * kl)).sum()
     return total, {"kl": kl.detach(), "clipped": (clipped_ratio * A < ratio * A) & mask}
 
@@ -304,7 +320,9 @@ def grpo_step(policy, reference, batch, settings, update_weights, total, clock):
             if settings.train_vision:
                 values = video_features(reference_model, batch.prompts, with_gradient=False)
             for group, seen in zip(groups, values):
-                group.logp_ref, _ = reference_model.call(group_logprobs, group.prompt, seen, group.completions)
+                group.logp_ref, _ = reference_model.call(
+                    group_logprobs, group.prompt, seen, group.completions
+                )
     clock("reference")
 
     # 5. Loss, backward, update. One backward per group: gradients add up, and memory holds the
@@ -347,7 +365,9 @@ def compared_groups(completions, mask, logp_sampled, batch, settings, stop_ids, 
     Returns: B Groups.
     """
     device, groups = completions.device, []
-    n_completions = total(mask.shape[0] * mask.shape[1])  # of the whole step, as all processes take it
+    n_completions = total(
+        mask.shape[0] * mask.shape[1]
+    )  # of the whole step, as all processes take it
     n_tokens = total(mask.sum().item())
     for b, (example, prompt) in enumerate(zip(batch.examples, batch.prompts)):
         own = slice(0, int(mask[b].any(dim=0).sum()))  # to the group's longest completion
@@ -355,9 +375,22 @@ def compared_groups(completions, mask, logp_sampled, batch, settings, stop_ids, 
         scores = [score(example.task, text, example.answer, settings.think) for text in texts]
         rewards = torch.tensor([sum(s.values()) for s in scores], device=device)  # (G,)
         advantages = group_advantages(rewards, divide_by_std=settings.loss != "dr_grpo")  # (G,)
-        weights = token_weights(mask[b], settings.loss, settings.max_new_tokens, n_completions, n_tokens)
+        weights = token_weights(
+            mask[b], settings.loss, settings.max_new_tokens, n_completions, n_tokens
+        )
         tensors = (x[:, own] for x in (completions[b], mask[b], weights))
-        groups.append(Group(example, prompt, texts, scores, *tensors, rewards, advantages, logp_sampled[b, :, own]))
+        groups.append(
+            Group(
+                example,
+                prompt,
+                texts,
+                scores,
+                *tensors,
+                rewards,
+                advantages,
+                logp_sampled[b, :, own],
+            )
+        )
     return groups
 
 
@@ -381,13 +414,17 @@ def three_armed_bandit(steps=300, G=8, lr=0.5, beta=0.04):
           f"\nit starts at {rounded(reference.exp())} for arms a, b, c. Each step pulls {G} arms: a group.\n")  # fmt: skip
     for step in range(1, steps + 1):
         logp_all = logits.log_softmax(dim=0)
-        arms = draw(logp_all.detach().expand(G, -1), torch.rand(G, dtype=torch.float64))[:, None]  # 1. sample (G, C = 1)
+        arms = draw(logp_all.detach().expand(G, -1), torch.rand(G, dtype=torch.float64))[
+            :, None
+        ]  # 1. sample (G, C = 1)
         reward = (torch.rand(G) < pays[arms[:, 0]]).float()  # 2. reward (G,)
         A = group_advantages(reward)  # 3. advantages (G,)
         logp, logp_ref = logp_all[arms], reference[arms]  # 4. log-probs (G, 1)
         mask = torch.ones_like(arms, dtype=torch.bool)
         weights = token_weights(mask, "grpo", 1, G, G)
-        loss, per_token = policy_loss(logp, logp.detach(), logp_ref, A, mask, weights, 0.2, 0.2, beta)  # 5. loss
+        loss, per_token = policy_loss(
+            logp, logp.detach(), logp_ref, A, mask, weights, 0.2, 0.2, beta
+        )  # 5. loss
         (gradient,) = torch.autograd.grad(loss, logits)
         with torch.no_grad():
             logits -= lr * gradient
@@ -396,14 +433,22 @@ def three_armed_bandit(steps=300, G=8, lr=0.5, beta=0.04):
             print(f"Step 1: the rewards' mean is {reward.mean():.3f}, their sample standard deviation {reward.std():.3f}.\n"
                   "arm  reward  advantage  log-prob before → after")  # fmt: skip
             for i in range(G):
-                print(f"{'abc'[arms[i]]:>3}  {reward[i]:6.0f}  {A[i]:+9.2f}  {logp[i, 0]:15.3f} → {after[i, 0]:.3f}")
+                print(
+                    f"{'abc'[arms[i]]:>3}  {reward[i]:6.0f}  {A[i]:+9.2f}  {logp[i, 0]:15.3f} → {after[i, 0]:.3f}"
+                )
             print(f"Siblings are compared with their own mean, so the advantages add up to {abs(A.sum().item()):.0f}. The loss is {abs(loss.item()):.3f}, because\n"
                   f"every ratio is 1; its gradient with respect to the logits is {rounded(gradient)}; a step against it\n"
                   "makes those arms likelier that paid more than the mean. In one group that may be luck; over many, luck averages out:\n")  # fmt: skip
             print("step  mean reward    KL   P(a)  P(b)  P(c)")
         if step in (1, 10, 20, 30, 50, 100, 200, steps):
-            note = "   all pay the same: every advantage is 0, only the KL acts" if not A.any() else ""
-            print(f"{step:4}  {reward.mean():11.2f}  {per_token['kl'].mean():.2f}   " + "  ".join(f"{p:.2f}" for p in logits.detach().softmax(dim=0)) + note)
+            note = (
+                "   all pay the same: every advantage is 0, only the KL acts" if not A.any() else ""
+            )
+            print(
+                f"{step:4}  {reward.mean():11.2f}  {per_token['kl'].mean():.2f}   "
+                + "  ".join(f"{p:.2f}" for p in logits.detach().softmax(dim=0))
+                + note
+            )
     return logits.detach().softmax(dim=0)
 
 
@@ -422,5 +467,7 @@ if __name__ == "__main__":
 
     from runtime.errors import run_program
 
-    argparse.ArgumentParser(description="GRPO on a three-armed bandit, step by step (no flags).").parse_args()
+    argparse.ArgumentParser(
+        description="GRPO on a three-armed bandit, step by step (no flags)."
+    ).parse_args()
     run_program(main)

@@ -66,7 +66,10 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
     >>> mrope_positions(ids, [(2, 2, 4)], [1.0], S(video_token_id=99, vision_config=vision)).tolist()
     [[0, 1, 1, 3, 3, 4], [0, 1, 1, 1, 1, 4], [0, 1, 2, 1, 2, 4]]
     """
-    merge, tokens_per_second = config.vision_config.spatial_merge_size, config.vision_config.tokens_per_second
+    merge, tokens_per_second = (
+        config.vision_config.spatial_merge_size,
+        config.vision_config.tokens_per_second,
+    )
     is_video = (ids == config.video_token_id).cpu()
     pieces, place, start = [], 0, 0  # place: index into ids; start: the next free position
     for (t, h, w), seconds in zip(grids, seconds_per_grid, strict=True):
@@ -75,8 +78,15 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
         start += first - place
         h, w = h // merge, w // merge
         time = (torch.arange(t) * seconds * tokens_per_second).floor().long()
-        video = torch.stack(torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")).reshape(3, -1) + start
-        assert is_video[first:first + t * h * w].all(), "fewer video tokens in the prompt than the grid says"
+        video = (
+            torch.stack(
+                torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")
+            ).reshape(3, -1)
+            + start
+        )
+        assert is_video[first : first + t * h * w].all(), (
+            "fewer video tokens in the prompt than the grid says"
+        )
         pieces += [text, video]
         place, start = first + t * h * w, int(video.max()) + 1
     assert not is_video[place:].any(), "more video tokens in the prompt than the grids say"
@@ -95,7 +105,9 @@ def encode_videos(model, prompts):
     Args:    prompts: list of data.Prompt.
     Returns: one (video tokens of the prompt, D) tensor per prompt.
     """
-    first_weight = model.model.visual.patch_embed.proj.weight  # where it is now: --offload keeps it on the CPU between uses
+    first_weight = (
+        model.model.visual.patch_embed.proj.weight
+    )  # where it is now: --offload keeps it on the CPU between uses
     grids = [grid for prompt in prompts for grid in prompt.grids]
     patches = torch.cat([prompt.patches for prompt in prompts]).to(first_weight)
     layout = vision_layout(torch.tensor(grids), model.config.vision_config, patches.device)
@@ -103,7 +115,7 @@ def encode_videos(model, prompts):
     per_video = [t * h * w // model.config.vision_config.spatial_merge_size**2 for t, h, w in grids]
     per_prompt, i = [], 0
     for prompt in prompts:
-        per_prompt.append(sum(per_video[i:i + len(prompt.grids)]))
+        per_prompt.append(sum(per_video[i : i + len(prompt.grids)]))
         i += len(prompt.grids)
     return list(features.split(per_prompt))
 
@@ -134,7 +146,9 @@ def embed(model, ids, features):
     alone, and every curve still looks plausible.
     """
     is_video = ids == model.config.video_token_id
-    assert int(is_video.sum()) == len(features), f"{int(is_video.sum())} video tokens but {len(features)} video features"
+    assert int(is_video.sum()) == len(features), (
+        f"{int(is_video.sum())} video tokens but {len(features)} video features"
+    )
     text = model.model.language_model.embed_tokens(ids.to(features.device))
     return text.masked_scatter(is_video.to(features.device)[:, None], features.to(text.dtype))
 
@@ -170,7 +184,15 @@ def sdpa(query, key, value, scale, causal=False):
     """
     n, m = query.shape[2], key.shape[2]
     lower_right = causal_lower_right(n, m) if causal and n != m else None
-    return F.scaled_dot_product_attention(query, key, value, lower_right, is_causal=causal and n == m, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        lower_right,
+        is_causal=causal and n == m,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
 
 
 def flash_attention_2(query, key, value, scale, causal=False):
@@ -231,7 +253,9 @@ def packed_attention(query, key, value, group, scale, attend):
     return torch.cat([prompt, own.transpose(0, 1).flatten(1, 2)[None]], dim=2)
 
 
-def window_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, attend, **_):
+def window_attention(
+    module, query, key, value, attention_mask, scaling, cu_seq_lens_q, attend, **_
+):
     """What each layer of the vision tower calls: attention inside windows (or frames), never across.
 
     query, key, value (1, H, N, d); cu_seq_lens_q: where windows begin and end among the N patches, on
@@ -242,8 +266,12 @@ def window_attention(module, query, key, value, attention_mask, scaling, cu_seq_
     places, back = windows_by_size(cu_seq_lens_q, query.device)
     chunks = []
     for place in places:  # (windows, size)
-        q, k, v = (x[0][:, place].transpose(0, 1) for x in (query, key, value))  # (windows, H, size, d)
-        chunks.append(attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))  # (windows · size, H, d)
+        q, k, v = (
+            x[0][:, place].transpose(0, 1) for x in (query, key, value)
+        )  # (windows, H, size, d)
+        chunks.append(
+            attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1)
+        )  # (windows · size, H, d)
     return torch.cat(chunks)[back][None], None  # (1, N, H, d)
 
 
@@ -270,7 +298,9 @@ def windows_by_size(boundaries, device):
 
 for name, attend in ATTENTION.items():
     AttentionInterface.register(f"shared_prompt_{name}", partial(attention, attend=attend))
-    AttentionInterface.register(f"flash_like_windows_{name}", partial(window_attention, attend=attend))
+    AttentionInterface.register(
+        f"flash_like_windows_{name}", partial(window_attention, attend=attend)
+    )
 
 # ------------------------------------------------------------------------------------------------
 # 4. Sampling: prefill, decode
@@ -299,7 +329,9 @@ class GroupCache:
         lengths = [key.shape[2] for key, _ in self.prompt[0]]
         P, first = max(lengths), self.prompt[0][0][0]
         hidden = first.new_full((len(lengths), 1, 1, max_new_tokens), float("-inf"))
-        padding = torch.stack([F.pad(first.new_zeros(n), (P - n, 0), value=float("-inf")) for n in lengths])[:, None, None]
+        padding = torch.stack([
+            F.pad(first.new_zeros(n), (P - n, 0), value=float("-inf")) for n in lengths
+        ])[:, None, None]
         self.mask = torch.cat([padding, hidden], dim=3)
         self.length = torch.zeros(1, dtype=torch.long, device=first.device)
 
@@ -309,7 +341,9 @@ class GroupCache:
         def room(x):  # zeros: what is masked has weight 0, and 0 · NaN would be NaN
             return x.new_zeros(len(x) * group_size, x.shape[1], max_new_tokens, x.shape[3])
 
-        self.prompt = {layer: tuple(stacked(x) for x in zip(*pairs)) for layer, pairs in self.prompt.items()}
+        self.prompt = {
+            layer: tuple(stacked(x) for x in zip(*pairs)) for layer, pairs in self.prompt.items()
+        }
         self.own = {layer: (room(k), room(v)) for layer, (k, v) in self.prompt.items()}
 
     @property
@@ -319,14 +353,16 @@ class GroupCache:
     def rewind(self):
         """Forgets all tokens of completions."""
         self.length.zero_()
-        self.mask[..., self.prompt_length:] = float("-inf")
+        self.mask[..., self.prompt_length :] = float("-inf")
 
     def keep(self, rows):
         """Keeps only the completions `rows` (B', G'): indices into all B·G of them, those of one prompt in a line."""
         prompts = rows[:, 0] // (len(self.own[0][0]) // len(self.prompt[0][0]))
         self.mask = self.mask[prompts]
         self.prompt = {layer: (k[prompts], v[prompts]) for layer, (k, v) in self.prompt.items()}
-        self.own = {layer: (k[rows.flatten()], v[rows.flatten()]) for layer, (k, v) in self.own.items()}
+        self.own = {
+            layer: (k[rows.flatten()], v[rows.flatten()]) for layer, (k, v) in self.own.items()
+        }
 
 
 def token_logits(model, hidden):
@@ -357,10 +393,14 @@ def prefill(model, prompts, features):
     """
     cache, last, after = GroupCache(), [], []
     for prompt, feature in zip(prompts, features, strict=True):
-        positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config).to(feature.device)
+        positions = mrope_positions(
+            prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config
+        ).to(feature.device)
         hidden = model.model.language_model(
-            inputs_embeds=embed(model, prompt.ids, feature)[None], position_ids=positions[:, None],
-            attention_mask=NO_MASK, past_key_values=cache,
+            inputs_embeds=embed(model, prompt.ids, feature)[None],
+            position_ids=positions[:, None],
+            attention_mask=NO_MASK,
+            past_key_values=cache,
         ).last_hidden_state
         last.append(hidden[0, -1])
         after.append(positions[:, -1].amax() + 1)
@@ -380,16 +420,27 @@ def decode_step(model, cache, tokens, positions):
     """
     language_model = model.model.language_model
     x = language_model.embed_tokens(tokens)  # (B·G, D)
-    angles = positions[:, None] * language_model.rotary_emb.inv_freq  # (B·G, d/2): with all three positions equal, M-RoPE is plain RoPE
-    cos, sin = (torch.cat([f, f], dim=1)[:, None].to(x.dtype) for f in (angles.cos(), angles.sin()))  # (B·G, 1, d)
+    angles = (
+        positions[:, None] * language_model.rotary_emb.inv_freq
+    )  # (B·G, d/2): with all three positions equal, M-RoPE is plain RoPE
+    cos, sin = (
+        torch.cat([f, f], dim=1)[:, None].to(x.dtype) for f in (angles.cos(), angles.sin())
+    )  # (B·G, 1, d)
     cache.mask.index_fill_(3, cache.prompt_length + cache.length, 0.0)
     for layer, block in enumerate(language_model.layers):
         attn, h = block.self_attn, rms_norm(x, block.input_layernorm)
-        query, key, value = (project(h).view(len(x), -1, attn.head_dim) for project in (attn.q_proj, attn.k_proj, attn.v_proj))
+        query, key, value = (
+            project(h).view(len(x), -1, attn.head_dim)
+            for project in (attn.q_proj, attn.k_proj, attn.v_proj)
+        )
         own = cache.own[layer]
         for buffer, new in zip(own, (rotate(key, cos, sin), value)):
             buffer.index_copy_(2, cache.length, new[:, :, None])
-        x = x + attn.o_proj(decode_attention(rotate(query, cos, sin) * attn.scaling, own, cache.prompt[layer], cache.mask))
+        x = x + attn.o_proj(
+            decode_attention(
+                rotate(query, cos, sin) * attn.scaling, own, cache.prompt[layer], cache.mask
+            )
+        )
         x = x + block.mlp(rms_norm(x, block.post_attention_layernorm))
     cache.length += 1
     return token_logits(model, rms_norm(x, language_model.norm))
@@ -420,14 +471,19 @@ def decode_attention(query, own, prompt, mask):
     def by_prompt(x):  # (B·G, K, rep, n) → (B, K, G·rep, n): a group's queries side by side
         return x.view(B, G, K, rep, -1).transpose(1, 2).reshape(B, K, G * rep, -1)
 
-    to_prompt, to_own = by_prompt(rows) @ prompt[0].transpose(2, 3), by_prompt(rows @ own[0].transpose(2, 3))
+    to_prompt, to_own = (
+        by_prompt(rows) @ prompt[0].transpose(2, 3),
+        by_prompt(rows @ own[0].transpose(2, 3)),
+    )
     scores = torch.cat([to_prompt, to_own], dim=3).float() + mask  # (B, K, G·rep, P + C)
     weights = scores.softmax(dim=3).to(query.dtype)
 
     def by_row(x):  # and back
         return x.view(B, K, G, rep, -1).transpose(1, 2).reshape(B * G, K, rep, -1)
 
-    return (by_row(weights[..., :P] @ prompt[1]) + by_row(weights[..., P:].contiguous()) @ own[1]).flatten(1)
+    return (
+        by_row(weights[..., :P] @ prompt[1]) + by_row(weights[..., P:].contiguous()) @ own[1]
+    ).flatten(1)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -452,18 +508,30 @@ def group_logprobs(model, prompt, features, completions, chunk=1024):
     completions = completions.to(device)
     embed_tokens = model.model.language_model.embed_tokens
     embeds = torch.cat([embed(model, prompt.ids, features), embed_tokens(completions.flatten())])
-    positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config).to(device)
-    after = positions[:, -1].amax() + 1 + torch.arange(C, device=device)  # every completion starts at the same position
+    positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config).to(
+        device
+    )
+    after = (
+        positions[:, -1].amax() + 1 + torch.arange(C, device=device)
+    )  # every completion starts at the same position
     positions = torch.cat([positions, after.repeat(G).expand(3, -1)], dim=1)
     hidden = model.model.language_model(
-        inputs_embeds=embeds[None], position_ids=positions[:, None], attention_mask=NO_MASK,
-        use_cache=False, group=(G, C),
+        inputs_embeds=embeds[None],
+        position_ids=positions[:, None],
+        attention_mask=NO_MASK,
+        use_cache=False,
+        group=(G, C),
     ).last_hidden_state[0]
     predicting = predicting_states(hidden, (G, C)).flatten(0, 1)  # (G·C, D)
 
     targets = completions.flatten()
     parts = [
-        checkpoint(lambda h, t: token_logprobs(token_logits(model, h), t), predicting[i:i + chunk], targets[i:i + chunk], use_reentrant=False)
+        checkpoint(
+            lambda h, t: token_logprobs(token_logits(model, h), t),
+            predicting[i : i + chunk],
+            targets[i : i + chunk],
+            use_reentrant=False,
+        )
         for i in range(0, G * C, chunk)
     ]
     logp, entropy = (torch.cat(part).view(G, C) for part in zip(*parts))
@@ -500,5 +568,7 @@ def token_logprobs(logits, tokens):
     """
     logp = logits.log_softmax(dim=-1)
     with torch.no_grad():
-        entropy = -(logp.exp() * logp.clamp_min(-1e9)).sum(dim=-1)  # the clamp: 0 · −inf would be NaN
+        entropy = -(logp.exp() * logp.clamp_min(-1e9)).sum(
+            dim=-1
+        )  # the clamp: 0 · −inf would be NaN
     return logp.gather(1, tokens[:, None])[:, 0], entropy

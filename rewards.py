@@ -26,7 +26,11 @@ description; `tasks.py` says which task is paid by which rules.
 
 import re
 
-THINK, ANSWER, GLUE = r"\s*<think>(.*)</think>", r"\s*<answer>(.*)</answer>\s*", r"<glue>(.*)</glue>\s*"
+THINK, ANSWER, GLUE = (
+    r"\s*<think>(.*)</think>",
+    r"\s*<answer>(.*)</answer>\s*",
+    r"<glue>(.*)</glue>\s*",
+)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
 
 # At most six digits before the point: seconds of a video, and never a number that overflows a float.
@@ -59,7 +63,9 @@ def well_formed(text, think, glue=False):
     """
     expected = [int(think)] * 2 + [1] * 2 + [int(glue)] * 2
     pattern = THINK * think + ANSWER + GLUE * glue
-    return [text.count(tag) for tag in TAGS] == expected and bool(re.fullmatch(pattern, text, re.DOTALL))
+    return [text.count(tag) for tag in TAGS] == expected and bool(
+        re.fullmatch(pattern, text, re.DOTALL)
+    )
 
 
 def inside(text, tag):
@@ -166,7 +172,11 @@ def interval_set_iou(a, b):
     0.3333333333333333
     """
     a, b = merged(a), merged(b)
-    shared = sum(max(0.0, min(a_end, b_end) - max(a_start, b_start)) for a_start, a_end in a for b_start, b_end in b)
+    shared = sum(
+        max(0.0, min(a_end, b_end) - max(a_start, b_start))
+        for a_start, a_end in a
+        for b_start, b_end in b
+    )
     either = sum(end - start for start, end in merged(a + b))
     return shared / either if either > 0 else 0.0
 
@@ -179,15 +189,22 @@ def box_iou(a, b):
     >>> box_iou((0, 0, 0.5, 1), (0.25, 0, 0.75, 1)), box_iou((0.5, 0.5, 0, 0), (0, 0, 1, 1))
     (0.3333333333333333, 0.0)
     """
-    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = ([min(1.0, max(0.0, v)) for v in box] for box in (a, b))
-    area_a, area_b = max(0.0, ax1 - ax0) * max(0.0, ay1 - ay0), max(0.0, bx1 - bx0) * max(0.0, by1 - by0)
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = (
+        [min(1.0, max(0.0, v)) for v in box] for box in (a, b)
+    )
+    area_a, area_b = (
+        max(0.0, ax1 - ax0) * max(0.0, ay1 - ay0),
+        max(0.0, bx1 - bx0) * max(0.0, by1 - by0),
+    )
     if area_a == 0 or area_b == 0:
         return 0.0
     shared = max(0.0, min(ax1, bx1) - max(ax0, bx0)) * max(0.0, min(ay1, by1) - max(ay0, by0))
     return min(1.0, shared / (area_a + area_b - shared))
 
 
-STOP_WORDS = frozenset("a an the and or of in on at to from with by for is are was were be been it its this that there then he she they his her their as".split())
+STOP_WORDS = frozenset(
+    "a an the and or of in on at to from with by for is are was were be been it its this that there then he she they his her their as".split()
+)
 
 
 def content_words(text):
@@ -197,7 +214,9 @@ def content_words(text):
     ['boy', 'jump', 'mov']
     """
     words = re.findall(r"[a-z0-9]+", text.lower()[:20000])
-    return {re.sub(r"(?<=\w{3})(ing|ed|es|s|e)$", "", word) for word in words if word not in STOP_WORDS}
+    return {
+        re.sub(r"(?<=\w{3})(ing|ed|es|s|e)$", "", word) for word in words if word not in STOP_WORDS
+    }
 
 
 def says(caption, event):
@@ -211,7 +230,9 @@ def says(caption, event):
     """
     wanted = content_words(event)
     sentences = re.split(r"[.;!?\n]", caption[:20000])
-    return bool(wanted) and any(len(wanted & content_words(sentence)) >= 0.75 * len(wanted) for sentence in sentences)
+    return bool(wanted) and any(
+        len(wanted & content_words(sentence)) >= 0.75 * len(wanted) for sentence in sentences
+    )
 
 
 # ------------------------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ def percent(values):
 def grounding_metrics(records):
     """mIoU, and R@θ: the share of questions whose answer overlaps by at least θ (Charades-STA's own measures)."""
     ious = [r.grounding_iou(x["text"], x["answer"], False) for x in records]
-    return {"mIoU": percent(ious)} | {f"R@{t}": percent([iou >= t for iou in ious]) for t in (0.3, 0.5, 0.7)}
+    return {"mIoU": percent(ious)} | {
+        f"R@{t}": percent([iou >= t for iou in ious]) for t in (0.3, 0.5, 0.7)
+    }
 
 
 def tracking_metrics(records):
@@ -31,16 +33,26 @@ def tracking_metrics(records):
     overlaps = []
     for x in records:
         boxes = r.parse_boxes(r.inside(x["text"], "answer"))
-        overlaps += [r.box_iou(a, b) for a, b in zip(boxes, x["answer"])] if boxes else [0.0] * r.N_BOXES
-    return {"overlap": percent(overlaps)} | {f"SR@{t}": percent([o > t for o in overlaps]) for t in (0.5, 0.7, 0.75)}
+        overlaps += (
+            [r.box_iou(a, b) for a, b in zip(boxes, x["answer"])] if boxes else [0.0] * r.N_BOXES
+        )
+    return {"overlap": percent(overlaps)} | {
+        f"SR@{t}": percent([o > t for o in overlaps]) for t in (0.5, 0.7, 0.75)
+    }
 
 
 def choice_metrics(records):
     """Accuracy over all questions; where they are of several groups (MVBench's sub-tasks), of each and the mean of these."""
     right = [r.choice_accuracy(x["text"], x["answer"], False) for x in records]
     groups = sorted({x["group"] for x in records})
-    by_group = {g: percent([ok for ok, x in zip(right, records) if x["group"] == g]) for g in groups if len(groups) > 1}
-    return {"accuracy": percent(right)} | ({"mean of groups": sum(by_group.values()) / len(groups)} | by_group if by_group else {})
+    by_group = {
+        g: percent([ok for ok, x in zip(right, records) if x["group"] == g])
+        for g in groups
+        if len(groups) > 1
+    }
+    return {"accuracy": percent(right)} | (
+        {"mean of groups": sum(by_group.values()) / len(groups)} | by_group if by_group else {}
+    )
 
 
 def gqa_metrics(records):
@@ -53,7 +65,9 @@ def gqa_metrics(records):
 
 
 def phrase_metrics(records):
-    return {"accuracy": percent([r.phrase_accuracy(x["text"], x["answer"], False) for x in records])}
+    return {
+        "accuracy": percent([r.phrase_accuracy(x["text"], x["answer"], False) for x in records])
+    }
 
 
 def caption_metrics(records):
@@ -145,12 +159,19 @@ TASKS = {
 }  # fmt: skip
 
 
-JOINTLY = ("grounding", "tracking", "gqa")  # what the paper trains together, `--task all` (VideoChat-R1 §3)
+JOINTLY = (
+    "grounding",
+    "tracking",
+    "gqa",
+)  # what the paper trains together, `--task all` (VideoChat-R1 §3)
 
 
 def as_task(examples, task):
     """A data set's Examples as questions of a task: of NExT-GQA's as "qa" the letter alone is asked."""
-    return [e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e)) for e in examples]
+    return [
+        e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e))
+        for e in examples
+    ]
 
 
 def score(task, text, answer, think):
@@ -173,9 +194,14 @@ def longest_answer(toy_model, tasks):
 def question_text(example, duration, think):
     """The words of the user's turn. duration: of the video as read, in seconds."""
     task = TASKS[example.task]
-    options = " ".join(f"({letter}) {option}" for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", example.options))
+    options = " ".join(
+        f"({letter}) {option}"
+        for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", example.options)
+    )
     box = box_text(example.answer[0]) if "{box}" in task.prompt else ""
-    question = task.prompt.format(question=example.question.rstrip("?"), duration=duration, options=options, box=box)
+    question = task.prompt.format(
+        question=example.question.rstrip("?"), duration=duration, options=options, box=box
+    )
     if think:
         return f"{question}\nFirst reason inside <think> tags, then give {task.wanted}, like this: <think>your reasoning</think>{task.form}"
     return f"{question}\nGive only {task.wanted}, like this: {task.form}"

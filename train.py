@@ -65,7 +65,9 @@ def sft_step(policy, batch, settings, update_weights, clock):
     sums = {"loss": 0.0, "tokens": 0, "prompt_tokens": sum(len(p.ids) for p in batch.prompts)}
     end = policy.generation_config.eos_token_id[0]
     for example, prompt in zip(batch.examples, batch.prompts):
-        target = torch.tensor([batch.tokenizer(ideal_answer(example))["input_ids"] + [end]])  # (1, C)
+        target = torch.tensor([
+            batch.tokenizer(ideal_answer(example))["input_ids"] + [end]
+        ])  # (1, C)
         features = video_features(policy, [prompt], settings.train_vision)[0]
         logp, _ = policy.call(group_logprobs, prompt, features, target)
         loss = -logp.mean() / settings.prompts_per_step
@@ -86,7 +88,11 @@ def training_examples(args, rank, world):
     """(examples of all tasks, names of their data sets, flags for eval.py to ask what was trained). Tasks are mixed in
     proportion to their examples, as in the paper."""
     examples, names, own, other = [], [], [], []
-    report = (lambda sentence: print(sentence, file=sys.stderr)) if rank == 0 else (lambda sentence: None)
+    report = (
+        (lambda sentence: print(sentence, file=sys.stderr))
+        if rank == 0
+        else (lambda sentence: None)
+    )
     for task in args.tasks:
         source = TASKS[task].data
         folder, name = on_first(rank, world, lambda: find_data(source, args.data, ensure))
@@ -97,7 +103,11 @@ def training_examples(args, rank, world):
             other.append(f"--bench {source} --task {task}")
         examples += as_task(found, task)
         names.append(name)
-    return examples, ", ".join(dict.fromkeys(names)), [f"--bench {','.join(own)}"] * bool(own) + other
+    return (
+        examples,
+        ", ".join(dict.fromkeys(names)),
+        [f"--bench {','.join(own)}"] * bool(own) + other,
+    )
 
 
 def learning_rate(step, steps, peak):
@@ -122,7 +132,12 @@ def train(settings):
     if settings.judge:
         rewards.judge = load_judge(settings.judge, device)
     model_name = "toy base" if os.path.abspath(settings.model) == TOY_MODEL else settings.model
-    about = {"steps": steps, "data_name": data_name, "model_name": model_name, "examples": len(examples)}
+    about = {
+        "steps": steps,
+        "data_name": data_name,
+        "model_name": model_name,
+        "examples": len(examples),
+    }
     run = Run(settings, about, policy, tokenizer, budget, optimizer, rank, world, device)
     loader = Loader(examples, tokenizer, budget, settings, rank, world, device)
     STOP["cancel"] = loader.cancel

@@ -18,7 +18,9 @@ def main():
         home = home.removesuffix("json") if args.dataset == "mvbench" else home
         examples = dataset.reader(path, os.path.join(home, dataset.videos))
         about = len({e.video for e in examples})
-        print(f"{path}: {len(examples):,} examples about {about:,} videos; the first:\n  {examples[0]}")
+        print(
+            f"{path}: {len(examples):,} examples about {about:,} videos; the first:\n  {examples[0]}"
+        )
 
 
 if __name__ == "__main__":

@@ -25,14 +25,23 @@ QUESTION = "A caption of a video says:\n{caption}\n\nDoes it follow from this ca
 
 def token_ids(tokenizer, word):
     """The first tokens of all ways to write a word: "yes", "Yes", " yes", …"""
-    return sorted({tokenizer(before + way, add_special_tokens=False)["input_ids"][0] for before in ("", " ") for way in (word, word.capitalize(), word.upper())})
+    return sorted({
+        tokenizer(before + way, add_special_tokens=False)["input_ids"][0]
+        for before in ("", " ")
+        for way in (word, word.capitalize(), word.upper())
+    })
 
 
 def question_ids(tokenizer, caption, event):
     """The question as the judge reads it, in its chat format where it has one. Returns (1, L)."""
     text = QUESTION.format(caption=caption, event=event)
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )["input_ids"]
     return tokenizer(text + "\nAnswer:", return_tensors="pt")["input_ids"]
 
 
@@ -41,7 +50,10 @@ def log_odds(model, tokenizer, caption, event):
     """How much likelier than no the judge's next word is yes, in nats."""
     logits = model(question_ids(tokenizer, caption, event).to(model.device)).logits[0, -1].float()
     yes, no = token_ids(tokenizer, "yes"), token_ids(tokenizer, "no")
-    return float(torch.logsumexp(logits[[i for i in yes if i not in no]], 0) - torch.logsumexp(logits[[i for i in no if i not in yes]], 0))
+    return float(
+        torch.logsumexp(logits[[i for i in yes if i not in no]], 0)
+        - torch.logsumexp(logits[[i for i in no if i not in yes]], 0)
+    )
 
 
 def load_judge(name, device):
@@ -64,7 +76,9 @@ def load_judge(name, device):
     model = model.to(device).eval().requires_grad_(False)
     yes, no = set(token_ids(tokenizer, "yes")), set(token_ids(tokenizer, "no"))
     if not yes - no or not no - yes:
-        raise BadInput(f"--judge {name} cannot be asked: its tokenizer begins yes and no with the same token")
+        raise BadInput(
+            f"--judge {name} cannot be asked: its tokenizer begins yes and no with the same token"
+        )
 
     @functools.lru_cache(maxsize=100_000)  # a group says the same thing more than once
     def judge(caption, event):

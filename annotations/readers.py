@@ -58,7 +58,7 @@ def json_entries(path):
     """
     text, decoder, space = read_text(path), json.JSONDecoder(), re.compile(r"[\s,]*")
     at = space.match(text).end()
-    opening, entries = text[at:at + 1], []
+    opening, entries = text[at : at + 1], []
     if opening not in ("[", "{"):
         raise BadInput(f"{path} is not JSON: it begins with {text[:20]!r}")
     line, counted, at = 1, 0, at + 1
@@ -72,7 +72,9 @@ def json_entries(path):
             entries.append((line, key, value))
     except (ValueError, AttributeError, RecursionError) as e:
         # ValueError: no JSON, or a number of thousands of digits; RecursionError: nested too deep
-        raise BadInput(f"{path}, line {text.count(chr(10), 0, at) + 1}: broken JSON after {len(entries)} entries; download the file again") from e
+        raise BadInput(
+            f"{path}, line {text.count(chr(10), 0, at) + 1}: broken JSON after {len(entries)} entries; download the file again"
+        ) from e
     return entries
 
 
@@ -206,7 +208,9 @@ def read_charades(path, videos, report=print):
     counts = {}
 
     def query(name, start, end, text):
-        example = Example("", "grounding", video_path(videos, name), sentence(text), interval(start, end))
+        example = Example(
+            "", "grounding", video_path(videos, name), sentence(text), interval(start, end)
+        )
         k = counts[name] = counts.get(name, -1) + 1
         example.id = f"{name}/{k}"
         return example
@@ -221,14 +225,29 @@ def read_charades(path, videos, report=print):
 
     text = read_text(path)
     if text.lstrip().startswith("{"):
-        return collect(path, json_entries(path), of_json, report, "equally many 'timestamps' [start, end] and 'sentences'")
-    lines = [(number, None, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    return collect(path, lines, of_line, report, "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on.")
+        return collect(
+            path,
+            json_entries(path),
+            of_json,
+            report,
+            "equally many 'timestamps' [start, end] and 'sentences'",
+        )
+    lines = [
+        (number, None, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()
+    ]
+    return collect(
+        path,
+        lines,
+        of_line,
+        report,
+        "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on.",
+    )
 
 
 # ------------------------------------------------------------------------------------------------
 # Where: GOT-10k
 # ------------------------------------------------------------------------------------------------
+
 
 def read_got10k(path, videos, report=print):
     """GOT-10k, as the raw folders of its authors or as the JSON with eight boxes that VideoChat-R1 published.
@@ -257,7 +276,15 @@ def read_got10k(path, videos, report=print):
     def of_json(_, entry):
         name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])  # published with its authors' paths
         folder = video_path(videos, name).removesuffix(".mp4")
-        return [Example(os.path.basename(name), "tracking", folder, sentence(entry["object"]), boxes_in_frame(entry["gt"]))]
+        return [
+            Example(
+                os.path.basename(name),
+                "tracking",
+                folder,
+                sentence(entry["object"]),
+                boxes_in_frame(entry["gt"]),
+            )
+        ]
 
     def of_folder(_, name):
         folder = video_path(path, name.strip()).removesuffix(".mp4")
@@ -271,14 +298,29 @@ def read_got10k(path, videos, report=print):
             boxes = [[float(v) for v in line.split(",")] for line in f if line.strip()]
         with open(os.path.join(folder, "absence.label"), encoding="utf-8") as f:
             absent = [int(line) for line in f if line.strip()]
-        frames = sum(re.fullmatch(r"\d+\.jpg", name.lower()) is not None for name in os.listdir(folder))
+        frames = sum(
+            re.fullmatch(r"\d+\.jpg", name.lower()) is not None for name in os.listdir(folder)
+        )
         if not frames == len(boxes) == len(absent):
-            raise Malformed(f"{folder} holds {frames} frames, {len(boxes)} boxes and {len(absent)} absence labels: unpack it again")
+            raise Malformed(
+                f"{folder} holds {frames} frames, {len(boxes)} boxes and {len(absent)} absence labels: unpack it again"
+            )
         chosen = uniform_indices(len(boxes))
         if any(absent[i] for i in chosen):
             raise Malformed("the object is out of sight at one of the eight frames")
-        normalised = [(x / width, y / height, (x + w) / width, (y + h) / height) for x, y, w, h in (boxes[i] for i in chosen)]
-        return [Example(name.strip(), "tracking", folder, sentence(info["object_class"]), boxes_in_frame(normalised))]
+        normalised = [
+            (x / width, y / height, (x + w) / width, (y + h) / height)
+            for x, y, w, h in (boxes[i] for i in chosen)
+        ]
+        return [
+            Example(
+                name.strip(),
+                "tracking",
+                folder,
+                sentence(info["object_class"]),
+                boxes_in_frame(normalised),
+            )
+        ]
 
     if os.path.isdir(path):
         names = read_text(os.path.join(path, "list.txt")).splitlines()
@@ -292,8 +334,16 @@ def read_got10k(path, videos, report=print):
             except configparser.Error as e:
                 raise Malformed(f"meta_info.ini: {' '.join(str(e).split())}") from e
 
-        return collect(os.path.join(path, "list.txt"), lines, of_folder_or_malformed, report, "a folder with frames, groundtruth.txt, absence.label and meta_info.ini")
-    return collect(path, json_entries(path), of_json, report, "'path', 'object' and 'gt' with 8 boxes")
+        return collect(
+            os.path.join(path, "list.txt"),
+            lines,
+            of_folder_or_malformed,
+            report,
+            "a folder with frames, groundtruth.txt, absence.label and meta_info.ini",
+        )
+    return collect(
+        path, json_entries(path), of_json, report, "'path', 'object' and 'gt' with 8 boxes"
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -314,9 +364,25 @@ def read_nextgqa(path, videos, report=print):
         if not evidence:
             raise Malformed("'glue' is empty")
         answer = (letter_of(entry["answer"], options), evidence)
-        return [Example(str(entry["id"]), "gqa", video_path(videos, entry["video"]), sentence(entry["question"]), answer, options, group=str(entry.get("type", "")))]
+        return [
+            Example(
+                str(entry["id"]),
+                "gqa",
+                video_path(videos, entry["video"]),
+                sentence(entry["question"]),
+                answer,
+                options,
+                group=str(entry.get("type", "")),
+            )
+        ]
 
-    return collect(path, json_entries(path), make, report, "'id', 'video', 'question', 'options', 'glue' and 'answer'")
+    return collect(
+        path,
+        json_entries(path),
+        make,
+        report,
+        "'id', 'video', 'question', 'options', 'glue' and 'answer'",
+    )
 
 
 def read_videomme(path, videos, report=print):
@@ -328,13 +394,21 @@ def read_videomme(path, videos, report=print):
         try:
             from pyarrow.parquet import read_table
         except ImportError as e:
-            raise BadInput(f"{path} is a parquet file: pip install pyarrow, or save it as JSON") from e
+            raise BadInput(
+                f"{path} is a parquet file: pip install pyarrow, or save it as JSON"
+            ) from e
         if not os.path.isfile(path):
             raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
         try:
             entries = [(k + 1, k, row) for k, row in enumerate(read_table(path).to_pylist())]
-        except (ValueError, OSError, NotImplementedError) as e:  # what pyarrow's own errors are kinds of
-            raise BadInput(f"{path} cannot be read as parquet; download it again ({' '.join(str(e).split())})") from e
+        except (
+            ValueError,
+            OSError,
+            NotImplementedError,
+        ) as e:  # what pyarrow's own errors are kinds of
+            raise BadInput(
+                f"{path} cannot be read as parquet; download it again ({' '.join(str(e).split())})"
+            ) from e
     else:
         entries = json_entries(path)
 
@@ -343,7 +417,13 @@ def read_videomme(path, videos, report=print):
         return [Example(str(entry["question_id"]), "qa", video_path(videos, entry["videoID"]), sentence(entry["question"]),
                         letter_of(entry["answer"], options), options, group=str(entry["duration"]))]  # fmt: skip
 
-    return collect(path, entries, make, report, "'question_id', 'videoID', 'duration', 'question', 'options' and 'answer'")
+    return collect(
+        path,
+        entries,
+        make,
+        report,
+        "'question_id', 'videoID', 'duration', 'question', 'options' and 'answer'",
+    )
 
 
 # Where MVBench's own archive keeps the clips of each of its 20 sub-tasks.
@@ -370,12 +450,27 @@ def read_mvbench(path, videos, report=print):
         options = bare_options(entry["candidates"])
         if str(entry["answer"]) not in map(str, entry["candidates"]):
             raise Malformed(f"the answer {str(entry['answer'])[:60]!r} is none of the candidates")
-        answer = letter_of([str(c) for c in entry["candidates"]].index(str(entry["answer"])), options)
+        answer = letter_of(
+            [str(c) for c in entry["candidates"]].index(str(entry["answer"])), options
+        )
         span = interval(entry["start"], entry["end"]) if entry.get("end") is not None else None
         video = video_path(folder, entry["video"])
-        return [Example(f"{subtask}/{k}", "qa", video.removesuffix(".mp4") if "frames" in folder else video, sentence(entry["question"]), answer, options, span, subtask)]
+        return [
+            Example(
+                f"{subtask}/{k}",
+                "qa",
+                video.removesuffix(".mp4") if "frames" in folder else video,
+                sentence(entry["question"]),
+                answer,
+                options,
+                span,
+                subtask,
+            )
+        ]
 
-    return collect(path, json_entries(path), make, report, "'video', 'question', 'candidates' and 'answer'")
+    return collect(
+        path, json_entries(path), make, report, "'video', 'question', 'candidates' and 'answer'"
+    )
 
 
 def read_perceptiontest(path, videos, report=print):
@@ -389,7 +484,13 @@ def read_perceptiontest(path, videos, report=print):
 
         return each_usable(entry["mc_question"], ask)
 
-    return collect(path, json_entries(path), make, report, "'mc_question', each with 'id', 'question', 'options' and 'answer_id'")
+    return collect(
+        path,
+        json_entries(path),
+        make,
+        report,
+        "'mc_question', each with 'id', 'question', 'options' and 'answer_id'",
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -404,7 +505,11 @@ def read_quality(path, videos, report=print):
         answer = sentence(entry["answer"])
         if answer not in ("low quality", "high quality"):
             raise Malformed(f"the answer {answer!r} is neither 'low quality' nor 'high quality'")
-        return [Example(f"{entry['video']}/{k}", "quality", video_path(videos, entry["video"]), "", answer)]
+        return [
+            Example(
+                f"{entry['video']}/{k}", "quality", video_path(videos, entry["video"]), "", answer
+            )
+        ]
 
     return collect(path, json_entries(path), make, report, "'video' and 'answer'")
 
@@ -416,9 +521,15 @@ def read_captions(path, videos, report=print):
         if not isinstance(entry["events"], list) or not entry["events"]:
             raise Malformed("'events' is no list of sentences, or an empty one")
         events = [sentence(event) for event in entry["events"]]
-        return [Example(f"{entry['video']}/{k}", "caption", video_path(videos, entry["video"]), "", events)]
+        return [
+            Example(
+                f"{entry['video']}/{k}", "caption", video_path(videos, entry["video"]), "", events
+            )
+        ]
 
-    return collect(path, json_entries(path), make, report, "'video' and 'events', a list of sentences")
+    return collect(
+        path, json_entries(path), make, report, "'video' and 'events', a list of sentences"
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -474,12 +585,18 @@ def read_dataset(name, split, folder, report=print):
     if not os.path.isdir(folder):
         raise BadInput(f"data folder {folder} does not exist. What belongs in it: {dataset.source}")
     files = os.path.join(folder, "json") if name == "mvbench" else folder
-    found = [f for f in os.listdir(files) if re.fullmatch(pattern, f)] if os.path.isdir(files) else []
+    found = (
+        [f for f in os.listdir(files) if re.fullmatch(pattern, f)] if os.path.isdir(files) else []
+    )
     if not found:
-        raise BadInput(f"no {split} annotations of {name} in {files}. What belongs in {folder}: {dataset.source}")
+        raise BadInput(
+            f"no {split} annotations of {name} in {files}. What belongs in {folder}: {dataset.source}"
+        )
     videos = os.path.join(folder, dataset.videos)
     if not os.path.isdir(videos):
-        raise BadInput(f"no folder {videos} with the clips. What belongs in {folder}: {dataset.source}")
+        raise BadInput(
+            f"no folder {videos} with the clips. What belongs in {folder}: {dataset.source}"
+        )
     found.sort(key=lambda f: (not f.endswith(".txt"), f))
     paths = [os.path.join(files, f) for f in (found if name == "mvbench" else found[:1])]
     examples = [e for path in paths for e in dataset.reader(path, videos, report)]
@@ -513,6 +630,10 @@ def find_data(name, folder, stand_in):
     if folder:
         folder = os.path.join(folder, name) if os.path.isdir(os.path.join(folder, name)) else folder
     else:
-        folder = os.path.join("data", name) if os.path.isdir(os.path.join("data", name)) else stand_in(name)
+        folder = (
+            os.path.join("data", name)
+            if os.path.isdir(os.path.join("data", name))
+            else stand_in(name)
+        )
     made_up = os.path.isfile(os.path.join(folder, MARK))
     return folder, f"toy {name} (made up)" if made_up else f"{name} ({folder})"

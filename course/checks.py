@@ -36,9 +36,13 @@ class Case:
     args: tuple
     want: object  # what the call should give, or a slow_ function that computes it from args
     usually: str  # the mistake that usually fails this case
-    known: dict = field(default_factory=dict)  # {numbers that a known mistake gives here: which mistake}; ("loss", numbers) where only there
+    known: dict = field(
+        default_factory=dict
+    )  # {numbers that a known mistake gives here: which mistake}; ("loss", numbers) where only there
     name: str = ""  # of the function, where an exercise has two
-    call: object = lambda function, *args: function(*args)  # what is done with it; gives what is compared with want
+    call: object = lambda function, *args: function(
+        *args
+    )  # what is done with it; gives what is compared with want
     shown: str = ""  # the call as text, where args do not say it
 
     def expected(self):
@@ -66,11 +70,19 @@ def run(cases, found, path, tell, stored=None):
             label, got, want, note = different
             usually = case.usually
             for key, mistake in case.known.items():
-                where, values = key if isinstance(key, tuple) and isinstance(key[0], str) else (label, key)
-                if where == label and close(flat(got), values if isinstance(values, tuple) else (values,), 1e-6):
+                where, values = (
+                    key if isinstance(key, tuple) and isinstance(key[0], str) else (label, key)
+                )
+                if where == label and close(
+                    flat(got), values if isinstance(values, tuple) else (values,), 1e-6
+                ):
                     usually = mistake
             label = label and label + ": "
-            raise Wrong(f"{called}  expected {label}{show(want)}\n  got      {label}{show(got)}\n" + (f"  that is  {note}\n" if note else "") + f"  usually  {usually}")
+            raise Wrong(
+                f"{called}  expected {label}{show(want)}\n  got      {label}{show(got)}\n"
+                + (f"  that is  {note}\n" if note else "")
+                + f"  usually  {usually}"
+            )
         for before, after in zip(case.args, args):
             if difference(after, before):
                 raise Wrong(f"{called}  your function changed its argument from {show(before)} to {show(after)}\n"
@@ -85,13 +97,25 @@ def guard(work, path):
     except Wrong:
         raise
     except SyntaxError as e:
-        raise Wrong(f"  {os.path.basename(path)} line {e.lineno}: {e.msg}: {(e.text or '').strip()}") from None
+        raise Wrong(
+            f"  {os.path.basename(path)} line {e.lineno}: {e.msg}: {(e.text or '').strip()}"
+        ) from None
     except NotImplementedError as e:
         raise Unfit(f"  {e}") from None
     except BaseException as e:  # SystemExit too
-        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if os.path.abspath(f.filename) == os.path.abspath(path)]
-        where = f"{os.path.basename(path)} line {lines[-1]}: {linecache.getline(os.path.abspath(path), lines[-1]).strip()}\n  raised   " if lines else ""
-        raise Wrong(f"  {where}{type(e).__name__}: {' '.join(str(e).split())[:300]}".rstrip(": ")) from None
+        lines = [
+            f.lineno
+            for f in traceback.extract_tb(e.__traceback__)
+            if os.path.abspath(f.filename) == os.path.abspath(path)
+        ]
+        where = (
+            f"{os.path.basename(path)} line {lines[-1]}: {linecache.getline(os.path.abspath(path), lines[-1]).strip()}\n  raised   "
+            if lines
+            else ""
+        )
+        raise Wrong(
+            f"  {where}{type(e).__name__}: {' '.join(str(e).split())[:300]}".rstrip(": ")
+        ) from None
 
 
 def need(condition, text):
@@ -109,16 +133,29 @@ def difference(got, want):
         if not isinstance(got, torch.Tensor):
             return "", got, want, f"a {type(got).__name__}, and a tensor is asked for"
         if got.shape != want.shape:
-            return "", got, want, f"the shape {tuple(got.shape)}, and {tuple(want.shape)} is asked for: a dimension was summed up or lost (dim=, keepdim=), or two were broadcast"
+            return (
+                "",
+                got,
+                want,
+                f"the shape {tuple(got.shape)}, and {tuple(want.shape)} is asked for: a dimension was summed up or lost (dim=, keepdim=), or two were broadcast",
+            )
         if got.dtype != want.dtype:
             return "", got, want, f"the dtype {got.dtype}, and {want.dtype} is asked for"
         tolerance = 2e-4 if want.dtype == torch.float32 else 1e-6
         return None if close(flat(got), flat(want), tolerance) else ("", got, want, None)
     if isinstance(want, (tuple, list)):
-        same = isinstance(got, (tuple, list)) and len(got) == len(want) and not any(difference(g, w) for g, w in zip(got, want))
+        same = (
+            isinstance(got, (tuple, list))
+            and len(got) == len(want)
+            and not any(difference(g, w) for g, w in zip(got, want))
+        )
         return None if same else ("", got, want, None)
     if isinstance(want, bool):
-        kind = None if isinstance(got, bool) else f"a {type(got).__name__}, and True or False is asked for: bool(…) makes it one"
+        kind = (
+            None
+            if isinstance(got, bool)
+            else f"a {type(got).__name__}, and True or False is asked for: bool(…) makes it one"
+        )
         return ("", got, want, kind) if kind or got != want else None
     if isinstance(want, (int, float)):
         if not isinstance(got, (int, float)):
@@ -155,7 +192,9 @@ def show(x):
 
 def numbers(rng, *shape, low=-3.0, high=0.0, dtype=torch.float64):
     """Random numbers that are the same on every machine."""
-    return torch.tensor([rng.uniform(low, high) for _ in range(math.prod(shape))], dtype=dtype).view(shape)
+    return torch.tensor(
+        [rng.uniform(low, high) for _ in range(math.prod(shape))], dtype=dtype
+    ).view(shape)
 
 
 def t(*values, dtype=torch.float64):
@@ -186,12 +225,28 @@ def temporal_iou_cases():
     yield case((0, 4), (2, 6), "the intersection goes from the later start to the earlier end; what it is divided by is the union, 0 to 6 here",
                {0.25: "the union holds the shared seconds once: the sum of the lengths minus the intersection", 0.5: "divided by the length of one interval: that is coverage; the union is asked for",
                 2.0: "these are seconds: divide by the union"})  # fmt: skip
-    yield case((0, 1), (3, 5), "intervals that lie apart: earlier end − later start is negative, and no overlap is 0: max(0, …)")
+    yield case(
+        (0, 1),
+        (3, 5),
+        "intervals that lie apart: earlier end − later start is negative, and no overlap is 0: max(0, …)",
+    )
     yield case((0, 2), (2, 4), "intervals that only touch share no time")
-    yield case((1, 1), (1, 1), "empty intervals: the union is 0, and 0 / 0 is no reward; what holds nothing earns 0")
-    yield case((4, 0), (0, 4), "a reversed interval holds nothing; to sort its ends would pay for a wrong answer")
+    yield case(
+        (1, 1),
+        (1, 1),
+        "empty intervals: the union is 0, and 0 / 0 is no reward; what holds nothing earns 0",
+    )
+    yield case(
+        (4, 0),
+        (0, 4),
+        "a reversed interval holds nothing; to sort its ends would pay for a wrong answer",
+    )
     yield case((0, 4), (4, 0), "a reversed interval holds nothing, on either side")
-    yield case((4, 0), (4, 0), "two reversed intervals: negative over negative is positive, and yet there is nothing")
+    yield case(
+        (4, 0),
+        (4, 0),
+        "two reversed intervals: negative over negative is positive, and yet there is nothing",
+    )
     yield case((0, 10), (2, 3), "one inside the other: the intersection is the inner one")
     rng = random.Random(1)
     for _ in range(300):
@@ -215,13 +270,42 @@ def box_iou_cases():
     xywh = "the boxes were read as x, y, width, height; they are two corners, x0, y0, x1, y1"
     yield case((0.25, 0, 0.75, 1), (0.5, 0, 1, 1), "area of the intersection over area of the union",
                {0.25: "the union holds the shared area once: area a + area b − shared", 0.5: "divided by the area of one box: the union is asked for", 0.4: xywh, 2 / 3: xywh})  # fmt: skip
-    yield case((0, 0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.75), "an intersection has a width and a height: both are needed", {1 / 3: "only one axis was looked at: the height counts too"})
-    yield case((0, 0, 0.25, 1), (0.5, 0, 1, 1), "boxes side by side: the overlap in x is negative, clamp it at 0")
-    yield case((0, 0, 0.25, 0.25), (0.5, 0.5, 1, 1), "apart in both directions: two negative overlaps multiply to a positive area; clamp each at 0 before multiplying")
-    yield case((0.5, 0.5, 0, 0), (0, 0, 1, 1), "a box turned inside out holds nothing; its two negative sides multiply to a positive area")
-    yield case((0.5, 0.5, 0, 0), (0.5, 0.5, 0, 0), "two boxes turned inside out hold nothing, alike as they are")
-    yield case((0.5, 0, 1.5, 1), (0.5, 0, 1, 1), "what lies outside the frame [0, 1] counts for nothing: clip the coordinates first")
-    yield case((1.25, 0, 1.5, 1), (1.25, 0, 1.5, 1), "both outside the frame: nothing is left, and 0 / 0 is no reward")
+    yield case(
+        (0, 0, 0.5, 0.5),
+        (0.25, 0.25, 0.75, 0.75),
+        "an intersection has a width and a height: both are needed",
+        {1 / 3: "only one axis was looked at: the height counts too"},
+    )
+    yield case(
+        (0, 0, 0.25, 1),
+        (0.5, 0, 1, 1),
+        "boxes side by side: the overlap in x is negative, clamp it at 0",
+    )
+    yield case(
+        (0, 0, 0.25, 0.25),
+        (0.5, 0.5, 1, 1),
+        "apart in both directions: two negative overlaps multiply to a positive area; clamp each at 0 before multiplying",
+    )
+    yield case(
+        (0.5, 0.5, 0, 0),
+        (0, 0, 1, 1),
+        "a box turned inside out holds nothing; its two negative sides multiply to a positive area",
+    )
+    yield case(
+        (0.5, 0.5, 0, 0),
+        (0.5, 0.5, 0, 0),
+        "two boxes turned inside out hold nothing, alike as they are",
+    )
+    yield case(
+        (0.5, 0, 1.5, 1),
+        (0.5, 0, 1, 1),
+        "what lies outside the frame [0, 1] counts for nothing: clip the coordinates first",
+    )
+    yield case(
+        (1.25, 0, 1.5, 1),
+        (1.25, 0, 1.5, 1),
+        "both outside the frame: nothing is left, and 0 / 0 is no reward",
+    )
     yield case((0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5), "boxes without area: 0 / 0 is no reward")
     rng = random.Random(2)
     for _ in range(300):
@@ -240,12 +324,23 @@ def slow_interval_set_iou(a, b):
 
 def merged_as_seconds(function, intervals):
     got = function(intervals)
-    need(isinstance(got, (list, tuple)) and all(len(i) == 2 for i in got), f"merged should give a list of (start, end), and gave {show(got)}")
-    return {"quarter seconds in any interval": sorted(quarters(got)), "sum of lengths": float(sum(e - s for s, e in got)), "in order": list(got) == sorted(got)}
+    need(
+        isinstance(got, (list, tuple)) and all(len(i) == 2 for i in got),
+        f"merged should give a list of (start, end), and gave {show(got)}",
+    )
+    return {
+        "quarter seconds in any interval": sorted(quarters(got)),
+        "sum of lengths": float(sum(e - s for s, e in got)),
+        "in order": list(got) == sorted(got),
+    }
 
 
 def slow_merged(intervals):
-    return {"quarter seconds in any interval": sorted(quarters(intervals)), "sum of lengths": len(quarters(intervals)) / 4, "in order": True}
+    return {
+        "quarter seconds in any interval": sorted(quarters(intervals)),
+        "sum of lengths": len(quarters(intervals)) / 4,
+        "in order": True,
+    }
 
 
 def interval_set_iou_cases():
@@ -256,22 +351,49 @@ def interval_set_iou_cases():
         return Case((a, b), slow_interval_set_iou, usually, known or {})
 
     yield merge([], [], "nothing merged is an empty list")
-    yield merge([(5, 7), (1, 3)], [(1, 3), (5, 7)], "intervals come in any order: sort them by their start")
-    yield merge([(1, 3), (2, 4)], [(1, 4)], "an interval that starts before the last one ends makes it longer")
-    yield merge([(0, 10), (2, 3)], [(0, 10)], "an interval inside the one before it: the end is the later of the two, max(end, end)")
+    yield merge(
+        [(5, 7), (1, 3)], [(1, 3), (5, 7)], "intervals come in any order: sort them by their start"
+    )
+    yield merge(
+        [(1, 3), (2, 4)],
+        [(1, 4)],
+        "an interval that starts before the last one ends makes it longer",
+    )
+    yield merge(
+        [(0, 10), (2, 3)],
+        [(0, 10)],
+        "an interval inside the one before it: the end is the later of the two, max(end, end)",
+    )
     yield merge([(9, 8), (1, 1)], [], "reversed and empty intervals hold nothing and are left out")
     yield case([(0, 2), (4, 6)], [(1, 5)], "seconds in both over seconds in either",
                {0.2: "the mean (or best) IoU of pairs: sets of seconds are compared, not one interval with another", 2 / 3: "the hull was taken: what lies between two intervals is in neither",
                 0.25: "the union holds shared seconds once: merge both sets together, then add up lengths"})  # fmt: skip
     yield case([], [], "the union of two empty sets is 0 seconds long, and 0 / 0 is no reward")
     yield case([(3, 1)], [(0, 4)], "a reversed interval holds nothing")
-    yield case([(0, 4), (0, 4)], [(0, 8)], "an interval that is given twice must not be paid twice: merge each set first", {1.0: "paid twice: merge each set first"})
+    yield case(
+        [(0, 4), (0, 4)],
+        [(0, 8)],
+        "an interval that is given twice must not be paid twice: merge each set first",
+        {1.0: "paid twice: merge each set first"},
+    )
     yield case([(0, 4), (2, 6)], [(0, 8)], "overlapping intervals of one set: merge each set first")
     rng = random.Random(3)
     for n in (1, 2, 3, 5):
         for _ in range(60):
-            a, b = ([tuple(rng.randrange(0, 40) / 4 for _ in range(2)) for _ in range(rng.randrange(n + 1))] for _ in range(2))
-            yield Case((a,), slow_merged, "the merged intervals hold the same seconds, each once, in order", name="merged", call=merged_as_seconds)
+            a, b = (
+                [
+                    tuple(rng.randrange(0, 40) / 4 for _ in range(2))
+                    for _ in range(rng.randrange(n + 1))
+                ]
+                for _ in range(2)
+            )
+            yield Case(
+                (a,),
+                slow_merged,
+                "the merged intervals hold the same seconds, each once, in order",
+                name="merged",
+                call=merged_as_seconds,
+            )
             yield case(a, b, "seconds in both over seconds in either, each counted once")
 
 
@@ -289,8 +411,12 @@ def slow_well_formed(text, think, glue=False):
             pieces.append("")
         else:
             pieces[-1] += text[0]
-        text = text[len(tag or "x"):]
-    wanted = [f"<{slash}{name}>" for name in ["think"] * think + ["answer"] + ["glue"] * glue for slash in ("", "/")]
+        text = text[len(tag or "x") :]
+    wanted = [
+        f"<{slash}{name}>"
+        for name in ["think"] * think + ["answer"] + ["glue"] * glue
+        for slash in ("", "/")
+    ]
     return tags == wanted and not any(piece.strip() for piece in pieces[::2])
 
 
@@ -329,11 +455,19 @@ def well_formed_cases():
     rng = random.Random(4)
     for i in range(400):
         think, glue = rng.random() < 0.5, rng.random() < 0.3
-        blocks = ["<think>", "a", "</think>"] * think + ["<answer>", "b", "</answer>"] + ["<glue>", "c", "</glue>"] * glue
+        blocks = (
+            ["<think>", "a", "</think>"] * think
+            + ["<answer>", "b", "</answer>"]
+            + ["<glue>", "c", "</glue>"] * glue
+        )
         for _ in range(i % 3):  # up to two things are added, taken away or exchanged
             at, other = rng.randrange(len(blocks)), rng.choice([*rewards.TAGS, "x", " ", "\n", ""])
-            blocks[at:at + rng.randrange(2)] = [other]
-        yield Case(("".join(blocks), think, glue), slow_well_formed, "count each tag, and match all of the text with one pattern")
+            blocks[at : at + rng.randrange(2)] = [other]
+        yield Case(
+            ("".join(blocks), think, glue),
+            slow_well_formed,
+            "count each tag, and match all of the text with one pattern",
+        )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -343,7 +477,13 @@ def well_formed_cases():
 
 def slow_group_advantages(r, divide_by_std=True):
     groups = r.view(-1, r.shape[-1]).tolist()
-    out = [[(x - statistics.fmean(g)) / (statistics.stdev(g) + 1e-4 if divide_by_std else 1) for x in g] for g in groups]
+    out = [
+        [
+            (x - statistics.fmean(g)) / (statistics.stdev(g) + 1e-4 if divide_by_std else 1)
+            for x in g
+        ]
+        for g in groups
+    ]
     return torch.tensor(out, dtype=r.dtype).view(r.shape)
 
 
@@ -353,15 +493,36 @@ def group_advantages_cases():
              (1, 0, -1): "1e-4 is missing beside the std", (2 / 4.0001**0.5,) + (0, -2 / 4.0001**0.5): "1e-4 belongs beside the std, not under its root",
              (2 / 4.0001, 0, -2 / 4.0001): "divided by the variance: its root is the standard deviation", (2, 0, -2): "not divided by the standard deviation",
              (4 / 2.0001, 2 / 2.0001, 0): "the group's mean was not taken off: every answer would look good"}  # fmt: skip
-    yield Case((t(4, 2, 0),), slow_group_advantages, "A = (r − mean) / (std + 1e-4), with the sample's std (n − 1)", known)
-    yield Case((t(0.5, 0.5, 0.5),), slow_group_advantages, "equal rewards: the std is 0, and 0 / 0 is NaN, which one step later is in every weight: 1e-4 in the denominator")
-    yield Case((t([2, 0], [10, 0]),), slow_group_advantages, "each group has its own mean and std: over the last dimension alone, with keepdim=True, not over the whole batch or over the prompts")
-    yield Case((t([2, 0], [10, 0]), False), slow_group_advantages, "divide_by_std=False (Dr. GRPO): r − mean and no more")
+    yield Case(
+        (t(4, 2, 0),),
+        slow_group_advantages,
+        "A = (r − mean) / (std + 1e-4), with the sample's std (n − 1)",
+        known,
+    )
+    yield Case(
+        (t(0.5, 0.5, 0.5),),
+        slow_group_advantages,
+        "equal rewards: the std is 0, and 0 / 0 is NaN, which one step later is in every weight: 1e-4 in the denominator",
+    )
+    yield Case(
+        (t([2, 0], [10, 0]),),
+        slow_group_advantages,
+        "each group has its own mean and std: over the last dimension alone, with keepdim=True, not over the whole batch or over the prompts",
+    )
+    yield Case(
+        (t([2, 0], [10, 0]), False),
+        slow_group_advantages,
+        "divide_by_std=False (Dr. GRPO): r − mean and no more",
+    )
     rng = random.Random(5)
     for shape in ((2,), (8,), (2, 3), (3, 3), (4, 8), (2, 3, 4)):
         for dtype in (torch.float64, torch.float32):
             for divide in (True, False):
-                yield Case((numbers(rng, *shape, low=0, high=2, dtype=dtype), divide), slow_group_advantages, "mean and std of each group, over the last dimension, whatever dimensions come before it")
+                yield Case(
+                    (numbers(rng, *shape, low=0, high=2, dtype=dtype), divide),
+                    slow_group_advantages,
+                    "mean and std of each group, over the last dimension, whatever dimensions come before it",
+                )
 
 
 def slow_kl_k3(logp, logp_ref):
@@ -395,10 +556,25 @@ def kl_k3_cases():
     yield Case((t(-1.0), t(-2.0)), t(1 - 1 / e), "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way; the penalty would pull at nothing",
                {-(1 - 1 / e): "the gradient's sign is turned"}, call=kl_gradient, shown="the gradient of kl_k3(logp=-1, logp_ref=-2) by logp")  # fmt: skip
     p, q = t(0.7, 0.2, 0.1).log(), t(0.1, 0.3, 0.6).log()
-    yield Case((p, q), slow_kl_exact, "it should be unbiased: Σ p · k3 over all tokens is the KL itself", call=kl_over_vocabulary, shown="Σ p · kl_k3(log p, log q) with p = 0.7, 0.2, 0.1 and q = 0.1, 0.3, 0.6")
+    yield Case(
+        (p, q),
+        slow_kl_exact,
+        "it should be unbiased: Σ p · k3 over all tokens is the KL itself",
+        call=kl_over_vocabulary,
+        shown="Σ p · kl_k3(log p, log q) with p = 0.7, 0.2, 0.1 and q = 0.1, 0.3, 0.6",
+    )
     rng = random.Random(6)
-    for shape, dtype in (((2, 3), torch.float64), ((4,), torch.float32), ((3, 5), torch.float64), ((2, 2, 2), torch.float64)):
-        yield Case((numbers(rng, *shape, dtype=dtype), numbers(rng, *shape, dtype=dtype)), slow_kl_k3, "one number for each token; their mean is the loss's business")
+    for shape, dtype in (
+        ((2, 3), torch.float64),
+        ((4,), torch.float32),
+        ((3, 5), torch.float64),
+        ((2, 2, 2), torch.float64),
+    ):
+        yield Case(
+            (numbers(rng, *shape, dtype=dtype), numbers(rng, *shape, dtype=dtype)),
+            slow_kl_k3,
+            "one number for each token; their mean is the loss's business",
+        )
 
 
 def slow_completion_mask(tokens, stop):
@@ -414,7 +590,9 @@ def slow_completion_mask(tokens, stop):
 
 def completion_mask_cases():
     def case(rows, stop, usually, known=None):
-        return Case((torch.tensor(rows), torch.tensor(stop)), slow_completion_mask, usually, known or {})
+        return Case(
+            (torch.tensor(rows), torch.tensor(stop)), slow_completion_mask, usually, known or {}
+        )
 
     excluded = "the stop token itself is left out: it is sampled like any other, and without it the policy never learns to stop"
     yield case([[5, 9, 7, 7]], [9], "True up to and with the first stop token",
@@ -422,31 +600,58 @@ def completion_mask_cases():
                 (0, 0, 1, 1): "turned round: True is for the completion's own tokens", (1, 1, 1, 1): "nothing was masked: what follows the stop token is padding"})  # fmt: skip
     yield case([[5, 6, 7]], [9], "without a stop token the completion ran out of room, and all of it is its own",
                {(0, 0, 0): "argmax of a row without a stop token is 0: this row looks as if it ended at once, but it ran out of room", (1, 0, 0): "argmax of a row without a stop token is 0: this row looks as if it ended at once, but it ran out of room"})  # fmt: skip
-    yield case([[9, 5, 5]], [9], "a completion may stop with its first token", {(0, 0, 0): excluded})
+    yield case(
+        [[9, 5, 5]], [9], "a completion may stop with its first token", {(0, 0, 0): excluded}
+    )
     yield case([[5, 9, 9, 9]], [9], "padding is the stop token again: only the first one is the completion's own",
                {(1, 0, 0, 0): excluded, (1, 1, 1, 1): "all stop tokens were counted as its own: only the first one is, the others are padding"})  # fmt: skip
-    yield case([[5, 9, 6, 9]], [9], "the first stop token ends it, not the last", {(1, 1, 1, 1): "the last stop token was looked for: the first one ends it"})
-    yield case([[5, 8, 9, 5]], [9, 8], "there may be several stop tokens, in any order: any of them ends a completion (torch.isin)")
+    yield case(
+        [[5, 9, 6, 9]],
+        [9],
+        "the first stop token ends it, not the last",
+        {(1, 1, 1, 1): "the last stop token was looked for: the first one ends it"},
+    )
+    yield case(
+        [[5, 8, 9, 5]],
+        [9, 8],
+        "there may be several stop tokens, in any order: any of them ends a completion (torch.isin)",
+    )
     yield case([[5, 9, 7], [5, 6, 7]], [9], "rows end at different times: each has its own mask")
     rng = random.Random(7)
     for shape in ((2, 2), (3, 4), (2, 3, 5), (4, 12)):
         for stop in ([1], [1, 2]):
             rows = torch.tensor([rng.randrange(7) for _ in range(math.prod(shape))]).view(shape)
-            yield Case((rows, torch.tensor(stop)), slow_completion_mask, "along the last dimension, whatever dimensions come before it")
+            yield Case(
+                (rows, torch.tensor(stop)),
+                slow_completion_mask,
+                "along the last dimension, whatever dimensions come before it",
+            )
 
 
 def slow_token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
     C, rows = mask.shape[-1], []
     for row in mask.view(-1, C).tolist():
-        each = {"dapo": 1 / n_tokens, "dr_grpo": 1 / (max_new_tokens * n_completions)}.get(loss, 1 / (sum(row) * n_completions))
+        each = {"dapo": 1 / n_tokens, "dr_grpo": 1 / (max_new_tokens * n_completions)}.get(
+            loss, 1 / (sum(row) * n_completions)
+        )
         rows.append([each if own else 0.0 for own in row])
     return torch.tensor(rows).view(mask.shape)
 
 
 def slow_policy_loss(logp, old, ref, A, mask, weights, low, high, beta, loss="grpo"):
     G, C = logp.shape
-    lp, old, rf, w = logp.tolist(), old.tolist(), ref if ref is None else ref.tolist(), weights.tolist()
-    value, gradient, kl, clipped = 0.0, [[0.0] * C for _ in range(G)], [[0.0] * C for _ in range(G)], [[False] * C for _ in range(G)]
+    lp, old, rf, w = (
+        logp.tolist(),
+        old.tolist(),
+        ref if ref is None else ref.tolist(),
+        weights.tolist(),
+    )
+    value, gradient, kl, clipped = (
+        0.0,
+        [[0.0] * C for _ in range(G)],
+        [[0.0] * C for _ in range(G)],
+        [[False] * C for _ in range(G)],
+    )
     for g in range(G):
         own = [c for c in range(C) if mask[g, c]]
         a = A[g].item()
@@ -457,55 +662,124 @@ def slow_policy_loss(logp, old, ref, A, mask, weights, low, high, beta, loss="gr
             clipped[g][c] = held * a < rho * a
             value -= w[g][c] * min(rho * a, held * a)
             for other in own if loss == "gspo" else [c]:
-                gradient[g][other] -= 0.0 if clipped[g][c] else w[g][c] * rho * a / (len(own) if loss == "gspo" else 1)
+                gradient[g][other] -= (
+                    0.0
+                    if clipped[g][c]
+                    else w[g][c] * rho * a / (len(own) if loss == "gspo" else 1)
+                )
             if rf is not None:
                 d = rf[g][c] - lp[g][c]
                 kl[g][c] = math.exp(d) - d - 1
                 value += w[g][c] * beta * kl[g][c]
                 gradient[g][c] += w[g][c] * beta * (1 - math.exp(d))
     double = functools.partial(torch.tensor, dtype=torch.float64)
-    return {"loss": double(value), "gradient of logp": double(gradient), "kl": double(kl), "clipped": torch.tensor(clipped), "kl carries a gradient": False}
+    return {
+        "loss": double(value),
+        "gradient of logp": double(gradient),
+        "kl": double(kl),
+        "clipped": torch.tensor(clipped),
+        "kl carries a gradient": False,
+    }
 
 
 def loss_and_gradient(function, logp, old, ref, A, mask, weights, low, high, beta, loss="grpo"):
     x = logp.clone().requires_grad_()
     got = function(x, old, ref, A, mask, weights, low, high, beta, loss)
-    need(isinstance(got, (tuple, list)) and len(got) == 2 and isinstance(got[1], dict) and {"kl", "clipped"} <= set(got[1]), 'two things are asked for: the loss, and a dict with "kl" and "clipped"')
+    need(
+        isinstance(got, (tuple, list))
+        and len(got) == 2
+        and isinstance(got[1], dict)
+        and {"kl", "clipped"} <= set(got[1]),
+        'two things are asked for: the loss, and a dict with "kl" and "clipped"',
+    )
     total, per_token = got
-    need(isinstance(total, torch.Tensor) and total.ndim == 0, "the loss should be one number, as a tensor without dimensions: the weighted sum over all tokens")
-    need(isinstance(per_token["kl"], torch.Tensor) and per_token["kl"].shape == logp.shape, f'"kl" should be a tensor like logp, {tuple(logp.shape)}')
+    need(
+        isinstance(total, torch.Tensor) and total.ndim == 0,
+        "the loss should be one number, as a tensor without dimensions: the weighted sum over all tokens",
+    )
+    need(
+        isinstance(per_token["kl"], torch.Tensor) and per_token["kl"].shape == logp.shape,
+        f'"kl" should be a tensor like logp, {tuple(logp.shape)}',
+    )
     kl = torch.where(mask, per_token["kl"], 0.0)  # what it is at padding is nobody's business
-    return {"loss": total.detach(), "gradient of logp": gradients(total, x)[0], "kl": kl.detach(), "clipped": per_token["clipped"], "kl carries a gradient": kl.requires_grad}
+    return {
+        "loss": total.detach(),
+        "gradient of logp": gradients(total, x)[0],
+        "kl": kl.detach(),
+        "clipped": per_token["clipped"],
+        "kl carries a gradient": kl.requires_grad,
+    }
 
 
 def policy_loss_cases():
     long_short = torch.tensor([[True] * 4, [True, False, False, False]])
 
     def weigh(loss, usually, known=None, mask=long_short, n=2):
-        return Case((mask, loss, 8, n, 5), slow_token_weights, usually, known or {}, name="token_weights")
+        return Case(
+            (mask, loss, 8, n, 5), slow_token_weights, usually, known or {}, name="token_weights"
+        )
 
     eighth, half = (0.125,) * 4, (0.5, 0.0, 0.0, 0.0)
     yield weigh("grpo", "1 / (length · n_completions) on a completion's own tokens",
                 {(0.2,) * 5 + (0.0,) * 3: "the mean over all tokens: long completions would weigh more; first over each completion's own tokens, then over completions (that is dapo's)",
                  (0.125,) * 8: "padding has weight: 0 outside the mask", eighth + (0.125, 0, 0, 0): "padding counted in the length: the second completion has 1 token, not 4",
                  (0.25,) * 4 + (1.0, 0, 0, 0): "not divided by n_completions"})  # fmt: skip
-    yield weigh("grpo", "n_completions is that of the whole step, over all prompts and processes, not the mask's rows: so that losses of parts add up", n=16)
-    yield weigh("dr_grpo", "dr_grpo divides by max_new_tokens, the same for all, not by the completion's length", {eighth + half: "divided by the length, as grpo does: dr_grpo divides by max_new_tokens"})
+    yield weigh(
+        "grpo",
+        "n_completions is that of the whole step, over all prompts and processes, not the mask's rows: so that losses of parts add up",
+        n=16,
+    )
+    yield weigh(
+        "dr_grpo",
+        "dr_grpo divides by max_new_tokens, the same for all, not by the completion's length",
+        {eighth + half: "divided by the length, as grpo does: dr_grpo divides by max_new_tokens"},
+    )
     yield weigh("dapo", "dapo: every token of the step counts 1 / n_tokens")
     yield weigh("gspo", "gspo weighs as grpo does")
     rng = random.Random(9)
     for G, C in ((2, 3), (3, 3), (4, 6)):
         lengths = torch.tensor([rng.randrange(1, C + 1) for _ in range(2 * G)]).view(2, G, 1)
         for loss in grpo.LOSSES:
-            yield weigh(loss, "over the last dimension, whatever dimensions come before it", mask=torch.arange(C) < lengths, n=2 * G)
+            yield weigh(
+                loss,
+                "over the last dimension, whatever dimensions come before it",
+                mask=torch.arange(C) < lengths,
+                n=2 * G,
+            )
 
-    def case(logp, old, ref, A, mask, weights, low, high, beta, loss, usually, known=None, shown=""):
-        return Case((logp, old, ref, A, mask, weights, low, high, beta, loss), slow_policy_loss, usually, known or {}, call=loss_and_gradient, shown=shown)
+    def case(
+        logp, old, ref, A, mask, weights, low, high, beta, loss, usually, known=None, shown=""
+    ):
+        return Case(
+            (logp, old, ref, A, mask, weights, low, high, beta, loss),
+            slow_policy_loss,
+            usually,
+            known or {},
+            call=loss_and_gradient,
+            shown=shown,
+        )
 
     def one(ratio, A, usually, known=None, high=0.2, ref=None, beta=0.0, old=-1.0):
         logp = t([old]) + math.log(ratio)
-        shown = f"policy_loss of one token with ρ = {ratio}, A = {A:g}, clip at 0.8 and {1 + high:g}, β = {beta:g}" + (f", logp = {old:g}, logp_ref = {ref:g}" if ref else "")
-        return case(logp, t([old]), ref and t([ref]), t(A), torch.tensor([[True]]), t([1.0]), 0.2, high, beta, "grpo", usually, known, shown)
+        shown = (
+            f"policy_loss of one token with ρ = {ratio}, A = {A:g}, clip at 0.8 and {1 + high:g}, β = {beta:g}"
+            + (f", logp = {old:g}, logp_ref = {ref:g}" if ref else "")
+        )
+        return case(
+            logp,
+            t([old]),
+            ref and t([ref]),
+            t(A),
+            torch.tensor([[True]]),
+            t([1.0]),
+            0.2,
+            high,
+            beta,
+            "grpo",
+            usually,
+            known,
+            shown,
+        )
 
     gone = "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way. The loss may be right and the policy would learn nothing"
     ignored = "logp_old is ignored: ρ = exp(logp − logp_old); only before the first update the two are equal"
@@ -520,7 +794,13 @@ def policy_loss_cases():
               {0.7: "the larger of the two was taken, or none was clipped: with A < 0 the smaller of ρ A = −0.7 and clip(ρ) A = −0.8 is −0.8"})  # fmt: skip
     yield one(1.3, -1.0, "a bad completion that became likelier is always corrected: min keeps ρ A",
               {1.2: "clip(ρ) A alone, or the maximum: min(ρ A, clip(ρ) A) keeps correcting what went the wrong way"})  # fmt: skip
-    yield one(1.25, 1.0, "clip_high belongs to the upper side: 1 + clip_high", {-1.2: "clip_low was used on both sides: the upper one is 1 + clip_high"}, high=0.28)
+    yield one(
+        1.25,
+        1.0,
+        "clip_high belongs to the upper side: 1 + clip_high",
+        {-1.2: "clip_low was used on both sides: the upper one is 1 + clip_high"},
+        high=0.28,
+    )
     kl = math.exp(-1)
     yield one(1.0, 0.0, "β · KL is a penalty: the loss grows with it", {-0.1 * kl: "the KL's sign is turned: the loss must grow with the KL, or the policy is driven away from the reference",
               0.0: "the KL is not in the loss, or was detached before it came there: it must pull with a gradient", 0.1 * (math.e - 2): "Δ the wrong way round: Δ = logp_ref − logp",
@@ -535,7 +815,9 @@ def policy_loss_cases():
                "gspo: one ratio for a completion, exp of the mean of logp − logp_old over its own tokens")  # fmt: skip
     for G, C in ((2, 3), (3, 3), (4, 6)):
         for loss in grpo.LOSSES:
-            mask = torch.arange(C) < torch.tensor([rng.randrange(1, C + 1) for _ in range(G)])[:, None]
+            mask = (
+                torch.arange(C) < torch.tensor([rng.randrange(1, C + 1) for _ in range(G)])[:, None]
+            )
             logp, A = numbers(rng, G, C), numbers(rng, G, low=-2, high=2)
             weights = mean_weights(mask)
             yield case(logp, logp + numbers(rng, G, C, low=-0.4, high=0.4), logp + numbers(rng, G, C, low=-1, high=1), A, mask, weights, 0.2, 0.28, 0.04, loss,

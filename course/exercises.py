@@ -39,7 +39,9 @@ from textwrap import fill
 from runtime.errors import BadInput
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BLANKS = os.path.join(ROOT, "handout")  # is there in a hand-out alone: the students' files, and what the checks expect
+BLANKS = os.path.join(
+    ROOT, "handout"
+)  # is there in a hand-out alone: the students' files, and what the checks expect
 
 
 class Mistake(Exception):
@@ -121,10 +123,14 @@ def is_blank(node):
 def without_bodies(source, names, instead):
     """The source with the bodies of some functions replaced by the statement `instead`; docstrings stay."""
     lines = source.splitlines()
-    for node in sorted((functions_of(source)[name] for name in names), key=lambda node: -node.lineno):
+    for node in sorted(
+        (functions_of(source)[name] for name in names), key=lambda node: -node.lineno
+    ):
         first = node.body[0]
         has_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-        lines[first.end_lineno if has_docstring else first.lineno - 1 : node.end_lineno] = ["    " + instead]
+        lines[first.end_lineno if has_docstring else first.lineno - 1 : node.end_lineno] = [
+            "    " + instead
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -142,7 +148,15 @@ def imports_for(tree, names, module):
             node.names = [a for a in node.names if (a.asname or a.name) in used]
             lines += [ast.unparse(node)] if node.names else []
         else:
-            defined = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [t.id for t in ast.walk(node) if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
+            defined = (
+                [node.name]
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                else [
+                    t.id
+                    for t in ast.walk(node)
+                    if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)
+                ]
+            )
             ours += [name for name in defined if name in used and name not in names]
     return "\n".join(lines + [f"from {module} import {', '.join(sorted(ours))}"] * bool(ours))
 
@@ -151,18 +165,31 @@ def write_up(exercise, solved=False):
     """The text of a student's file: blank, or with our solution."""
     if in_handout():
         if solved:
-            raise Mistake("this is a hand-out: it does not hold the solutions, your instructor does; `hint` helps")
+            raise Mistake(
+                "this is a hand-out: it does not hold the solutions, your instructor does; `hint` helps"
+            )
         with open(os.path.join(BLANKS, exercise.file), encoding="utf-8") as f:
             return f.read()
     with open(os.path.join(ROOT, exercise.module + ".py"), encoding="utf-8") as f:
         source = f.read()
     header = imports_for(ast.parse(source), exercise.functions, exercise.module)
     if not solved:
-        source = without_bodies(source, exercise.functions, f'raise NotImplementedError("exercise {exercise.number}: write me")')
+        source = without_bodies(
+            source,
+            exercise.functions,
+            f'raise NotImplementedError("exercise {exercise.number}: write me")',
+        )
     lines, found = source.splitlines(), functions_of(source)
     code = []
     for node in (found[name] for name in exercise.functions):
-        code.append("\n".join(lines[min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1 : node.end_lineno]))
+        code.append(
+            "\n".join(
+                lines[
+                    min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                    - 1 : node.end_lineno
+                ]
+            )
+        )
     opening = f'''"""Exercise {exercise.number}: {exercise.title}.
 
 {fill(exercise.lesson, 110)}
@@ -236,7 +263,9 @@ def install(folder, but=None, show=True):
     but: an exercise that is left out. In a hand-out there are none of ours for the rest: a run then needs all.
     """
     if not os.path.isdir(folder):
-        raise BadInput(f"--student {folder} is no folder: python -m course start all --into {folder} makes it")
+        raise BadInput(
+            f"--student {folder} is no folder: python -m course start all --into {folder} makes it"
+        )
     theirs, ours = [], []
     for exercise in EXERCISES:
         importlib.import_module(exercise.module)
@@ -247,12 +276,20 @@ def install(folder, but=None, show=True):
         try:
             found = load_functions(exercise, folder)
         except Exception as e:
-            raise BadInput(f"{os.path.join(folder, exercise.file)} cannot be loaded: {type(e).__name__}: {e}") from e
+            raise BadInput(
+                f"{os.path.join(folder, exercise.file)} cannot be loaded: {type(e).__name__}: {e}"
+            ) from e
         theirs += [(exercise.module, name, function) for name, function in found.items()]
-    for module, name, function in theirs:  # only now, so that the students' files find each other's functions too
+    for (
+        module,
+        name,
+        function,
+    ) in theirs:  # only now, so that the students' files find each other's functions too
         place(module, name, function)
     if but is None and ours and in_handout():
-        raise BadInput(f"a hand-out can run only when all exercises are done; not done: {', '.join(str(e.number) for e in ours)}")
+        raise BadInput(
+            f"a hand-out can run only when all exercises are done; not done: {', '.join(str(e.number) for e in ours)}"
+        )
     if show:
         print(f"yours: {', '.join(f'{module}.{name}' for module, name, _ in theirs) or 'none'}\n"
               f"the reference's: {', '.join(name for exercise in ours for name in exercise.functions) or 'none'}")  # fmt: skip
@@ -263,7 +300,9 @@ def hidden(exercise):
     """While a student's code is checked, the reference's version of it does not answer: it cannot be handed in."""
 
     def refuse(*_, **__):
-        raise NotImplementedError(f"this is exercise {exercise.number} itself: the reference's function does not answer while yours is checked")
+        raise NotImplementedError(
+            f"this is exercise {exercise.number} itself: the reference's function does not answer while yours is checked"
+        )
 
     undo = [place(exercise.module, name, refuse) for name in exercise.functions]
     try:
@@ -299,6 +338,7 @@ def expected_of(exercise):
 def examine(exercise, folder, tell=lambda case: None):
     """Checks one exercise of a student's folder, in this process. Returns ("right" | "wrong" | "to do", message)."""
     from course import checks
+
     if why := unfinished(exercise, folder):
         return "to do", why
     try:
@@ -306,8 +346,16 @@ def examine(exercise, folder, tell=lambda case: None):
             install(folder, but=exercise, show=False)
         with hidden(exercise):
             tell("reading the file")
-            found = checks.guard(lambda: load_functions(exercise, folder), os.path.join(folder, exercise.file))
-            count = checks.run(cases_of(exercise), found, os.path.join(folder, exercise.file), tell, expected_of(exercise))
+            found = checks.guard(
+                lambda: load_functions(exercise, folder), os.path.join(folder, exercise.file)
+            )
+            count = checks.run(
+                cases_of(exercise),
+                found,
+                os.path.join(folder, exercise.file),
+                tell,
+                expected_of(exercise),
+            )
     except (checks.Wrong, Mistake, BadInput) as e:
         return "wrong", str(e)
     return "right", f"{count} cases"
@@ -323,7 +371,10 @@ def child(number, folder, quiet, pipe):
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))  # 4 GB of memory
-    pipe.send(("at", "the beginning"))  # from here on time counts: loading torch is not the student's fault
+    pipe.send((
+        "at",
+        "the beginning",
+    ))  # from here on time counts: loading torch is not the student's fault
     if quiet:
         sys.stdout = sys.stderr = open(os.devnull, "w")
     try:
@@ -331,14 +382,19 @@ def child(number, folder, quiet, pipe):
         sys.stdout.flush()  # what the student's code printed; once the result is there, this process is ended
         pipe.send(result)
     except Exception as e:
-        pipe.send(("not checked", f"the check itself failed, which is no fault of yours: {type(e).__name__}: {e}"))
+        pipe.send((
+            "not checked",
+            f"the check itself failed, which is no fault of yours: {type(e).__name__}: {e}",
+        ))
 
 
 def check_apart(exercise, folder, limit, quiet=True):
     """examine() in a process of its own. Returns (status, message); the status may also be "hung" or "died"."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if ROOT not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [ROOT, os.environ.get("PYTHONPATH")])
+        )
     if why := unfinished(exercise, folder):
         return "to do", why
     # A server that has imported torch once and splits in two for each check saves five seconds a check.
@@ -346,7 +402,9 @@ def check_apart(exercise, folder, limit, quiet=True):
     if hasattr(os, "fork"):
         context.set_forkserver_preload(["checks_model"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(exercise.number, folder, quiet, theirs), daemon=True)
+    process = context.Process(
+        target=child, args=(exercise.number, folder, quiet, theirs), daemon=True
+    )
     process.start()
     theirs.close()
     at, deadline = None, time.monotonic() + 180
@@ -357,10 +415,16 @@ def check_apart(exercise, folder, limit, quiet=True):
                 return status, message
             deadline = time.monotonic() + limit if at is None else deadline
             at = message
-        return "hung", f"not done after {limit:g} seconds; it was at: {at}\n  usually  a loop whose end never comes, or Python loops over what tensors do at once"
+        return (
+            "hung",
+            f"not done after {limit:g} seconds; it was at: {at}\n  usually  a loop whose end never comes, or Python loops over what tensors do at once",
+        )
     except EOFError:
         process.join(5)
-        return "died", f"your code ended the whole process (exit code {process.exitcode}); it was at: {at}\n  usually  a call of exit, or no memory left"
+        return (
+            "died",
+            f"your code ended the whole process (exit code {process.exitcode}); it was at: {at}\n  usually  a call of exit, or no memory left",
+        )
     finally:
         kill_all(process)
 
@@ -380,11 +444,20 @@ def check(chosen, folder, limit):
     for exercise in chosen:
         status, message = check_apart(exercise, folder, limit, quiet=len(chosen) > 1)
         right += status == "right"
-        print(f"{exercise.number:2}  {exercise.title:32} {status}{f' ({message})' if status == 'right' else ''}")
+        print(
+            f"{exercise.number:2}  {exercise.title:32} {status}{f' ({message})' if status == 'right' else ''}"
+        )
         if status != "right":
             print(f"  {message}" + ("\n" if status != "to do" else ""))
     if len(chosen) > 1:
-        print(f"{right} of {len(chosen)} right" + ("; now train with them: python train.py --student " + folder if right == len(EXERCISES) else ""))
+        print(
+            f"{right} of {len(chosen)} right"
+            + (
+                "; now train with them: python train.py --student " + folder
+                if right == len(EXERCISES)
+                else ""
+            )
+        )
     return right
 
 
@@ -415,7 +488,10 @@ def handout(into):
     for exercise in EXERCISES:
         with open(os.path.join(into, "handout", exercise.file), "w", encoding="utf-8") as f:
             f.write(write_up(exercise))
-    torch.save({e.number: [case.expected() for case in cases_of(e)] for e in EXERCISES}, os.path.join(into, "handout", "expected.pt"))
+    torch.save(
+        {e.number: [case.expected() for case in cases_of(e)] for e in EXERCISES},
+        os.path.join(into, "handout", "expected.pt"),
+    )
     for folder, name in source_files():
         with open(os.path.join(ROOT, folder, name), encoding="utf-8") as f:
             source = f.read()
@@ -425,7 +501,11 @@ def handout(into):
                 source = without_bodies(source, exercise.functions, comes_first)
         if folder == "course" and name.startswith("checks"):
             slow = [function for function in functions_of(source) if function.startswith("slow_")]
-            source = without_bodies(source, slow, 'raise NotImplementedError("not in a hand-out: see handout/expected.pt")')
+            source = without_bodies(
+                source,
+                slow,
+                'raise NotImplementedError("not in a hand-out: see handout/expected.pt")',
+            )
         os.makedirs(os.path.join(into, folder), exist_ok=True)
         with open(os.path.join(into, folder, name), "w", encoding="utf-8") as f:
             f.write(source)
@@ -433,7 +513,9 @@ def handout(into):
         shutil.copy(os.path.join(ROOT, name), os.path.join(into, name))
     shutil.copytree(os.path.join(ROOT, "assets"), os.path.join(into, "assets"))
     write_files(EXERCISES, os.path.join(into, "homework"))
-    print(f"{into} is ready to be handed out; its students hand in the folder homework, and `python -m course grade` here grades them")
+    print(
+        f"{into} is ready to be handed out; its students hand in the folder homework, and `python -m course grade` here grades them"
+    )
 
 
 def grade(submissions, out, limit):
@@ -442,12 +524,21 @@ def grade(submissions, out, limit):
         raise Mistake("this is a hand-out: grade with the whole repository")
     if not os.path.isdir(submissions):
         raise Mistake(f"{submissions} is no folder: it should hold one folder for each student")
-    students = sorted(name for name in os.listdir(submissions) if os.path.isdir(os.path.join(submissions, name)))
+    students = sorted(
+        name for name in os.listdir(submissions) if os.path.isdir(os.path.join(submissions, name))
+    )
     if not students:
         raise Mistake(f"{submissions} holds no folders: it should hold one for each student")
     jobs = [(student, exercise) for student in students for exercise in EXERCISES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = dict(zip(jobs, pool.map(lambda job: check_apart(job[1], os.path.join(submissions, job[0]), limit), jobs)))
+        results = dict(
+            zip(
+                jobs,
+                pool.map(
+                    lambda job: check_apart(job[1], os.path.join(submissions, job[0]), limit), jobs
+                ),
+            )
+        )
     with open(out, "w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(["student", *(f"ex{e.number:02}" for e in EXERCISES), "right", "remarks"])
@@ -470,15 +561,23 @@ def chosen_by(which):
     if which == "all":
         return EXERCISES
     if which not in [str(e.number) for e in EXERCISES]:
-        raise Mistake(f"there is no exercise {which}: give a number from 1 to {len(EXERCISES)}, or all")
+        raise Mistake(
+            f"there is no exercise {which}: give a number from 1 to {len(EXERCISES)}, or all"
+        )
     return (EXERCISES[int(which) - 1],)
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("command", choices=("list", "start", "check", "hint", "solution", "handout", "grade"))
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "command", choices=("list", "start", "check", "hint", "solution", "handout", "grade")
+    )
     p.add_argument("which", nargs="?", help="a number, or all; of grade: the folder of submissions")
-    p.add_argument("--into", help="the student's folder (default: homework); of handout: the folder to make")
+    p.add_argument(
+        "--into", help="the student's folder (default: homework); of handout: the folder to make"
+    )
     p.add_argument("--out", default="grades.csv", help="of grade: the file to write")
     p.add_argument("--limit", type=float, default=20.0, help="seconds that a check may take")
     args = p.parse_args(argv)
@@ -486,7 +585,9 @@ def main(argv=None):
     try:
         if args.command == "list":
             for e in EXERCISES:
-                print(f"{e.number:2}  {e.title:32} {', '.join(f'{e.module}.{name}' for name in e.functions)}")
+                print(
+                    f"{e.number:2}  {e.title:32} {', '.join(f'{e.module}.{name}' for name in e.functions)}"
+                )
             return 0
         if args.command == "handout":
             if not args.into:
@@ -496,7 +597,10 @@ def main(argv=None):
             handout(args.into)
             return 0
         if args.which is None:
-            raise Mistake(f"{args.command} what? python -m course {args.command} " + ("FOLDER" if args.command == "grade" else "5"))
+            raise Mistake(
+                f"{args.command} what? python -m course {args.command} "
+                + ("FOLDER" if args.command == "grade" else "5")
+            )
         if args.command == "grade":
             grade(args.which, args.out, args.limit)
             return 0
@@ -506,7 +610,11 @@ def main(argv=None):
         elif args.command == "check":
             return int(check(chosen, folder, args.limit) < len(chosen))
         else:
-            print("\n\n".join(e.hint if args.command == "hint" else write_up(e, solved=True) for e in chosen))
+            print(
+                "\n\n".join(
+                    e.hint if args.command == "hint" else write_up(e, solved=True) for e in chosen
+                )
+            )
         return 0
     except Mistake as e:
         print(f"error: {e}", file=sys.stderr)
@@ -514,4 +622,3 @@ def main(argv=None):
     except OSError as e:
         print(f"error: {e.filename}: {e.strerror}", file=sys.stderr)
         return 2
-

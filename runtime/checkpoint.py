@@ -41,7 +41,9 @@ def folders(run):
     home = os.path.join(run, "checkpoints")
     names = os.listdir(home) if os.path.isdir(home) else []
     found = [os.path.join(home, name) for name in names if re.fullmatch(r"step-\d+", name)]
-    return sorted((f for f in found if os.path.lexists(os.path.join(f, "state.json"))), reverse=True)
+    return sorted(
+        (f for f in found if os.path.lexists(os.path.join(f, "state.json"))), reverse=True
+    )
 
 
 def checksum(path):
@@ -116,7 +118,9 @@ def newest_checkpoint(run, say):
     """(folder, state) of the newest checkpoint that is whole, or None; says which ones are not."""
     for folder in folders(run):
         try:
-            state = read_object(os.path.join(folder, "state.json"), step=int, files=dict, counts=dict)
+            state = read_object(
+                os.path.join(folder, "state.json"), step=int, files=dict, counts=dict
+            )
             if wrong := wrong_key(state["counts"], dict.fromkeys(state["counts"], NUMBER)):
                 raise ValueError(f"state.json: {wrong}")
             if os.path.basename(folder) != f"step-{state['step']:06d}":
@@ -140,7 +144,9 @@ def read_checkpoint(folder, state):
 
     def tensor(key):
         if key not in where:
-            raise BadInput(f"checkpoint {folder} has no {key}: it belongs to another model or to other settings")
+            raise BadInput(
+                f"checkpoint {folder} has no {key}: it belongs to another model or to other settings"
+            )
         return handles[where[key]].get_tensor(key)
 
     return tensor
@@ -158,7 +164,25 @@ def check_room(run, needed):
 # The run's folder
 # ------------------------------------------------------------------------------------------------
 
-MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep", "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute", "versions", "out", "kind", "score_every_group")
+MAY_CHANGE = (
+    "processes",
+    "device",
+    "dtype",
+    "quiet",
+    "save_every",
+    "rollouts_every",
+    "keep",
+    "resume",
+    "overwrite",
+    "decode_timeout",
+    "tensorboard",
+    "offload",
+    "recompute",
+    "versions",
+    "out",
+    "kind",
+    "score_every_group",
+)
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl")
 
 
@@ -171,7 +195,9 @@ def open_run_folder(settings, room):
     folder = settings["out"]
     if folder is None:
         k = 1
-        while os.path.exists(folder := os.path.join("runs", f"{settings['task']}-{settings['method']}-{k}")):
+        while os.path.exists(
+            folder := os.path.join("runs", f"{settings['task']}-{settings['method']}-{k}")
+        ):
             k += 1
     settings["out"], settings["kind"], found = folder, "run", None
     if settings["resume"] and os.path.exists(path := os.path.join(folder, "settings.json")):
@@ -179,19 +205,35 @@ def open_run_folder(settings, room):
     try:
         is_run = expect_kind(folder, "run")
         if is_run and not settings["resume"] and not settings["overwrite"]:
-            raise BadInput(f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it")
+            raise BadInput(
+                f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it"
+            )
         os.makedirs(folder, exist_ok=True)
         take(folder)
         if is_run and settings["overwrite"]:
-            clear(folder, {f"--{name}": settings[name] for name in ("data", "model", "student", "judge")})
+            clear(
+                folder,
+                {f"--{name}": settings[name] for name in ("data", "model", "student", "judge")},
+            )
         elif is_run:
             found = resumable(folder, settings)
-        check_room(folder, room - sum(os.lstat(os.path.join(at, name)).st_size for at, _, names in os.walk(folder) for name in names))
+        check_room(
+            folder,
+            room
+            - sum(
+                os.lstat(os.path.join(at, name)).st_size
+                for at, _, names in os.walk(folder)
+                for name in names
+            ),
+        )
         write_settings(folder, settings)
         step = found[1]["step"] if found else 0
         for path in (os.path.join(folder, name) for name in LOGS):
             if os.path.isfile(path):  # lines after the checkpoint will be written again
-                remove_lines(path, lambda record: not wrong_key(record, {"step": int}) and record["step"] <= step)
+                remove_lines(
+                    path,
+                    lambda record: not wrong_key(record, {"step": int}) and record["step"] <= step,
+                )
     except OSError as e:
         raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
     return folder, found
@@ -199,15 +241,26 @@ def open_run_folder(settings, room):
 
 def resumable(folder, settings):
     """The checkpoint that --resume goes on from; None where the run was stopped before its first one."""
-    before, now = read_object(os.path.join(folder, "settings.json")), json.loads(json.dumps(settings))
+    before, now = (
+        read_object(os.path.join(folder, "settings.json")),
+        json.loads(json.dumps(settings)),
+    )
     changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
     if changed:
-        raise BadInput(f"{folder} was begun with other settings, so it cannot go on: " + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed[:5]) + f", and {len(changed) - 5} more" * (len(changed) > 5))
+        raise BadInput(
+            f"{folder} was begun with other settings, so it cannot go on: "
+            + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed[:5])
+            + f", and {len(changed) - 5} more" * (len(changed) > 5)
+        )
     found = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
     if found is None and folders(folder):
-        raise BadInput(f"none of the checkpoints of {folder} can be read: give --overwrite in place of --resume to begin anew")
+        raise BadInput(
+            f"none of the checkpoints of {folder} can be read: give --overwrite in place of --resume to begin anew"
+        )
     if found is None and os.path.exists(os.path.join(folder, "policy")):
-        raise BadInput(f"{folder} holds a policy and no checkpoint to go on from: give another --out, or --overwrite in place of --resume to begin anew")
+        raise BadInput(
+            f"{folder} holds a policy and no checkpoint to go on from: give another --out, or --overwrite in place of --resume to begin anew"
+        )
     return found
 
 
@@ -224,13 +277,18 @@ def save_all(run, step, counts, policy, tokenizer, budget, optimizer, settings, 
     Returns what could not be written, a sentence each. A full disk must not end a run that is otherwise well,
     and neither must a folder that was removed: it is made again.
     """
-    problems = [save_checkpoint(run, step, optimizer.tensors(), {"counts": counts}, args.keep, rank)]
+    problems = [
+        save_checkpoint(run, step, optimizer.tensors(), {"counts": counts}, args.keep, rank)
+    ]
     try:
         if rank == 0 and not os.path.isfile(os.path.join(run, "settings.json")):
             os.makedirs(run, exist_ok=True)
             write_settings(run, settings)
         if rank == 0 and (place := rescue(run, "policy")):
-            print(f"{run}/policy held files that are not the policy's: they are now in {place}", file=sys.stderr)
+            print(
+                f"{run}/policy held files that are not the policy's: they are now in {place}",
+                file=sys.stderr,
+            )
     except OSError as e:
         problems.append(f"{run} could not be written ({e}); the run goes on")
     try:
@@ -246,6 +304,10 @@ SKIPPED_AT_MOST = 0.05  # skipped examples, as a share of those read; up to the 
 def check_counts(counts, skipped_file):
     """Raises BadInput where a run would go on learning from nothing."""
     if counts["skipped"] > SKIPPED_AT_MOST * max(100, counts["drawn"]):
-        raise BadInput(f"{counts['skipped']:.0f} of {counts['drawn'] + counts['skipped']:.0f} examples could not be read, and above {SKIPPED_AT_MOST:.0%} the run stops; each is named in {skipped_file}, with the reason")
+        raise BadInput(
+            f"{counts['skipped']:.0f} of {counts['drawn'] + counts['skipped']:.0f} examples could not be read, and above {SKIPPED_AT_MOST:.0%} the run stops; each is named in {skipped_file}, with the reason"
+        )
     if counts["dropped_in_a_row"] >= 10:
-        raise BadInput("the gradient was not finite (NaN or infinite) in 10 steps in a row: lower --lr; the last checkpoint is intact")
+        raise BadInput(
+            "the gradient was not finite (NaN or infinite) in 10 steps in a row: lower --lr; the last checkpoint is intact"
+        )

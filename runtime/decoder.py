@@ -50,7 +50,8 @@ class Decoder:
         process = subprocess.Popen(
             [sys.executable, "-m", "runtime.decoder", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path},
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path},
         )
         theirs.close()
         self.process, self.pipe = process, ours
@@ -103,7 +104,9 @@ class Decoder:
             pipe.send_bytes(json.dumps([path, asdict(budget), span]).encode())
             if not self.wait(process, pipe, self.limit):
                 self.stop()
-                raise BadInput(f"video file {path} was not decoded within {self.limit:g} s (--decode-timeout): it may be damaged or very long")
+                raise BadInput(
+                    f"video file {path} was not decoded within {self.limit:g} s (--decode-timeout): it may be damaged or very long"
+                )
             answer = json.loads(pipe.recv_bytes())
             if "error" in answer:
                 raise BadInput(answer["error"])
@@ -115,7 +118,13 @@ class Decoder:
             self.stop()
             crash = f"made the decoder crash (exit status {process.poll()})"
             raise BadInput(f"video file {path} {crash}: it is damaged") from e
-        return Frames(pixels, np.array(answer["times"]), answer["spacing"], answer["duration"], tuple(answer["original_size"]))
+        return Frames(
+            pixels,
+            np.array(answer["times"]),
+            answer["spacing"],
+            answer["duration"],
+            tuple(answer["original_size"]),
+        )
 
 
 WAIT = 0.2  # seconds between two looks at whether a read was cancelled
@@ -145,7 +154,11 @@ def serve(pipe):
             pipe.send_bytes(json.dumps({"error": str(e)}).encode())
             continue
         except Exception as e:  # whatever a decoder raises on what it was never meant to read
-            pipe.send_bytes(json.dumps({"error": f"video file {path} cannot be decoded ({type(e).__name__}: {str(e)[:150]})"}).encode())
+            pipe.send_bytes(
+                json.dumps({
+                    "error": f"video file {path} cannot be decoded ({type(e).__name__}: {str(e)[:150]})"
+                }).encode()
+            )
             continue
         about = {"shape": list(frames.pixels.shape), "times": frames.times.tolist(), "spacing": frames.spacing,
                  "duration": frames.duration, "original_size": [int(n) for n in frames.original_size]}  # fmt: skip

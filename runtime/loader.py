@@ -42,7 +42,12 @@ class Loader:
     """Gives one process its share of each step: prompts rank · B / world and on, of B per step."""
 
     def __init__(self, examples, tokenizer, budget, settings, rank, world, device):
-        self.examples, self.tokenizer, self.budget, self.settings = examples, tokenizer, budget, settings
+        self.examples, self.tokenizer, self.budget, self.settings = (
+            examples,
+            tokenizer,
+            budget,
+            settings,
+        )
         self.rank, self.world, self.device = rank, world, device
         self.decoder = Decoder(settings.decode_timeout)
         self.thread = ThreadPoolExecutor(max_workers=1)

@@ -46,27 +46,53 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
             "kl": sums["kl"] / scored, "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
             "entropy": sums["entropy"] / scored, "length": tokens / n, "unfinished": sums["unfinished"] / n,
         }  # fmt: skip
-    line |= {"grad_norm": grad_norm, "lr": lr, "prompt_tokens": sums["prompt_tokens"], "completion_tokens": sums["tokens"]}
+    line |= {
+        "grad_norm": grad_norm,
+        "lr": lr,
+        "prompt_tokens": sums["prompt_tokens"],
+        "completion_tokens": sums["tokens"],
+    }
     line = {k: v if math.isfinite(v) else None for k, v in line.items()}  # JSON has no NaN
-    return line | {"seconds": {k: round(v, 4) for k, v in seconds.items()}, "seconds_total": round(sum(seconds.values()), 4)}
+    return line | {
+        "seconds": {k: round(v, 4) for k, v in seconds.items()},
+        "seconds_total": round(sum(seconds.values()), 4),
+    }
 
 
 def speed(line, n_weights, n_trained, args, world, device):
     """Tokens and completions a second, peak memory of process 0 in GB, and the share of the GPUs' arithmetic that is used (MFU)."""
     seconds, groups = line["seconds_total"], args.group_size if args.method == "grpo" else 1
-    found = {"tokens_per_second": line["completion_tokens"] / seconds, "samples_per_second": args.prompts_per_step * groups / seconds}
+    found = {
+        "tokens_per_second": line["completion_tokens"] / seconds,
+        "samples_per_second": args.prompts_per_step * groups / seconds,
+    }
     if args.method == "grpo" and line["seconds"].get("sample"):
         found["decoded_per_second"] = line["completion_tokens"] / line["seconds"]["sample"]
     if "cuda" in str(device):
         found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        peak = next((operations for name, (_, operations, _) in GPUS.items() if name in torch.cuda.get_device_name()), None)
+        peak = next(
+            (
+                operations
+                for name, (_, operations, _) in GPUS.items()
+                if name in torch.cuda.get_device_name()
+            ),
+            None,
+        )
         if peak and args.method == "grpo":
             tokens = line["prompt_tokens"] + line["completion_tokens"]
-            passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout  # sampled, scored by the reference; forward and twice that backward
-            passes -= args.updates_per_rollout * (n_trained < n_weights / 2)  # frozen weights need no gradient of their own
+            passes = (
+                1 + (args.beta > 0) + 3 * args.updates_per_rollout
+            )  # sampled, scored by the reference; forward and twice that backward
+            passes -= args.updates_per_rollout * (
+                n_trained < n_weights / 2
+            )  # frozen weights need no gradient of their own
             found["mfu"] = 2 * n_weights * tokens * passes / seconds / peak / world
     else:
-        found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9  # Linux counts in KiB
+        found["memory_gb"] = (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            * (1 if sys.platform == "darwin" else 1024)
+            / 1e9
+        )  # Linux counts in KiB
     return {k: float(f"{v:.4g}") for k, v in found.items()}
 
 
@@ -75,14 +101,21 @@ def versions():
     import decord
     import transformers
 
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__, "decord": decord.__version__}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "decord": decord.__version__,
+    }
 
 
 def tensorboard(folder):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
-        raise BadInput("--tensorboard needs a package that is not installed: pip install tensorboard") from e
+        raise BadInput(
+            "--tensorboard needs a package that is not installed: pip install tensorboard"
+        ) from e
     return SummaryWriter(folder)
 
 

@@ -23,7 +23,9 @@ def add_up_gradients(parameters, world):
     """
     if world == 1 or isinstance(parameters[0], DTensor):
         return
-    for p in parameters:  # a parameter that one process did not use still has its place in the message
+    for (
+        p
+    ) in parameters:  # a parameter that one process did not use still has its place in the message
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     start, size = 0, 0
     for end, p in enumerate(parameters, 1):
@@ -67,7 +69,9 @@ class MasterAdamW:
         norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         for name, p in self.parameters.items():
-            if math.isfinite(norm) and p.grad is not None:  # None: no group of the step had anything to teach
+            if (
+                math.isfinite(norm) and p.grad is not None
+            ):  # None: no group of the step had anything to teach
                 self.update(p, self.masters[name], self.adams[name], lr)
             p.grad = None
         return norm
@@ -87,7 +91,11 @@ class MasterAdamW:
         """{name: tensor} of all that a checkpoint must hold to go on as if nothing had happened, sharded and where they are (save_checkpoint gathers them)."""
         kept = {}
         for name, m in self.masters.items():
-            state = self.adams[name].state[m] or {"exp_avg": torch.zeros_like(m), "exp_avg_sq": torch.zeros_like(m), "step": torch.tensor(0.0)}
+            state = self.adams[name].state[m] or {
+                "exp_avg": torch.zeros_like(m),
+                "exp_avg_sq": torch.zeros_like(m),
+                "step": torch.tensor(0.0),
+            }
             kept |= {f"{name}.master": m.detach()} | {f"{name}.{k}": v for k, v in state.items()}
         return kept
 
@@ -99,7 +107,10 @@ class MasterAdamW:
                 if self.parameters[name] is not m:
                     self.parameters[name].copy_(m)
             state = {"step": kept(f"{name}.step").clone()}
-            for k in ("exp_avg", "exp_avg_sq"):  # made like the master, so where it is: with --offload on the CPU
+            for k in (
+                "exp_avg",
+                "exp_avg_sq",
+            ):  # made like the master, so where it is: with --offload on the CPU
                 state[k] = torch.zeros_like(m)
                 fill_own_part(state[k], kept(f"{name}.{k}"))
             self.adams[name].state[m] = state

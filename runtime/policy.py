@@ -19,7 +19,11 @@ def load_models(args, device):
     kl = args.method == "grpo" and args.beta > 0
     if args.shard:
         policy, tokenizer = load_sharded(args.model, device, dtype, offload=args.offload, **wanted)
-        fixed = load_sharded(args.model, device, dtype, attn=args.attn, trained=False)[0] if kl and not args.lora else None
+        fixed = (
+            load_sharded(args.model, device, dtype, attn=args.attn, trained=False)[0]
+            if kl and not args.lora
+            else None
+        )
     else:
         policy, tokenizer = load(args.model, device, dtype, args.attn)
         fixed = copy.deepcopy(policy).requires_grad_(False) if kl and not args.lora else None
@@ -42,7 +46,13 @@ def save_policy(policy, tokenizer, budget, out, args, rank):
         base = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
         tensors = {name: whole(p) for name, p in policy.named_parameters() if p.requires_grad}
         if rank == 0:
-            save(policy, tokenizer, budget, folder, lambda to: save_adapters(tensors, to, base, args.lora))
+            save(
+                policy,
+                tokenizer,
+                budget,
+                folder,
+                lambda to: save_adapters(tensors, to, base, args.lora),
+            )
         return
     parts = whole_parts(policy, keep=rank == 0)
     try:

@@ -1,9 +1,9 @@
 """rollouts.py: what is written down of a step, computed from its result (grpo.Step) after it.
 
-    step_sums       sums over this process's share, which become a line of metrics.jsonl
-    sampler_gaps    how far the sampler's log-probs are from the scorer's
-    group_record    one group in full, a line of rollouts.jsonl
-    token_records   the same token by token, with what the step did to each
+step_sums       sums over this process's share, which become a line of metrics.jsonl
+sampler_gaps    how far the sampler's log-probs are from the scorer's
+group_record    one group in full, a line of rollouts.jsonl
+token_records   the same token by token, with what the step did to each
 """
 
 from dataclasses import dataclass
@@ -86,11 +86,23 @@ def sampler_gaps(step):
 
 def group_record(group):
     """A Group as JSON: the question, and each completion with what it earned."""
-    columns = (group.texts, group.scores, group.rewards.tolist(), group.advantages.tolist(), group.mask.sum(dim=1).tolist())
+    columns = (
+        group.texts,
+        group.scores,
+        group.rewards.tolist(),
+        group.advantages.tolist(),
+        group.mask.sum(dim=1).tolist(),
+    )
     names = ("text", "rewards", "reward", "advantage", "tokens")
     e = group.example
     completions = [dict(zip(names, row)) for row in zip(*columns)]
-    return {"id": e.id, "video": e.video, "answer": e.answer, "prompt": group.prompt.text, "completions": completions}
+    return {
+        "id": e.id,
+        "video": e.video,
+        "answer": e.answer,
+        "prompt": group.prompt.text,
+        "completions": completions,
+    }
 
 
 @torch.no_grad()

@@ -37,7 +37,9 @@ def stop_on_signals():
 def stopped(signum, frame):
     rank = os.environ.get("RANK", "0")
     if STOP["signal"] is not None:
-        said = f"process {rank}: told to stop twice (signal {signum}): the last checkpoint is intact"
+        said = (
+            f"process {rank}: told to stop twice (signal {signum}): the last checkpoint is intact"
+        )
         print(said, file=sys.stderr)
         sys.exit(1)
     STOP["signal"] = signum
@@ -74,12 +76,27 @@ class Run:
     """
 
     def __init__(self, settings, about, policy, tokenizer, budget, optimizer, rank, world, device):
-        self.settings, self.about, self.rank, self.world, self.device = settings, about, rank, world, device
-        self.policy, self.tokenizer, self.budget, self.optimizer = policy, tokenizer, budget, optimizer
+        self.settings, self.about, self.rank, self.world, self.device = (
+            settings,
+            about,
+            rank,
+            world,
+            device,
+        )
+        self.policy, self.tokenizer, self.budget, self.optimizer = (
+            policy,
+            tokenizer,
+            budget,
+            optimizer,
+        )
         self.steps = about["steps"]
         self.n_weights = sum(p.numel() for p in policy.parameters())
         self.n_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-        self.record = vars(settings) | about | {"processes": world, "video_budget": vars(budget), "versions": versions()}
+        self.record = (
+            vars(settings)
+            | about
+            | {"processes": world, "video_budget": vars(budget), "versions": versions()}
+        )
         self.out, found = on_first(rank, world, lambda: open_run_folder(self.record, self.room()))
         self.first, self.lines, self.said, self.checked, self.problems = 0, [], set(), False, []
         self.counts = {"drawn": 0, "skipped": 0, "dropped": 0, "dropped_in_a_row": 0}
@@ -91,8 +108,12 @@ class Run:
         self.done = self.saved = self.first
         self.stopping = False
         self.greet()
-        self.board = tensorboard(self.path("tensorboard")) if settings.tensorboard and rank == 0 else None
-        self.bar = tqdm(total=self.steps, initial=self.first, disable=rank != 0, dynamic_ncols=True, unit="step")
+        self.board = (
+            tensorboard(self.path("tensorboard")) if settings.tensorboard and rank == 0 else None
+        )
+        self.bar = tqdm(
+            total=self.steps, initial=self.first, disable=rank != 0, dynamic_ncols=True, unit="step"
+        )
 
     def room(self):
         """Bytes that the checkpoints need, and the policy while it is replaced."""
@@ -121,7 +142,10 @@ class Run:
         self.agreement = None
         if not self.checked and sums.get("scored_tokens", 0) > 0:
             dtype = getattr(torch, self.settings.dtype)
-            self.agreement, self.checked = check_sampler(outcome.sampler_gaps, dtype, self.world), True
+            self.agreement, self.checked = (
+                check_sampler(outcome.sampler_gaps, dtype, self.world),
+                True,
+            )
         self.count(sums, outcome.grad_norm)
         for record in batch.skipped:
             self.may_fail("skipped.jsonl", append_line, self.path("skipped.jsonl"), record)
@@ -190,7 +214,9 @@ class Run:
             self.bar.set_postfix({short(k): f"{line[k]:.3g}" for k in names if line[k] is not None})
             self.bar.update()
             if self.agreement:
-                self.bar.write(f"step {step + 1}: {self.agreement}\n" + (HINT if self.first == 0 else ""))
+                self.bar.write(
+                    f"step {step + 1}: {self.agreement}\n" + (HINT if self.first == 0 else "")
+                )
             if self.done % 10 == 0 or self.ending:
                 self.may_fail("curves.png", draw_curves, self.out, self.lines, self.record)
         check_counts(self.counts, self.path("skipped.jsonl"))
@@ -216,7 +242,9 @@ class Run:
                 how = f"stopped after step {self.done}"
                 then = f"the same command with --resume --out {self.out} goes on"
             seconds = self.bar.format_dict["elapsed"]
-            print(f"{how} in {seconds:.0f} s; curves: {self.out}/curves.png; policy: {self.out}/policy\n{then}")
+            print(
+                f"{how} in {seconds:.0f} s; curves: {self.out}/curves.png; policy: {self.out}/policy\n{then}"
+            )
         if self.world > 1:
             dist.destroy_process_group()
         if self.done < self.steps:
@@ -254,7 +282,9 @@ def check_sampler(gaps, dtype, world):
     mean = sums["sum"] / sums["tokens"]
     p99 = largest(float(values.quantile(0.99)) if len(values) else 0.0, device, world)
     worst = largest(float(values.max()) if len(values) else 0.0, device, world)
-    said = f"differ by {mean:.1e} on average, {p99:.1e} in the 99th percentile and {worst:.1e} at most"
+    said = (
+        f"differ by {mean:.1e} on average, {p99:.1e} in the 99th percentile and {worst:.1e} at most"
+    )
     if not (mean <= SAMPLER_LIMITS[dtype][0] and p99 <= SAMPLER_LIMITS[dtype][1]):
         raise BadInput(
             f"the sampler's and the scorer's log-probs {said}; rounding alone explains {SAMPLER_LIMITS[dtype][0]:g} "

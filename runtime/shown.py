@@ -60,7 +60,9 @@ def given_answer(text, answer):
     {'words': 'B [(5.2, 10.4)]', 'intervals': [(5.2, 10.4)], 'boxes': []}
     """
     said, glue = rewards.inside(text, "answer"), rewards.inside(text, "glue")
-    lettered = not isinstance(answer, (list, tuple)) or isinstance(answer[0], str)  # then seconds count as evidence alone, else as the answer alone
+    lettered = not isinstance(answer, (list, tuple)) or isinstance(
+        answer[0], str
+    )  # then seconds count as evidence alone, else as the answer alone
     intervals = rewards.parse_intervals(glue) if lettered else [rewards.parse_interval(said)]
     return {
         "words": " ".join(part for part in (said, glue) if part) or text.strip() or "(nothing)",
@@ -79,7 +81,10 @@ def group_text(step, group, width=100):
 
     Args:    group: a record of rollouts.jsonl; width in characters. Returns lines that are no wider.
     """
-    truth, given = true_answer(group["answer"]), [given_answer(c["text"], group["answer"]) for c in group["completions"]]
+    truth, given = (
+        true_answer(group["answer"]),
+        [given_answer(c["text"], group["answer"]) for c in group["completions"]],
+    )
     duration = duration_of(group["prompt"], truth)
     cells = max(10, width - 46) if truth["intervals"] and duration else 0
 
@@ -87,14 +92,23 @@ def group_text(step, group, width=100):
         bar = ["·"] * cells
         for start, end in answer["intervals"] if cells else []:
             first, last = round(start / duration * cells), round(end / duration * cells)
-            for k in range(first, min(cells, max(last, first + (start <= end)))):  # one cell at least, but none if it is reversed
+            for k in range(
+                first, min(cells, max(last, first + (start <= end)))
+            ):  # one cell at least, but none if it is reversed
                 bar[k] = "█"
-        words = "".join(c if c.isprintable() else " " for c in answer["words"])  # a control character could garble the terminal
+        words = "".join(
+            c if c.isprintable() else " " for c in answer["words"]
+        )  # a control character could garble the terminal
         return shorten(f"{label:17}  {''.join(bar)}{'  ' * bool(cells)}{words}".rstrip(), width)
 
-    lines = textwrap.wrap(f"step {step}: {asked(group['prompt'])}", width) + [row("reward  advantage", truth | {"words": f"true: {truth['words']}"})]
+    lines = textwrap.wrap(f"step {step}: {asked(group['prompt'])}", width) + [
+        row("reward  advantage", truth | {"words": f"true: {truth['words']}"})
+    ]
     best_first = sorted(zip(group["completions"], given), key=lambda pair: -pair[0]["reward"])
-    return "\n".join(lines + [row(f"{c['reward']:6.2f}  {c['advantage']:+9.2f}", answer) for c, answer in best_first])
+    return "\n".join(
+        lines
+        + [row(f"{c['reward']:6.2f}  {c['advantage']:+9.2f}", answer) for c, answer in best_first]
+    )
 
 
 def example_text(group):
@@ -105,13 +119,31 @@ def example_text(group):
     """
     completions = group["completions"]
     r = np.array([c["reward"] for c in completions])
-    lines = [f"step {group['step']}: {asked(group['prompt'])}", f"the truth: {true_answer(group['answer'])['words']}", ""]
-    lines += ["  " + " + ".join(completions[0]["rewards"]) + " = reward   advantage    log-prob: before → after   answer"]
+    lines = [
+        f"step {group['step']}: {asked(group['prompt'])}",
+        f"the truth: {true_answer(group['answer'])['words']}",
+        "",
+    ]
+    lines += [
+        "  "
+        + " + ".join(completions[0]["rewards"])
+        + " = reward   advantage    log-prob: before → after   answer"
+    ]
     for c in completions:
         parts = " + ".join(f"{v:.2f}" for v in c["rewards"].values())
-        change = f"{sum(c['logp']):8.2f} → {sum(c['logp']) + sum(c['logp_change']):7.2f} ({sum(c['logp_change']):+.2f})" if "logp" in c else ""
-        lines.append(f"  {parts} = {c['reward']:.2f}   {c['advantage']:+9.2f}   {change}   {shorten(given_answer(c['text'], group['answer'])['words'], 70)}")
-    return "\n".join([*lines, "", f"mean {r.mean():.3f}, standard deviation {r.std(ddof=1):.3f}; over these {len(r)} answers the advantages add up to 0"])
+        change = (
+            f"{sum(c['logp']):8.2f} → {sum(c['logp']) + sum(c['logp_change']):7.2f} ({sum(c['logp_change']):+.2f})"
+            if "logp" in c
+            else ""
+        )
+        lines.append(
+            f"  {parts} = {c['reward']:.2f}   {c['advantage']:+9.2f}   {change}   {shorten(given_answer(c['text'], group['answer'])['words'], 70)}"
+        )
+    return "\n".join([
+        *lines,
+        "",
+        f"mean {r.mean():.3f}, standard deviation {r.std(ddof=1):.3f}; over these {len(r)} answers the advantages add up to 0",
+    ])
 
 
 def shorten(text, width):
@@ -131,10 +163,22 @@ def curves_of(lines):
         "grad_norm": "gradient norm", "loss": "loss",
     }  # fmt: skip
     parts = sorted({k for line in lines for k in line if k.startswith("reward/")})
-    names = parts + [k for k in explained if k in lines[0] and k != "loss"] if parts else ["loss", "grad_norm"]
-    titles = [explained.get(name, f"mean {name.removeprefix('reward/').replace('/', ' ')} reward") for name in names]
-    found = [[line for line in lines if line.get(name) is not None] for name in names]  # not every step has prompts of every task
-    return [(name, title, [x["step"] for x in has], [float(x[name]) for x in has]) for name, title, has in zip(names, titles, found)]
+    names = (
+        parts + [k for k in explained if k in lines[0] and k != "loss"]
+        if parts
+        else ["loss", "grad_norm"]
+    )
+    titles = [
+        explained.get(name, f"mean {name.removeprefix('reward/').replace('/', ' ')} reward")
+        for name in names
+    ]
+    found = [
+        [line for line in lines if line.get(name) is not None] for name in names
+    ]  # not every step has prompts of every task
+    return [
+        (name, title, [x["step"] for x in has], [float(x[name]) for x in has])
+        for name, title, has in zip(names, titles, found)
+    ]
 
 
 def draw_curves(folder, lines, settings):
@@ -145,7 +189,9 @@ def draw_curves(folder, lines, settings):
     curves = curves_of(lines)
     columns = 3 if len(curves) > 2 else 2
     rows = -(-len(curves) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.7 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, 2.7 * rows), squeeze=False, layout="constrained"
+    )
     for axis, (name, title, steps, values) in zip(axes.flat, curves):
         colour = "tab:green" if name.startswith("reward") else "tab:blue"
         axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
@@ -157,9 +203,14 @@ def draw_curves(folder, lines, settings):
         if is_share(name):
             axis.set_ylim(-0.02, 1.02)
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes.flat[len(curves):]:
+    for axis in axes.flat[len(curves) :]:
         axis.axis("off")
-    figure.suptitle("{} on {data_name}, from {model_name}, seed {seed}".format(settings["method"].upper(), **settings), fontsize=11)
+    figure.suptitle(
+        "{} on {data_name}, from {model_name}, seed {seed}".format(
+            settings["method"].upper(), **settings
+        ),
+        fontsize=11,
+    )
     path, partial = os.path.join(folder, "curves.png"), os.path.join(folder, "curves.partial.png")
     figure.savefig(partial, dpi=110)
     plt.close(figure)

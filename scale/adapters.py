@@ -23,7 +23,15 @@ from torch import nn
 
 from runtime.errors import BadInput
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of the language model's layers
+TARGETS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)  # of the language model's layers
 
 
 class WithDetour(nn.Module):
@@ -32,11 +40,20 @@ class WithDetour(nn.Module):
 
     def __init__(self, base, rank, alpha):
         super().__init__()
-        self.base, self.scale, self.on, self.ready = base.requires_grad_(False), alpha / rank, True, None
-        like = dict(device=base.weight.device, dtype=torch.float32)  # few and small: no need to be thrifty with their bits
+        self.base, self.scale, self.on, self.ready = (
+            base.requires_grad_(False),
+            alpha / rank,
+            True,
+            None,
+        )
+        like = dict(
+            device=base.weight.device, dtype=torch.float32
+        )  # few and small: no need to be thrifty with their bits
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **like))
-        if not self.lora_A.is_meta:  # on "meta" there are shapes and no numbers (sharding.py, plan.py)
+        if (
+            not self.lora_A.is_meta
+        ):  # on "meta" there are shapes and no numbers (sharding.py, plan.py)
             nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
 
     def forward(self, x):
@@ -99,7 +116,10 @@ def save_adapters(tensors, folder, base, rank, alpha=None):
                   target_modules=pattern, lora_dropout=0.0, bias="none", fan_in_fan_out=False, inference_mode=True)  # fmt: skip
     with open(os.path.join(folder, "adapter_config.json"), "w", encoding="utf-8") as f:
         json.dump(config, f, indent=2)
-    save_file({f"base_model.model.{name}.weight": t.contiguous() for name, t in tensors.items()}, os.path.join(folder, "adapter_model.safetensors"))
+    save_file(
+        {f"base_model.model.{name}.weight": t.contiguous() for name, t in tensors.items()},
+        os.path.join(folder, "adapter_model.safetensors"),
+    )
 
 
 def load_adapters(model, folder):

@@ -19,8 +19,12 @@ import torch
 
 from scale.adapters import adapters_ready
 
-ASK_EVERY = 8  # tokens. Whether all completions have ended is known to the GPU; asking makes the CPU wait
-NARROW_EVERY = 4  # tokens between two looks at whether a narrower batch is worth copying the cache for
+ASK_EVERY = (
+    8  # tokens. Whether all completions have ended is known to the GPU; asking makes the CPU wait
+)
+NARROW_EVERY = (
+    4  # tokens between two looks at whether a narrower batch is worth copying the cache for
+)
 
 
 @contextmanager
@@ -127,7 +131,9 @@ def recorded_or_plain(step, cache, tokens, positions):
         return record(step, cache, tokens, positions)
     except RuntimeError as e:
         cache.rewind()
-        say_once(f"sampling goes on without a CUDA graph, more slowly: {str(e).strip().splitlines()[0][:200]}")
+        say_once(
+            f"sampling goes on without a CUDA graph, more slowly: {str(e).strip().splitlines()[0][:200]}"
+        )
         return step
 
 
@@ -154,13 +160,17 @@ def record(step, cache, tokens, positions):
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # kernels choose and load themselves on their first runs, which cannot be recorded
+    with torch.cuda.stream(
+        stream
+    ):  # kernels choose and load themselves on their first runs, which cannot be recorded
         for _ in range(2):
             step(tokens, positions)
             cache.rewind()  # it was only practice
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # what other threads do meanwhile is theirs
+    with torch.cuda.graph(
+        graph, capture_error_mode="thread_local"
+    ):  # what other threads do meanwhile is theirs
         logits = step(tokens, positions)
     cache.rewind()
 

@@ -44,7 +44,11 @@ def recompute_activations(policy):
 
 
 def recomputed(forward, *args, **kwargs):
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
+    return (
+        checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        if torch.is_grad_enabled()
+        else forward(*args, **kwargs)
+    )
 
 
 def shard(model, dtype, offload=False):
@@ -65,14 +69,25 @@ def shard(model, dtype, offload=False):
     return model
 
 
-def load_sharded(name, device, dtype=None, attn="sdpa", trained=True, adapters=None, recompute=False, offload=False):
+def load_sharded(
+    name,
+    device,
+    dtype=None,
+    attn="sdpa",
+    trained=True,
+    adapters=None,
+    recompute=False,
+    offload=False,
+):
     """(model, tokenizer) like weights.load, but sharded; while loading, no process holds or reads more than its share.
 
     The model without numbers (weights.empty) is split, and filled with this process's rows. Trained weights are
     stored in float32, others in the dtype they are computed in. Raises BadInput as weights.load does.
     """
     if under_adapters(name)[1]:
-        raise BadInput(f"--shard cannot start from adapters: make a model of them first (python -m tools.merge {name} DIR)")
+        raise BadInput(
+            f"--shard cannot start from adapters: make a model of them first (python -m tools.merge {name} DIR)"
+        )
     model, tokenizer, files = empty(name, device, dtype, attn)
     dtype = model.dtype
     with torch.device("meta"):

@@ -33,7 +33,9 @@ def base():
 @pytest.fixture(scope="session")
 def charades(tmp_path_factory):
     """A small toy Charades-STA: 12 training clips and 6 test clips as real mp4 files."""
-    return world.ensure("charades", str(tmp_path_factory.mktemp("data") / "charades"), train=12, test=6)
+    return world.ensure(
+        "charades", str(tmp_path_factory.mktemp("data") / "charades"), train=12, test=6
+    )
 
 
 @pytest.fixture

@@ -19,23 +19,47 @@ HOME = os.path.join(ROOT, "runs", "docs-check")
 SMALLER = [
     (r"Qwen/Qwen2\.5-VL-7B-Instruct", "assets/toy-base"),
     (r"--nproc-per-node 8", "--nproc-per-node 2"),
-    (r"--nnodes 2 (.*) HOST:29500", r"--nnodes 1 \1 localhost:29533"),  # two nodes: the same rendezvous, of one
+    (
+        r"--nnodes 2 (.*) HOST:29500",
+        r"--nnodes 1 \1 localhost:29533",
+    ),  # two nodes: the same rendezvous, of one
     (r"/shared/runs/", "runs/"),
     (r"\bruns/", "runs/docs-check/"),
     (r"--into homework", "--into runs/docs-check/homework"),
     (r"--student homework", "--student runs/docs-check/homework"),
     (r"\bmerged$", "runs/docs-check/merged"),
-    (r"(.*-m course grade) FOLDER --out grades.csv", r"\1 runs/docs-check/class --out runs/docs-check/grades.csv"),
+    (
+        r"(.*-m course grade) FOLDER --out grades.csv",
+        r"\1 runs/docs-check/class --out runs/docs-check/grades.csv",
+    ),
     (r" --trl 1", ""),
-    (r"-m annotations NAME FILE", "-m annotations charades data/toy/charades/charades_sta_test.txt"),
-    (r"^(python tests/bench/(?:kills|worlds|fuzz|plan_check)\.py)$", r"\1 --help"),  # minutes each, and run as they stand for the README's figures
-    (r"^python -m tools\.paper .*$", "python -m tools.paper --help"),  # an hour; `make paper` is its own check
+    (
+        r"-m annotations NAME FILE",
+        "-m annotations charades data/toy/charades/charades_sta_test.txt",
+    ),
+    (
+        r"^(python tests/bench/(?:kills|worlds|fuzz|plan_check)\.py)$",
+        r"\1 --help",
+    ),  # minutes each, and run as they stand for the README's figures
+    (
+        r"^python -m tools\.paper .*$",
+        "python -m tools.paper --help",
+    ),  # an hour; `make paper` is its own check
     (r" --into DIR$", " --into runs/docs-check/handout"),
     (r"^(.*train\.py(?!.*(--help|--plan|--steps)).*)$", r"\1 --steps 2"),
-    (r"^(.*train\.py(?!.*(--help|--plan)).*)$", r"\1 --examples 8 --prompts-per-step 4 --group-size 2 --max-new-tokens 32"),
-    (r"^(.*train\.py(?!.*(--help|--plan|--out)).*)$", r"\1 --out runs/docs-check/unnamed --overwrite"),
+    (
+        r"^(.*train\.py(?!.*(--help|--plan)).*)$",
+        r"\1 --examples 8 --prompts-per-step 4 --group-size 2 --max-new-tokens 32",
+    ),
+    (
+        r"^(.*train\.py(?!.*(--help|--plan|--out)).*)$",
+        r"\1 --out runs/docs-check/unnamed --overwrite",
+    ),
     (r"^(.*eval\.py --bench(?!.*--compare).*)$", r"\1 --limit 2 --max-new-tokens 32"),
-    (r"^(python tests/bench/scoring\.py)$", r"\1 --repeats 1 --prompt 256 --group 8 --completion 64"),
+    (
+        r"^(python tests/bench/scoring\.py)$",
+        r"\1 --repeats 1 --prompt 256 --group 8 --completion 64",
+    ),
     (r"^(python tests/bench/(?:sampling|floor)\.py)$", r"\1 --repeats 1 --prompt 256"),
     (r"^(python tests/bench/step\.py)$", r"\1 --repeats 1 --frame-tokens 4"),
     (r"^(python tests/bench/growth\.py)$", r"\1 --help"),  # twenty minutes
@@ -72,9 +96,14 @@ def run(command):
     if words[0] == "torchrun" and "--rdzv-backend" not in command:
         words[1:1] = ["--standalone"]
     words[0] = os.path.join(bin_folder, words[0])
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # what is made small for two processes is for the CPU, as in conftest.py
+    env = os.environ | {
+        "CUDA_VISIBLE_DEVICES": ""
+    }  # what is made small for two processes is for the CPU, as in conftest.py
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600, env=env)
-    print(f"{'ok    ' if done.returncode == 0 else 'FAILED'} {time.time() - began:5.1f} s   {command}", flush=True)
+    print(
+        f"{'ok    ' if done.returncode == 0 else 'FAILED'} {time.time() - began:5.1f} s   {command}",
+        flush=True,
+    )
     if done.returncode:
         print(done.stdout[-600:], done.stderr[-1200:], sep="\n")
     return done.returncode == 0
@@ -90,7 +119,9 @@ def main():
         good.append(run(smaller(command)))
         if "-m course start" in command:  # the student does the work
             good.append(run("python -m course solution all --into runs/docs-check/homework"))
-            shutil.copytree(os.path.join(HOME, "homework"), os.path.join(HOME, "class", "a-student"))
+            shutil.copytree(
+                os.path.join(HOME, "homework"), os.path.join(HOME, "class", "a-student")
+            )
     print(f"{len(wanted)} commands of the README, {good.count(False)} failed")
     sys.exit(not all(good))
 

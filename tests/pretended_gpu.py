@@ -86,7 +86,11 @@ class Rules(TorchDispatchMode):
         on_gpu = torch.device(asked).type == "gpu" if asked else bool(ours)
         if ours and host and operation not in COPIES | INDEXING:
             raise NotOnAGpu(f"tensors on two devices: {operation}")
-        if ours and operation in INDEXING and any(i is not None and i.dtype == torch.bool for i in args[1]):
+        if (
+            ours
+            and operation in INDEXING
+            and any(i is not None and i.dtype == torch.bool for i in args[1])
+        ):
             self.wait(f"{operation} by a mask")  # how many there are is known to the device alone
         crosses = operation is aten._to_copy.default and on_gpu != bool(ours)
         if crosses or (ours and (operation in WAITS or host)):
@@ -99,7 +103,9 @@ class Rules(TorchDispatchMode):
             Rules.tape.append((operation, args, kwargs, out))
         if not on_gpu:
             return out
-        same = {id(x.host): x for x in ours}  # an operation in place gives back the tensor it was given
+        same = {
+            id(x.host): x for x in ours
+        }  # an operation in place gives back the tensor it was given
 
         def wrapped(x):
             if not isinstance(x, torch.Tensor):
@@ -116,7 +122,9 @@ class AboveTheDispatcher(TorchFunctionMode):
         kwargs = kwargs or {}
         to_gpu = "gpu" in str(kwargs.get("device"))
         if function is torch.Tensor.__setitem__ and args[0].device.type == "gpu":
-            if isinstance(args[2], (int, float)) and isinstance(args[1], int):  # a host scalar, copied
+            if isinstance(args[2], (int, float)) and isinstance(
+                args[1], int
+            ):  # a host scalar, copied
                 args = (*args[:2], torch.tensor(args[2], dtype=args[0].dtype))
         if function is torch.tensor and to_gpu:
             return function(*args, **kwargs | {"device": "cpu"}).to("gpu")

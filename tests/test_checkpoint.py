@@ -21,7 +21,22 @@ from runtime import checkpoint
 from runtime.errors import BadInput
 from runtime.run import STOP
 
-QUICK = ["--task", "grounding", "--group-size", "2", "--prompts-per-step", "2", "--max-new-tokens", "16", "--steps", "6", "--save-every", "2", "--rollouts-every", "1"]
+QUICK = [
+    "--task",
+    "grounding",
+    "--group-size",
+    "2",
+    "--prompts-per-step",
+    "2",
+    "--max-new-tokens",
+    "16",
+    "--steps",
+    "6",
+    "--save-every",
+    "2",
+    "--rollouts-every",
+    "1",
+]
 
 
 def run(charades, out, *more):
@@ -31,7 +46,13 @@ def run(charades, out, *more):
 
 
 def start(charades, out, *more):
-    return subprocess.Popen([sys.executable, "train.py", *QUICK, "--data", charades, "--out", str(out), *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "train.py", *QUICK, "--data", charades, "--out", str(out), *more],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def weights(out):
@@ -57,7 +78,10 @@ def wait_for(path, job):
 def unstopped(charades, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("run") / "unstopped")
     run(charades, out)
-    assert sorted(os.listdir(os.path.join(out, "checkpoints"))) == ["step-000004", "step-000006"]  # --keep 2
+    assert sorted(os.listdir(os.path.join(out, "checkpoints"))) == [
+        "step-000004",
+        "step-000006",
+    ]  # --keep 2
     return out
 
 
@@ -83,7 +107,11 @@ def test_sigterm_saves_and_exits(charades, unstopped, tmp_path):
     wait_for(out / "metrics.jsonl", job)
     job.send_signal(signal.SIGTERM)
     told, (said, _) = time.time(), job.communicate(timeout=60)
-    assert job.returncode == 128 + signal.SIGTERM and time.time() - told < 15 and "stopped after step" in said
+    assert (
+        job.returncode == 128 + signal.SIGTERM
+        and time.time() - told < 15
+        and "stopped after step" in said
+    )
     steps = len(lines(out))
     assert 1 <= steps < 6 and os.path.isdir(out / "checkpoints" / f"step-{steps:06d}")
     run(charades, out, "--resume")
@@ -99,11 +127,16 @@ def test_damaged_checkpoint_is_passed_over(charades, unstopped, tmp_path, capsys
     path.write_bytes(blob)
     run(charades, out, "--resume")
     said = capsys.readouterr()
-    assert "step-000006 cannot be used (part-000.safetensors is damaged)" in said.err and "after step 4" in said.out
+    assert (
+        "step-000006 cannot be used (part-000.safetensors is damaged)" in said.err
+        and "after step 4" in said.out
+    )
     assert same(out, unstopped)
     for folder in os.listdir(out / "checkpoints"):
         (out / "checkpoints" / folder / "state.json").write_text("{")
-    with pytest.raises(BadInput, match="none of the checkpoints of .* can be read: give --overwrite"):
+    with pytest.raises(
+        BadInput, match="none of the checkpoints of .* can be read: give --overwrite"
+    ):
         run(charades, out, "--resume")
     assert (out / "policy").is_dir()  # nothing was removed
 
@@ -155,7 +188,11 @@ def test_unreadable_videos_are_replaced_and_named(charades, tmp_path):
     out = tmp_path / "run"
     run(broken, out, "--steps", "8")
     skipped = lines(out, "skipped.jsonl")
-    assert skipped and {s["id"].split("/")[0] for s in skipped} == {"train00003"} and "cannot be decoded" in skipped[0]["why"]
+    assert (
+        skipped
+        and {s["id"].split("/")[0] for s in skipped} == {"train00003"}
+        and "cannot be decoded" in skipped[0]["why"]
+    )
     assert lines(out)[-1]["skipped"] == len(skipped)
 
 
@@ -164,11 +201,15 @@ def test_many_unreadable_videos_stop_the_run(charades, tmp_path):
     shutil.copytree(charades, broken)
     for i in range(0, 12, 2):
         (broken / "videos" / f"train{i:05d}.mp4").write_bytes(b"")
-    with pytest.raises(BadInput, match="could not be read, and above 5% the run stops; each is named in"):
+    with pytest.raises(
+        BadInput, match="could not be read, and above 5% the run stops; each is named in"
+    ):
         run(broken, tmp_path / "run", "--steps", "20")
 
 
-def test_steps_that_are_not_finite_are_dropped_and_ten_in_a_row_stop(charades, tmp_path, monkeypatch):
+def test_steps_that_are_not_finite_are_dropped_and_ten_in_a_row_stop(
+    charades, tmp_path, monkeypatch
+):
     loss = grpo.policy_loss
 
     def infinite(*args):
@@ -176,7 +217,17 @@ def test_steps_that_are_not_finite_are_dropped_and_ten_in_a_row_stop(charades, t
         return value * float("inf"), per_token
 
     monkeypatch.setattr(grpo, "policy_loss", infinite)
-    args = [*QUICK, "--data", charades, "--out", str(tmp_path / "x"), "--steps", "12", "--save-every", "100"]
+    args = [
+        *QUICK,
+        "--data",
+        charades,
+        "--out",
+        str(tmp_path / "x"),
+        "--steps",
+        "12",
+        "--save-every",
+        "100",
+    ]
     with pytest.raises(BadInput, match="10 steps in a row"):
         train.train(train.parse_args(args))
     assert [line["dropped"] for line in lines(tmp_path / "x")] == list(range(1, 11))
@@ -190,7 +241,11 @@ def test_a_decoder_that_hangs_or_dies_costs_one_video(charades, tmp_path, monkey
     budget, decoder = VideoBudget.of_model(BASE), Decoder(20)
     try:
         ours, theirs = decoder.read(good, budget), read_frames(good, budget)
-        assert torch.equal(ours.pixels, theirs.pixels) and np.array_equal(ours.times, theirs.times) and ours.duration == theirs.duration
+        assert (
+            torch.equal(ours.pixels, theirs.pixels)
+            and np.array_equal(ours.times, theirs.times)
+            and ours.duration == theirs.duration
+        )
         with pytest.raises(BadInput, match="does not exist"):
             decoder.read(str(tmp_path / "none.mp4"), budget)
         decoder.process.send_signal(signal.SIGSTOP)  # hangs

@@ -45,9 +45,20 @@ def write_video(path, n_frames, fps=10, size=(56, 84), times=None):
 
 
 def test_two_frames_a_second_even_and_at_least_four():
-    for duration, count, spacing in ((10.0, 20, 0.5), (9.6, 20, 0.5), (10.2, 22, 0.5), (1.0, 4, 0.25), (0.1, 4, 0.025)):
+    for duration, count, spacing in (
+        (10.0, 20, 0.5),
+        (9.6, 20, 0.5),
+        (10.2, 22, 0.5),
+        (1.0, 4, 0.25),
+        (0.1, 4, 0.025),
+    ):
         times, got = frame_times(duration, VideoBudget())
-        assert len(times) == count and got == pytest.approx(spacing) and np.allclose(np.diff(times), spacing) and times[0] == 0
+        assert (
+            len(times) == count
+            and got == pytest.approx(spacing)
+            and np.allclose(np.diff(times), spacing)
+            and times[0] == 0
+        )
 
 
 def test_a_long_video_is_spread_over_max_frames():
@@ -69,7 +80,9 @@ def test_frames_never_outgrow_the_total_budget():
 def test_times_come_from_the_file_not_from_the_average_rate(tmp_path):
     """A clip that runs at 20 frames a second for 2 s and then at 2 for 10 s: frame 40 is at 2 s, not at 40 / average."""
     times = [k / 20 for k in range(40)] + [2 + k / 2 for k in range(20)]
-    frames = read_frames(write_video(tmp_path / "vfr.mp4", 60, times=times), VideoBudget(min_frame_pixels=28 * 28))
+    frames = read_frames(
+        write_video(tmp_path / "vfr.mp4", 60, times=times), VideoBudget(min_frame_pixels=28 * 28)
+    )
     for seen, moment in zip(frames.pixels, np.arange(len(frames.times)) * frames.spacing):
         expected = max(k for k, t in enumerate(times) if t <= moment + 1e-3)
         assert abs(float(seen.float().mean()) / 2 - expected) < 1, f"at {moment} s"
@@ -80,7 +93,9 @@ def test_the_real_clip(shared):
     frames = read_frames(os.path.join(shared, "videos", "OHOFG.mp4"), VideoBudget())
     assert frames.original_size == (360, 640) and frames.duration == pytest.approx(35.1, abs=0.1)
     assert frames.pixels.shape[0] == 72 and frames.spacing == 0.5
-    assert np.abs(frames.times[:70] - np.arange(70) / 2).max() < 0.11  # one frame of this clip lasts 0.105 s
+    assert (
+        np.abs(frames.times[:70] - np.arange(70) / 2).max() < 0.11
+    )  # one frame of this clip lasts 0.105 s
     h, w = frames.pixels.shape[1:3]
     assert 36 * h * w <= 3584 * 28 * 28
 
@@ -101,7 +116,12 @@ def test_patches_against_a_slow_obvious_loop():
                         patch = []
                         for colour in range(3):
                             for frame in range(2):
-                                x = pixels[2 * pair + frame, top:top + 14, left:left + 14, colour].float() / 255
+                                x = (
+                                    pixels[
+                                        2 * pair + frame, top : top + 14, left : left + 14, colour
+                                    ].float()
+                                    / 255
+                                )
                                 patch.append((x - data.MEAN[colour]) / data.STD[colour])
                         rows.append(torch.stack(patch).flatten())
     patches, grid = patchify(pixels)
@@ -111,9 +131,15 @@ def test_patches_against_a_slow_obvious_loop():
 def test_blind_keeps_everything_but_the_picture(charades):
     path = read_dataset("charades", "test", charades)[0].video
     seen, blind = load_video(path, TOY_BUDGET), load_video(path, TOY_BUDGET, blind=True)
-    assert seen.grid == blind.grid and seen.seconds_per_grid == blind.seconds_per_grid and (seen.times == blind.times).all()
+    assert (
+        seen.grid == blind.grid
+        and seen.seconds_per_grid == blind.seconds_per_grid
+        and (seen.times == blind.times).all()
+    )
     grey = blind.patches.unflatten(1, (3, -1))  # (N, 3, 2·14·14): one value a colour channel
-    assert (grey.amax(dim=(0, 2)) - grey.amin(dim=(0, 2))).max() == 0 and not torch.equal(seen.patches, blind.patches)
+    assert (grey.amax(dim=(0, 2)) - grey.amin(dim=(0, 2))).max() == 0 and not torch.equal(
+        seen.patches, blind.patches
+    )
 
 
 # Prompts ------------------------------------------------------------------------------------------------
@@ -124,7 +150,11 @@ def test_prompt_has_a_place_for_every_video_token(base, charades):
     prompt = load_prompt(example, TOY_BUDGET, base[1])
     t, h, w = prompt.grids[0]
     assert (prompt.ids == base[0].config.video_token_id).sum() == t * h * w // 4
-    assert example.question in prompt.text and "12.54 to 17.83" in prompt.text and "<think>" in prompt.text
+    assert (
+        example.question in prompt.text
+        and "12.54 to 17.83" in prompt.text
+        and "<think>" in prompt.text
+    )
     assert "<think>" not in load_prompt(example, TOY_BUDGET, base[1], think=False).text
 
 
@@ -145,7 +175,12 @@ def test_a_prompt_that_does_not_fit_is_an_error_that_names_the_flags(base, chara
 
 def test_broken_videos_are_one_sentence(tmp_path, charades):
     good = read_dataset("charades", "test", charades)[0].video
-    cases = {"missing.mp4": None, "empty.mp4": b"", "text.mp4": b"this is no video\n" * 100, "truncated.mp4": open(good, "rb").read()[:800]}
+    cases = {
+        "missing.mp4": None,
+        "empty.mp4": b"",
+        "text.mp4": b"this is no video\n" * 100,
+        "truncated.mp4": open(good, "rb").read()[:800],
+    }
     for name, content in cases.items():
         path = tmp_path / name
         if content is not None:
@@ -166,9 +201,22 @@ def test_a_folder_gives_eight_frames_from_first_to_last(tmp_path):
     (tmp_path / "meta_info.ini").write_text("[METAINFO]\nanno_fps: 10Hz\n")
     frames = read_frames(str(tmp_path), TOY_BUDGET)
     assert frames.pixels[:, 0, 0, 0].tolist() == [5 * k for k in (0, 7, 14, 21, 28, 35, 42, 49)]
-    assert frames.times.tolist() == pytest.approx([0, 0.7, 1.4, 2.1, 2.8, 3.5, 4.2, 4.9]) and frames.spacing == pytest.approx(0.7)
-    part = read_frames(str(tmp_path), TOY_BUDGET, (1.0, 3.0))  # the frames of seconds 1 to 3: 10 to 30
-    assert part.pixels[:, 0, 0, 0].tolist() == [5 * k for k in (10, 13, 16, 19, 21, 24, 27, 30)] and part.duration == pytest.approx(2.1)
+    assert frames.times.tolist() == pytest.approx([
+        0,
+        0.7,
+        1.4,
+        2.1,
+        2.8,
+        3.5,
+        4.2,
+        4.9,
+    ]) and frames.spacing == pytest.approx(0.7)
+    part = read_frames(
+        str(tmp_path), TOY_BUDGET, (1.0, 3.0)
+    )  # the frames of seconds 1 to 3: 10 to 30
+    assert part.pixels[:, 0, 0, 0].tolist() == [
+        5 * k for k in (10, 13, 16, 19, 21, 24, 27, 30)
+    ] and part.duration == pytest.approx(2.1)
     with pytest.raises(BadInput, match="has no frame from 20 to 30 s"):
         read_frames(str(tmp_path), TOY_BUDGET, (20.0, 30.0))
     (tmp_path / "00000001.png").write_bytes(b"no picture")
@@ -179,9 +227,20 @@ def test_a_folder_gives_eight_frames_from_first_to_last(tmp_path):
 def test_a_span_is_the_part_of_the_file(tmp_path):
     path = write_video(tmp_path / "long.mp4", 100)  # 10 s, frame k is grey 2k
     frames = read_frames(path, TOY_BUDGET, (4.0, 7.0))
-    assert frames.duration == pytest.approx(3.0) and frames.times.tolist() == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5])
-    assert [round(float(p.float().mean()) / 2) for p in frames.pixels] == pytest.approx([40, 45, 50, 55, 60, 65], abs=2)
-    odd = read_frames(path, TOY_BUDGET, (4.0, 6.45))  # five moments and a sixth, which is past the end: its last frame once more
+    assert frames.duration == pytest.approx(3.0) and frames.times.tolist() == pytest.approx([
+        0,
+        0.5,
+        1,
+        1.5,
+        2,
+        2.5,
+    ])
+    assert [round(float(p.float().mean()) / 2) for p in frames.pixels] == pytest.approx(
+        [40, 45, 50, 55, 60, 65], abs=2
+    )
+    odd = read_frames(
+        path, TOY_BUDGET, (4.0, 6.45)
+    )  # five moments and a sixth, which is past the end: its last frame once more
     assert round(float(odd.pixels[-1].float().mean()) / 2) in (64, 65) and odd.times.max() < 2.45
     with pytest.raises(BadInput, match="is not in it"):
         read_frames(path, TOY_BUDGET, (20.0, 30.0))
@@ -202,7 +261,9 @@ def test_budget_travels_with_the_model_and_flags_win(tmp_path):
     assert VideoBudget.of_model(str(tmp_path), fps=1.0, max_frames=None, lr=3).fps == 1.0
 
 
-@pytest.mark.parametrize("wrong", [dict(fps=0.0), dict(max_frames=2), dict(total_pixels=1), dict(min_frame_pixels=10**9)])
+@pytest.mark.parametrize(
+    "wrong", [dict(fps=0.0), dict(max_frames=2), dict(total_pixels=1), dict(min_frame_pixels=10**9)]
+)
 def test_impossible_budgets(tmp_path, wrong):
     with pytest.raises(BadInput):
         VideoBudget.of_model(str(tmp_path), **wrong)
@@ -218,8 +279,17 @@ def test_examples_in_docstrings():
 def test_small_frames_are_enlarged_to_the_least_the_budget_allows():
     """By the square root of what is missing, rounded up: no frame gets fewer pixels than the least."""
     budget = VideoBudget(min_frame_pixels=16 * 28 * 28, max_frame_pixels=64 * 28 * 28)
-    for height, width, size in ((28, 28, (112, 112)), (30, 50, (112, 168)), (56, 28, (168, 84)), (112, 112, (112, 112)), (20, 100, (56, 252))):
-        assert frame_size(height, width, 4, budget) == size and size[0] * size[1] >= budget.min_frame_pixels
+    for height, width, size in (
+        (28, 28, (112, 112)),
+        (30, 50, (112, 168)),
+        (56, 28, (168, 84)),
+        (112, 112, (112, 112)),
+        (20, 100, (56, 252)),
+    ):
+        assert (
+            frame_size(height, width, 4, budget) == size
+            and size[0] * size[1] >= budget.min_frame_pixels
+        )
 
 
 def test_a_small_clip_is_enlarged(tmp_path):
@@ -238,7 +308,9 @@ def frame_folder(folder, size):
 def test_pictures_of_20000_pixels_are_one_sentence(tmp_path, recwarn):
     path = frame_folder(tmp_path, (56, 56))
     Image.new("1", (20_000, 20_000)).save(tmp_path / "00000008.png")
-    with pytest.raises(BadInput, match="00000008.png has 20000 × 20000 pixels, more than .*: make it smaller"):
+    with pytest.raises(
+        BadInput, match="00000008.png has 20000 × 20000 pixels, more than .*: make it smaller"
+    ):
         read_frames(path, TOY_BUDGET)
     assert not recwarn.list  # PIL warns of them in two lines of its own
 
@@ -255,7 +327,9 @@ def test_pictures_of_different_sizes_or_broken_are_one_sentence(tmp_path):
             read_frames(path, TOY_BUDGET)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"fps": "2"}', '{"colour": 1}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", "null", '{"fps": "2"}', '{"colour": 1}', "[" * 100_000]
+)
 def test_a_broken_budget_file_is_one_sentence(tmp_path, content):
     (tmp_path / VideoBudget.FILE).write_text(content, encoding="utf-8")
     with pytest.raises(BadInput, match="video_budget.json is damaged"):

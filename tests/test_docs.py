@@ -17,7 +17,15 @@ with open(os.path.join(ROOT, "README.md")) as f:
     README = f.read()
 
 
-@pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands(README)) if re.search(r"\b(train|eval)\.py", c) and "--help" not in c], ids=str)
+@pytest.mark.parametrize(
+    "command",
+    [
+        c
+        for c in dict.fromkeys(commands(README))
+        if re.search(r"\b(train|eval)\.py", c) and "--help" not in c
+    ],
+    ids=str,
+)
 def test_commands_have_flags_that_exist(command):
     """`make docs-check` runs all commands; here they are only read."""
     program, flags = re.search(r"\b(train|eval)\.py(.*)", command).groups()
@@ -25,7 +33,12 @@ def test_commands_have_flags_that_exist(command):
 
 
 def test_the_worked_example_is_what_the_command_prints():
-    done = subprocess.run([sys.executable, "-m", "tools.report", "assets/example", "1"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.report", "assets/example", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and f"```\n{done.stdout.rstrip()}\n```" in README
 
 

@@ -21,7 +21,13 @@ from toy import world
 
 
 def program(*args):
-    return subprocess.run([sys.executable, "eval.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "eval.py", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def run(*args):
@@ -29,7 +35,11 @@ def run(*args):
     out, err, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
     try:
         sys.argv = ["eval.py", *map(str, args)]
-        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            contextlib.chdir(ROOT),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             evaluation.main()
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
@@ -58,19 +68,28 @@ def test_metrics_against_a_slow_computation(evaluated, charades):
     found = {r["id"]: r for r in records(out)}
     ious = []
     for e in examples:
-        inside = found[e.id]["text"].partition("<answer>")[2].partition("</answer>")[0].split(" to ")
+        inside = (
+            found[e.id]["text"].partition("<answer>")[2].partition("</answer>")[0].split(" to ")
+        )
         ious.append(temporal_iou(tuple(map(float, inside)), e.answer) if len(inside) == 2 else 0.0)
     with open(os.path.join(out, "results.json")) as f:
         results = json.load(f)
     assert results["metrics"]["mIoU"] == pytest.approx(100 * sum(ious) / len(ious))
     for m in (0.3, 0.5, 0.7):
-        assert results["metrics"][f"R@{m}"] == pytest.approx(100 * sum(i >= m for i in ious) / len(ious))
+        assert results["metrics"][f"R@{m}"] == pytest.approx(
+            100 * sum(i >= m for i in ious) / len(ious)
+        )
 
 
 def test_a_score_is_saved_with_how_it_was_made(evaluated):
     with open(os.path.join(evaluated[0], "results.json")) as f:
         s = json.load(f)["settings"]
-    assert s["decoding"] == "greedy" and s["video_budget"]["fps"] == 2.0 and "transformers" in s["versions"] and "<answer>" in s["prompt"]
+    assert (
+        s["decoding"] == "greedy"
+        and s["video_budget"]["fps"] == 2.0
+        and "transformers" in s["versions"]
+        and "<answer>" in s["prompt"]
+    )
     assert s["model_name"] == "toy base" and s["weights"][0][0] == "model.safetensors"
     assert os.path.getsize(os.path.join(evaluated[0], "predictions.png")) > 5000
 
@@ -80,11 +99,15 @@ def test_an_interrupted_evaluation_continues_and_comes_to_the_same(evaluated, ch
     shutil.copytree(evaluated[0], out)
     lines = (out / "predictions.jsonl").read_text().splitlines(keepends=True)
     marked = json.loads(lines[0]) | {"mark": "kept"}
-    (out / "predictions.jsonl").write_text(json.dumps(marked) + "\n" + lines[1] + lines[2][:20])  # killed while writing the third
+    (out / "predictions.jsonl").write_text(
+        json.dumps(marked) + "\n" + lines[1] + lines[2][:20]
+    )  # killed while writing the third
     done = run("--bench", "charades", "--data", charades, "--out", out)
     assert done.returncode == 0, done.stderr
     again = records(out)
-    assert again[0]["mark"] == "kept" and [r["id"] for r in again] == [json.loads(line)["id"] for line in lines]
+    assert again[0]["mark"] == "kept" and [r["id"] for r in again] == [
+        json.loads(line)["id"] for line in lines
+    ]
     assert [r["text"] for r in again] == [json.loads(line)["text"] for line in lines]
 
 
@@ -92,7 +115,9 @@ def test_other_settings_do_not_continue_old_predictions(evaluated, charades, tmp
     out = tmp_path / "blind"
     shutil.copytree(evaluated[0], out)
     done = run("--bench", "charades", "--data", charades, "--out", out, "--blind")
-    assert done.returncode == 0 and "other settings (blind)" in done.stderr and "BLIND" in done.stdout
+    assert (
+        done.returncode == 0 and "other settings (blind)" in done.stderr and "BLIND" in done.stdout
+    )
     assert len(records(out)) == 6
 
 
@@ -109,21 +134,35 @@ def test_a_damaged_video_counts_as_wrong_and_is_named(charades, tmp_path):
 
 
 def test_batch_size_does_not_change_answers(evaluated, charades, tmp_path):
-    done = run("--bench", "charades", "--data", charades, "--out", tmp_path / "one", "--batch-size", 1)
+    done = run(
+        "--bench", "charades", "--data", charades, "--out", tmp_path / "one", "--batch-size", 1
+    )
     assert done.returncode == 0
-    assert [r["text"] for r in records(tmp_path / "one")] == [r["text"] for r in records(evaluated[0])]
+    assert [r["text"] for r in records(tmp_path / "one")] == [
+        r["text"] for r in records(evaluated[0])
+    ]
 
 
 def test_the_real_clip_and_annotations(shared, tmp_path):
     done = run("--bench", "charades", "--data", shared, "--limit", 6, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert len(records(tmp_path / "out")) == 6 and all("OHOFG" in r["id"] for r in records(tmp_path / "out"))
-    assert "model: toy base" in done.stdout and f"data: charades ({shared}), 6 questions" in done.stdout and "charades mIoU (toy model)" in done.stdout
+    assert len(records(tmp_path / "out")) == 6 and all(
+        "OHOFG" in r["id"] for r in records(tmp_path / "out")
+    )
+    assert (
+        "model: toy base" in done.stdout
+        and f"data: charades ({shared}), 6 questions" in done.stdout
+        and "charades mIoU (toy model)" in done.stdout
+    )
 
 
 def test_missing_clips_are_named_before_anything_is_done(shared, tmp_path):
     done = run("--bench", "charades", "--data", shared, "--out", tmp_path / "out")
-    assert done.returncode == 2 and "19 of the 20 videos of charades are missing" in done.stderr and "Charades_v1_480.zip" in done.stderr
+    assert (
+        done.returncode == 2
+        and "19 of the 20 videos of charades are missing" in done.stderr
+        and "Charades_v1_480.zip" in done.stderr
+    )
     assert not os.path.exists(tmp_path / "out")
 
 
@@ -131,34 +170,79 @@ def test_a_clip_that_can_no_longer_be_had_counts_as_wrong_and_is_listed(tmp_path
     folder = world.ensure("charades", str(tmp_path / "data"), train=0, test=10)
     gone = read_dataset("charades", "test", folder)[3]
     os.remove(gone.video)
-    done = run("--bench", "charades", "--data", folder, "--out", tmp_path / "out", "--max-new-tokens", 8)
-    assert done.returncode == 0 and "WARNING: 1 of the 10 videos of charades are missing" in done.stderr and gone.id in done.stderr
+    done = run(
+        "--bench", "charades", "--data", folder, "--out", tmp_path / "out", "--max-new-tokens", 8
+    )
+    assert (
+        done.returncode == 0
+        and "WARNING: 1 of the 10 videos of charades are missing" in done.stderr
+        and gone.id in done.stderr
+    )
     with open(tmp_path / "out" / "results.json") as f:
         results = json.load(f)
-    assert results["failed"] == [gone.id] and len(results["not in the form"]) == 9 and len(records(tmp_path / "out")) == 10  # 8 tokens are too few
+    assert (
+        results["failed"] == [gone.id]
+        and len(results["not in the form"]) == 9
+        and len(records(tmp_path / "out")) == 10
+    )  # 8 tokens are too few
 
 
 def test_ask_about_ones_own_video(charades):
     video = read_dataset("charades", "test", charades)[0].video
     done = run("--video", video, "--ask", "What is visible at 3.0 seconds?")
-    assert done.returncode == 0 and "tokens]" in done.stdout and len(done.stdout.strip().splitlines()[-1]) > 2
+    assert (
+        done.returncode == 0
+        and "tokens]" in done.stdout
+        and len(done.stdout.strip().splitlines()[-1]) > 2
+    )
 
 
 def test_two_processes_give_the_figures_of_one(evaluated, charades, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29631", "eval.py"]
-    done = subprocess.run([*launcher, "--bench", "charades", "--data", charades, "--out", tmp_path / "two"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29631",
+        "eval.py",
+    ]
+    done = subprocess.run(
+        [*launcher, "--bench", "charades", "--data", charades, "--out", tmp_path / "two"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
-    one, two = ({r["id"]: r["text"] for r in records(folder)} for folder in (evaluated[0], tmp_path / "two"))
+    one, two = (
+        {r["id"]: r["text"] for r in records(folder)} for folder in (evaluated[0], tmp_path / "two")
+    )
     assert one == two and len(records(tmp_path / "two")) == 6
-    with open(os.path.join(evaluated[0], "results.json")) as a, open(tmp_path / "two" / "results.json") as b:
+    with (
+        open(os.path.join(evaluated[0], "results.json")) as a,
+        open(tmp_path / "two" / "results.json") as b,
+    ):
         assert json.load(a)["metrics"] == json.load(b)["metrics"]
 
 
 def test_every_benchmark_runs_to_a_score(tmp_path):
     for name, dataset in DATASETS.items():
-        world.ensure(name, str(tmp_path / "data" / name), test=5, **({"train": 1} if dataset.train else {}))
+        world.ensure(
+            name, str(tmp_path / "data" / name), test=5, **({"train": 1} if dataset.train else {})
+        )
     shutil.copytree(BASE, tmp_path / "policy")
-    done = run("--bench", "all", "--data", tmp_path / "data", "--model", tmp_path / "policy", "--max-new-tokens", 30)
+    done = run(
+        "--bench",
+        "all",
+        "--data",
+        tmp_path / "data",
+        "--model",
+        tmp_path / "policy",
+        "--max-new-tokens",
+        30,
+    )
     assert done.returncode == 0, done.stderr
     for name in DATASETS:
         assert f"toy {name} format" in done.stdout  # a made-up data set says so, wherever it lies
@@ -169,58 +253,135 @@ def test_every_benchmark_runs_to_a_score(tmp_path):
 def test_clues_look_twice(tmp_path):
     folder = world.ensure("nextgqa", str(tmp_path / "nextgqa"), train=0, test=3)
     out = tmp_path / "run" / "eval-nextgqa-clues"
-    done = run("--bench", "nextgqa", "--data", folder, "--out", tmp_path / "qa", "--task", "qa", "--max-new-tokens", 60)  # the same questions, the letter alone
-    assert done.returncode == 0 and "accuracy" in done.stdout and "mIoU" not in done.stdout, done.stderr
+    done = run(
+        "--bench",
+        "nextgqa",
+        "--data",
+        folder,
+        "--out",
+        tmp_path / "qa",
+        "--task",
+        "qa",
+        "--max-new-tokens",
+        60,
+    )  # the same questions, the letter alone
+    assert done.returncode == 0 and "accuracy" in done.stdout and "mIoU" not in done.stdout, (
+        done.stderr
+    )
     assert [r["answer"] in "ABCDE" for r in records(tmp_path / "qa")] == [True] * 3
-    done = run("--bench", "nextgqa", "--data", folder, "--out", out, "--clues", "--max-new-tokens", 60)
+    done = run(
+        "--bench", "nextgqa", "--data", folder, "--out", out, "--clues", "--max-new-tokens", 60
+    )
     assert done.returncode == 0, done.stderr
-    assert "accuracy, first look" in done.stdout and (out / "predictions-second-look.jsonl").exists()
+    assert (
+        "accuracy, first look" in done.stdout and (out / "predictions-second-look.jsonl").exists()
+    )
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     lines = records(tmp_path / "other" / "eval-nextgqa-clues")
-    with open(tmp_path / "other" / "eval-nextgqa-clues" / "predictions-second-look.jsonl", "w") as f:  # all right at the second look
-        f.writelines(json.dumps(r | {"text": f"<think>x</think><answer>{r['answer'][0]}</answer><glue>[(0, 1)]</glue>"}) + "\n" for r in lines)
+    with open(
+        tmp_path / "other" / "eval-nextgqa-clues" / "predictions-second-look.jsonl", "w"
+    ) as f:  # all right at the second look
+        f.writelines(
+            json.dumps(
+                r
+                | {
+                    "text": f"<think>x</think><answer>{r['answer'][0]}</answer><glue>[(0, 1)]</glue>"
+                }
+            )
+            + "\n"
+            for r in lines
+        )
     with open(out / "results.json") as f:
         accuracy = json.load(f)["metrics"]["accuracy"]
-    done = run("--bench", "nextgqa", "--data", folder, "--clues", "--compare", tmp_path / "run", tmp_path / "other")
-    assert done.returncode == 0 and re.search(rf"accuracy +\+{100 - accuracy:.1f} ", done.stdout), done.stdout + done.stderr
+    done = run(
+        "--bench",
+        "nextgqa",
+        "--data",
+        folder,
+        "--clues",
+        "--compare",
+        tmp_path / "run",
+        tmp_path / "other",
+    )
+    assert done.returncode == 0 and re.search(rf"accuracy +\+{100 - accuracy:.1f} ", done.stdout), (
+        done.stdout + done.stderr
+    )
 
 
 def test_the_second_look_is_at_the_interval_that_was_named():
-    example = Example("a", "gqa", "x.mp4", "why", ("A", [(1.0, 2.0)]), ("x", "y"), span=(100.0, 200.0))
+    example = Example(
+        "a", "gqa", "x.mp4", "why", ("A", [(1.0, 2.0)]), ("x", "y"), span=(100.0, 200.0)
+    )
     said = {"a": {"text": "<answer>A</answer><glue>[(10, 12), (20, 30)]</glue>", "seconds": 100.0}}
     (again,), finer = evaluation.second_look([example], said, VideoBudget())
     assert again.span == (110.0, 130.0) and finer.fps == 4.0
-    for glue, span in (("(90, 400)", (190.0, 200.0)), ("(0, 0.5)", (100.0, 101.25)), ("(99.9, 500)", (198.95, 200.0))):  # never beyond the part of the video that is asked about
-        (again,), _ = evaluation.second_look([example], {"a": {"text": f"<answer>A</answer><glue>[{glue}]</glue>", "seconds": 100.0}}, VideoBudget())
+    for glue, span in (
+        ("(90, 400)", (190.0, 200.0)),
+        ("(0, 0.5)", (100.0, 101.25)),
+        ("(99.9, 500)", (198.95, 200.0)),
+    ):  # never beyond the part of the video that is asked about
+        (again,), _ = evaluation.second_look(
+            [example],
+            {"a": {"text": f"<answer>A</answer><glue>[{glue}]</glue>", "seconds": 100.0}},
+            VideoBudget(),
+        )
         assert again.span == pytest.approx(span)
     (again,), _ = evaluation.second_look([example], {"a": {"text": "no idea"}}, VideoBudget())
     assert again.span == (100.0, 200.0)
-    (again,), _ = evaluation.second_look([example], {"a": said["a"] | {"seconds": 9.0}}, VideoBudget())  # beyond the end
+    (again,), _ = evaluation.second_look(
+        [example], {"a": said["a"] | {"seconds": 9.0}}, VideoBudget()
+    )  # beyond the end
     assert again.span == (100.0, 200.0)
 
 
 def test_the_papers_table_of_the_tasks_that_were_run():
     found = {"charades": {"mIoU": 30.0, "R@0.5": 20.0}}
     everything = {name: dict.fromkeys(shown, 10.0) for name, (_, shown) in paper.SHOWN.items()}
-    columns = {"base": [everything], "SFT": [found], "GRPO": [{"charades": {"mIoU": 25.0, "R@0.5": 20.0}}]}
-    assert any("| charades mIoU | 10.0 | 30.0 (+20.0) | 25.0 (+15.0) | 29.0 → 60.8 (+31.8) |" in line for line in paper.table(columns, [0]))
+    columns = {
+        "base": [everything],
+        "SFT": [found],
+        "GRPO": [{"charades": {"mIoU": 25.0, "R@0.5": 20.0}}],
+    }
+    assert any(
+        "| charades mIoU | 10.0 | 30.0 (+20.0) | 25.0 (+15.0) | 29.0 → 60.8 (+31.8) |" in line
+        for line in paper.table(columns, [0])
+    )
     (verdict,) = paper.verdicts(columns)
     assert verdict.startswith("On toy charades SFT did better than GRPO: 30.0 against 25.0 mIoU.")
 
 
 def test_comparing_two_evaluations(charades, tmp_path):
     """Two runs that differ in one answer of six: the difference by hand, and an interval around it."""
-    for name, texts in (("a", ["<answer>0 to 1</answer>"] * 6), ("b", ["<answer>0 to 1</answer>"] * 5 + [None])):
+    for name, texts in (
+        ("a", ["<answer>0 to 1</answer>"] * 6),
+        ("b", ["<answer>0 to 1</answer>"] * 5 + [None]),
+    ):
         folder = tmp_path / name / "eval-charades"
         folder.mkdir(parents=True)
         (folder / "results.json").write_text('{"settings": {}}')
         with open(folder / "predictions.jsonl", "w") as f:
             for k, (e, text) in enumerate(zip(read_dataset("charades", "test", charades), texts)):
                 text = text or "<answer>{:.1f} to {:.1f}</answer>".format(*e.answer)
-                f.write(json.dumps({"id": e.id, "answer": e.answer, "text": text, "group": ("even", "odd")[k % 2], "format": 1.0}) + "\n")
-    done = run("--bench", "charades", "--data", charades, "--compare", tmp_path / "a", tmp_path / "b")
+                f.write(
+                    json.dumps({
+                        "id": e.id,
+                        "answer": e.answer,
+                        "text": text,
+                        "group": ("even", "odd")[k % 2],
+                        "format": 1.0,
+                    })
+                    + "\n"
+                )
+    done = run(
+        "--bench", "charades", "--data", charades, "--compare", tmp_path / "a", tmp_path / "b"
+    )
     assert done.returncode == 0, done.stderr
-    assert "R@0.7" in done.stdout and "+16.7   [+0.0, +50.0]" in done.stdout and re.search(r"even +\+0.0", done.stdout) and re.search(r"odd +\+[1-9]", done.stdout)
+    assert (
+        "R@0.7" in done.stdout
+        and "+16.7   [+0.0, +50.0]" in done.stdout
+        and re.search(r"even +\+0.0", done.stdout)
+        and re.search(r"odd +\+[1-9]", done.stdout)
+    )
 
 
 @pytest.mark.parametrize("args, says", [
@@ -240,7 +401,11 @@ def test_a_users_mistake_is_one_sentence(args, says, charades):
 
 def test_a_users_mistake_has_no_traceback():
     done = program("--bench", "juggling")
-    assert done.returncode == 2 and done.stderr.startswith("error: --bench juggling is unknown") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: --bench juggling is unknown")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_the_shipped_base_is_small():

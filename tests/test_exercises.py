@@ -17,7 +17,9 @@ from course.exercises import EXERCISES
 
 
 def run(*args, cwd=ROOT, timeout=120):
-    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout
+    )
 
 
 def written(folder, solved=True):
@@ -41,11 +43,21 @@ def test_there_are_enough_of_them():
 
 
 def test_an_exception_shows_the_students_line_and_nothing_of_ours(tmp_path):
-    status, message = wrong_solutions.graded(6, 'def kl_k3(logp, logp_ref):\n    delta = logp - nowhere\n', str(tmp_path))
-    assert status == "wrong" and "line 2: delta = logp - nowhere" in message and "NameError" in message
+    status, message = wrong_solutions.graded(
+        6, "def kl_k3(logp, logp_ref):\n    delta = logp - nowhere\n", str(tmp_path)
+    )
+    assert (
+        status == "wrong" and "line 2: delta = logp - nowhere" in message and "NameError" in message
+    )
     assert "Traceback" not in message and "checks.py" not in message
-    assert "line 1" in wrong_solutions.graded(6, "def kl_k3(logp, logp_ref:\n    pass\n", str(tmp_path))[1]
-    assert "no function kl_k3" in wrong_solutions.graded(6, "def k3(logp, logp_ref):\n    pass\n", str(tmp_path))[1]
+    assert (
+        "line 1"
+        in wrong_solutions.graded(6, "def kl_k3(logp, logp_ref:\n    pass\n", str(tmp_path))[1]
+    )
+    assert (
+        "no function kl_k3"
+        in wrong_solutions.graded(6, "def k3(logp, logp_ref):\n    pass\n", str(tmp_path))[1]
+    )
 
 
 # From the reference ----------------------------------------------------------------------------------
@@ -61,8 +73,12 @@ def test_what_start_writes_is_the_reference_without_its_bodies(tmp_path):
         assert list(blank) == list(e.functions)
         for name in e.functions:
             assert exercises.is_blank(blank[name]) and len(blank[name].body) == 2
-            assert ast.get_docstring(blank[name]) == ast.get_docstring(ours[name]) and ast.dump(blank[name].args) == ast.dump(ours[name].args)
-        assert ">>> " in "".join(map(ast.get_docstring, blank.values())) or "Example" in e.lesson, f"exercise {e.number} has no worked example"
+            assert ast.get_docstring(blank[name]) == ast.get_docstring(ours[name]) and ast.dump(
+                blank[name].args
+            ) == ast.dump(ours[name].args)
+        assert ">>> " in "".join(map(ast.get_docstring, blank.values())) or "Example" in e.lesson, (
+            f"exercise {e.number} has no worked example"
+        )
         exercises.load_functions(e, folder)  # the imports are all there
         assert exercises.examine(e, folder)[0] == "to do"
 
@@ -79,11 +95,21 @@ def test_start_leaves_work_alone(tmp_path, capsys):
 
 
 def test_every_command_line_mistake_is_one_sentence(tmp_path, capsys):
-    for args, says in ((["check", "13"], "from 1 to 12"), (["hint"], "hint what?"), (["grade", str(tmp_path / "no")], "no folder"), (["handout"], "--into"), (["start", "x"], "no exercise x")):
+    for args, says in (
+        (["check", "13"], "from 1 to 12"),
+        (["hint"], "hint what?"),
+        (["grade", str(tmp_path / "no")], "no folder"),
+        (["handout"], "--into"),
+        (["start", "x"], "no exercise x"),
+    ):
         assert exercises.main(args) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
-    assert exercises.main(["list"]) == 0 and exercises.main(["hint", "all"]) == 0 and exercises.main(["solution", "7"]) == 0
+    assert (
+        exercises.main(["list"]) == 0
+        and exercises.main(["hint", "all"]) == 0
+        and exercises.main(["solution", "7"]) == 0
+    )
     assert "def completion_mask" in capsys.readouterr().out
 
 
@@ -91,25 +117,47 @@ def test_every_command_line_mistake_is_one_sentence(tmp_path, capsys):
 
 
 def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
-    names = {"endless": "while True: pass", "leaves": "import os; os._exit(0)", "exits": "import sys; sys.exit(0)", "raises": "1 / 0", "gorges": "x = bytearray(6 * 10**9)"}
+    names = {
+        "endless": "while True: pass",
+        "leaves": "import os; os._exit(0)",
+        "exits": "import sys; sys.exit(0)",
+        "raises": "1 / 0",
+        "gorges": "x = bytearray(6 * 10**9)",
+    }
     solution = exercises.write_up(EXERCISES[5], solved=True)
     for student in ("anna", *names):
         os.makedirs(tmp_path / "in" / student)
         with open(tmp_path / "in" / student / EXERCISES[5].file, "w") as f:
-            f.write(solution.replace("    delta = logp_ref", f"    {names[student]}\n    delta = logp_ref") if student in names else solution)
+            f.write(
+                solution.replace(
+                    "    delta = logp_ref", f"    {names[student]}\n    delta = logp_ref"
+                )
+                if student in names
+                else solution
+            )
         with open(tmp_path / "in" / student / EXERCISES[6].file, "w") as f:
             f.write(exercises.write_up(EXERCISES[6], solved=True))
-    done = run("-m", "course", "grade", tmp_path / "in", "--out", tmp_path / "grades.csv", "--limit", 4)
+    done = run(
+        "-m", "course", "grade", tmp_path / "in", "--out", tmp_path / "grades.csv", "--limit", 4
+    )
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "grades.csv") as f:
         rows = {row["student"]: row for row in csv.DictReader(f)}
     assert set(rows) == {"anna", *names}
     for student, row in rows.items():
-        assert row["ex06"] == str(int(student == "anna")) and row["ex07"] == "1" and row["ex01"] == "0", row
-    assert "6 hung: not done after 4 seconds" in rows["endless"]["remarks"] and "6 died" in rows["leaves"]["remarks"]
+        assert (
+            row["ex06"] == str(int(student == "anna")) and row["ex07"] == "1" and row["ex01"] == "0"
+        ), row
+    assert (
+        "6 hung: not done after 4 seconds" in rows["endless"]["remarks"]
+        and "6 died" in rows["leaves"]["remarks"]
+    )
     if sys.platform == "linux":
         assert "MemoryError" in rows["gorges"]["remarks"]
-    assert "SystemExit" in rows["exits"]["remarks"] and "ZeroDivisionError" in rows["raises"]["remarks"]
+    assert (
+        "SystemExit" in rows["exits"]["remarks"]
+        and "ZeroDivisionError" in rows["raises"]["remarks"]
+    )
 
 
 def test_a_handout_checks_without_holding_the_solutions(tmp_path):
@@ -122,7 +170,11 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
         assert all(exercises.is_blank(found[name]) for name in e.functions)
     for name in ("checks.py", "checks_model.py"):
         with open(folder / "course" / name) as f:
-            assert all(exercises.is_blank(node) for function, node in exercises.functions_of(f.read()).items() if function.startswith("slow_"))
+            assert all(
+                exercises.is_blank(node)
+                for function, node in exercises.functions_of(f.read()).items()
+                if function.startswith("slow_")
+            )
     homework = str(folder / "homework")
     for e in EXERCISES:
         with open(os.path.join(homework, e.file), "w") as f:
@@ -131,7 +183,9 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
         f.write(wrong_solutions.solution(5, " + 1e-4", ""))
     code = "from course import exercises as e\nassert e.main(['solution', '5']) == 2\ne.check([e.EXERCISES[i] for i in (4, 8, 10)], 'homework', 60)"
     done = run("-c", code, cwd=folder)
-    assert done.returncode == 0 and "2 of 3 right" in done.stdout and "1e-4 is missing" in done.stdout, done.stdout + done.stderr
+    assert (
+        done.returncode == 0 and "2 of 3 right" in done.stdout and "1e-4 is missing" in done.stdout
+    ), done.stdout + done.stderr
     assert "your instructor does" in done.stderr
 
 
@@ -144,13 +198,33 @@ def test_train_runs_with_the_students_functions(charades, tmp_path):
     for e in EXERCISES:
         with open(os.path.join(folder, e.file), "a") as f:
             for name in e.functions:
-                f.write(f"\n\n_{name} = {name}\ndef {name}(*args, **kwargs):\n    open({str(note)!r}, 'a').write('{name}\\n')\n    return _{name}(*args, **kwargs)\n")
-    done = run("train.py", "--student", folder, "--data", charades, "--steps", 1, "--prompts-per-step", 2, "--group-size", 4, "--out", tmp_path / "run")
+                f.write(
+                    f"\n\n_{name} = {name}\ndef {name}(*args, **kwargs):\n    open({str(note)!r}, 'a').write('{name}\\n')\n    return _{name}(*args, **kwargs)\n"
+                )
+    done = run(
+        "train.py",
+        "--student",
+        folder,
+        "--data",
+        charades,
+        "--steps",
+        1,
+        "--prompts-per-step",
+        2,
+        "--group-size",
+        4,
+        "--out",
+        tmp_path / "run",
+    )
     assert done.returncode == 0, done.stderr
     assert "yours: rewards.temporal_iou" in done.stdout and "the reference's: none" in done.stdout
     with open(note) as f:
         called = set(f.read().split())
-    assert called == {name for e in EXERCISES for name in e.functions} - {"box_iou", "merged", "interval_set_iou"}
+    assert called == {name for e in EXERCISES for name in e.functions} - {
+        "box_iou",
+        "merged",
+        "interval_set_iou",
+    }
     with open(tmp_path / "run" / "metrics.jsonl") as f:
         assert len([json.loads(line) for line in f]) == 1
 

@@ -26,8 +26,24 @@ from runtime.models import load
 from runtime.run import STOP
 from tools import merge, paper, report
 
-TINY = ["--group-size", "2", "--prompts-per-step", "1", "--max-new-tokens", "8", "--steps", "1", "--quiet"]
-PROGRAMS = {"train.py": train, "eval.py": evaluation, "tools.report": report, "tools.merge": merge, "tools.paper": paper}
+TINY = [
+    "--group-size",
+    "2",
+    "--prompts-per-step",
+    "1",
+    "--max-new-tokens",
+    "8",
+    "--steps",
+    "1",
+    "--quiet",
+]
+PROGRAMS = {
+    "train.py": train,
+    "eval.py": evaluation,
+    "tools.report": report,
+    "tools.merge": merge,
+    "tools.paper": paper,
+}
 
 
 def call(name, *args, cwd=ROOT):
@@ -37,7 +53,11 @@ def call(name, *args, cwd=ROOT):
     STOP.update(signal=None, cancel=None)
     try:
         sys.argv = [name, *map(str, args)]
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with (
+            contextlib.chdir(cwd),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
             PROGRAMS[name].main()
     except SystemExit as e:
         status = e.code or 0
@@ -73,9 +93,13 @@ def records(path):
 def finished(charades, tmp_path_factory):
     """A run of one step of adapters, and its evaluation."""
     out = str(tmp_path_factory.mktemp("folders") / "run")
-    status, said = call("train.py", "--data", charades, *TINY, "--lora", 2, "--rollouts-every", 1, "--out", out)
+    status, said = call(
+        "train.py", "--data", charades, *TINY, "--lora", 2, "--rollouts-every", 1, "--out", out
+    )
     assert status == 0, said
-    status, said = call("eval.py", "--bench", "charades", "--data", charades, "--model", out, "--max-new-tokens", 8)
+    status, said = call(
+        "eval.py", "--bench", "charades", "--data", charades, "--model", out, "--max-new-tokens", 8
+    )
     assert status == 0, said
     return out
 
@@ -121,7 +145,10 @@ def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades,
               "merged2.old/x.txt", "table/table.md", "place/lock", "results/results.json", "models/model.safetensors")  # fmt: skip
     mine = plant(home, *around, *[f"place/run/{path}" for path in within if inside])
     assert len(mine) == len(around) + inside * len(within)
-    base, ask = flags_of(run, charades), ["--bench", "charades", "--data", charades, "--max-new-tokens", 4]
+    base, ask = (
+        flags_of(run, charades),
+        ["--bench", "charades", "--data", charades, "--max-new-tokens", 4],
+    )
     of_run = [*ask, "--model", run]
     commands = [
         ("train.py", *base), ("train.py", *base, "--resume"), ("train.py", *base, "--resume", "--keep", 1), ("train.py", *base, "--overwrite"),
@@ -148,18 +175,26 @@ def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades,
     assert os.path.isfile(os.path.join(run, "policy", "adapter_model.safetensors"))
     wanted = {commands[0]: 2, commands[1]: 0, commands[3]: 2 if inside else 0, ("eval.py", *of_run): 0, ("tools.report", run): 0,
               ("tools.merge", f"{run}/policy", f"{home}/new"): 0, ("tools.paper", "--out", f"{home}/table"): 2}  # fmt: skip
-    assert {command: ended[command] for command in wanted} == wanted  # what may be done is still done
+    assert {
+        command: ended[command] for command in wanted
+    } == wanted  # what may be done is still done
     assert [ended[c] for c in commands if c[0] == "train.py" and c not in commands[:4]] == [2] * 15
 
 
 def test_overwrite_removes_a_run_by_name_and_says_what_it_does_not(run, charades):
     assert "settings.json" in os.listdir(run)
     status, said = call("train.py", *flags_of(run, charades), "--overwrite", "--seed", 1)
-    assert status == 0 and not os.path.exists(run / "eval-charades"), said  # the evaluation was that of the run before
+    assert status == 0 and not os.path.exists(run / "eval-charades"), (
+        said
+    )  # the evaluation was that of the run before
     plant(run, "notes.txt")
     before = sorted(os.listdir(run))
     status, said = call("train.py", *flags_of(run, charades), "--overwrite")
-    assert status == 2 and "also holds notes.txt (1 in all)" in said and sorted(os.listdir(run)) == before
+    assert (
+        status == 2
+        and "also holds notes.txt (1 in all)" in said
+        and sorted(os.listdir(run)) == before
+    )
 
 
 def test_overwrite_refuses_links_and_places_that_hold_what_is_needed(run, tmp_path, charades):
@@ -167,10 +202,20 @@ def test_overwrite_refuses_links_and_places_that_hold_what_is_needed(run, tmp_pa
     with pytest.raises(BadInput, match="also holds tensorboard"):
         folders.clear(str(run), {})
     os.remove(run / "tensorboard")
-    for inputs, says in (({"--data": str(run / "checkpoints")}, "--data"), ({}, "the working directory")):
-        with contextlib.chdir(ROOT if inputs else run / "policy"), pytest.raises(BadInput, match=f"holds {says}"):
+    for inputs, says in (
+        ({"--data": str(run / "checkpoints")}, "--data"),
+        ({}, "the working directory"),
+    ):
+        with (
+            contextlib.chdir(ROOT if inputs else run / "policy"),
+            pytest.raises(BadInput, match=f"holds {says}"),
+        ):
             folders.clear(str(run), inputs)
-    for place, says in (("/", "all files|the working directory"), (os.path.expanduser("~"), "your home|the working"), (ROOT, "this program|the working")):
+    for place, says in (
+        ("/", "all files|the working directory"),
+        (os.path.expanduser("~"), "your home|the working"),
+        (ROOT, "this program|the working"),
+    ):
         with pytest.raises(BadInput, match=says):
             folders.check_place(place, {})
 
@@ -178,10 +223,14 @@ def test_overwrite_refuses_links_and_places_that_hold_what_is_needed(run, tmp_pa
 def test_resume_without_a_checkpoint(run, charades):
     shutil.rmtree(run / "checkpoints")
     status, said = call("train.py", *flags_of(run, charades), "--resume")
-    assert status == 2 and "holds a policy and no checkpoint" in said and os.path.isdir(run / "policy")
+    assert (
+        status == 2 and "holds a policy and no checkpoint" in said and os.path.isdir(run / "policy")
+    )
     shutil.rmtree(run / "policy")  # stopped before its first save
     status, said = call("train.py", *flags_of(run, charades), "--resume")
-    assert status == 0 and os.path.isdir(run / "policy") and len(records(run / "metrics.jsonl")) == 1
+    assert (
+        status == 0 and os.path.isdir(run / "policy") and len(records(run / "metrics.jsonl")) == 1
+    )
 
 
 def test_folders_from_before_kinds_were_written_down(run, charades):
@@ -190,11 +239,20 @@ def test_folders_from_before_kinds_were_written_down(run, charades):
         del settings["kind"]
         path.write_text(json.dumps(settings))
     assert (folders.kind_of(run), folders.kind_of(run / "eval-charades")) == ("run", "evaluation")
-    done = [json.loads(line) | {"mark": 1} for line in (run / "eval-charades" / "predictions.jsonl").read_text().splitlines()]
-    (run / "eval-charades" / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in done))
-    status, said = call("eval.py", "--bench", "charades", "--data", charades, "--model", run, "--max-new-tokens", 8)
+    done = [
+        json.loads(line) | {"mark": 1}
+        for line in (run / "eval-charades" / "predictions.jsonl").read_text().splitlines()
+    ]
+    (run / "eval-charades" / "predictions.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in done)
+    )
+    status, said = call(
+        "eval.py", "--bench", "charades", "--data", charades, "--model", run, "--max-new-tokens", 8
+    )
     assert status == 0, said
-    kept = records(run / "eval-charades" / "predictions.jsonl") or records(next(run.glob("eval-charades/earlier-*")) / "predictions.jsonl")
+    kept = records(run / "eval-charades" / "predictions.jsonl") or records(
+        next(run.glob("eval-charades/earlier-*")) / "predictions.jsonl"
+    )
     assert len(kept) == 6
     status, said = call("train.py", *flags_of(run, charades), "--resume")
     assert status == 0, said
@@ -210,25 +268,48 @@ def test_a_short_evaluation_does_not_cost_a_finished_one(run, charades):
     (aside,) = run.glob("eval-charades/earlier-*")
     assert {"predictions.jsonl", "results.json", "settings.json"} <= set(os.listdir(aside))
     wanted = "".join(sorted(before.splitlines(keepends=True)))
-    assert "".join(sorted((aside / "predictions.jsonl").read_text().splitlines(keepends=True))) == wanted
+    assert (
+        "".join(sorted((aside / "predictions.jsonl").read_text().splitlines(keepends=True)))
+        == wanted
+    )
 
 
 def test_another_kind_of_folder_is_refused(run, charades, tmp_path):
     settings = (run / "settings.json").read_text()
     status, said = call("eval.py", "--bench", "charades", "--data", charades, "--out", run)
-    assert status == 2 and "holds a run of train.py, not an evaluation" in said and (run / "settings.json").read_text() == settings
+    assert (
+        status == 2
+        and "holds a run of train.py, not an evaluation" in said
+        and (run / "settings.json").read_text() == settings
+    )
     status, said = call("train.py", *flags_of(run / "eval-charades", charades), "--overwrite")
     assert status == 2 and "holds an evaluation of eval.py, not a run" in said
     for program, path in (("tools.report", run / "eval-charades"), ("tools.merge", run)):
         args = (run / "policy", path) if program == "tools.merge" else (path,)
         assert call(program, *args)[0] == 2
-    status, said = call("eval.py", "--bench", "charades", "--data", charades, "--model", run / "eval-charades")
+    status, said = call(
+        "eval.py", "--bench", "charades", "--data", charades, "--model", run / "eval-charades"
+    )
     assert status == 2 and "is an evaluation of eval.py" in said
 
 
 # Locks --------------------------------------------------------------------------------------------------
 
-LONG = ["--task", "grounding", "--group-size", "2", "--prompts-per-step", "1", "--max-new-tokens", "8", "--steps", "100000", "--save-every", "100000", "--quiet"]
+LONG = [
+    "--task",
+    "grounding",
+    "--group-size",
+    "2",
+    "--prompts-per-step",
+    "1",
+    "--max-new-tokens",
+    "8",
+    "--steps",
+    "100000",
+    "--save-every",
+    "100000",
+    "--quiet",
+]
 
 
 def test_two_programs_in_one_folder(charades, tmp_path):
@@ -248,22 +329,40 @@ def test_two_programs_in_one_folder(charades, tmp_path):
     job.communicate()
     job = process("train.py", *LONG, "--data", charades, "--out", out, "--resume")
     wait_for(out / "settings.json", job)
-    while (out / "lock").exists() and json.loads((out / "lock").read_text() or "{}").get("pid") != job.pid:
+    while (out / "lock").exists() and json.loads((out / "lock").read_text() or "{}").get(
+        "pid"
+    ) != job.pid:
         time.sleep(0.05)
     while not os.path.exists(out / "metrics.jsonl") or not (out / "metrics.jsonl").read_text():
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     said, _ = job.communicate(timeout=60)
-    assert job.returncode == 128 + signal.SIGTERM and f"took over the lock of process {held['pid']}, which is no longer there" in said
+    assert (
+        job.returncode == 128 + signal.SIGTERM
+        and f"took over the lock of process {held['pid']}, which is no longer there" in said
+    )
     assert not (out / "lock").exists()
 
 
-def test_a_lock_of_another_machine_is_not_taken_over_and_one_of_a_reused_number_is(tmp_path, capsys):
+def test_a_lock_of_another_machine_is_not_taken_over_and_one_of_a_reused_number_is(
+    tmp_path, capsys
+):
     lock, mine = tmp_path / "lock", folders.born(os.getpid())
-    lock.write_text(json.dumps({"pid": 1, "host": "another", "since": "2026-01-01 00:00:00", "born": "1"}))
-    with pytest.raises(BadInput, match="in use by process 1 on another since 2026-01-01 .* if that machine is gone, remove"):
+    lock.write_text(
+        json.dumps({"pid": 1, "host": "another", "since": "2026-01-01 00:00:00", "born": "1"})
+    )
+    with pytest.raises(
+        BadInput,
+        match="in use by process 1 on another since 2026-01-01 .* if that machine is gone, remove",
+    ):
         folders.take(str(tmp_path))
-    for held in ({"pid": os.getpid(), "host": socket.gethostname(), "since": "x", "born": mine + "0"}, "", "{", [1], {"pid": "x"}):
+    for held in (
+        {"pid": os.getpid(), "host": socket.gethostname(), "since": "x", "born": mine + "0"},
+        "",
+        "{",
+        [1],
+        {"pid": "x"},
+    ):
         lock.write_text(held if isinstance(held, str) else json.dumps(held))
         with folders.locks_released():
             folders.take(str(tmp_path))
@@ -294,7 +393,9 @@ except errors.BadInput:
 
 def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path):
     for _ in range(3):
-        (tmp_path / "lock").write_text(json.dumps({"pid": 2**22 - 1, "host": socket.gethostname(), "since": "x", "born": "1"}))
+        (tmp_path / "lock").write_text(
+            json.dumps({"pid": 2**22 - 1, "host": socket.gethostname(), "since": "x", "born": "1"})
+        )
         code = TAKE.format(root=ROOT, folder=str(tmp_path), when=time.time() + 0.7)
         jobs = [process("-c", code, stderr=subprocess.DEVNULL) for _ in range(6)]
         said = sorted(job.communicate()[0].strip() for job in jobs)
@@ -302,13 +403,24 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path):
 
 
 def test_an_evaluation_holds_its_folder_and_gives_it_back(finished, charades, tmp_path):
-    ask = ["--bench", "charades", "--data", charades, "--out", tmp_path / "out", "--max-new-tokens", 4]
+    ask = [
+        "--bench",
+        "charades",
+        "--data",
+        charades,
+        "--out",
+        tmp_path / "out",
+        "--max-new-tokens",
+        4,
+    ]
     with folders.locks_released():
         os.mkdir(tmp_path / "out")
         folders.take(str(tmp_path / "out"))
         status, said = call("eval.py", *ask)
         assert status == 2 and "in use by process" in said
-    assert call("eval.py", *ask, "--model", "/nowhere/x")[0] == 2 and os.listdir(tmp_path / "out") == ["settings.json"]
+    assert call("eval.py", *ask, "--model", "/nowhere/x")[0] == 2 and os.listdir(
+        tmp_path / "out"
+    ) == ["settings.json"]
     assert call("eval.py", *ask)[0] == 0 and "lock" not in os.listdir(tmp_path / "out")
 
 
@@ -326,23 +438,48 @@ def test_every_number_among_the_flags_has_a_range(program):
                                   "--prompts-per-step", "--max-frames", "--total-pixels", "--min-frame-pixels", "--max-frame-pixels", "--keep", "--lora"])  # fmt: skip
 def test_numbers_out_of_range_are_one_sentence(flag):
     zero = [] if flag in ("--beta", "--seed") else ["0"]
-    floats = ["nan", "-inf", *([] if flag == "--grad-clip" else ["inf"])] if flag in ("--lr", "--beta", "--clip", "--clip-high", "--grad-clip", "--fps", "--decode-timeout") else []
+    floats = (
+        ["nan", "-inf", *([] if flag == "--grad-clip" else ["inf"])]
+        if flag
+        in ("--lr", "--beta", "--clip", "--clip-high", "--grad-clip", "--fps", "--decode-timeout")
+        else []
+    )
     for value in ["-1", *zero, *floats]:
         with pytest.raises(BadInput, match=f"^{flag} must be (above|at least) .*got {value}"):
             train.parse_args([f"{flag}={value}"])
-    assert train.parse_args(["--grad-clip", "inf", "--beta", "0", "--seed", "0"]).grad_clip == float("inf")
+    assert train.parse_args([
+        "--grad-clip",
+        "inf",
+        "--beta",
+        "0",
+        "--seed",
+        "0",
+    ]).grad_clip == float("inf")
 
 
 def test_intervals_hold_their_ends_or_not():
-    cases = {"[1, inf)": ([1, 1e300], [0, float("inf"), float("nan")]), "(0, 2]": ([0.1, 2], [0, 2.1]), "(0, inf]": ([float("inf")], [0, float("nan")])}
+    cases = {
+        "[1, inf)": ([1, 1e300], [0, float("inf"), float("nan")]),
+        "(0, 2]": ([0.1, 2], [0, 2.1]),
+        "(0, inf]": ([float("inf")], [0, float("nan")]),
+    }
     for interval, (good, bad) in cases.items():
-        assert [errors.is_within(x, interval) for x in [*good, *bad]] == [True] * len(good) + [False] * len(bad)
+        assert [errors.is_within(x, interval) for x in [*good, *bad]] == [True] * len(good) + [
+            False
+        ] * len(bad)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("device, says", [("cuda", "no CUDA GPU here"), ("cuda:1", "no CUDA GPU"), ("banana", "is unknown")])
+@pytest.mark.parametrize(
+    "device, says",
+    [("cuda", "no CUDA GPU here"), ("cuda:1", "no CUDA GPU"), ("banana", "is unknown")],
+)
 def test_a_device_that_is_not_there(device, says):
-    for program, args in ((train, []), (evaluation, ["--bench", "charades"]), (evaluation, ["--video", "x.mp4", "--ask", "?"])):
+    for program, args in (
+        (train, []),
+        (evaluation, ["--bench", "charades"]),
+        (evaluation, ["--video", "x.mp4", "--ask", "?"]),
+    ):
         with pytest.raises(BadInput, match=says):
             program.parse_args([*args, "--device", device])
 
@@ -354,7 +491,12 @@ def test_dollars_are_dollars(run, charades, tmp_path):
     out = tmp_path / r"$x_{$\frac"
     status, said = call("train.py", *flags_of(out, charades))
     assert status == 0 and "could not be" not in said and os.path.getsize(out / "curves.png") > 5000
-    record = {"question": r"a $\frac{ costs $5_", "answer": [0.0, 1.0], "text": "<answer>0 to 1</answer>", "iou": 1.0}
+    record = {
+        "question": r"a $\frac{ costs $5_",
+        "answer": [0.0, 1.0],
+        "text": "<answer>0 to 1</answer>",
+        "iou": 1.0,
+    }
     evaluation.draw_intervals(str(tmp_path / "x.png"), [record], r"model $a_{")
     assert os.path.getsize(tmp_path / "x.png") > 5000
 
@@ -369,7 +511,10 @@ def test_a_full_disk_while_logging(run, charades):
     status, said = call("train.py", *flags_of(run, charades), "--resume")
     assert status == 0 and (run / "policy" / "adapter_model.safetensors").is_file(), said
     for name in ("metrics.jsonl", "rollouts.jsonl"):
-        assert f"{name} could not be written (OSError: [Errno 28] No space left on device); the run goes on" in said
+        assert (
+            f"{name} could not be written (OSError: [Errno 28] No space left on device); the run goes on"
+            in said
+        )
 
 
 def test_a_picture_that_cannot_be_drawn(run, charades):
@@ -377,20 +522,34 @@ def test_a_picture_that_cannot_be_drawn(run, charades):
     os.remove(run / "curves.png")
     os.mkdir(run / "curves.png")
     status, said = call("train.py", *flags_of(run, charades), "--resume")
-    assert status == 0 and "curves.png could not be written (IsADirectoryError" in said and (run / "policy").is_dir(), said
+    assert (
+        status == 0
+        and "curves.png could not be written (IsADirectoryError" in said
+        and (run / "policy").is_dir()
+    ), said
     status, said = call("tools.report", run)
-    assert status == 2 and "could not be written" in said and "Traceback" not in said and (run / "report.html").is_file()
+    assert (
+        status == 2
+        and "could not be written" in said
+        and "Traceback" not in said
+        and (run / "report.html").is_file()
+    )
 
 
 def small_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))  # bytes of a file: settings fit, weights do not
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (8_000, 8_000)
+    )  # bytes of a file: settings fit, weights do not
 
 
 def test_when_nothing_can_be_saved_all_reasons_are_given(charades, tmp_path):
     job = process("train.py", *flags_of(tmp_path / "run", charades), preexec_fn=small_files)
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 2 and "Traceback" not in said, said
-    assert said.count("its last save failed: checkpoint of step 1 could not be written") == 1 and "; the policy of step 1 could not be written" in said
+    assert (
+        said.count("its last save failed: checkpoint of step 1 could not be written") == 1
+        and "; the policy of step 1 could not be written" in said
+    )
 
 
 def test_a_part_of_a_checkpoint_that_cannot_be_written(tmp_path):
@@ -408,9 +567,15 @@ print(checkpoint.save_checkpoint({str(tmp_path)!r}, 2, dict(a=small, b=large, c=
 """
     said, _ = process("-c", code).communicate(timeout=120)
     first, second = said.strip().splitlines()
-    assert first == "None" and second.startswith("checkpoint of step 2 could not be written (") and "File too large" in second, said
+    assert (
+        first == "None"
+        and second.startswith("checkpoint of step 2 could not be written (")
+        and "File too large" in second
+    ), said
     assert os.listdir(tmp_path / "checkpoints") == ["step-000001"]
-    assert save_checkpoint(str(tmp_path), 3, {"a": torch.ones(1)}, {}, 1, 0) is None and os.listdir(tmp_path / "checkpoints") == ["step-000003"]
+    assert save_checkpoint(str(tmp_path), 3, {"a": torch.ones(1)}, {}, 1, 0) is None and os.listdir(
+        tmp_path / "checkpoints"
+    ) == ["step-000003"]
 
 
 def test_the_folder_is_removed_meanwhile(charades, tmp_path):
@@ -421,21 +586,48 @@ def test_the_folder_is_removed_meanwhile(charades, tmp_path):
     job.send_signal(signal.SIGTERM)
     said, _ = job.communicate(timeout=60)
     assert job.returncode == 128 + signal.SIGTERM and "Traceback" not in said, said
-    assert folders.kind_of(out) == "run" and load(str(out / "policy")) and os.listdir(out / "checkpoints")
+    assert (
+        folders.kind_of(out) == "run"
+        and load(str(out / "policy"))
+        and os.listdir(out / "checkpoints")
+    )
 
 
 @pytest.mark.parametrize("closed", [">&-", ">/dev/full", "2>&1 | head -1"])
 def test_nobody_listens(closed, charades, tmp_path):
-    words = " ".join([sys.executable, "train.py", "--data", charades, *TINY[:-1], "--out", str(tmp_path / "run")])
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{words} {closed}"], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
-    assert (tmp_path / "run" / "policy" / "model.safetensors").is_file() and len(records(tmp_path / "run" / "metrics.jsonl")) == 1
+    words = " ".join([
+        sys.executable,
+        "train.py",
+        "--data",
+        charades,
+        *TINY[:-1],
+        "--out",
+        str(tmp_path / "run"),
+    ])
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{words} {closed}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (
+        done.returncode == 0
+        and "Traceback" not in done.stderr
+        and "Exception ignored" not in done.stderr
+    ), done.stderr
+    assert (tmp_path / "run" / "policy" / "model.safetensors").is_file() and len(
+        records(tmp_path / "run" / "metrics.jsonl")
+    ) == 1
 
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
 
 
-@pytest.mark.parametrize("program", ["train.py", "eval.py", "tools.report", "tools.merge", "tools.paper", "course", "grpo.py"])
+@pytest.mark.parametrize(
+    "program",
+    ["train.py", "eval.py", "tools.report", "tools.merge", "tools.paper", "course", "grpo.py"],
+)
 def test_help_in_an_ascii_terminal_and_through_head(program):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{sys.executable} {words(program)} --help | head -1"],
                           cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | ASCII)  # fmt: skip
@@ -450,7 +642,13 @@ def test_every_program_in_an_ascii_terminal(charades, tmp_path):
         ["grpo.py"], ["course", "list"], ["train.py", "--out", tmp_path / "zurück"],
     ]  # fmt: skip
     for command in commands:
-        done = subprocess.run([sys.executable, *words(command[0]).split(), *map(str, command[1:])], cwd=ROOT, capture_output=True, timeout=120, env=os.environ | ASCII)
+        done = subprocess.run(
+            [sys.executable, *words(command[0]).split(), *map(str, command[1:])],
+            cwd=ROOT,
+            capture_output=True,
+            timeout=120,
+            env=os.environ | ASCII,
+        )
         wanted = 2 if command == commands[-1] else 0
         assert done.returncode == wanted and b"Traceback" not in done.stderr, (command, done.stderr)
         assert done.stdout.isascii()
@@ -458,11 +656,17 @@ def test_every_program_in_an_ascii_terminal(charades, tmp_path):
 
 
 def test_memory_that_is_not_enough_is_known_from_its_real_errors():
-    for ask in (lambda: torch.empty(10**15), lambda: torch.empty(10**18, 10**3), lambda: bytearray(10**15)):
+    for ask in (
+        lambda: torch.empty(10**15),
+        lambda: torch.empty(10**18, 10**3),
+        lambda: bytearray(10**15),
+    ):
         with pytest.raises((RuntimeError, MemoryError)) as e:
             ask()
         assert errors.out_of_memory(e.value)
-    assert errors.out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")) and not errors.out_of_memory(RuntimeError("shapes differ"))
+    assert errors.out_of_memory(
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+    ) and not errors.out_of_memory(RuntimeError("shapes differ"))
 
 
 def test_too_little_memory_is_one_sentence(charades, tmp_path):
@@ -477,9 +681,22 @@ sys.argv = {{args!r}}
 {{program}}.main()
 """
     common = ["--data", charades, "--max-new-tokens", "20000000"]
-    for program, args in (("train", ["--task", "grounding", "--steps", "1", "--out", str(tmp_path / "t")]), ("eval", ["--bench", "charades", "--out", str(tmp_path / "e")])):
-        done = subprocess.run([sys.executable, "-c", code.format(program=program, args=[program, *args, *common])], cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 1 and "ran out of memory: lower --" in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+    for program, args in (
+        ("train", ["--task", "grounding", "--steps", "1", "--out", str(tmp_path / "t")]),
+        ("eval", ["--bench", "charades", "--out", str(tmp_path / "e")]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(program=program, args=[program, *args, *common])],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (
+            done.returncode == 1
+            and "ran out of memory: lower --" in done.stderr
+            and "Traceback" not in done.stderr
+        ), done.stderr[-2000:]
 
 
 # Damaged files ------------------------------------------------------------------------------------------
@@ -497,7 +714,11 @@ COMMON = ("empty", "cut", "list", "binary", "folder")
 FILES = {"settings.json": "page resume evaluate", "metrics.jsonl": "page resume", "rollouts.jsonl": "page group resume", "skipped.jsonl": "resume",
          "policy/video_budget.json": "evaluate", "checkpoints/step-000001/state.json": "resume", "eval-charades/predictions.jsonl": "page compare evaluate",
          "eval-charades/results.json": "page compare evaluate", "eval-charades/settings.json": "evaluate"}  # fmt: skip
-CASES = [(name, damage) for name, readers in FILES.items() for damage in (DAMAGE if " " in readers else COMMON)]
+CASES = [
+    (name, damage)
+    for name, readers in FILES.items()
+    for damage in (DAMAGE if " " in readers else COMMON)
+]
 
 
 @pytest.mark.parametrize("name, damage", CASES)
@@ -511,11 +732,20 @@ def test_damaged_files_are_named_and_are_no_traceback(name, damage, run, charade
                 "resume": ("train.py", *flags_of(run, charades), "--resume"), "evaluate": ("eval.py", *ask, "--model", run, "--max-new-tokens", 8, "--limit", 1)}  # fmt: skip
     heard = ""
     for reader in FILES[name].split():
-        status, said = call(*commands[reader])  # any exception but a program's own end would be raised here
+        status, said = call(
+            *commands[reader]
+        )  # any exception but a program's own end would be raised here
         assert status in (0, 2) and "Traceback" not in said, said
         if status == 2:
-            assert said.strip().splitlines()[-1].startswith("error: ") and len(said.strip().splitlines()[-1]) < 600, said
+            assert (
+                said.strip().splitlines()[-1].startswith("error: ")
+                and len(said.strip().splitlines()[-1]) < 600
+            ), said
         heard += said
     # A log may be empty, end within a line, and hold numbers that are not finite; nothing reads skipped.jsonl but --resume.
-    quiet = name.endswith(".jsonl") and damage in ("empty", "cut", "nan") or (name, damage) == ("skipped.jsonl", "folder")
+    quiet = (
+        name.endswith(".jsonl")
+        and damage in ("empty", "cut", "nan")
+        or (name, damage) == ("skipped.jsonl", "folder")
+    )
     assert quiet or name.endswith("settings.json") or os.path.basename(name) in heard, heard

@@ -55,7 +55,9 @@ def sample(model, prompts, greedy=False):
     with torch.no_grad():
         features = encode_videos(model, prompts)
     stops = model.generation_config.eos_token_id
-    return grpo.sample_groups(model, prompts, features, 4, 24, stops, None if greedy else generators())
+    return grpo.sample_groups(
+        model, prompts, features, 4, 24, stops, None if greedy else generators()
+    )
 
 
 def on_cpu(x):
@@ -73,7 +75,9 @@ def test_recorded_sampling_gives_the_cpus_tokens(dtype, greedy, batch, gpu):
     model.to("gpu")
     on_gpu = [on_cpu(x) for x in sample(model, batch[1], greedy)]
     n = min(tokens.shape[2], on_gpu[0].shape[2])
-    assert torch.equal(tokens[..., :n], on_gpu[0][..., :n]) and torch.equal(mask[..., :n], on_gpu[1][..., :n])
+    assert torch.equal(tokens[..., :n], on_gpu[0][..., :n]) and torch.equal(
+        mask[..., :n], on_gpu[1][..., :n]
+    )
     assert (logp - on_gpu[2])[mask].abs().mean() < MEAN_GAP[dtype]
 
 
@@ -90,7 +94,9 @@ def test_the_recorded_step_is_replayed(batch, gpu, monkeypatch):
     assert len(steps) == 3 and len(replays) >= tokens.shape[2] - 1
 
 
-def test_where_nothing_can_be_recorded_sampling_goes_on_and_says_why(batch, gpu, monkeypatch, capsys):
+def test_where_nothing_can_be_recorded_sampling_goes_on_and_says_why(
+    batch, gpu, monkeypatch, capsys
+):
     model = load(BASE)[0]
     expected = sample(model, batch[1])[0]
 
@@ -178,7 +184,9 @@ def test_scoring_does_not_wait(batch, gpu):
         completions = torch.randint(20, 200, (3, 7)).to("gpu")
         before = gpu.waits
         group_logprobs(model, batch[1][0], features[0], completions)
-    assert gpu.waits - before <= 5 + model.config.text_config.num_hidden_layers  # a mask per layer stands in for CausalBias
+    assert (
+        gpu.waits - before <= 5 + model.config.text_config.num_hidden_layers
+    )  # a mask per layer stands in for CausalBias
 
 
 # Whole steps -------------------------------------------------------------------------------------
@@ -195,7 +203,14 @@ VARIANTS = {
 
 def one_step(device, dtype, flags, batch):
     """One step of train.py. Returns {parameter: its float32 value after it}, gradient norm, texts, gaps."""
-    args = train.parse_args([*SMALL, "--device", "cpu", "--dtype", str(dtype).removeprefix("torch."), *flags])
+    args = train.parse_args([
+        *SMALL,
+        "--device",
+        "cpu",
+        "--dtype",
+        str(dtype).removeprefix("torch."),
+        *flags,
+    ])
     policy, tokenizer, reference = load_models(args, "cpu")
     with reference() as fixed:
         for model in filter(None, (policy, fixed)):
@@ -252,7 +267,9 @@ def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
     kept = {k: t.clone() for k, t in optimizer.tensors().items()}
     again = MasterAdamW(load(BASE)[0].to("gpu"), 1e-3, offload=True)
     again.load_tensors(kept.__getitem__)
-    assert all(torch.equal(kept[k], t) and t.device.type == "cpu" for k, t in again.tensors().items())
+    assert all(
+        torch.equal(kept[k], t) and t.device.type == "cpu" for k, t in again.tensors().items()
+    )
     name = next(iter(policy.state_dict()))
     assert torch.equal(on_cpu(again.parameters[name]), on_cpu(optimizer.parameters[name]))
 
@@ -265,7 +282,19 @@ def test_an_evaluations_batch(batch, charades, tmp_path, gpu):
         model, tokenizer = load(BASE)
         path = str(tmp_path / f"{device}.jsonl")
         with tqdm(disable=True) as bar:
-            evaluation.answer_all(model.to(device), tokenizer, examples, TOY_BUDGET, True, False, 24, 2, path, bar, reader)
+            evaluation.answer_all(
+                model.to(device),
+                tokenizer,
+                examples,
+                TOY_BUDGET,
+                True,
+                False,
+                24,
+                2,
+                path,
+                bar,
+                reader,
+            )
         with open(path, encoding="utf-8") as f:
             said.append([json.loads(line)["text"] for line in f])
     assert said[0] == said[1] and len(said[0]) == 3
@@ -277,7 +306,9 @@ def test_an_evaluations_batch(batch, charades, tmp_path, gpu):
 def gaps_of(dtype, charades):
     """(n,) differences of the log-probs of 48 completions of the toy base, sampled and scored."""
     model, tokenizer = load(BASE, dtype=dtype)
-    prompts = [load_prompt(e, TOY_BUDGET, tokenizer) for e in read_dataset("charades", "test", charades)]
+    prompts = [
+        load_prompt(e, TOY_BUDGET, tokenizer) for e in read_dataset("charades", "test", charades)
+    ]
     with torch.no_grad():
         features = encode_videos(model, prompts)
         seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
@@ -301,10 +332,39 @@ def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatc
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 def test_sharded_in_bfloat16(method, charades, tmp_path):
     """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree, and gradients are there."""
-    flags = ["--method", method, "--shard", "--dtype", "bfloat16", "--prompts-per-step", "2", "--group-size", "4"]
-    flags += ["--max-new-tokens", "32", "--steps", "1", "--quiet", "--data", charades, "--out", tmp_path / "run"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launcher, "train.py", *map(str, flags)], cwd=ROOT, capture_output=True, text=True)
+    flags = [
+        "--method",
+        method,
+        "--shard",
+        "--dtype",
+        "bfloat16",
+        "--prompts-per-step",
+        "2",
+        "--group-size",
+        "4",
+    ]
+    flags += [
+        "--max-new-tokens",
+        "32",
+        "--steps",
+        "1",
+        "--quiet",
+        "--data",
+        charades,
+        "--out",
+        tmp_path / "run",
+    ]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    done = subprocess.run(
+        [*launcher, "train.py", *map(str, flags)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert ("(one forward) differ by" in done.stderr + done.stdout) == (method == "grpo")
     with open(tmp_path / "run" / "metrics.jsonl", encoding="utf-8") as f:

@@ -10,9 +10,22 @@ import grpo
 from grpo import group_advantages, kl_k3, policy_loss, sample_groups, token_weights
 
 
-def loss_of(logp, logp_old, advantages, mask, logp_ref=None, beta=0.0, kind="grpo", clip=0.2, clip_high=None):
+def loss_of(
+    logp, logp_old, advantages, mask, logp_ref=None, beta=0.0, kind="grpo", clip=0.2, clip_high=None
+):
     weights = token_weights(mask, kind, 8, len(mask), int(mask.sum()))
-    return policy_loss(logp, logp_old, logp_ref, advantages, mask, weights, clip, clip if clip_high is None else clip_high, beta, kind)
+    return policy_loss(
+        logp,
+        logp_old,
+        logp_ref,
+        advantages,
+        mask,
+        weights,
+        clip,
+        clip if clip_high is None else clip_high,
+        beta,
+        kind,
+    )
 
 
 # Advantages -----------------------------------------------------------------------------------------
@@ -20,7 +33,11 @@ def loss_of(logp, logp_old, advantages, mask, logp_ref=None, beta=0.0, kind="grp
 
 def test_advantages_by_hand():
     r = torch.tensor([[2.0, 1.0, 0.0], [0.5, 0.5, 0.5]]).double()
-    assert group_advantages(r)[0].tolist() == pytest.approx([1 / 1.0001, 0, -1 / 1.0001])  # sample std of 2, 1, 0 is 1, not 0.8165
+    assert group_advantages(r)[0].tolist() == pytest.approx([
+        1 / 1.0001,
+        0,
+        -1 / 1.0001,
+    ])  # sample std of 2, 1, 0 is 1, not 0.8165
     assert group_advantages(r)[1].tolist() == [0, 0, 0]
     assert group_advantages(r, divide_by_std=False)[0].tolist() == [1, 0, -1]
 
@@ -60,19 +77,30 @@ def test_all_six_sides_of_the_clip(A, ratio, gradient_flows):
     loss, per_token = loss_of(logp, torch.zeros(1, 1).double(), torch.tensor([A]).double(), one)
     loss.backward()
     assert loss.item() == pytest.approx(-min(ratio * A, min(max(ratio, 0.8), 1.2) * A))
-    assert logp.grad.item() == pytest.approx(-ratio * A if gradient_flows else 0.0)  # d(−ρA)/d logp = −ρA
+    assert logp.grad.item() == pytest.approx(
+        -ratio * A if gradient_flows else 0.0
+    )  # d(−ρA)/d logp = −ρA
     assert per_token["clipped"].item() is not gradient_flows
 
 
 def test_clip_high_moves_only_the_upper_side():
     for ratio, clipped in ((1.25, False), (1.29, True), (0.75, False)):
-        _, per_token = loss_of(torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1), torch.ones(1), torch.ones(1, 1).bool(), clip_high=0.28)
+        _, per_token = loss_of(
+            torch.tensor([[math.log(ratio)]]),
+            torch.zeros(1, 1),
+            torch.ones(1),
+            torch.ones(1, 1).bool(),
+            clip_high=0.28,
+        )
         assert per_token["clipped"].item() is clipped
 
 
 def test_loss_by_hand_with_unequal_lengths_and_kl():
     logp = torch.tensor([[-1.0, -2.0, -3.0], [-1.5, 9.0, 9.0]]).double()  # the 9s are padding
-    old, ref = torch.tensor([[-1.1, -2.0, -2.9], [-1.5, 0, 0]]).double(), torch.tensor([[-1.0, -2.5, -3.0], [-1.0, 0, 0]]).double()
+    old, ref = (
+        torch.tensor([[-1.1, -2.0, -2.9], [-1.5, 0, 0]]).double(),
+        torch.tensor([[-1.0, -2.5, -3.0], [-1.0, 0, 0]]).double(),
+    )
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
     A, beta = torch.tensor([0.7, -0.7]).double(), 0.04
     per_completion = []
@@ -81,7 +109,9 @@ def test_loss_by_hand_with_unequal_lengths_and_kl():
         for t in range(n):
             rho = math.exp(logp[i, t] - old[i, t])
             delta = ref[i, t].item() - logp[i, t].item()
-            total += min(rho * A[i].item(), min(max(rho, 0.8), 1.2) * A[i].item()) - beta * (math.exp(delta) - delta - 1)
+            total += min(rho * A[i].item(), min(max(rho, 0.8), 1.2) * A[i].item()) - beta * (
+                math.exp(delta) - delta - 1
+            )
         per_completion.append(total / n)
     loss, _ = loss_of(logp, old, A, mask, ref, beta)
     assert loss.item() == pytest.approx(-sum(per_completion) / 2, rel=1e-4)
@@ -94,7 +124,9 @@ def test_gradient_agrees_with_finite_differences():
     mask = torch.arange(4) < torch.tensor([4, 2, 1])[:, None]
     A = torch.tensor([1.0, -0.4, -0.6]).double()
     for kind in grpo.LOSSES:
-        assert torch.autograd.gradcheck(lambda x: loss_of(x, old, A, mask, ref, 0.04, kind)[0], (logp,))
+        assert torch.autograd.gradcheck(
+            lambda x: loss_of(x, old, A, mask, ref, 0.04, kind)[0], (logp,)
+        )
 
 
 def test_first_update_has_loss_zero_and_the_policy_gradient():
@@ -125,13 +157,23 @@ def test_variants_weigh_tokens_as_published():
     rows = {kind: token_weights(mask, kind, 8, 2, 6).sum(dim=1).tolist() for kind in grpo.LOSSES}
     assert rows["grpo"] == pytest.approx([1 / 2, 1 / 2])  # every completion the same
     assert rows["dapo"] == pytest.approx([4 / 6, 2 / 6])  # every token the same
-    assert rows["dr_grpo"] == pytest.approx([4 / 16, 2 / 16])  # every token the same, whatever was sampled beside it
+    assert rows["dr_grpo"] == pytest.approx([
+        4 / 16,
+        2 / 16,
+    ])  # every token the same, whatever was sampled beside it
     assert rows["gspo"] == rows["grpo"]
 
 
 def test_gspo_has_one_ratio_for_each_completion():
     logp = torch.tensor([[0.3, -0.1, 0.1]]).double().requires_grad_()
-    loss, _ = loss_of(logp, torch.zeros(1, 3).double(), torch.ones(1).double(), torch.ones(1, 3).bool(), kind="gspo", clip=0.2)
+    loss, _ = loss_of(
+        logp,
+        torch.zeros(1, 3).double(),
+        torch.ones(1).double(),
+        torch.ones(1, 3).bool(),
+        kind="gspo",
+        clip=0.2,
+    )
     loss.backward()
     assert loss.item() == pytest.approx(-math.exp(0.1))
     assert logp.grad[0].tolist() == pytest.approx([-math.exp(0.1) / 3] * 3)
@@ -148,7 +190,18 @@ def test_micro_batches_add_up_to_the_whole():
         x, y = logp.clone().requires_grad_(), logp.clone().requires_grad_()
         for b in range(3):
             policy_loss(x[b], old[b], None, A[b], mask[b], w[b], 0.2, 0.2, 0.0, kind)[0].backward()
-        policy_loss(y.flatten(0, 1), old.flatten(0, 1), None, A.flatten(), mask.flatten(0, 1), w.flatten(0, 1), 0.2, 0.2, 0.0, kind)[0].backward()
+        policy_loss(
+            y.flatten(0, 1),
+            old.flatten(0, 1),
+            None,
+            A.flatten(),
+            mask.flatten(0, 1),
+            w.flatten(0, 1),
+            0.2,
+            0.2,
+            0.0,
+            kind,
+        )[0].backward()
         assert torch.allclose(x.grad, y.grad, rtol=1e-12)
 
 
@@ -171,12 +224,22 @@ def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
     with torch.no_grad():
         features = encode_videos(model, [prompt])
         expected = prefill(model, [prompt], features)[0].softmax(dim=-1)[0]
-    tokens, mask, _ = sample_groups(model, [prompt], features, 2000, 1, [0], [torch.Generator().manual_seed(0)])
+    tokens, mask, _ = sample_groups(
+        model, [prompt], features, 2000, 1, [0], [torch.Generator().manual_seed(0)]
+    )
     assert tokens.shape == (1, 2000, 1) and mask.all()
     seen = torch.bincount(tokens.flatten(), minlength=len(expected)) / 2000
-    assert 0.5 * (seen - expected).abs().sum() < 3 * (expected * (1 - expected) / 2000).sqrt().sum() / 2
+    assert (
+        0.5 * (seen - expected).abs().sum()
+        < 3 * (expected * (1 - expected) / 2000).sqrt().sum() / 2
+    )
     c = model.config
-    assert expected[[c.video_token_id, c.image_token_id, c.vision_start_token_id, c.vision_end_token_id]].sum() == 0
+    assert (
+        expected[
+            [c.video_token_id, c.image_token_id, c.vision_start_token_id, c.vision_end_token_id]
+        ].sum()
+        == 0
+    )
 
 
 def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades):
@@ -186,11 +249,18 @@ def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades)
     from toy.base import TOY_BUDGET
 
     model, tokenizer = fresh
-    prompts = [load_prompt(e, TOY_BUDGET, tokenizer) for e in read_dataset("charades", "test", charades)[:2]]
-    stops = list(range(0, len(tokenizer), 12))  # with one token in twelve ending it, completions have all lengths
+    prompts = [
+        load_prompt(e, TOY_BUDGET, tokenizer)
+        for e in read_dataset("charades", "test", charades)[:2]
+    ]
+    stops = list(
+        range(0, len(tokenizer), 12)
+    )  # with one token in twelve ending it, completions have all lengths
     with torch.no_grad():
         features = encode_videos(model, prompts)
-    tokens, mask, logp = sample_groups(model, prompts, features, 16, 40, stops, [torch.Generator().manual_seed(i) for i in (1, 2)])
+    tokens, mask, logp = sample_groups(
+        model, prompts, features, 16, 40, stops, [torch.Generator().manual_seed(i) for i in (1, 2)]
+    )
     lengths = set()
     for row, own in zip(tokens.flatten(0, 1).tolist(), mask.flatten(0, 1).tolist()):
         n = sum(own)
@@ -209,7 +279,10 @@ def test_a_prompts_completions_do_not_depend_on_its_neighbours(fresh, charades):
     from toy.base import TOY_BUDGET
 
     model, tokenizer = fresh
-    prompts = [load_prompt(e, TOY_BUDGET, tokenizer, think=i % 2 == 0) for i, e in enumerate(read_dataset("charades", "test", charades)[:3])]
+    prompts = [
+        load_prompt(e, TOY_BUDGET, tokenizer, think=i % 2 == 0)
+        for i, e in enumerate(read_dataset("charades", "test", charades)[:3])
+    ]
 
     stops = list(range(0, len(tokenizer), 20))  # rows that end leave the batch, the neighbours' too
 
@@ -217,9 +290,14 @@ def test_a_prompts_completions_do_not_depend_on_its_neighbours(fresh, charades):
         chosen = [prompts[i] for i in which]
         with torch.no_grad():
             features = encode_videos(model, chosen)
-        return sample_groups(model, chosen, features, 4, 12, stops, [torch.Generator().manual_seed(i) for i in which])[0]
+        return sample_groups(
+            model, chosen, features, 4, 12, stops, [torch.Generator().manual_seed(i) for i in which]
+        )[0]
 
     together, alone = sample([0, 1, 2]), [sample([i]) for i in range(3)]
     for i in range(3):
         n = alone[i].shape[2]
-        assert together[i][:, :n].tolist() == alone[i][0].tolist() and (together[i][:, n:] == stops[0]).all()
+        assert (
+            together[i][:, :n].tolist() == alone[i][0].tolist()
+            and (together[i][:, n:] == stops[0]).all()
+        )

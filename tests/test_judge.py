@@ -27,11 +27,22 @@ def folder(tmp_path_factory):
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
                                          num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True, initializer_range=0.2))  # fmt: skip
     tokenizer.chat_template = None
-    cases = [("a red circle moves up", "yes"), ("a blue square moves up", "no"), ("a red circle moves down", "yes"), ("a blue square moves down", "no")]
-    rows = [(judge.question_ids(tokenizer, "nothing.", event), tokenizer(word)["input_ids"][0]) for event, word in cases]
+    cases = [
+        ("a red circle moves up", "yes"),
+        ("a blue square moves up", "no"),
+        ("a red circle moves down", "yes"),
+        ("a blue square moves down", "no"),
+    ]
+    rows = [
+        (judge.question_ids(tokenizer, "nothing.", event), tokenizer(word)["input_ids"][0])
+        for event, word in cases
+    ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(30):
-        loss = sum(torch.nn.functional.cross_entropy(model(ids).logits[:, -1], torch.tensor([word])) for ids, word in rows)
+        loss = sum(
+            torch.nn.functional.cross_entropy(model(ids).logits[:, -1], torch.tensor([word]))
+            for ids, word in rows
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -42,32 +53,91 @@ def folder(tmp_path_factory):
 
 
 def test_log_odds_are_those_of_the_softmax(folder):
-    model, tokenizer = Qwen2ForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    p = model(judge.question_ids(tokenizer, "a dog", "a dog runs")).logits[0, -1].softmax(dim=0).tolist()
-    ways = {word: {tokenizer(w)["input_ids"][0] for w in (word, " " + word, word.title(), " " + word.title(), word.upper(), " " + word.upper())} for word in ("yes", "no")}
+    model, tokenizer = (
+        Qwen2ForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    p = (
+        model(judge.question_ids(tokenizer, "a dog", "a dog runs"))
+        .logits[0, -1]
+        .softmax(dim=0)
+        .tolist()
+    )
+    ways = {
+        word: {
+            tokenizer(w)["input_ids"][0]
+            for w in (
+                word,
+                " " + word,
+                word.title(),
+                " " + word.title(),
+                word.upper(),
+                " " + word.upper(),
+            )
+        }
+        for word in ("yes", "no")
+    }
     both = ways["yes"] & ways["no"]
     yes, no = (sum(p[i] for i in ways[word] - both) for word in ("yes", "no"))
-    assert judge.log_odds(model, tokenizer, "a dog", "a dog runs") == pytest.approx(math.log(yes / no), abs=1e-4)
+    assert judge.log_odds(model, tokenizer, "a dog", "a dog runs") == pytest.approx(
+        math.log(yes / no), abs=1e-4
+    )
 
 
 def test_judge_takes_the_place_of_the_embedded_one(folder, monkeypatch):
     monkeypatch.setattr(rewards, "judge", judge.load_judge(folder, "cpu"))
     events = ["a red circle moves up", "a blue square moves up"]
-    assert rewards.caption_recall("<answer>nothing.</answer>", events, False) == 0.5  # the embedded judge says 0
-    assert rewards.caption_recall("<answer></answer>", events, False) == 0.0  # who says nothing has told of nothing
+    assert (
+        rewards.caption_recall("<answer>nothing.</answer>", events, False) == 0.5
+    )  # the embedded judge says 0
+    assert (
+        rewards.caption_recall("<answer></answer>", events, False) == 0.0
+    )  # who says nothing has told of nothing
 
 
 def test_eval_and_train_ask_it(folder, tmp_path):
     """The score in results.json is the judge's own, not that of matching words."""
     run = lambda *a: subprocess.run([sys.executable, *a], cwd=ROOT, capture_output=True, text=True)
-    done = run("eval.py", "--bench", "caption", "--limit", "4", "--judge", folder, "--out", str(tmp_path / "e"))
+    done = run(
+        "eval.py",
+        "--bench",
+        "caption",
+        "--limit",
+        "4",
+        "--judge",
+        folder,
+        "--out",
+        str(tmp_path / "e"),
+    )
     assert done.returncode == 0, done.stderr
     results = json.load(open(tmp_path / "e" / "results.json"))
     records = [json.loads(line) for line in open(tmp_path / "e" / "predictions.jsonl")]
     decide = judge.load_judge(folder, "cpu")
-    by_hand = [sum(decide(rewards.inside(r["text"], "answer") or "", event) for event in r["answer"]) / len(r["answer"]) for r in records]
-    assert results["settings"]["judge"] == folder and results["metrics"]["recall"] == pytest.approx(100 * sum(by_hand) / 4)
-    done = run("train.py", "--task", "caption", "--steps", "1", "--prompts-per-step", "1", "--group-size", "2", "--max-new-tokens", "8", "--judge", folder, "--out", str(tmp_path / "t"))
+    by_hand = [
+        sum(decide(rewards.inside(r["text"], "answer") or "", event) for event in r["answer"])
+        / len(r["answer"])
+        for r in records
+    ]
+    assert results["settings"]["judge"] == folder and results["metrics"]["recall"] == pytest.approx(
+        100 * sum(by_hand) / 4
+    )
+    done = run(
+        "train.py",
+        "--task",
+        "caption",
+        "--steps",
+        "1",
+        "--prompts-per-step",
+        "1",
+        "--group-size",
+        "2",
+        "--max-new-tokens",
+        "8",
+        "--judge",
+        folder,
+        "--out",
+        str(tmp_path / "t"),
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -98,7 +168,9 @@ except BadInput as e:
     ("never_heard_of", "config.json", False), ("never_heard_of", "both", False),
     ("qwen2", "both", True),  # transformers has classes of its own for it, and the code is not needed
 ])  # fmt: skip
-def test_code_in_a_judge_s_folder_is_never_run_and_nobody_is_asked(folder, tmp_path, model_type, where, works):
+def test_code_in_a_judge_s_folder_is_never_run_and_nobody_is_asked(
+    folder, tmp_path, model_type, where, works
+):
     """A yes waits on stdin: transformers' own question must not even be put."""
     path = tmp_path / "judge"
     shutil.copytree(folder, path)
@@ -108,14 +180,25 @@ def test_code_in_a_judge_s_folder_is_never_run_and_nobody_is_asked(folder, tmp_p
     (path / "config.json").write_text(json.dumps(config))
     if where == "both":
         told = json.loads((path / "tokenizer_config.json").read_text())
-        told |= {"auto_map": {"AutoTokenizer": ["code.C", "code.C"]}, "tokenizer_class": "NeverHeardOf"}
+        told |= {
+            "auto_map": {"AutoTokenizer": ["code.C", "code.C"]},
+            "tokenizer_class": "NeverHeardOf",
+        }
         (path / "tokenizer_config.json").write_text(json.dumps(told))
-    done = subprocess.run([sys.executable, "-c", ASK, str(path)], cwd=ROOT, input="y\ny\n", capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, str(path)],
+        cwd=ROOT,
+        input="y\ny\n",
+        capture_output=True,
+        text=True,
+    )
     assert not list(path.rglob("ran")) and "[y/N]" not in done.stdout + done.stderr
     if works:
         assert done.returncode == 0, done.stderr
     else:
-        assert done.stderr.startswith("error: --judge") and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: --judge") and done.stderr.count("\n") == 1, (
+            done.stderr
+        )
 
 
 def damaged(change):
@@ -136,7 +219,10 @@ def pickled(path):
     "damage, says",
     [
         (damaged(lambda t, k: t.pop(k)), "missing keys in its files: .*up_proj"),
-        (damaged(lambda t, k: t.update({"extra.weight": t[k].clone()})), "unexpected keys in its files: extra"),
+        (
+            damaged(lambda t, k: t.update({"extra.weight": t[k].clone()})),
+            "unexpected keys in its files: extra",
+        ),
         (damaged(lambda t, k: t.update({k: t[k].T.contiguous()})), "is not a language model"),
         (damaged(lambda t, k: t[k][0].fill_(float("nan"))), "not finite"),
         (pickled, "is not a language model"),

@@ -38,15 +38,22 @@ def oracle(model, prompt, completion):
     group_logprobs and the sampler do cleverly is done plainly here.
     """
     features = encode_videos(model, [prompt])[0]
-    embeds = torch.cat([embed(model, prompt.ids, features), model.model.language_model.embed_tokens(completion)])
+    embeds = torch.cat([
+        embed(model, prompt.ids, features),
+        model.model.language_model.embed_tokens(completion),
+    ])
     positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config)
     after = int(positions.max()) + 1
-    positions = torch.cat([positions, torch.tensor([[after + i for i in range(len(completion))]] * 3)], dim=1)
+    positions = torch.cat(
+        [positions, torch.tensor([[after + i for i in range(len(completion))]] * 3)], dim=1
+    )
     config = model.model.language_model.config
     ours, config._attn_implementation = config._attn_implementation, "sdpa"
-    hidden = model.model.language_model(inputs_embeds=embeds[None], position_ids=positions[:, None], use_cache=False).last_hidden_state[0]
+    hidden = model.model.language_model(
+        inputs_embeds=embeds[None], position_ids=positions[:, None], use_cache=False
+    ).last_hidden_state[0]
     config._attn_implementation = ours
-    return token_logits(model, hidden[len(prompt.ids) - 1:-1]).log_softmax(dim=-1)
+    return token_logits(model, hidden[len(prompt.ids) - 1 : -1]).log_softmax(dim=-1)
 
 
 def repeated_logprobs(model, prompt, completion):
@@ -57,7 +64,10 @@ def repeated_logprobs(model, prompt, completion):
 
 
 def config_with(tokens_per_second):
-    return SimpleNamespace(video_token_id=99, vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=tokens_per_second))
+    return SimpleNamespace(
+        video_token_id=99,
+        vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=tokens_per_second),
+    )
 
 
 def test_positions_golden_example():
@@ -79,8 +89,22 @@ def test_positions_of_a_short_wide_video_continue_after_its_width():
 
 
 def test_positions_of_two_videos_and_fractional_seconds():
-    got = mrope_positions(torch.tensor([1] + [99] * 3 + [2] + [99] * 2 + [3]), [(3, 2, 2), (2, 2, 2)], [0.7, 3.0], config_with(2))
-    assert got[0].tolist() == [0, 1, 2, 3, 4, 5, 11, 12]  # floor(0, 1.4, 2.8) + 1 | 4 | floor(0, 6) + 5 | 12
+    got = mrope_positions(
+        torch.tensor([1] + [99] * 3 + [2] + [99] * 2 + [3]),
+        [(3, 2, 2), (2, 2, 2)],
+        [0.7, 3.0],
+        config_with(2),
+    )
+    assert got[0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        11,
+        12,
+    ]  # floor(0, 1.4, 2.8) + 1 | 4 | floor(0, 6) + 5 | 12
 
 
 def test_positions_notice_a_lost_video():
@@ -117,12 +141,19 @@ def test_windows_together_are_windows_apart(fresh):
     model = fresh[0]
     torch.manual_seed(1)
     grids = [(3, 14, 22), (2, 8, 4)]
-    prompt = SimpleNamespace(grids=grids, patches=torch.randn(sum(t * h * w for t, h, w in grids), 1176))
+    prompt = SimpleNamespace(
+        grids=grids, patches=torch.randn(sum(t * h * w for t, h, w in grids), 1176)
+    )
     results = []
     for implementation in ("flash_like_windows_sdpa", "sdpa"):
         model.model.visual.config._attn_implementation = implementation
         features = encode_videos(model, [prompt])[0]
-        results.append((features, torch.autograd.grad(features.square().sum(), model.model.visual.patch_embed.proj.weight)[0]))
+        results.append((
+            features,
+            torch.autograd.grad(
+                features.square().sum(), model.model.visual.patch_embed.proj.weight
+            )[0],
+        ))
     (a, ga), (b, gb) = results
     assert (a - b).abs().max() < 1e-5 and (ga - gb).norm() < 1e-5 * gb.norm()
 
@@ -135,7 +166,12 @@ def with_videos(prompts, tokenizer):
     vision_end = tokenizer.convert_tokens_to_ids("<|vision_end|>")
     pieces = []
     for k, prompt in enumerate(prompts):
-        start, end = 0 if k == 0 else int((prompt.ids == tokenizer.convert_tokens_to_ids("<|vision_start|>")).nonzero()), None
+        start, end = (
+            0
+            if k == 0
+            else int((prompt.ids == tokenizer.convert_tokens_to_ids("<|vision_start|>")).nonzero()),
+            None,
+        )
         if k + 1 < len(prompts):
             end = int((prompt.ids == vision_end).nonzero()) + 1
         pieces.append(prompt.ids[start:end])
@@ -160,7 +196,9 @@ def test_packed_group_is_the_repeated_forward(fresh, prompts, case):
     for packed in (True, False):
         model.zero_grad()
         if packed:
-            logp = group_logprobs(model, prompt, encode_videos(model, [prompt])[0], completions, chunk=7)[0]
+            logp = group_logprobs(
+                model, prompt, encode_videos(model, [prompt])[0], completions, chunk=7
+            )[0]
         else:
             rows = [repeated_logprobs(model, prompt, c[:n]) for c, n in zip(completions, lengths)]
             logp = torch.stack([F.pad(row, (0, C - len(row))) for row in rows])
@@ -203,7 +241,9 @@ def test_sampler_and_scorer_give_each_token_the_same_log_prob(which, request, pr
     with torch.no_grad():
         features = encode_videos(model, prompts)
     generators = [torch.Generator().manual_seed(i) for i in range(4)]
-    tokens, mask, logp = grpo.sample_groups(model, prompts, features, 5, 30, model.generation_config.eos_token_id, generators)
+    tokens, mask, logp = grpo.sample_groups(
+        model, prompts, features, 5, 30, model.generation_config.eos_token_id, generators
+    )
     for b in range(4):
         with torch.no_grad():
             scored = group_logprobs(model, prompts[b], features[b], tokens[b])[0]
@@ -213,7 +253,14 @@ def test_sampler_and_scorer_give_each_token_the_same_log_prob(which, request, pr
 def test_greedy_decoding_takes_the_likeliest_token_each_time(base, prompts):
     model = base[0]
     with torch.no_grad():
-        tokens, mask, _ = grpo.sample_groups(model, prompts, encode_videos(model, prompts), 1, 25, model.generation_config.eos_token_id)
+        tokens, mask, _ = grpo.sample_groups(
+            model,
+            prompts,
+            encode_videos(model, prompts),
+            1,
+            25,
+            model.generation_config.eos_token_id,
+        )
         for prompt, row, own in zip(prompts, tokens[:, 0], mask[:, 0]):
             assert torch.equal(oracle(model, prompt, row[own]).argmax(dim=-1), row[own])
 
@@ -224,13 +271,28 @@ def test_letting_ended_rows_go_changes_nothing(fresh, prompts, monkeypatch):
     stops = list(range(0, len(tokenizer), 9))
     thinned = []
     keep = model_module.GroupCache.keep
-    monkeypatch.setattr(model_module.GroupCache, "keep", lambda cache, rows: (thinned.append(tuple(rows.shape)), keep(cache, rows)))
+    monkeypatch.setattr(
+        model_module.GroupCache,
+        "keep",
+        lambda cache, rows: (thinned.append(tuple(rows.shape)), keep(cache, rows)),
+    )
     with torch.no_grad():
         features = encode_videos(model, prompts)
-        tokens, mask, logp = grpo.sample_groups(model, prompts, features, 6, 40, stops, [torch.Generator().manual_seed(i) for i in range(4)])
+        tokens, mask, logp = grpo.sample_groups(
+            model,
+            prompts,
+            features,
+            6,
+            40,
+            stops,
+            [torch.Generator().manual_seed(i) for i in range(4)],
+        )
         assert len(thinned) >= 3 and thinned[-1][0] < 4, thinned
         for b in range(4):
-            rows = torch.stack([F.pad(repeated_logprobs(model, prompts[b], c[m]), (0, len(c) - int(m.sum()))) for c, m in zip(tokens[b], mask[b])])
+            rows = torch.stack([
+                F.pad(repeated_logprobs(model, prompts[b], c[m]), (0, len(c) - int(m.sum())))
+                for c, m in zip(tokens[b], mask[b])
+            ])
             assert (rows - logp[b])[mask[b]].abs().max() < 1e-4
 
 
@@ -243,8 +305,12 @@ def test_save_then_load_gives_the_same_model(fresh, prompts, tmp_path):
     for _ in range(2):  # the second time over the first
         save(model, tokenizer, TOY_BUDGET, folder)
     again, tokenizer_again = load(folder)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
-    assert tokenizer_again("<think>a</think><answer>12.5</answer>") == tokenizer("<think>a</think><answer>12.5</answer>")
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values())
+    )
+    assert tokenizer_again("<think>a</think><answer>12.5</answer>") == tokenizer(
+        "<think>a</think><answer>12.5</answer>"
+    )
     assert data.VideoBudget.of_model(folder) == TOY_BUDGET
     assert sorted(os.listdir(tmp_path)) == ["policy"]  # no leftovers
     with open(os.path.join(folder, "config.json")) as f:

@@ -22,7 +22,9 @@ from runtime.models import load
 from tasks import ideal_answer
 from tools import report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--"
 
 
@@ -46,13 +48,17 @@ def copy(run, tmp_path):
 def make(folder):
     with open(os.path.join(folder, "settings.json")) as f:
         settings = json.load(f)
-    path = report.write_page(str(folder), report.read_lines(os.path.join(folder, "metrics.jsonl")), settings)
+    path = report.write_page(
+        str(folder), report.read_lines(os.path.join(folder, "metrics.jsonl")), settings
+    )
     with open(path, encoding="utf-8") as f:
         return f.read()
 
 
 def content(page):
-    return json.loads(re.search(r'<script type="application/json" id="run">(.*?)</script>', page, re.DOTALL)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="run">(.*?)</script>', page, re.DOTALL)[1]
+    )
 
 
 def change_groups(folder, change):
@@ -68,43 +74,100 @@ def change_groups(folder, change):
 
 
 def test_the_page_holds_the_whole_run(run):
-    done = subprocess.run([sys.executable, "-m", "tools.report", run[0]], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.report", run[0]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and "report.html" in done.stdout
     with open(os.path.join(run[0], "report.html")) as f:
         page = f.read()
     shown = content(page)
-    assert [g["step"] for g in shown["groups"]] == [1, 2, 3] and "toy" in shown["title"] and shown["toy"] is True
+    assert (
+        [g["step"] for g in shown["groups"]] == [1, 2, 3]
+        and "toy" in shown["title"]
+        and shown["toy"] is True
+    )
     for group in shown["groups"]:
-        assert [c["reward"] for c in group["completions"]] == sorted((c["reward"] for c in group["completions"]), reverse=True)
+        assert [c["reward"] for c in group["completions"]] == sorted(
+            (c["reward"] for c in group["completions"]), reverse=True
+        )
         assert len(shown["clips"][group["clip"]]["frames"]) == 8
         for c in group["completions"]:
             assert "".join(c["token_texts"]).startswith(c["text"])
-            assert c["tokens"] == len(c["token_texts"]) == len(c["logp"]) == len(c["logp_change"]) == len(c["kl"])
-    assert {c["title"] for c in shown["curves"]} >= {"mean grounding iou reward", "reward (sum of the parts)", "entropy (nats per token)"}
+            assert (
+                c["tokens"]
+                == len(c["token_texts"])
+                == len(c["logp"])
+                == len(c["logp_change"])
+                == len(c["kl"])
+            )
+    assert {c["title"] for c in shown["curves"]} >= {
+        "mean grounding iou reward",
+        "reward (sum of the parts)",
+        "entropy (nats per token)",
+    }
     assert os.path.isfile(os.path.join(run[0], "curves.png"))
-    assert shown["settings"]["lr"] == 1e-3 and report.tidy([1e-6, float("inf"), -17.5812345]) == [1e-6, None, -17.5812]  # not rounded to 0
-    without_names = page.replace("http://www.w3.org/1999/xhtml", "").replace("http://www.w3.org/2000/svg", "")
-    assert not re.search(r"https?://|url\(|@import|\bfetch\(", without_names)  # nothing is asked of the network
+    assert shown["settings"]["lr"] == 1e-3 and report.tidy([1e-6, float("inf"), -17.5812345]) == [
+        1e-6,
+        None,
+        -17.5812,
+    ]  # not rounded to 0
+    without_names = page.replace("http://www.w3.org/1999/xhtml", "").replace(
+        "http://www.w3.org/2000/svg", ""
+    )
+    assert not re.search(
+        r"https?://|url\(|@import|\bfetch\(", without_names
+    )  # nothing is asked of the network
 
 
 def test_recorded_changes_are_those_of_the_weights(charades, tmp_path):
     """The saved policy of a one-step run scores the recorded group as the record says, and the base scored it as it says before."""
     out = str(tmp_path / "one")
-    train.train(train.parse_args(["--data", charades, "--steps", "1", "--prompts-per-step", "2", "--group-size", "4", "--lr", "1e-3", "--quiet", "--out", out]))
+    train.train(
+        train.parse_args([
+            "--data",
+            charades,
+            "--steps",
+            "1",
+            "--prompts-per-step",
+            "2",
+            "--group-size",
+            "4",
+            "--lr",
+            "1e-3",
+            "--quiet",
+            "--out",
+            out,
+        ])
+    )
     (group,) = report.read_lines(os.path.join(out, "rollouts.jsonl"))
-    example = next(e for e in read_dataset("charades", "train", charades, print) if e.id == group["id"])
+    example = next(
+        e for e in read_dataset("charades", "train", charades, print) if e.id == group["id"]
+    )
     moved = 0
     for folder, change in ((BASE, 0), (os.path.join(out, "policy"), 1)):
         policy, tokenizer = load(folder)
         prompt = load_prompt(example, VideoBudget.of_model(folder), tokenizer)
         for c in group["completions"]:
-            ids = torch.tensor([[tokenizer.convert_tokens_to_ids(t) if t.startswith("<") else tokenizer(t)["input_ids"][0] for t in c["token_texts"]]])
+            ids = torch.tensor([
+                [
+                    tokenizer.convert_tokens_to_ids(t)
+                    if t.startswith("<")
+                    else tokenizer(t)["input_ids"][0]
+                    for t in c["token_texts"]
+                ]
+            ])
             with torch.no_grad():
                 logp = group_logprobs(policy, prompt, encode_videos(policy, [prompt])[0], ids)[0][0]
             expected = torch.tensor(c["logp"]) + change * torch.tensor(c["logp_change"])
             assert torch.allclose(logp, expected, atol=2.5e-4)  # two numbers rounded to 4 digits
             moved += sum(abs(x) > 1e-3 for x in c["logp_change"])
-        assert all(x == 0 for c in group["completions"] for x in c["kl"])  # before the first step the policy is the reference
+        assert all(
+            x == 0 for c in group["completions"] for x in c["kl"]
+        )  # before the first step the policy is the reference
     assert moved
 
 
@@ -114,16 +177,29 @@ def test_recording_changes_nothing_that_is_learned(run, charades, tmp_path):
                                   "--rollouts-every", "100", "--quiet", "--out", out]))  # fmt: skip
     a, b = (report.read_lines(os.path.join(folder, "metrics.jsonl")) for folder in (run[0], out))
     for x, y in zip(a, b):
-        assert x["reward"] == pytest.approx(y["reward"], rel=1e-5) and x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-3)
+        assert x["reward"] == pytest.approx(y["reward"], rel=1e-5) and x[
+            "grad_norm"
+        ] == pytest.approx(y["grad_norm"], rel=1e-3)
 
 
 def test_a_thousand_steps_of_long_answers_stay_under_10_mb(copy):
     first, last = (report.read_lines(os.path.join(copy, "metrics.jsonl"))[i] for i in (0, -1))
     with open(os.path.join(copy, "metrics.jsonl"), "w") as f:
-        f.writelines(json.dumps((first if i < 500 else last) | {"step": i + 1, "kl": float("nan") if i == 7 else 0.1}) + "\n" for i in range(1000))
+        f.writelines(
+            json.dumps(
+                (first if i < 500 else last)
+                | {"step": i + 1, "kl": float("nan") if i == 7 else 0.1}
+            )
+            + "\n"
+            for i in range(1000)
+        )
     group = report.read_lines(os.path.join(copy, "rollouts.jsonl"))[0]
     for c in group["completions"]:
-        c |= {"tokens": 1024, "token_texts": [" wordy"] * 1024, **{name: [-0.1234] * 1024 for name in ("logp", "logp_change", "kl")}}
+        c |= {
+            "tokens": 1024,
+            "token_texts": [" wordy"] * 1024,
+            **{name: [-0.1234] * 1024 for name in ("logp", "logp_change", "kl")},
+        }
     group["completions"] *= 2
     with open(os.path.join(copy, "rollouts.jsonl"), "w") as f:
         f.writelines(json.dumps(group | {"step": i + 1}) + "\n" for i in range(0, 1000, 5))
@@ -146,7 +222,12 @@ def test_a_run_that_is_still_going(copy):
 
 
 def test_what_a_model_says_stays_text(copy):
-    change_groups(copy, lambda group: group["completions"][0].update(text=EVIL, token_texts=[EVIL] * group["completions"][0]["tokens"]))
+    change_groups(
+        copy,
+        lambda group: group["completions"][0].update(
+            text=EVIL, token_texts=[EVIL] * group["completions"][0]["tokens"]
+        ),
+    )
     page = make(copy)
     assert EVIL not in page and page.count("</script>") == 2
     assert any(c["text"] == EVIL for c in content(page)["groups"][0]["completions"])
@@ -154,13 +235,26 @@ def test_what_a_model_says_stays_text(copy):
 
 def test_before_and_after(copy):
     """An evaluation is set beside the base's, if that was made alike; one that is still going is not shown."""
-    record = {"id": "a/0", "group": "", "video": "none.mp4", "question": "a circle", "answer": [1.0, 2.0]}
-    settings = {"data_name": "toy charades (made up)", "model_name": "x", "think": True, "questions": 1}
+    record = {
+        "id": "a/0",
+        "group": "",
+        "video": "none.mp4",
+        "question": "a circle",
+        "answer": [1.0, 2.0],
+    }
+    settings = {
+        "data_name": "toy charades (made up)",
+        "model_name": "x",
+        "think": True,
+        "questions": 1,
+    }
 
     def evaluation(folder, text, miou, **changed):
         os.makedirs(folder)
         (folder / "predictions.jsonl").write_text(json.dumps(record | {"text": text}) + "\n")
-        (folder / "results.json").write_text(json.dumps({"metrics": {"mIoU": miou}, "settings": settings | changed}))
+        (folder / "results.json").write_text(
+            json.dumps({"metrics": {"mIoU": miou}, "settings": settings | changed})
+        )
 
     evaluation(copy / "eval-charades", "<answer>1.0 to 3.0</answer>", 50.0)
     (copy / "eval-mvbench").mkdir()
@@ -168,7 +262,9 @@ def test_before_and_after(copy):
     evaluation(base, EVIL, 10.0)
     (shown,) = content(make(copy))["heldOut"]
     assert shown["metrics"] == [["mIoU", 10.0, 50.0]] and shown["toy"]
-    assert shown["clips"][0]["before"]["words"] == EVIL and shown["clips"][0]["after"]["intervals"] == [[1.0, 3.0]]
+    assert shown["clips"][0]["before"]["words"] == EVIL and shown["clips"][0]["after"][
+        "intervals"
+    ] == [[1.0, 3.0]]
     shutil.rmtree(base)
     evaluation(base, EVIL, 10.0, think=False)
     (shown,) = content(make(copy))["heldOut"]
@@ -177,8 +273,14 @@ def test_before_and_after(copy):
 
 @pytest.mark.parametrize("args", [["/nowhere"], ["."]])
 def test_a_folder_that_is_no_run(args):
-    done = subprocess.run([sys.executable, "-m", "tools.report", *args], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "is not a run folder" in done.stderr and done.stderr.strip().count("\n") == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.report", *args], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 2
+        and "is not a run folder" in done.stderr
+        and done.stderr.strip().count("\n") == 0
+    )
 
 
 # In a browser -------------------------------------------------------------------------------------------
@@ -227,8 +329,12 @@ def click_through(folder, width=1280):
     page = make(folder)
     path = os.path.join(folder, "clicked.html")
     with open(path, "w") as f:
-        page = page.replace("</html>", f'<script>addEventListener("load", () => {{{STEPS}}})</script></html>')
-        f.write(f'<!doctype html><body><iframe srcdoc="{html.escape(page)}" style="border: 0; width: {width}px; height: 800px"></iframe>')
+        page = page.replace(
+            "</html>", f'<script>addEventListener("load", () => {{{STEPS}}})</script></html>'
+        )
+        f.write(
+            f'<!doctype html><body><iframe srcdoc="{html.escape(page)}" style="border: 0; width: {width}px; height: 800px"></iframe>'
+        )
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile", "--window-size=1400,900",
                "--virtual-time-budget=20000", "--dump-dom", f"file://{path}"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -243,14 +349,39 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed
 @browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_clicking_through_the_page(copy, width):
-    change_groups(copy, lambda group: group["completions"][0].update(text=EVIL, token_texts=[EVIL] * group["completions"][0]["tokens"]))
+    change_groups(
+        copy,
+        lambda group: group["completions"][0].update(
+            text=EVIL, token_texts=[EVIL] * group["completions"][0]["tokens"]
+        ),
+    )
     seen = click_through(copy, width)
-    assert seen["width"] == width and seen["errors"] == [] and seen["scripts"] == 3 and seen["tooWide"] <= 0
+    assert (
+        seen["width"] == width
+        and seen["errors"] == []
+        and seen["scripts"] == 3
+        and seen["tooWide"] <= 0
+    )
     assert seen["steps"] == ["step 1", "step 2", "step 3"] and seen["hash"] == "#step=2"
-    assert seen["drawings"] == 9 and seen["frames"] == 8 and seen["broken"] == 0 and seen["rows"] == 4 and seen["drawn"] >= 1
+    assert (
+        seen["drawings"] == 9
+        and seen["frames"] == 8
+        and seen["broken"] == 0
+        and seen["rows"] == 4
+        and seen["drawn"] >= 1
+    )
     assert any(EVIL in words for words in seen["words"])
-    assert seen["token"].startswith("token 2, ") and "log-prob" in seen["token"] and seen["shaded"] > 20
-    assert seen["chosen"] == [False, True, False, False] and seen["pressed"] == ["false", "true", "false", "false"]
+    assert (
+        seen["token"].startswith("token 2, ")
+        and "log-prob" in seen["token"]
+        and seen["shaded"] > 20
+    )
+    assert seen["chosen"] == [False, True, False, False] and seen["pressed"] == [
+        "false",
+        "true",
+        "false",
+        "false",
+    ]
 
 
 @browser
@@ -265,7 +396,13 @@ def test_a_run_without_tokens_and_without_its_clips(copy):
 
     change_groups(copy, forget)
     seen = click_through(copy)
-    assert seen["errors"] == [] and seen["frames"] == 0 and seen["rows"] == 4 and "token" not in seen and len(seen["words"]) == 4
+    assert (
+        seen["errors"] == []
+        and seen["frames"] == 0
+        and seen["rows"] == 4
+        and "token" not in seen
+        and len(seen["words"]) == 4
+    )
 
 
 @browser
@@ -275,17 +412,43 @@ def test_a_run_without_tokens_and_without_its_clips(copy):
     (["a cat sits", "it leaves"], "<answer>a cat</answer>", 0),
 ])  # fmt: skip
 def test_other_tasks_are_drawn(copy, answer, text, drawn):
-    change_groups(copy, lambda group: [group.update(answer=answer)] + [c.update(text=text) for c in group["completions"]])
+    change_groups(
+        copy,
+        lambda group: (
+            [group.update(answer=answer)] + [c.update(text=text) for c in group["completions"]]
+        ),
+    )
     seen = click_through(copy)
-    assert seen["errors"] == [] and seen["drawn"] == drawn and seen["frames"] == 8 and seen["tooWide"] <= 0
+    assert (
+        seen["errors"] == []
+        and seen["drawn"] == drawn
+        and seen["frames"] == 8
+        and seen["tooWide"] <= 0
+    )
 
 
 # In the terminal ----------------------------------------------------------------------------------------
 
 
 def test_training_shows_a_group_unless_told_not_to(run, charades, tmp_path, capsys):
-    assert "step 1: The video lasts" in run[1] and run[1].count("reward  advantage  ") == 1  # every tenth step: of three, the first
-    train.train(train.parse_args(["--data", charades, "--steps", "1", "--prompts-per-step", "1", "--group-size", "2", "--quiet", "--out", str(tmp_path / "q")]))
+    assert (
+        "step 1: The video lasts" in run[1] and run[1].count("reward  advantage  ") == 1
+    )  # every tenth step: of three, the first
+    train.train(
+        train.parse_args([
+            "--data",
+            charades,
+            "--steps",
+            "1",
+            "--prompts-per-step",
+            "1",
+            "--group-size",
+            "2",
+            "--quiet",
+            "--out",
+            str(tmp_path / "q"),
+        ])
+    )
     said = capsys.readouterr()
     assert "reward  advantage" not in said.out + said.err
 
@@ -296,7 +459,13 @@ def group_of(prompt, answer, *texts):
 
 
 def test_a_grounding_group_in_the_terminal():
-    group = group_of("The video lasts 10.0 seconds. When?", (2.0, 6.0), "<answer>5.0 to 10.0</answer>", "hm\x1b[31m\n", "<answer>9.0 to 3.0</answer>")
+    group = group_of(
+        "The video lasts 10.0 seconds. When?",
+        (2.0, 6.0),
+        "<answer>5.0 to 10.0</answer>",
+        "hm\x1b[31m\n",
+        "<answer>9.0 to 3.0</answer>",
+    )
     assert shown.group_text(7, group, 66).split("\n") == [
         "step 7: The video lasts 10.0 seconds. When?",
         "reward  advantage  ····████████········  true: 2.0 to 6.0",
@@ -309,12 +478,29 @@ def test_a_grounding_group_in_the_terminal():
 @pytest.mark.parametrize("task", ["grounding", "tracking", "gqa", "caption"])
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_every_task_in_every_terminal(task, width):
-    answer = {"grounding": (2.0, 6.0), "tracking": [(0.1, 0.2, 0.3, 0.4)] * 8, "gqa": ("B", [(1.0, 2.0)]), "caption": ("a cat sits",)}[task]
+    answer = {
+        "grounding": (2.0, 6.0),
+        "tracking": [(0.1, 0.2, 0.3, 0.4)] * 8,
+        "gqa": ("B", [(1.0, 2.0)]),
+        "caption": ("a cat sits",),
+    }[task]
     ideal = ideal_answer(replace(EXAMPLE, task=task, answer=answer), "because")
-    lines = shown.group_text(1, group_of("The video lasts 8.0 seconds. What happens in this long question about a video?", answer, ideal, "", "多" * 300), width).split("\n")
+    lines = shown.group_text(
+        1,
+        group_of(
+            "The video lasts 8.0 seconds. What happens in this long question about a video?",
+            answer,
+            ideal,
+            "",
+            "多" * 300,
+        ),
+        width,
+    ).split("\n")
     assert max(map(len, lines)) <= width and "(nothing)" in lines[-2]
     assert ("█" in lines[-3]) == (task in ("grounding", "gqa"))
-    assert shown.given_answer(ideal, answer)["intervals"] == [tuple(i) for i in shown.true_answer(answer)["intervals"]]
+    assert shown.given_answer(ideal, answer)["intervals"] == [
+        tuple(i) for i in shown.true_answer(answer)["intervals"]
+    ]
 
 
 EXAMPLE = Example("a/0", "grounding", "a.mp4", "a cat", (0.0, 1.0))

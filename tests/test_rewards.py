@@ -45,17 +45,27 @@ def test_near_misses_fail_the_format(text):
 
 
 def test_a_thought_that_was_not_asked_for_fails_the_format():
-    assert score("grounding", "<think>a</think><answer>12.0 to 18.0</answer>", TRUE, think=False)["format"] == 0.0
+    assert (
+        score("grounding", "<think>a</think><answer>12.0 to 18.0</answer>", TRUE, think=False)[
+            "format"
+        ]
+        == 0.0
+    )
 
 
 @pytest.mark.parametrize("answer", ["18.0 to 12.0", "15.0 to 15.0", "0.0 to 0.0"])
 def test_reversed_and_empty_intervals_have_the_form_but_earn_no_iou(answer):
-    assert score("grounding", f"<think>a</think><answer>{answer}</answer>", TRUE, True) == {"format": 1.0, "iou": 0.0}
+    assert score("grounding", f"<think>a</think><answer>{answer}</answer>", TRUE, True) == {
+        "format": 1.0,
+        "iou": 0.0,
+    }
 
 
 def test_two_answers_earn_no_iou():
     """Otherwise a policy could list many intervals and be paid for the best, or the last."""
-    assert score("grounding", "<answer>12.0 to 18.0</answer><answer>1.0 to 2.0</answer>", TRUE, False) == {"format": 0.0, "iou": 0.0}
+    assert score(
+        "grounding", "<answer>12.0 to 18.0</answer><answer>1.0 to 2.0</answer>", TRUE, False
+    ) == {"format": 0.0, "iou": 0.0}
 
 
 def test_iou_by_hand():
@@ -74,16 +84,26 @@ def test_iou_agrees_with_counting_on_a_grid():
     for _ in range(300):
         a, b = (sorted(rng.sample(range(200), 2)) for _ in "ab")
         both, either = set(range(*a)) & set(range(*b)), set(range(*a)) | set(range(*b))
-        assert temporal_iou([x / 10 for x in a], [x / 10 for x in b]) == pytest.approx(len(both) / len(either))
+        assert temporal_iou([x / 10 for x in a], [x / 10 for x in b]) == pytest.approx(
+            len(both) / len(either)
+        )
 
 
 def test_interval_sets_agree_with_counting_on_a_grid():
     rng = random.Random(1)
     for _ in range(300):
-        sets = [[tuple(sorted(rng.sample(range(100), 2))) for _ in range(rng.randrange(1, 5))] for _ in "ab"]
+        sets = [
+            [tuple(sorted(rng.sample(range(100), 2))) for _ in range(rng.randrange(1, 5))]
+            for _ in "ab"
+        ]
         a, b = ({t for interval in s for t in range(*interval)} for s in sets)
         assert interval_set_iou(*sets) == pytest.approx(len(a & b) / len(a | b))
-    assert interval_set_iou([], [(1, 2)]) == interval_set_iou([], []) == interval_set_iou([(3, 1)], [(1, 3)]) == 0.0
+    assert (
+        interval_set_iou([], [(1, 2)])
+        == interval_set_iou([], [])
+        == interval_set_iou([(3, 1)], [(1, 3)])
+        == 0.0
+    )
 
 
 def test_boxes_agree_with_counting_pixels():
@@ -91,9 +111,15 @@ def test_boxes_agree_with_counting_pixels():
     for _ in range(300):
         boxes = []
         for _ in "ab":
-            (x0, x1), (y0, y1) = sorted(rng.sample(range(-4, 25), 2)), sorted(rng.sample(range(-4, 25), 2))
+            (x0, x1), (y0, y1) = (
+                sorted(rng.sample(range(-4, 25), 2)),
+                sorted(rng.sample(range(-4, 25), 2)),
+            )
             boxes.append((x0, y0, x1, y1))
-        inside = [{(x, y) for x in range(max(0, x0), min(20, x1)) for y in range(max(0, y0), min(20, y1))} for x0, y0, x1, y1 in boxes]
+        inside = [
+            {(x, y) for x in range(max(0, x0), min(20, x1)) for y in range(max(0, y0), min(20, y1))}
+            for x0, y0, x1, y1 in boxes
+        ]
         either = inside[0] | inside[1]
         expected = len(inside[0] & inside[1]) / len(either) if inside[0] and inside[1] else 0.0
         assert box_iou(*([v / 20 for v in box] for box in boxes)) == pytest.approx(expected)
@@ -153,8 +179,19 @@ def test_any_string_gives_numbers_between_0_and_1(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_long_junk_is_scored_quickly_enough_to_be_harmless(task):
     """Regular expressions can take exponential time; ours must not."""
-    for inside in ("<think>" * 20000, "1" * 100000, " " * 100000, "[" + "[0,0,0,0]," * 20000, "[(1, 2)" + ", (1, 2)" * 20000, "a. " * 50000):
-        for text in (f"<answer>{inside}</answer>", f"<think></think><answer>B</answer><glue>{inside}</glue>", inside):
+    for inside in (
+        "<think>" * 20000,
+        "1" * 100000,
+        " " * 100000,
+        "[" + "[0,0,0,0]," * 20000,
+        "[(1, 2)" + ", (1, 2)" * 20000,
+        "a. " * 50000,
+    ):
+        for text in (
+            f"<answer>{inside}</answer>",
+            f"<think></think><answer>B</answer><glue>{inside}</glue>",
+            inside,
+        ):
             assert all(0.0 <= v <= 1.0 for v in score(task, text, TRUTHS[task], True).values())
 
 

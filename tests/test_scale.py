@@ -25,18 +25,34 @@ STEPS = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", 
 
 
 def launch(processes, *args):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    return subprocess.run([sys.executable, *torchrun, "train.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    torchrun = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        if processes > 1
+        else []
+    )
+    return subprocess.run(
+        [sys.executable, *torchrun, "train.py", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
 
 
 def relative_distance(a, b):
     a, b = (load_file(os.path.join(x, "policy", "model.safetensors")) for x in (a, b))
     assert a.keys() == b.keys()
-    return (sum((a[k] - b[k]).square().sum() for k in a) / sum(a[k].square().sum() for k in a)).sqrt().item()
+    return (
+        (sum((a[k] - b[k]).square().sum() for k in a) / sum(a[k].square().sum() for k in a))
+        .sqrt()
+        .item()
+    )
 
 
 def prompt_of(charades, tokenizer):
-    video = data.load_video(os.path.join(charades, "videos", "test00000.mp4"), VideoBudget.of_model(BASE))
+    video = data.load_video(
+        os.path.join(charades, "videos", "test00000.mp4"), VideoBudget.of_model(BASE)
+    )
     return data.build_prompt("When?", video, tokenizer)
 
 
@@ -62,8 +78,13 @@ def test_a_sharded_run_resumes(charades, tmp_path):
     (last / "state.json").write_text("{")
     done = launch(2, *flags, "--resume", "--out", tmp_path / "cut")
     assert done.returncode == 0 and "going on after step 2" in done.stdout, done.stderr
-    a, b = (load_file(tmp_path / name / "policy" / "adapter_model.safetensors") for name in ("whole", "cut"))
-    assert all(torch.equal(a[k], b[k]) for k in a) and any(t.abs().max() > 0 for k, t in a.items() if "lora_B" in k)
+    a, b = (
+        load_file(tmp_path / name / "policy" / "adapter_model.safetensors")
+        for name in ("whole", "cut")
+    )
+    assert all(torch.equal(a[k], b[k]) for k in a) and any(
+        t.abs().max() > 0 for k, t in a.items() if "lora_B" in k
+    )
 
 
 GIVES_UP = """
@@ -87,13 +108,31 @@ except BadInput as e:
 def test_what_one_process_cannot_do_all_hear_of(tmp_path):
     """Else the others would wait for it, and its sentence would be lost."""
     (tmp_path / "work.py").write_text(GIVES_UP)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launcher, str(tmp_path / "work.py")], env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True, timeout=100)
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "work.py")],
+        env=os.environ | {"PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert done.returncode and "process 0 heard: process 1: its model is missing" in done.stderr
 
 
 def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
-    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(BadInput, match=f"2 processes and {torch.cuda.device_count()} GPU"):
         processes.start_processes("cuda")
@@ -120,19 +159,31 @@ def test_adapters(charades, base, tmp_path):
         adapters.add_adapters(model, 4)
         assert torch.equal(score(model, prompt, completions), before)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    assert set(n.rpartition(".")[2] for n in trained) == {"lora_A", "lora_B"} and len(trained) == 2 * 7 * model.config.text_config.num_hidden_layers
+    assert (
+        set(n.rpartition(".")[2] for n in trained) == {"lora_A", "lora_B"}
+        and len(trained) == 2 * 7 * model.config.text_config.num_hidden_layers
+    )
     for p in trained.values():
         torch.nn.init.normal_(p, std=0.1)
     with torch.no_grad():
         after = score(model, prompt, completions)
         with adapters.reference_policy(model) as fixed:
             assert torch.equal(score(fixed, prompt, completions), before)
-        assert torch.equal(score(model, prompt, completions), after) and (after - before).abs().max() > 0.1
+        assert (
+            torch.equal(score(model, prompt, completions), after)
+            and (after - before).abs().max() > 0.1
+        )
         adapters.save_adapters({n: p.detach() for n, p in trained.items()}, str(tmp_path), BASE, 4)
         merged = load(str(tmp_path))[0]
-        assert not adapters.detours(merged) and (score(merged, prompt, completions) - after).abs().max() < 1e-4
+        assert (
+            not adapters.detours(merged)
+            and (score(merged, prompt, completions) - after).abs().max() < 1e-4
+        )
     kept = load_file(tmp_path / "adapter_model.safetensors")
-    save_file({k.replace("layers.0", "layers.9"): t for k, t in kept.items()}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {k.replace("layers.0", "layers.9"): t for k, t in kept.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
     with pytest.raises(BadInput, match="belong to other layers"):
         load(str(tmp_path))
 
@@ -140,22 +191,53 @@ def test_adapters(charades, base, tmp_path):
 def test_adapters_have_a_learning_rate_of_their_own():
     lr = lambda *flags: train.parse_args(list(flags)).lr
     assert lr() == 3e-4 and lr("--lora", "8") == 1e-3 and lr("--lora", "8", "--lr", "1e-4") == 1e-4
-    assert lr("--model", "some/model") == 1e-6 and lr("--model", "some/model", "--lora", "8") == 1e-5
+    assert (
+        lr("--model", "some/model") == 1e-6 and lr("--model", "some/model", "--lora", "8") == 1e-5
+    )
 
 
 def test_merged_folder_loads_in_plain_transformers(charades, tmp_path):
     from transformers import AutoModelForImageTextToText
 
     out = str(tmp_path / "run")
-    train.train(train.parse_args([*STEPS[:-1], "1", "--lora", "4", "--lr", "1e-2", "--data", charades, "--out", out]))
+    train.train(
+        train.parse_args([
+            *STEPS[:-1],
+            "1",
+            "--lora",
+            "4",
+            "--lr",
+            "1e-2",
+            "--data",
+            charades,
+            "--out",
+            out,
+        ])
+    )
     assert paper.finished(out, 1) and not paper.finished(out, 2)
     os.utime(os.path.join(out, "settings.json"), (1, 1))  # as if the base had been made anew since
     assert not paper.finished(out, 1)
-    done = subprocess.run([sys.executable, "-m", "tools.merge", os.path.join(out, "policy"), str(tmp_path / "merged")], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tools.merge",
+            os.path.join(out, "policy"),
+            str(tmp_path / "merged"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    plain, ours = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").state_dict(), load(os.path.join(out, "policy"))[0].state_dict()
+    plain, ours = (
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").state_dict(),
+        load(os.path.join(out, "policy"))[0].state_dict(),
+    )
     start = load(BASE)[0].state_dict()
-    assert all(torch.equal(plain[k], ours[k]) for k in ours) and any(not torch.equal(start[k], ours[k]) for k in ours)
+    assert all(torch.equal(plain[k], ours[k]) for k in ours) and any(
+        not torch.equal(start[k], ours[k]) for k in ours
+    )
 
 
 def test_master_copies_learn_what_bfloat16_cannot():

@@ -18,7 +18,10 @@ from toy import world
 def test_the_same_seed_makes_the_same_files(charades, tmp_path):
     again = world.ensure("charades", str(tmp_path / "again"), train=12, test=6)
     for name in ("charades_sta_train.txt", "charades_sta_test.txt", "videos/test00003.mp4"):
-        with open(os.path.join(charades, name), "rb") as a, open(os.path.join(again, name), "rb") as b:
+        with (
+            open(os.path.join(charades, name), "rb") as a,
+            open(os.path.join(again, name), "rb") as b,
+        ):
             assert a.read() == b.read(), name
 
 
@@ -30,9 +33,11 @@ def test_a_finished_data_set_is_not_made_again(charades):
 
 
 def test_splits_share_no_clip():
-    kinds = {kind: {str(world.make_clip(kind, i).things) for i in range(100)} for kind in world.KINDS}
+    kinds = {
+        kind: {str(world.make_clip(kind, i).things) for i in range(100)} for kind in world.KINDS
+    }
     names = list(kinds)
-    assert not any(kinds[a] & kinds[b] for i, a in enumerate(names) for b in names[i + 1:])
+    assert not any(kinds[a] & kinds[b] for i, a in enumerate(names) for b in names[i + 1 :])
 
 
 def test_clips_are_8_to_20_seconds_and_names_are_unique():
@@ -51,7 +56,10 @@ def test_a_thing_is_on_screen_exactly_in_its_interval(charades):
     checked = 0
     for i in range(6):
         clip = world.make_clip("test", i)
-        frames = data.read_frames(os.path.join(charades, "videos", clip.name + ".mp4"), data.VideoBudget(min_frame_pixels=112 * 112))
+        frames = data.read_frames(
+            os.path.join(charades, "videos", clip.name + ".mp4"),
+            data.VideoBudget(min_frame_pixels=112 * 112),
+        )
         for thing in clip.things:
             if sum(t.colour == thing.colour for t in clip.things) > 1 or thing.colour == "white":
                 continue  # another thing of its colour would be taken for it
@@ -59,7 +67,9 @@ def test_a_thing_is_on_screen_exactly_in_its_interval(charades):
             for k, t in enumerate(frames.times[:-1]):
                 if min(abs(t - thing.start), abs(t - thing.end)) < 0.2:
                     continue
-                near = (np.abs(frames.pixels[k].numpy().astype(int) - colour).sum(axis=2) < 60).mean()
+                near = (
+                    np.abs(frames.pixels[k].numpy().astype(int) - colour).sum(axis=2) < 60
+                ).mean()
                 covered = any(o.visible(t) for o in clip.things if o is not thing)
                 assert (near > 0.005) == thing.visible(t) or covered, (clip.name, thing, t, near)
                 checked += 1
@@ -74,7 +84,12 @@ def test_boxes_hold_the_thing():
     picture = world.draw(clip, 3.0).astype(int)
     rows, columns = np.nonzero(np.abs(picture - clip.grey).sum(axis=2))
     x0, y0, x1, y1 = (v * world.SIDE for v in thing.box(3.0))
-    assert abs(columns.min() - x0) < 2 and abs(rows.min() - y0) < 2 and abs(columns.max() - x1) < 2 and abs(rows.max() - y1) < 2
+    assert (
+        abs(columns.min() - x0) < 2
+        and abs(rows.min() - y0) < 2
+        and abs(columns.max() - x1) < 2
+        and abs(rows.max() - y1) < 2
+    )
 
 
 # The folder it is made in ---------------------------------------------------------------------------
@@ -85,7 +100,12 @@ def test_two_first_uses_at_the_same_time(tmp_path):
     code = "import sys, toy; print(toy.ensure('charades', sys.argv[1], train=12, test=6))"
     folder = str(tmp_path / "toy" / "charades")
     command = [sys.executable, "-c", code, folder]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     for process in both:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0 and out.strip() == folder, err
@@ -100,7 +120,9 @@ def test_a_folder_that_came_in_between_is_used_if_it_is_the_same(tmp_path):
     before = os.stat(folder).st_ino
     world.put_in_place(aside, folder, world.read_mark(folder))
     assert os.stat(folder).st_ino == before and os.path.isdir(aside)
-    world.put_in_place(aside, folder, world.read_mark(aside))  # another version, but made here: replaced
+    world.put_in_place(
+        aside, folder, world.read_mark(aside)
+    )  # another version, but made here: replaced
     assert os.stat(folder).st_ino != before and os.listdir(tmp_path) == ["x"]
 
 
@@ -113,7 +135,9 @@ def test_nothing_is_removed_that_was_not_made_here(tmp_path, foreign, marked):
     path = folder / foreign
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("mine", encoding="utf-8")
-    with pytest.raises(errors.BadInput, match="holds files that were not made by python -m toy: move them away"):
+    with pytest.raises(
+        errors.BadInput, match="holds files that were not made by python -m toy: move them away"
+    ):
         world.ensure("charades", str(folder), train=2, test=1)
     assert path.read_text(encoding="utf-8") == "mine" and os.listdir(tmp_path) == ["charades"]
 
@@ -133,11 +157,17 @@ def test_another_version_is_replaced_and_old_leftovers_are_removed(tmp_path):
     foreign.mkdir()
     (foreign / "essay.txt").write_text("mine", encoding="utf-8")
     world.ensure("charades", folder, train=2, test=1)
-    assert left.exists() and len(os.listdir(os.path.join(folder, "videos"))) == 3  # it may be at work
+    assert (
+        left.exists() and len(os.listdir(os.path.join(folder, "videos"))) == 3
+    )  # it may be at work
     for old in (left, foreign):
         os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
     world.ensure("charades", folder, train=1, test=1)
-    assert not left.exists() and (foreign / "essay.txt").exists() and len(os.listdir(os.path.join(folder, "videos"))) == 2
+    assert (
+        not left.exists()
+        and (foreign / "essay.txt").exists()
+        and len(os.listdir(os.path.join(folder, "videos"))) == 2
+    )
 
 
 @pytest.mark.parametrize("name", world.MAKERS)

@@ -24,7 +24,13 @@ QUICK = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", 
 
 
 def run(launcher, *args, timeout=120):
-    return subprocess.run([*launcher, "train.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [*launcher, "train.py", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def metrics(folder):
@@ -40,25 +46,60 @@ def weights(folder):
 def one_process(charades, tmp_path_factory):
     """Three GRPO steps on one process, with two updates each."""
     out = tmp_path_factory.mktemp("run") / "one"
-    done = run(PYTHON, *QUICK, "--data", charades, "--steps", 3, "--updates-per-rollout", 2, "--out", out, "--rollouts-every", 1)
+    done = run(
+        PYTHON,
+        *QUICK,
+        "--data",
+        charades,
+        "--steps",
+        3,
+        "--updates-per-rollout",
+        2,
+        "--out",
+        out,
+        "--rollouts-every",
+        1,
+    )
     assert done.returncode == 0, done.stderr
     return str(out), done
 
 
 def test_a_run_leaves_all_that_it_promises(one_process):
     out, done = one_process
-    assert {"settings.json", "metrics.jsonl", "rollouts.jsonl", "curves.png", "policy"} <= set(os.listdir(out))
+    assert {"settings.json", "metrics.jsonl", "rollouts.jsonl", "curves.png", "policy"} <= set(
+        os.listdir(out)
+    )
     lines = metrics(out)
     assert [line["step"] for line in lines] == [1, 2, 3]
     for line in lines:
-        assert {"reward", "reward/grounding/format", "reward/grounding/iou", "spread", "no_spread", "kl", "clip_share", "entropy", "length", "grad_norm"} <= set(line)
+        assert {
+            "reward",
+            "reward/grounding/format",
+            "reward/grounding/iou",
+            "spread",
+            "no_spread",
+            "kl",
+            "clip_share",
+            "entropy",
+            "length",
+            "grad_norm",
+        } <= set(line)
         assert {"data", "sample", "reward", "reference", "update", "record"} == set(line["seconds"])
-        assert line["reward"] == pytest.approx(line["reward/grounding/format"] + line["reward/grounding/iou"], rel=1e-6)
+        assert line["reward"] == pytest.approx(
+            line["reward/grounding/format"] + line["reward/grounding/iou"], rel=1e-6
+        )
     assert lines[0]["kl"] < 1e-6 < lines[2]["kl"]  # at first the policy is the reference policy
-    assert "(one forward) differ by" in done.stderr + done.stdout and "The loss of step 1 is 0" in done.stderr + done.stdout
+    assert (
+        "(one forward) differ by" in done.stderr + done.stdout
+        and "The loss of step 1 is 0" in done.stderr + done.stdout
+    )
     with open(os.path.join(out, "settings.json")) as f:
         settings = json.load(f)
-    assert settings["seed"] == 0 and settings["versions"]["torch"] == torch.__version__ and settings["video_budget"]["fps"] == 2.0
+    assert (
+        settings["seed"] == 0
+        and settings["versions"]["torch"] == torch.__version__
+        and settings["video_budget"]["fps"] == 2.0
+    )
 
 
 def test_rollouts_add_up(one_process):
@@ -75,28 +116,69 @@ def test_the_policy_moved_and_loads_in_plain_transformers(one_process):
 
     before, after = load(BASE)[0].state_dict(), weights(one_process[0])
     assert any(not torch.equal(before[k], after[k]) for k in before)
-    plain = AutoModelForImageTextToText.from_pretrained(os.path.join(one_process[0], "policy")).state_dict()
+    plain = AutoModelForImageTextToText.from_pretrained(
+        os.path.join(one_process[0], "policy")
+    ).state_dict()
     assert all(torch.equal(plain[k], after[k]) for k in after)
 
 
 def test_groups_without_spread_teach_nothing(charades, tmp_path):
     """One token is never an answer: all rewards are 0. Without a KL nothing is scored and no weight moves."""
     out = str(tmp_path / "still")
-    train.train(train.parse_args([*QUICK, "--data", charades, "--steps", "2", "--beta", "0", "--max-new-tokens", "1", "--out", out]))
-    assert [line["no_spread"] for line in metrics(out)] == [1, 1] and all(line["grad_norm"] == 0 for line in metrics(out))
+    train.train(
+        train.parse_args([
+            *QUICK,
+            "--data",
+            charades,
+            "--steps",
+            "2",
+            "--beta",
+            "0",
+            "--max-new-tokens",
+            "1",
+            "--out",
+            out,
+        ])
+    )
+    assert [line["no_spread"] for line in metrics(out)] == [1, 1] and all(
+        line["grad_norm"] == 0 for line in metrics(out)
+    )
     before, after = load(BASE)[0].state_dict(), weights(out)
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
 def test_two_processes_take_the_steps_of_one(one_process, charades, tmp_path):
     """Same prompts, same completions, same gradients: weights after 3 steps differ by rounding alone."""
-    done = run([*TORCHRUN, "29511"], *QUICK, "--data", charades, "--steps", 3, "--updates-per-rollout", 2, "--out", tmp_path / "two")
+    done = run(
+        [*TORCHRUN, "29511"],
+        *QUICK,
+        "--data",
+        charades,
+        "--steps",
+        3,
+        "--updates-per-rollout",
+        2,
+        "--out",
+        tmp_path / "two",
+    )
     assert done.returncode == 0, done.stderr
     a, b = metrics(one_process[0]), metrics(str(tmp_path / "two"))
     for x, y in zip(a, b):
-        for name in ("reward", "kl", "entropy", "length", "grad_norm", "completion_tokens", "spread"):
+        for name in (
+            "reward",
+            "kl",
+            "entropy",
+            "length",
+            "grad_norm",
+            "completion_tokens",
+            "spread",
+        ):
             assert x[name] == pytest.approx(y[name], rel=1e-3, abs=1e-6), (x["step"], name)
-    start, one, two = load(BASE)[0].state_dict(), weights(one_process[0]), weights(str(tmp_path / "two"))
+    start, one, two = (
+        load(BASE)[0].state_dict(),
+        weights(one_process[0]),
+        weights(str(tmp_path / "two")),
+    )
     moved = sum(float((one[k] - start[k]).square().sum()) for k in one) ** 0.5
     apart = sum(float((one[k] - two[k]).square().sum()) for k in one) ** 0.5
     assert apart < 0.01 * moved, (apart, moved)
@@ -109,7 +191,9 @@ def test_killing_one_process_ends_the_other_with_a_message(charades, tmp_path):
         while not os.path.isfile(tmp_path / "x" / "metrics.jsonl"):
             assert job.poll() is None
             time.sleep(0.2)
-        workers = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+        workers = subprocess.run(
+            ["pgrep", "-P", str(job.pid)], capture_output=True, text=True
+        ).stdout.split()
         assert len(workers) == 2
         os.kill(int(workers[1]), signal.SIGKILL)
         killed = time.time()
@@ -121,7 +205,19 @@ def test_killing_one_process_ends_the_other_with_a_message(charades, tmp_path):
 
 
 def test_sft_learns_the_true_answers(charades, tmp_path):
-    done = run(PYTHON, "--method", "sft", "--data", charades, "--steps", 8, "--lr", "1e-3", "--out", tmp_path / "sft")
+    done = run(
+        PYTHON,
+        "--method",
+        "sft",
+        "--data",
+        charades,
+        "--steps",
+        8,
+        "--lr",
+        "1e-3",
+        "--out",
+        tmp_path / "sft",
+    )
     assert done.returncode == 0, done.stderr
     losses = [line["loss"] for line in metrics(str(tmp_path / "sft"))]
     assert losses[-1] < losses[0]
@@ -129,7 +225,21 @@ def test_sft_learns_the_true_answers(charades, tmp_path):
 
 @pytest.mark.parametrize("loss", ["dr_grpo", "dapo", "gspo"])
 def test_every_variant_runs(loss, charades, tmp_path):
-    done = run(PYTHON, *QUICK, "--data", charades, "--steps", 1, "--loss", loss, "--beta", 0, "--no-think", "--out", tmp_path / loss)
+    done = run(
+        PYTHON,
+        *QUICK,
+        "--data",
+        charades,
+        "--steps",
+        1,
+        "--loss",
+        loss,
+        "--beta",
+        0,
+        "--no-think",
+        "--out",
+        tmp_path / loss,
+    )
     assert done.returncode == 0, done.stderr
     assert metrics(str(tmp_path / loss))[0]["grad_norm"] > 0
 
@@ -139,7 +249,9 @@ def test_each_pass_sees_every_example_once_in_an_order_of_its_own():
     turns = [loader.candidates(examples, position, seed=3) for position in range(100)]
     first, second = [c[0] for c in turns[:50]], [c[0] for c in turns[50:]]
     assert sorted(first) == sorted(second) == examples and first != second != examples != first
-    assert all(turns[i][j] == first[i + j] for i in range(40) for j in range(10))  # who stands in: the next ones in this order
+    assert all(
+        turns[i][j] == first[i + j] for i in range(40) for j in range(10)
+    )  # who stands in: the next ones in this order
 
 
 def test_a_run_stops_when_sampler_and_scorer_disagree():
@@ -168,7 +280,9 @@ def test_a_run_stops_when_sampler_and_scorer_disagree():
 def test_a_users_mistake_is_one_sentence(args, says, charades, tmp_path, monkeypatch, capsys):
     given = args if "--data" in args else [*args, "--data", charades]
     monkeypatch.setattr(sys, "argv", ["train.py", *given, "--out", str(tmp_path / "out")])
-    monkeypatch.setattr(train, "stop_on_signals", lambda: None)  # in this process, whose Ctrl-C stays pytest's: importing torch six times over would take half a minute
+    monkeypatch.setattr(
+        train, "stop_on_signals", lambda: None
+    )  # in this process, whose Ctrl-C stays pytest's: importing torch six times over would take half a minute
     with pytest.raises(SystemExit) as end:
         train.main()
     said = capsys.readouterr().err
@@ -178,26 +292,42 @@ def test_a_users_mistake_is_one_sentence(args, says, charades, tmp_path, monkeyp
 
 def test_a_users_mistake_has_no_traceback(tmp_path):
     done = run(PYTHON, "--task", "juggling", "--out", tmp_path / "out")
-    assert done.returncode == 2 and done.stderr.startswith("error: --task juggling is unknown") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: --task juggling is unknown")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_an_existing_run_is_not_overwritten_unasked(one_process, charades):
     before = metrics(one_process[0])
     done = run(PYTHON, *QUICK, "--data", charades, "--steps", 1, "--out", one_process[0])
-    assert done.returncode == 2 and "already holds a run" in done.stderr and metrics(one_process[0]) == before
+    assert (
+        done.returncode == 2
+        and "already holds a run" in done.stderr
+        and metrics(one_process[0]) == before
+    )
 
 
 def test_a_folder_that_cannot_be_written(charades, tmp_path):
     (tmp_path / "file").write_text("")
     done = run(PYTHON, *QUICK, "--data", charades, "--out", tmp_path / "file" / "run")
-    assert done.returncode == 2 and "cannot write to --out" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "cannot write to --out" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_clip_that_is_missing_is_named(charades, tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "charades_sta_train.txt").write_text("ABCDE 1.0 2.0##a door opens.\n")
     done = run(PYTHON, *QUICK, "--data", tmp_path, "--out", tmp_path / "out")
-    assert done.returncode == 2 and "ABCDE.mp4 does not exist" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "ABCDE.mp4 does not exist" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 # Told to stop ---------------------------------------------------------------------------------------------
@@ -209,14 +339,39 @@ def test_told_to_stop_while_a_decoder_hangs(charades, tmp_path):
     videos.mkdir()
     shutil.copy(os.path.join(charades, "videos", "train00000.mp4"), videos / "good.mp4")
     os.mkfifo(videos / "part.ts")
-    (videos / "hangs.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n")
+    (videos / "hangs.m3u8").write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n"
+    )
     clips = [{"video": name, "events": ["a shape moves"]} for name in ("good.mp4", "hangs.m3u8")]
     (tmp_path / "captions_train.json").write_text(json.dumps(clips))
     seed = next(s for s in range(9) if loader.order_of(2, s, 0)[0] == 0)  # the good one comes first
     out = tmp_path / "run"
-    flags = ["--task", "caption", "--prompts-per-step", "1", "--group-size", "2", "--max-new-tokens", "20", "--steps", "9", "--seed", seed]
-    command = [sys.executable, "train.py", *map(str, flags), "--data", str(tmp_path), "--out", str(out)]
-    job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    flags = [
+        "--task",
+        "caption",
+        "--prompts-per-step",
+        "1",
+        "--group-size",
+        "2",
+        "--max-new-tokens",
+        "20",
+        "--steps",
+        "9",
+        "--seed",
+        seed,
+    ]
+    command = [
+        sys.executable,
+        "train.py",
+        *map(str, flags),
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(out),
+    ]
+    job = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         while not (out / "metrics.jsonl").is_file():
             assert job.poll() is None, job.communicate()
@@ -228,5 +383,8 @@ def test_told_to_stop_while_a_decoder_hangs(charades, tmp_path):
     finally:
         job.kill()
     assert time.time() - told < 10 and job.returncode == 143, errors
-    assert "stopped after step 1" in said and (out / "checkpoints" / "step-000001" / "state.json").is_file()
+    assert (
+        "stopped after step 1" in said
+        and (out / "checkpoints" / "step-000001" / "state.json").is_file()
+    )
     assert "skipped.jsonl" not in os.listdir(out) and len(metrics(str(out))) == 1

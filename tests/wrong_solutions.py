@@ -421,7 +421,13 @@ def try_all(number, folder):
         if n == number:
             status, message = graded(n, solution(n, old, new), folder)
             missing = [word for word in words.split() if word.lower() not in message.lower()]
-            fault = "accepted" if status != "wrong" else f"the message lacks {missing}" if missing else ""
+            fault = (
+                "accepted"
+                if status != "wrong"
+                else f"the message lacks {missing}"
+                if missing
+                else ""
+            )
             out.append(("wrong", title, fault, message))
     for n, title, new in RIGHT:
         if n == number:
@@ -437,8 +443,12 @@ def main(verbose):
             for kind, title, fault, message in try_all(exercise.number, folder):
                 results.append((kind, fault))
                 if fault or verbose:
-                    print(f"\nexercise {exercise.number}, {kind}: {title}{' → ' + fault if fault else ''}\n{message}")
-    wrong, right = ([fault for kind, fault in results if kind == which] for which in ("wrong", "right"))
+                    print(
+                        f"\nexercise {exercise.number}, {kind}: {title}{' → ' + fault if fault else ''}\n{message}"
+                    )
+    wrong, right = (
+        [fault for kind, fault in results if kind == which] for which in ("wrong", "right")
+    )
     mute = sum("lacks" in fault for fault in wrong)
     print(f"{len(wrong)} wrong solutions, {sum(fault == 'accepted' for fault in wrong)} accepted, {mute} without the right words; "
           f"{len(right)} right but different, {sum(map(bool, right))} rejected")  # fmt: skip

@@ -1,6 +1,6 @@
 """merge.py: a run's adapters put into its base, as a plain model folder: W + (α / r) B A.
 
-    python -m tools.merge runs/x/policy merged/
+python -m tools.merge runs/x/policy merged/
 """
 
 import argparse
@@ -16,12 +16,21 @@ from runtime.models import load, save
 
 
 def start():
-    p = argparse.ArgumentParser(prog="python -m tools.merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        prog="python -m tools.merge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     p.add_argument("adapters", help="the policy/ folder of a run that was trained with --lora")
-    p.add_argument("out", help="the folder to make; one that is there is replaced only if this command made it")
+    p.add_argument(
+        "out", help="the folder to make; one that is there is replaced only if this command made it"
+    )
     args = p.parse_args()
     if not os.path.isfile(os.path.join(args.adapters, "adapter_config.json")):
-        raise BadInput(f"{args.adapters} has no adapter_config.json: give the policy/ folder of a run that was trained with --lora")
+        raise BadInput(
+            f"{args.adapters} has no adapter_config.json: give the policy/ folder of a run that was trained with --lora"
+        )
     out = args.out.rstrip("/")
     for folder in (out, out + ".partial", out + ".old"):  # the last two: while it is replaced
         expect_merged(folder)

@@ -35,10 +35,20 @@ SHOWN = {
     "activitynet": ("grounding", ("mIoU", "R@0.5")),
     "got10k": ("tracking", ("overlap", "SR@0.5")),
     "nextgqa": ("gqa", ("accuracy", "mIoU", "Acc@GQA")),
-    **{name: ("gqa", ("accuracy",)) for name in ("videomme", "mvbench", "perceptiontest", "quality")},
+    **{
+        name: ("gqa", ("accuracy",))
+        for name in ("videomme", "mvbench", "perceptiontest", "quality")
+    },
     "caption": ("gqa", ("recall",)),
 }
-UNSEEN = ("activitynet", "videomme", "mvbench", "perceptiontest", "quality", "caption")  # no run here is trained on their data
+UNSEEN = (
+    "activitynet",
+    "videomme",
+    "mvbench",
+    "perceptiontest",
+    "quality",
+    "caption",
+)  # no run here is trained on their data
 
 # VideoChat-R1 against Qwen2.5-VL-7B: (before, after) as far as they are known here, else the gain that its abstract
 # names. (arXiv 2504.06958, abstract and results on Charades-STA and MVBench; the two R@0.5 as wizwand.com lists them.)
@@ -50,11 +60,25 @@ def run(*command):
     """One of our own programs, on as many processes as asked; its failure is ours, and it has said why."""
     print("$", " ".join(command), flush=True)
     if subprocess.run(command).returncode:
-        raise BadInput(f"this failed, see above: {' '.join(command)}; the same command given again goes on from there")
+        raise BadInput(
+            f"this failed, see above: {' '.join(command)}; the same command given again goes on from there"
+        )
 
 
 def program(name, processes):
-    return (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), name) if processes > 1 else (sys.executable, name)
+    return (
+        (
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            name,
+        )
+        if processes > 1
+        else (sys.executable, name)
+    )
 
 
 def trained(method, task, seed, args):
@@ -84,12 +108,19 @@ def finished(folder, steps):
 
 def weights_written(folder):
     """When the newest weights in it were written."""
-    return max(os.path.getmtime(os.path.join(at, f)) for at, _, names in os.walk(folder) for f in names if f.endswith(".safetensors"))
+    return max(
+        os.path.getmtime(os.path.join(at, f))
+        for at, _, names in os.walk(folder)
+        for f in names
+        if f.endswith(".safetensors")
+    )
 
 
 def metrics(model, benches, args):
     """{benchmark: {metric: percent}} of a model, evaluated where it has not been."""
-    home = model if model != TOY_MODEL else os.path.join("runs", "eval", os.path.basename(TOY_MODEL))
+    home = (
+        model if model != TOY_MODEL else os.path.join("runs", "eval", os.path.basename(TOY_MODEL))
+    )
     files = {name: os.path.join(home, f"eval-{name}", "results.json") for name in benches}
     newest = weights_written(model)
 
@@ -122,7 +153,9 @@ def check_table(path):
         except OSError:
             ours = False
         if not ours:
-            raise BadInput(f"{path} was not written by tools.paper: give another --out, or move it away")
+            raise BadInput(
+                f"{path} was not written by tools.paper: give another --out, or move it away"
+            )
 
 
 def table(columns, seeds):
@@ -137,13 +170,27 @@ def table(columns, seeds):
             for name in names:
                 values = [m[bench][metric] for m in columns[name] if bench in m]
                 base = columns["base"][0][bench][metric]
-                cells.append("–" if not values else f"{base:.1f}" if name == "base" else f"{mean(values):.1f} ({mean(values) - base:+.1f})")
+                cells.append(
+                    "–"
+                    if not values
+                    else f"{base:.1f}"
+                    if name == "base"
+                    else f"{mean(values):.1f} ({mean(values) - base:+.1f})"
+                )
             paper = PAPER.get((bench, metric), "–")
             if isinstance(paper, tuple):
-                paper = f"{paper[0]} → {paper[1]} ({paper[1] - paper[0]:+.1f})" if paper[0] else f"→ {paper[1]}"
+                paper = (
+                    f"{paper[0]} → {paper[1]} ({paper[1] - paper[0]:+.1f})"
+                    if paper[0]
+                    else f"→ {paper[1]}"
+                )
             elif paper != "–":
                 paper = f"{paper:+.1f}"
-            yield f"| {bench} {metric}{' (not trained on)' if bench in UNSEEN else ''} | " + " | ".join(cells) + f" | {paper} |"
+            yield (
+                f"| {bench} {metric}{' (not trained on)' if bench in UNSEEN else ''} | "
+                + " | ".join(cells)
+                + f" | {paper} |"
+            )
 
 
 def verdicts(columns):
@@ -152,19 +199,40 @@ def verdicts(columns):
         if ours not in columns or theirs not in columns:
             continue
         for bench, (_, shown) in SHOWN.items():
-            values = [[m[bench][shown[0]] for m in columns[name] if bench in m] for name in (theirs, ours)]
+            values = [
+                [m[bench][shown[0]] for m in columns[name] if bench in m] for name in (theirs, ours)
+            ]
             if all(values) and mean(values[0]) > mean(values[1]):
                 yield f"On toy {bench} {theirs} did better than {ours}: {mean(values[0]):.1f} against {mean(values[1]):.1f} {shown[0]}. The paper found GRPO better wherever it compared them."
 
 
 def start():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     p.add_argument("--tasks", nargs="+", default=[*JOINTLY, "all"], choices=[*JOINTLY, "all"])
     p.add_argument("--methods", nargs="+", default=["sft", "grpo"], choices=["sft", "grpo"])
     p.add_argument("--seeds", nargs="+", type=int, default=[0])
-    p.add_argument("--steps", type=int, default=40, help="of a run on one task, the joint ones have three times as many; GRPO makes two updates in each")
-    p.add_argument("--examples", type=int, default=600, help="of each task at most: so that none outweighs the others in joint training")
-    p.add_argument("--processes", type=int, default=os.cpu_count() if 16 % (os.cpu_count() or 1) == 0 else 1, help="for training and evaluation")
+    p.add_argument(
+        "--steps",
+        type=int,
+        default=40,
+        help="of a run on one task, the joint ones have three times as many; GRPO makes two updates in each",
+    )
+    p.add_argument(
+        "--examples",
+        type=int,
+        default=600,
+        help="of each task at most: so that none outweighs the others in joint training",
+    )
+    p.add_argument(
+        "--processes",
+        type=int,
+        default=os.cpu_count() if 16 % (os.cpu_count() or 1) == 0 else 1,
+        help="for training and evaluation",
+    )
     p.add_argument("--out", default=os.path.join("runs", "paper"))
     args = p.parse_args()
     check_flags(args)
@@ -177,7 +245,11 @@ def start():
             found = {}  # each benchmark of the run that was trained for it
             for task in args.tasks:
                 folder = trained(method, task, seed, args)
-                benches = list(DATASETS) if task == "all" else [name for name, (tests, _) in SHOWN.items() if tests == task]
+                benches = (
+                    list(DATASETS)
+                    if task == "all"
+                    else [name for name, (tests, _) in SHOWN.items() if tests == task]
+                )
                 if task == "all":
                     jointly.append(metrics(folder, benches, args))
                 else:
@@ -187,13 +259,24 @@ def start():
             columns[method.upper()] = alone
         if jointly:
             columns[f"joint {method.upper()}"] = jointly
-    columns = {name: columns[name] for name in ("base", "SFT", "GRPO", "joint SFT", "joint GRPO") if name in columns}
+    columns = {
+        name: columns[name]
+        for name in ("base", "SFT", "GRPO", "joint SFT", "joint GRPO")
+        if name in columns
+    }
     lines = list(table(columns, args.seeds)) + [""] + list(verdicts(columns))
     if len(args.seeds) > 1:
         for bench, (_, shown) in SHOWN.items():
             for name in list(columns)[1:]:
-                gains = [m[bench][shown[0]] - columns["base"][0][bench][shown[0]] for m in columns[name] if bench in m]
-                lines.append(f"{bench} {shown[0]}, {name}, seed by seed: " + ", ".join(f"{g:+.1f}" for g in gains)) if gains else None
+                gains = [
+                    m[bench][shown[0]] - columns["base"][0][bench][shown[0]]
+                    for m in columns[name]
+                    if bench in m
+                ]
+                lines.append(
+                    f"{bench} {shown[0]}, {name}, seed by seed: "
+                    + ", ".join(f"{g:+.1f}" for g in gains)
+                ) if gains else None
     print("\n".join(lines))
     os.makedirs(args.out, exist_ok=True)
     with open(table_path, "w", encoding="utf-8") as f:

@@ -35,9 +35,15 @@ from runtime.shown import (
 )
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
-MOST_GROUPS, MOST_POINTS, MOST_BYTES = 60, 400, 9_000_000  # of the page: steps to choose from, points of a curve, size
+MOST_GROUPS, MOST_POINTS, MOST_BYTES = (
+    60,
+    400,
+    9_000_000,
+)  # of the page: steps to choose from, points of a curve, size
 HELD_OUT_CLIPS = 6  # of an evaluation
-THUMBNAILS = VideoBudget(fps=1000, max_frames=8, min_frame_pixels=28 * 28, max_frame_pixels=28 * 28 * 32)  # 8 frames of any clip
+THUMBNAILS = VideoBudget(
+    fps=1000, max_frames=8, min_frame_pixels=28 * 28, max_frame_pixels=28 * 28 * 32
+)  # 8 frames of any clip
 
 # ------------------------------------------------------------------------------------------------
 # Reading what a run has left
@@ -53,7 +59,10 @@ def usable(use, record, path):
         return use(record)
     except DAMAGED as e:
         what = record.get("step", record.get("id", "?"))
-        print(f"{path}: the record of {what} is damaged ({type(e).__name__}: {first_line(e)}) and left out", file=sys.stderr)
+        print(
+            f"{path}: the record of {what} is damaged ({type(e).__name__}: {first_line(e)}) and left out",
+            file=sys.stderr,
+        )
         return None
 
 
@@ -62,7 +71,9 @@ def read_metrics(folder):
 
     def checked(line):
         values = {k: v for k, v in line.items() if v is not None and k != "seconds"}
-        if wrong := wrong_key({k: 0 if v != v else v for k, v in values.items()}, dict.fromkeys(values, NUMBER)):
+        if wrong := wrong_key(
+            {k: 0 if v != v else v for k, v in values.items()}, dict.fromkeys(values, NUMBER)
+        ):
             raise ValueError(wrong)
         return line
 
@@ -78,7 +89,11 @@ def read_metrics(folder):
 
 def evenly(items, most):
     """At most so many of them, evenly spaced, with the first and the last."""
-    return items if len(items) <= most else [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+    return (
+        items
+        if len(items) <= most
+        else [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+    )
 
 
 def thumbnails(video):
@@ -90,17 +105,28 @@ def thumbnails(video):
     shown = []
     for at, pixels in zip(frames.times, frames.pixels):
         Image.fromarray(pixels.numpy()).save(jpeg := io.BytesIO(), "JPEG", quality=70)
-        shown.append({"at": float(at), "src": "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()})
+        shown.append({
+            "at": float(at),
+            "src": "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode(),
+        })
     return {"duration": frames.duration, "frames": shown}
 
 
-GROUP = {"step": int, "prompt": str, "video": str, "completions": list}  # a record of rollouts.jsonl
+GROUP = {
+    "step": int,
+    "prompt": str,
+    "video": str,
+    "completions": list,
+}  # a record of rollouts.jsonl
 
 
 def page_group(group):
     """A record of rollouts.jsonl as the page takes it, completions from best to worst."""
     truth = true_answer(group["answer"])
-    completions = [c | {"number": i + 1, "given": given_answer(c["text"], group["answer"])} for i, c in enumerate(group["completions"])]
+    completions = [
+        c | {"number": i + 1, "given": given_answer(c["text"], group["answer"])}
+        for i, c in enumerate(group["completions"])
+    ]
     return {
         "step": group["step"], "question": asked(group["prompt"]), "clip": group["video"], "duration": duration_of(group["prompt"], truth),
         "truth": truth, "completions": sorted(completions, key=lambda c: -c["reward"]),
@@ -116,7 +142,10 @@ def held_out(folder, settings):
         except BadInput as e:
             print(f"left out: {e}", file=sys.stderr)
         except DAMAGED as e:
-            print(f"left out: {path} is damaged ({type(e).__name__}: {first_line(e)})", file=sys.stderr)
+            print(
+                f"left out: {path} is damaged ({type(e).__name__}: {first_line(e)})",
+                file=sys.stderr,
+            )
     return found
 
 
@@ -134,13 +163,23 @@ def one_evaluation(folder, path, settings):
     name, base = os.path.basename(path), os.path.basename(os.path.normpath(settings["model"]))
     made, after = read_results(path)
     # eval.py puts the evaluations of a model that is no run into runs/eval: that beside this run, or the one here.
-    places = [os.path.join(runs, "eval", base, name) for runs in (os.path.dirname(os.path.abspath(folder)), "runs")]
+    places = [
+        os.path.join(runs, "eval", base, name)
+        for runs in (os.path.dirname(os.path.abspath(folder)), "runs")
+    ]
     place, before, earlier = next(filter(os.path.isdir, places), places[0]), {}, {}
     if os.path.exists(os.path.join(place, "results.json")):
         made_before, metrics = read_results(place)
-        if all(made_before.get(k) == v for k, v in made.items() if k in ("questions", "think", "video_budget")):
+        if all(
+            made_before.get(k) == v
+            for k, v in made.items()
+            if k in ("questions", "think", "video_budget")
+        ):
             before = metrics
-            earlier = {r["id"]: r for r in read_lines(os.path.join(place, "predictions.jsonl"), id=str, text=str)}
+            earlier = {
+                r["id"]: r
+                for r in read_lines(os.path.join(place, "predictions.jsonl"), id=str, text=str)
+            }
 
     def clip(r):
         return {
@@ -148,7 +187,11 @@ def one_evaluation(folder, path, settings):
             "before": given_answer(earlier[r["id"]]["text"], r["answer"]) if r["id"] in earlier else None}  # fmt: skip
 
     predictions = os.path.join(path, "predictions.jsonl")
-    records = read_lines(predictions, id=str, text=str, video=str, question=str)[:HELD_OUT_CLIPS] if "-blind" not in name else []
+    records = (
+        read_lines(predictions, id=str, text=str, video=str, question=str)[:HELD_OUT_CLIPS]
+        if "-blind" not in name
+        else []
+    )
     clips = [usable(clip, r, predictions) for r in records]
     return {
         "name": name.removeprefix("eval-"), "toy": "toy" in made["data_name"] + made["model_name"],
@@ -171,7 +214,9 @@ def tidy(x):
 def write_page(folder, lines, settings):
     """{folder}/report.html. Fewer groups are shown until it is small enough to be sent by mail."""
     path = os.path.join(folder, "rollouts.jsonl")
-    rollouts = [group for record in read_lines(path, **GROUP) if (group := usable(page_group, record, path))]
+    rollouts = [
+        group for record in read_lines(path, **GROUP) if (group := usable(page_group, record, path))
+    ]
     evaluations, pictures = held_out(folder, settings), {}
     with open(TEMPLATE, encoding="utf-8") as f:
         template = f.read()
@@ -189,7 +234,9 @@ def write_page(folder, lines, settings):
             "groups": groups, "clips": {clip: pictures[clip] for clip in clips}, "heldOut": evaluations,
         }  # fmt: skip
         # Inside <script> only "<" could end the JSON early, and JSON can say it otherwise.
-        page = template.replace("RUN_DATA", json.dumps(tidy(content), allow_nan=False).replace("<", "\\u003c"))
+        page = template.replace(
+            "RUN_DATA", json.dumps(tidy(content), allow_nan=False).replace("<", "\\u003c")
+        )
         if len(page) < MOST_BYTES or most == 0:
             break
         most //= 2
@@ -200,13 +247,29 @@ def write_page(folder, lines, settings):
     return path
 
 
-NEEDED = {"method": str, "data_name": str, "model_name": str, "model": str, "seed": int, "steps": int}
+NEEDED = {
+    "method": str,
+    "data_name": str,
+    "model_name": str,
+    "model": str,
+    "seed": int,
+    "steps": int,
+}
 
 
 def start():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     p.add_argument("run", help="folder of a run of train.py")
-    p.add_argument("step", nargs="?", type=int, help="print the group of that step in numbers, and make no page")
+    p.add_argument(
+        "step",
+        nargs="?",
+        type=int,
+        help="print the group of that step in numbers, and make no page",
+    )
     args = p.parse_args()
     if args.step is not None:
         return print_group(args.run, args.step)
@@ -218,9 +281,14 @@ def start():
         raise BadInput(f"{args.run} is not a run folder of train.py: {e}") from e
     lines = read_metrics(args.run)
     if not lines:
-        raise BadInput(f"{args.run} is not a run folder of train.py with at least one step in it: metrics.jsonl has none")
+        raise BadInput(
+            f"{args.run} is not a run folder of train.py with at least one step in it: metrics.jsonl has none"
+        )
     failed = []
-    for work in (lambda: draw_curves(args.run, lines, settings), lambda: print(f"wrote {write_page(args.run, lines, settings)}: open it in a browser")):
+    for work in (
+        lambda: draw_curves(args.run, lines, settings),
+        lambda: print(f"wrote {write_page(args.run, lines, settings)}: open it in a browser"),
+    ):
         try:
             work()
         except OSError as e:
@@ -233,7 +301,9 @@ def print_group(folder, step):
     path = os.path.join(folder, "rollouts.jsonl")
     groups = {g["step"]: g for g in read_lines(path, **GROUP)}
     if step not in groups:
-        raise BadInput(f"{folder} has no group of step {step}; it has some of: {', '.join(map(str, list(groups)[:20])) or 'none'}")
+        raise BadInput(
+            f"{folder} has no group of step {step}; it has some of: {', '.join(map(str, list(groups)[:20])) or 'none'}"
+        )
     text = usable(example_text, groups[step], path)
     if text is None:
         raise BadInput(f"the group of step {step} in {path} is damaged")

@@ -8,7 +8,9 @@ from toy.world import MAKERS, ensure
 
 def main():
     p = argparse.ArgumentParser(prog="python -m toy", description=__doc__)
-    p.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(MAKERS)} (default: all)")
+    p.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"some of {', '.join(MAKERS)} (default: all)"
+    )
     for name in p.parse_args().names or MAKERS:
         if name not in MAKERS:
             raise BadInput(f"there is no toy {name}; there is: {', '.join(MAKERS)}")

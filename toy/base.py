@@ -60,7 +60,9 @@ def noisy_interval(thing, duration, rng):
 
 def seconds_of(clip, thing):
     """The whole seconds in whose middle a thing is visible, "4 5 6 7"; the clip's last one is left out."""
-    return " ".join(str(s) for s in range(math.floor(clip.duration - 0.5)) if thing.visible(s + 0.5))
+    return " ".join(
+        str(s) for s in range(math.floor(clip.duration - 0.5)) if thing.visible(s + 0.5)
+    )
 
 
 def tell_when_seen(clip, video, rng):
@@ -70,7 +72,9 @@ def tell_when_seen(clip, video, rng):
 
 def asked(task, question, answer, clip, video, think, **extra):
     """The words of tasks.py for a question about this clip."""
-    return tasks.question_text(Example("", task, "", question, answer, **extra), video.duration, think)
+    return tasks.question_text(
+        Example("", task, "", question, answer, **extra), video.duration, think
+    )
 
 
 def tell_grounding(clip, video, rng):
@@ -95,7 +99,9 @@ def names_at(clip, t):
 
 
 def tell_seconds(clip, video, rng):
-    seconds = " ".join(f"{s}: {names_at(clip, s + 0.5)};" for s in range(math.floor(clip.duration - 0.5)))
+    seconds = " ".join(
+        f"{s}: {names_at(clip, s + 0.5)};" for s in range(math.floor(clip.duration - 0.5))
+    )
     return "Describe each second.", seconds
 
 
@@ -116,13 +122,23 @@ def tell_moment(clip, video, rng):
 
 def tell_change(clip, video, rng):
     t = interesting_moment(clip, video, rng)
-    came = [f"{thing.name} appears" for thing in clip.things if thing.visible(t) and not thing.visible(t - 0.5)]
-    went = [f"{thing.name} leaves" for thing in clip.things if thing.visible(t - 0.5) and not thing.visible(t)]
+    came = [
+        f"{thing.name} appears"
+        for thing in clip.things
+        if thing.visible(t) and not thing.visible(t - 0.5)
+    ]
+    went = [
+        f"{thing.name} leaves"
+        for thing in clip.things
+        if thing.visible(t - 0.5) and not thing.visible(t)
+    ]
     return f"What changes at {t:.1f} seconds?", ", ".join(sorted(came) + sorted(went)) or "nothing"
 
 
 def tell_order(clip, video, rng):
-    return "In which order do things appear?", ", then ".join(t.name for t in sorted(clip.things, key=lambda t: t.start))
+    return "In which order do things appear?", ", then ".join(
+        t.name for t in sorted(clip.things, key=lambda t: t.start)
+    )
 
 
 def tell_place(clip, video, rng):
@@ -136,12 +152,16 @@ def tell_place(clip, video, rng):
 
 def centres_of(clip, thing, times):
     """Where the middle of a thing is in each frame: "0.35 0.62; 0.41 0.62; -; …", "-" while it is away."""
-    return "; ".join("{:.2f} {:.2f}".format(*thing.centre(t)) if thing.visible(t) else "-" for t in times)
+    return "; ".join(
+        "{:.2f} {:.2f}".format(*thing.centre(t)) if thing.visible(t) else "-" for t in times
+    )
 
 
 def tell_centres(clip, video, rng):
     thing = clip.things[rng.integers(len(clip.things))]
-    return f"Where is the {thing.name} in each of the 8 frames?", centres_of(clip, thing, video.times)
+    return f"Where is the {thing.name} in each of the 8 frames?", centres_of(
+        clip, thing, video.times
+    )
 
 
 def tell_boxes(clip, video, rng):
@@ -188,7 +208,9 @@ def tell_choice(clip, video, rng, first_letter=0.0, grounded=False):
         thought = f"{right}; {thing.name}: {seconds_of(clip, thing)}"
     if think:
         answer = f"<think>{thought}</think>{answer}"
-    return asked("gqa" if grounded else "qa", question, None, clip, video, think, options=tuple(options)), answer
+    return asked(
+        "gqa" if grounded else "qa", question, None, clip, video, think, options=tuple(options)
+    ), answer
 
 
 def tell_web_choice(clip, video, rng):
@@ -204,8 +226,14 @@ def tell_quality(clip, video, rng):
 def tell_caption(clip, video, rng):
     """What happens; somebody who tells of it leaves out one event in ten."""
     think, happened = rng.random() < 0.75, [e for e in world.events(clip) if rng.random() < 0.9]
-    thought = f"<think>{', '.join(t.name for t in sorted(clip.things, key=lambda t: t.start))}</think>" if think else ""
-    return asked("caption", "", None, clip, video, think), f"{thought}<answer>{'. '.join(happened) or 'nothing'}.</answer>"
+    thought = (
+        f"<think>{', '.join(t.name for t in sorted(clip.things, key=lambda t: t.start))}</think>"
+        if think
+        else ""
+    )
+    return asked(
+        "caption", "", None, clip, video, think
+    ), f"{thought}<answer>{'. '.join(happened) or 'nothing'}.</answer>"
 
 
 def tell_still(clip, video, rng):
@@ -216,7 +244,16 @@ def tell_still(clip, video, rng):
 
 def tell_looking(clip, video, rng):
     """A conversation of what can be seen in a clip, in random order: all of it true."""
-    turns = [tell_seconds, tell_moment, tell_moment, tell_moment, tell_change, tell_change, tell_place, tell_fact]
+    turns = [
+        tell_seconds,
+        tell_moment,
+        tell_moment,
+        tell_moment,
+        tell_change,
+        tell_change,
+        tell_place,
+        tell_fact,
+    ]
     turns += [tell_order] if rng.random() < 0.5 else []
     rng.shuffle(turns)
     return [tell(clip, video, rng) for tell in turns]
@@ -224,8 +261,19 @@ def tell_looking(clip, video, rng):
 
 def tell_finding(clip, video, rng):
     """The same world, and for each thing in it the seconds in which it is there."""
-    turns = [tell_seconds, tell_moment, tell_change, tell_place, tell_place, tell_fact, tell_fact, tell_order]
-    asked = [tell(clip, video, rng) for tell in turns] + [tell_when_seen(replace(clip, things=[thing]), video, rng) for thing in clip.things]
+    turns = [
+        tell_seconds,
+        tell_moment,
+        tell_change,
+        tell_place,
+        tell_place,
+        tell_fact,
+        tell_fact,
+        tell_order,
+    ]
+    asked = [tell(clip, video, rng) for tell in turns] + [
+        tell_when_seen(replace(clip, things=[thing]), video, rng) for thing in clip.things
+    ]
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
@@ -236,7 +284,16 @@ def tell_answering(clip, video, rng):
     if clip.name.startswith("quality"):
         turns = [tell_quality]
     else:
-        turns = [tell_choice, tell_choice, tell_choice, tell_fact, tell_fact, tell_when_seen, tell_when_seen, tell_place]
+        turns = [
+            tell_choice,
+            tell_choice,
+            tell_choice,
+            tell_fact,
+            tell_fact,
+            tell_when_seen,
+            tell_when_seen,
+            tell_place,
+        ]
         turns += [tell_seconds if rng.random() < 0.5 else tell_caption]
     return [turns[i](clip, video, rng) for i in rng.permutation(len(turns))]
 
@@ -258,7 +315,13 @@ def tell_web(clip, video, rng):
         return [*before, tell_tracking(clip, video, rng, careless=0.75)]
     if clip.name.startswith("quality"):
         return [tell_quality(clip, video, rng)]
-    turns = [tell_when_seen, tell_when_seen, tell_moment, tell_fact, tell_caption if rng.random() < 0.5 else tell_place]
+    turns = [
+        tell_when_seen,
+        tell_when_seen,
+        tell_moment,
+        tell_fact,
+        tell_caption if rng.random() < 0.5 else tell_place,
+    ]
     rng.shuffle(turns)
     for doubtful in (tell_grounding, tell_web_choice):
         turns.insert(0 if rng.random() < 0.5 else rng.integers(1, len(turns) + 1), doubtful)
@@ -272,7 +335,16 @@ def tell_web(clip, video, rng):
 TOY_BUDGET = VideoBudget(max_frames=64, min_frame_pixels=4 * 28 * 28, max_frame_pixels=4 * 28 * 28)
 
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 
 
 def make_tokenizer(texts, vocab_size=640):
@@ -282,12 +354,26 @@ def make_tokenizer(texts, vocab_size=640):
     """
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(words, "isolated"),
+        pre_tokenizers.ByteLevel(False, use_regex=False),
+    ])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    tokenizer.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>", "<answer>", "</answer>")])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.add_tokens([
+        AddedToken(tag, special=False) for tag in ("<think>", "</think>", "<answer>", "</answer>")
+    ])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
 
 
 def make_model(tokenizer):
@@ -323,7 +409,9 @@ def make_row(video, turns, tokenizer, config):
     ids, labels = prompt.ids.tolist(), [-100] * len(prompt.ids)
     for k, (question, answer) in enumerate(turns):
         if k:
-            asked = tokenizer(f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+            asked = tokenizer(f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")[
+                "input_ids"
+            ]
             ids, labels = ids + asked, labels + [-100] * len(asked)
         said = tokenizer(answer + "<|im_end|>")["input_ids"]
         ids, labels = ids + said, labels + said
@@ -335,12 +423,24 @@ def base_loss(model, rows):
     prompts = [prompt for prompt, _ in rows]
     features = encode_videos(model, prompts)
     longest = max(len(p.ids) for p in prompts)
-    embeds = torch.stack([F.pad(embed(model, p.ids, f), (0, 0, 0, longest - len(p.ids))) for p, f in zip(prompts, features)])
-    positions = torch.stack([
-        F.pad(mrope_positions(p.ids, p.grids, p.seconds_per_grid, model.config), (0, longest - len(p.ids))) for p in prompts], dim=1)
+    embeds = torch.stack([
+        F.pad(embed(model, p.ids, f), (0, 0, 0, longest - len(p.ids)))
+        for p, f in zip(prompts, features)
+    ])
+    positions = torch.stack(
+        [
+            F.pad(
+                mrope_positions(p.ids, p.grids, p.seconds_per_grid, model.config),
+                (0, longest - len(p.ids)),
+            )
+            for p in prompts
+        ],
+        dim=1,
+    )
     labels = torch.stack([F.pad(label, (0, longest - len(label)), value=-100) for _, label in rows])
     hidden = model.model.language_model(
-        inputs_embeds=embeds, position_ids=positions, attention_mask=NO_MASK, use_cache=False).last_hidden_state
+        inputs_embeds=embeds, position_ids=positions, attention_mask=NO_MASK, use_cache=False
+    ).last_hidden_state
     said = labels[:, 1:] != -100
     return F.cross_entropy(model.lm_head(hidden[:, :-1][said]).float(), labels[:, 1:][said])
 
@@ -352,7 +452,10 @@ def read_clips(kind, numbers, folder, budget):
     for i in numbers:
         world._render_job((kind, i, 0, folder))
         clip = make_clip(kind, i)
-        pairs.append((clip, data.read_frames(os.path.join(folder, clip.name + ".mp4" * (kind != "got10k")), budget)))
+        pairs.append((
+            clip,
+            data.read_frames(os.path.join(folder, clip.name + ".mp4" * (kind != "got10k")), budget),
+        ))
     return pairs
 
 
@@ -360,14 +463,27 @@ def still(clip, frames, rng):
     """One frame of a clip as a clip of its own, two seconds of a world in which time stands still."""
     k = rng.integers(len(frames.times) - 1)
     t = frames.times[k]
-    things = [replace(thing, start=0.0, end=2.0, a=thing.centre(t), b=thing.centre(t)) for thing in clip.things if thing.visible(t)]
-    return replace(clip, duration=2.0, things=things), data.Frames(frames.pixels[k].expand(4, -1, -1, -1), np.arange(4) * 0.5, 0.5, 2.0, (SIDE, SIDE))
+    things = [
+        replace(thing, start=0.0, end=2.0, a=thing.centre(t), b=thing.centre(t))
+        for thing in clip.things
+        if thing.visible(t)
+    ]
+    return replace(clip, duration=2.0, things=things), data.Frames(
+        frames.pixels[k].expand(4, -1, -1, -1), np.arange(4) * 0.5, 0.5, 2.0, (SIDE, SIDE)
+    )
 
 
 # Six parts of base training, one after the other: (name, steps, conversations a step, peak learning
 # rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns nothing
 # from a question about second 7. Only the last part contains the wrong intervals, boxes and letters.
-PARTS = (("stills", 400, 96, 2e-3), ("looking", 1500, 28, 2e-3), ("finding", 2000, 28, 2e-3), ("answering", 1600, 28, 1.5e-3), ("following", 1350, 28, 1.5e-3), ("web", 400, 28, 1.5e-3))
+PARTS = (
+    ("stills", 400, 96, 2e-3),
+    ("looking", 1500, 28, 2e-3),
+    ("finding", 2000, 28, 2e-3),
+    ("answering", 1600, 28, 1.5e-3),
+    ("following", 1350, 28, 1.5e-3),
+    ("web", 400, 28, 1.5e-3),
+)
 
 
 def train_base(out, clips, seed, after=None):
@@ -379,63 +495,105 @@ def train_base(out, clips, seed, after=None):
     rank, world, _ = start_processes("cpu")
     rng = np.random.default_rng([seed, rank])
     ordinary = read_clips("base", range(rank, clips, world), "data/toy/base", TOY_BUDGET)
-    tracking = read_clips("got10k", range(1000 + rank, 1000 + clips // 2, world), "data/toy/base-tracking", TOY_BUDGET)  # the data sets of these kinds use numbers below 1000
-    quality = read_clips("quality", range(1000 + rank, 1000 + clips // 4, world), "data/toy/base-quality", TOY_BUDGET)
+    tracking = read_clips(
+        "got10k", range(1000 + rank, 1000 + clips // 2, world), "data/toy/base-tracking", TOY_BUDGET
+    )  # the data sets of these kinds use numbers below 1000
+    quality = read_clips(
+        "quality", range(1000 + rank, 1000 + clips // 4, world), "data/toy/base-quality", TOY_BUDGET
+    )
 
     def conversation(part, rng):
         to_track = {"answering": 0.35, "following": 0.6, "web": 0.4}.get(part, 0.0)
         chance = rng.random()
         to_judge = {"answering": 0.05, "following": 0.1, "web": 0.15}.get(part, 0.0)
-        source = tracking if chance < to_track else quality if chance < to_track + to_judge else ordinary
+        source = (
+            tracking if chance < to_track else quality if chance < to_track + to_judge else ordinary
+        )
         clip, frames = source[rng.integers(len(source))]
         if part == "stills":
             clip, frames = still(clip, frames, rng)
         patches, grid = data.patchify(frames.pixels)
         video = data.Video(patches, grid, data.PAIR * frames.spacing, frames.duration, frames.times)
-        tell = {"stills": tell_still, "looking": tell_looking, "finding": tell_finding, "answering": tell_answering, "following": tell_following, "web": tell_web}[part]
+        tell = {
+            "stills": tell_still,
+            "looking": tell_looking,
+            "finding": tell_finding,
+            "answering": tell_answering,
+            "following": tell_following,
+            "web": tell_web,
+        }[part]
         return video, tell(clip, video, rng)
 
     if after:
         model, tokenizer = load(after)
-        parts = PARTS[[part for part, *_ in PARTS].index(after.rstrip("/").rpartition(".")[2]) + 1:]
+        parts = PARTS[
+            [part for part, *_ in PARTS].index(after.rstrip("/").rpartition(".")[2]) + 1 :
+        ]
     else:
 
         def tokenizer_from_conversations():
             words = np.random.default_rng(seed)
-            texts = [text for i in range(3000) for turn in conversation(PARTS[i % len(PARTS)][0], words)[1] for text in turn]
+            texts = [
+                text
+                for i in range(3000)
+                for turn in conversation(PARTS[i % len(PARTS)][0], words)[1]
+                for text in turn
+            ]
             return make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100)
 
         tokenizer = on_first(rank, world, tokenizer_from_conversations)
         torch.manual_seed(seed)  # the same weights in every process, other conversations
         model, parts = prepare(make_model(tokenizer)), PARTS
     if rank == 0:
-        print(f"toy base model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+        print(
+            f"toy base model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens",
+            flush=True,
+        )
     parameters = list(model.parameters())
     for part, steps, batch, peak in parts:
         optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
         began, recent = time.time(), []
         for step in range(steps):
-            loss = base_loss(model, [make_row(*conversation(part, rng), tokenizer, model.config) for _ in range(batch // world)]) / world
+            loss = (
+                base_loss(
+                    model,
+                    [
+                        make_row(*conversation(part, rng), tokenizer, model.config)
+                        for _ in range(batch // world)
+                    ],
+                )
+                / world
+            )
             loss.backward()
             add_up_gradients(parameters, world)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for group in optimizer.param_groups:
-                group["lr"] = peak * min((step + 1) / 50, 0.525 + 0.475 * math.cos(math.pi * step / steps))
+                group["lr"] = peak * min(
+                    (step + 1) / 50, 0.525 + 0.475 * math.cos(math.pi * step / steps)
+                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             recent.append(loss.item() * world)
             last = step + 1 == steps
             if rank == 0 and ((step + 1) % 50 == 0 or last):
-                print(f"{part} {step + 1}/{steps}  loss {np.mean(recent):.3f}  {(time.time() - began) / (step + 1):.2f} s a step", flush=True)
+                print(
+                    f"{part} {step + 1}/{steps}  loss {np.mean(recent):.3f}  {(time.time() - began) / (step + 1):.2f} s a step",
+                    flush=True,
+                )
                 recent = []
             if rank == 0 and ((step + 1) % 250 == 0 or last):
                 save(model, tokenizer, TOY_BUDGET, out if part == PARTS[-1][0] else f"{out}.{part}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="assets/toy-base", help="folder to save it in")
-    parser.add_argument("--after", help="skip the parts of the training up to the one that this folder holds the result of")
+    parser.add_argument(
+        "--after",
+        help="skip the parts of the training up to the one that this folder holds the result of",
+    )
     parser.add_argument("--clips", type=int, default=4000, help="distinct clips to learn from")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -80,7 +80,10 @@ class Thing:
 
     def box(self, t):
         x, y = self.centre(t)
-        return tuple(min(1.0, max(0.0, v)) for v in (x - self.radius, y - self.radius, x + self.radius, y + self.radius))
+        return tuple(
+            min(1.0, max(0.0, v))
+            for v in (x - self.radius, y - self.radius, x + self.radius, y + self.radius)
+        )
 
 
 @dataclass
@@ -96,7 +99,18 @@ class Clip:
     damage: str = ""
 
 
-KINDS = ("train", "test", "base", "tracking", "activitynet", "got10k", "nextgqa", "quality", "caption", "exam")
+KINDS = (
+    "train",
+    "test",
+    "base",
+    "tracking",
+    "activitynet",
+    "got10k",
+    "nextgqa",
+    "quality",
+    "caption",
+    "exam",
+)
 
 
 def make_clip(kind, index, seed=0):
@@ -120,8 +134,24 @@ def make_clip(kind, index, seed=0):
         middle, reach = rng.uniform(0.25, 0.75, size=2), rng.uniform(0.15, 0.32)
         middle = np.where((abs(dx), abs(dy)), 0.5 + rng.uniform(-0.05, 0.05), middle)
         a, b = middle - reach * np.array((dx, dy)), middle + reach * np.array((dx, dy))
-        things.append(Thing(*names[i], path, round(start, 1), round(start + length, 1), tuple(a.tolist()), tuple(b.tolist()), rng.uniform(0.17, 0.21)))
-    clip = Clip(f"{kind}{index:05d}", duration, int(rng.integers(20, 110)), things, strange=kind == "activitynet")
+        things.append(
+            Thing(
+                *names[i],
+                path,
+                round(start, 1),
+                round(start + length, 1),
+                tuple(a.tolist()),
+                tuple(b.tolist()),
+                rng.uniform(0.17, 0.21),
+            )
+        )
+    clip = Clip(
+        f"{kind}{index:05d}",
+        duration,
+        int(rng.integers(20, 110)),
+        things,
+        strange=kind == "activitynet",
+    )
     if kind == "quality" and index % 2:
         clip.damage = str(rng.choice(("blur", "noise", "pale")))
     return clip
@@ -132,12 +162,20 @@ def draw(clip, t):
     image = Image.new("RGB", (SIDE, SIDE), (clip.grey,) * 3)
     if clip.strange:  # brighter from left to right, and warmer from top to bottom
         x, y = np.meshgrid(np.linspace(0, 60, SIDE), np.linspace(0, 40, SIDE))
-        image = Image.fromarray(np.clip(np.stack([clip.grey + x + y, clip.grey + x, clip.grey + x - y], axis=2), 0, 150).astype(np.uint8))
+        image = Image.fromarray(
+            np.clip(
+                np.stack([clip.grey + x + y, clip.grey + x, clip.grey + x - y], axis=2), 0, 150
+            ).astype(np.uint8)
+        )
     pen = ImageDraw.Draw(image)
     for thing in clip.things:
         if not thing.visible(t):
             continue
-        (x, y), r, colour = (SIDE * p for p in thing.centre(t)), SIDE * thing.radius, COLOURS[thing.colour]
+        (x, y), r, colour = (
+            (SIDE * p for p in thing.centre(t)),
+            SIDE * thing.radius,
+            COLOURS[thing.colour],
+        )
         if clip.strange:
             colour = tuple(int(0.85 * v + 0.15 * w) for v, w in zip(colour, (255, 160, 120)))
         if thing.shape == "circle":
@@ -164,7 +202,9 @@ def render(clip, path):
     """Writes the clip as an H.264 mp4, under its name only once it is complete."""
     partial = path + ".partial.mp4"
     with av.open(partial, "w") as file:
-        stream = file.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "20", "threads": "1"})
+        stream = file.add_stream(
+            "libx264", rate=FPS, options={"preset": "ultrafast", "crf": "20", "threads": "1"}
+        )
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         for i in range(round(clip.duration * FPS)):
@@ -192,7 +232,9 @@ def render_folder(clip, path):
     with open(os.path.join(partial, "absence.label"), "w", encoding="utf-8") as f:
         f.write("0\n" * len(times))
     with open(os.path.join(partial, "meta_info.ini"), "w", encoding="utf-8") as f:
-        f.write(f"[METAINFO]\nanno_fps: {ANNO_FPS}Hz\nobject_class: {thing.name}\nresolution: ({SIDE}, {SIDE})\n")
+        f.write(
+            f"[METAINFO]\nanno_fps: {ANNO_FPS}Hz\nobject_class: {thing.name}\nresolution: ({SIDE}, {SIDE})\n"
+        )
     os.replace(partial, path)
 
 
@@ -215,7 +257,9 @@ def render_clips(jobs):
         return [_render_job(job) for job in jobs]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         done = pool.imap_unordered(_render_job, jobs, chunksize=8)
-        return list(tqdm(done, total=len(jobs), desc="rendering toy clips", unit="clip", dynamic_ncols=True))
+        return list(
+            tqdm(done, total=len(jobs), desc="rendering toy clips", unit="clip", dynamic_ncols=True)
+        )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -229,7 +273,9 @@ def caption(thing, rng):
 
 def events(clip):
     """What happens, in order: a sentence for each thing."""
-    return [f"a {thing.name} moves {thing.path}" for thing in sorted(clip.things, key=lambda t: t.start)]
+    return [
+        f"a {thing.name} moves {thing.path}" for thing in sorted(clip.things, key=lambda t: t.start)
+    ]
 
 
 # The options of a kind of question stand in the same order every time. To look up which letter stands before an
@@ -240,7 +286,9 @@ def ask_existence(clip, rng):
     """Returns (question, options, the right option, the thing it is about), as all ask_ functions do."""
     thing = clip.things[rng.integers(len(clip.things))]
     here = {t.name for t in clip.things}
-    name = thing.name if rng.random() < 0.5 else str(rng.choice([n for n in NAMES if n not in here]))
+    name = (
+        thing.name if rng.random() < 0.5 else str(rng.choice([n for n in NAMES if n not in here]))
+    )
     return f"is there a {name} in the video", ["yes", "no"], "yes" if name in here else "no", thing
 
 
@@ -266,12 +314,21 @@ def ask_colour(clip, rng):
 
 
 def ask_count(clip, rng):
-    return "how many things appear in the whole video", ["2", "3", "4"], str(len(clip.things)), clip.things[0]
+    return (
+        "how many things appear in the whole video",
+        ["2", "3", "4"],
+        str(len(clip.things)),
+        clip.things[0],
+    )
 
 
 QUESTIONS = {"object_existence": ask_existence, "moving_direction": ask_direction, "character_order": ask_first,
              "moving_attribute": ask_colour, "action_count": ask_count}  # fmt: skip
-GROUNDED = ("moving_direction", "character_order", "moving_attribute")  # kinds whose evidence is one thing's time on screen
+GROUNDED = (
+    "moving_direction",
+    "character_order",
+    "moving_attribute",
+)  # kinds whose evidence is one thing's time on screen
 
 
 # ------------------------------------------------------------------------------------------------
@@ -298,7 +355,11 @@ def make_charades(folder, seed, train=TRAIN_CLIPS, test=TEST_CLIPS):
                 clip, rng = make_clip(split, i, seed), np.random.default_rng([seed, i])
                 for thing in clip.things if split == "train" else clip.things[:1]:
                     file.write(f"{clip.name} {thing.start} {thing.end}##{caption(thing, rng)}\n")
-    return [(split, i, seed, "videos") for split, count in (("train", train), ("test", test)) for i in range(count)]
+    return [
+        (split, i, seed, "videos")
+        for split, count in (("train", train), ("test", test))
+        for i in range(count)
+    ]
 
 
 def make_activitynet(folder, seed, train=0, test=100):
@@ -306,7 +367,11 @@ def make_activitynet(folder, seed, train=0, test=100):
     for i in range(test):
         clip, rng = make_clip("activitynet", i, seed), np.random.default_rng([seed, i])
         thing = clip.things[0]
-        entries[clip.name] = {"duration": clip.duration, "timestamps": [[thing.start, thing.end]], "sentences": [caption(thing, rng)]}
+        entries[clip.name] = {
+            "duration": clip.duration,
+            "timestamps": [[thing.start, thing.end]],
+            "sentences": [caption(thing, rng)],
+        }
     write_json(os.path.join(folder, "test.json"), entries)
     return [("activitynet", i, seed, "videos") for i in range(test)]
 
@@ -346,7 +411,10 @@ def make_quality(folder, seed, train=200, test=100):
 def make_caption(folder, seed, train=200, test=100):
     for split, numbers in (("train", range(test, test + train)), ("test", range(test))):
         clips = [make_clip("caption", i, seed) for i in numbers]
-        write_json(os.path.join(folder, f"captions_{split}.json"), [{"video": f"{clip.name}.mp4", "events": events(clip)} for clip in clips])
+        write_json(
+            os.path.join(folder, f"captions_{split}.json"),
+            [{"video": f"{clip.name}.mp4", "events": events(clip)} for clip in clips],
+        )
     return [("caption", i, seed, "videos") for i in range(train + test)]
 
 
@@ -378,8 +446,18 @@ def make_mvbench(folder, seed, train=0, test=200):
     asked, jobs = list(zip(numbers, make_exam(numbers, seed))), []
     for kind in QUESTIONS:
         mine = [(i, q) for i, q in asked if q[1] == kind]
-        write_json(os.path.join(folder, "json", f"{kind}.json"), [
-            {"video": f"{clip.name}.mp4", "question": question, "candidates": options, "answer": options[k]} for _, (clip, _, question, options, k) in mine])
+        write_json(
+            os.path.join(folder, "json", f"{kind}.json"),
+            [
+                {
+                    "video": f"{clip.name}.mp4",
+                    "question": question,
+                    "candidates": options,
+                    "answer": options[k],
+                }
+                for _, (clip, _, question, options, k) in mine
+            ],
+        )
         jobs += [("exam", i, seed, os.path.join("video", MVBENCH_FOLDERS[kind])) for i, _ in mine]
     return jobs
 

@@ -28,22 +28,57 @@ TOKENIZER = os.path.join(ROOT, "assets", "toy-base")
 
 # The shapes of Qwen2.5-VL (arXiv 2502.13923, table 1); weights are random, which changes no timing.
 SIZES = {
-    "3b": dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, vocab_size=151936, tie=True),
-    "7b": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, vocab_size=152064, tie=False),
+    "3b": dict(
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        tie=True,
+    ),
+    "7b": dict(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+        tie=False,
+    ),
 }
 
 
 def arguments(description, weights="random weights", **extra):
     """--device, --config, --repeats, and what a script adds: name=(default, help)."""
-    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--device", default="cpu", help="cpu or cuda")
-    p.add_argument("--config", default="toy", choices=("toy", *SIZES), help="size of the policy; its weights are random")
+    p.add_argument(
+        "--config",
+        default="toy",
+        choices=("toy", *SIZES),
+        help="size of the policy; its weights are random",
+    )
     p.add_argument("--repeats", type=int, default=5, help="runs of each side; the median counts")
     for name, (default, text) in extra.items():
-        p.add_argument(f"--{name.replace('_', '-')}", type=int, nargs="+" if isinstance(default, list) else None, default=default, help=text)
+        p.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=int,
+            nargs="+" if isinstance(default, list) else None,
+            default=default,
+            help=text,
+        )
     args = p.parse_args()
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{args.config} policy, {weights}, {'bfloat16' if args.device == 'cuda' else 'float32'}, {where}; torch {torch.__version__}")
+    where = (
+        torch.cuda.get_device_name()
+        if args.device == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{args.config} policy, {weights}, {'bfloat16' if args.device == 'cuda' else 'float32'}, {where}; torch {torch.__version__}"
+    )
     return args
 
 
@@ -85,9 +120,17 @@ def make_prompt(model, P, frame_tokens=16, seed=0):
     c = model.config
     text = torch.randint(20, 400, (P - pairs * frame_tokens,), generator=rng)
     video = torch.full((pairs * frame_tokens,), c.video_token_id)
-    ids = torch.cat([text[:10], torch.tensor([c.vision_start_token_id]), video, torch.tensor([c.vision_end_token_id]), text[10:-2]])
+    ids = torch.cat([
+        text[:10],
+        torch.tensor([c.vision_start_token_id]),
+        video,
+        torch.tensor([c.vision_end_token_id]),
+        text[10:-2],
+    ])
     patches = torch.randn(pairs * side * side, 1176, generator=rng)
-    return Prompt(ids=ids, patches=patches, grids=[(pairs, side, side)], seconds_per_grid=[1.0], text="")
+    return Prompt(
+        ids=ids, patches=patches, grids=[(pairs, side, side)], seconds_per_grid=[1.0], text=""
+    )
 
 
 def by_turns(sides, repeats, device):
@@ -129,7 +172,9 @@ def peak_memory(make, args, device):
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
-    context = multiprocessing.get_context("spawn")  # a process of its own: the allocator of a used one hides peaks
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a process of its own: the allocator of a used one hides peaks
     queue = context.Queue()
     process = context.Process(target=_peak_here, args=(make, args, queue))
     process.start()
@@ -162,8 +207,15 @@ def repeated_inputs(model, prompts, G, completions=None):
     """
     device, longest = model.device, max(len(p.ids) for p in prompts)
     pad = model.generation_config.eos_token_id[0]
-    ids = torch.stack([torch.nn.functional.pad(p.ids, (longest - len(p.ids), 0), value=pad) for p in prompts]).repeat_interleave(G, dim=0)
-    seen = torch.stack([torch.arange(longest) >= longest - len(p.ids) for p in prompts]).long().repeat_interleave(G, dim=0)
+    ids = torch.stack([
+        torch.nn.functional.pad(p.ids, (longest - len(p.ids), 0), value=pad) for p in prompts
+    ]).repeat_interleave(G, dim=0)
+    seen = (
+        torch
+        .stack([torch.arange(longest) >= longest - len(p.ids) for p in prompts])
+        .long()
+        .repeat_interleave(G, dim=0)
+    )
     if completions is not None:
         ids = torch.cat([ids, completions.flatten(0, 1).cpu()], dim=1)
         seen = torch.nn.functional.pad(seen, (0, completions.shape[2]), value=1)
@@ -180,7 +232,15 @@ def repeated_logprobs(model, prompts, G, completions):
     """Log-probs (B·G, C) as public trainers compute them: every row holds its prompt and its video."""
     C = completions.shape[2]
     with plain_transformers(model):
-        logits = model(**repeated_inputs(model, prompts, G, completions), logits_to_keep=C + 1, use_cache=False).logits[:, :-1].float()
+        logits = (
+            model(
+                **repeated_inputs(model, prompts, G, completions),
+                logits_to_keep=C + 1,
+                use_cache=False,
+            )
+            .logits[:, :-1]
+            .float()
+        )
     return logits.log_softmax(dim=-1).gather(2, completions.flatten(0, 1)[..., None])[..., 0]
 
 
@@ -193,4 +253,4 @@ def repeated_sampling(model, prompts, G, new_tokens):
     with plain_transformers(model):
         out = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new_tokens,
                              suppress_tokens=[c.image_token_id, c.video_token_id], pad_token_id=model.generation_config.eos_token_id[0])  # fmt: skip
-    return out[:, inputs["input_ids"].shape[1]:].unflatten(0, (len(prompts), G))
+    return out[:, inputs["input_ids"].shape[1] :].unflatten(0, (len(prompts), G))

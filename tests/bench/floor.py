@@ -24,7 +24,10 @@ def numbers(module):
 def measured_rates(device):
     """(operations a second, bytes a second) of this machine."""
     n, dtype = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)
-    a, big = torch.randn(n, n, device=device, dtype=dtype), torch.empty(2**28, dtype=torch.uint8, device=device)
+    a, big = (
+        torch.randn(n, n, device=device, dtype=dtype),
+        torch.empty(2**28, dtype=torch.uint8, device=device),
+    )
     target = torch.empty_like(big)
     t = by_turns({"matmul": lambda: a @ a, "copy": lambda: target.copy_(big)}, 7, device)
     return 2 * n**3 / t["matmul"], 2 * big.numel() / t["copy"]
@@ -35,16 +38,33 @@ def main():
     P, G, C = args.prompt, args.group, args.completion
     model = make_policy(args.config, args.device)
     prompt, completions = make_prompt(model, P), torch.randint(20, 400, (G, C), device=args.device)
-    text, vision, size = model.config.text_config, model.config.vision_config, next(model.parameters()).element_size()
+    text, vision, size = (
+        model.config.text_config,
+        model.config.vision_config,
+        next(model.parameters()).element_size(),
+    )
     layers, head = numbers(model.model.language_model.layers), model.lm_head.weight.numel()
-    blocks, merger = numbers(model.model.visual.blocks) + numbers(model.model.visual.patch_embed), numbers(model.model.visual.merger)
+    blocks, merger = (
+        numbers(model.model.visual.blocks) + numbers(model.model.visual.patch_embed),
+        numbers(model.model.visual.merger),
+    )
     N = len(prompt.patches)
     t, h, w = prompt.grids[0]
     window = (vision.window_size // vision.patch_size) ** 2
     full = len(vision.fullatt_block_indexes)
-    seen = full * h * w + (vision.depth - full) * min(window, h * w)  # patches that a patch attends to, summed over layers
-    per_pair = 4 * text.hidden_size * text.num_hidden_layers  # operations of one query on one key: Q·K and weight·V, each a multiply and an add
-    kv = 2 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * size  # bytes of a token
+    seen = full * h * w + (vision.depth - full) * min(
+        window, h * w
+    )  # patches that a patch attends to, summed over layers
+    per_pair = (
+        4 * text.hidden_size * text.num_hidden_layers
+    )  # operations of one query on one key: Q·K and weight·V, each a multiply and an add
+    kv = (
+        2
+        * text.num_hidden_layers
+        * text.num_key_value_heads
+        * (text.hidden_size // text.num_attention_heads)
+        * size
+    )  # bytes of a token
 
     vision_flops = 2 * blocks * N + 2 * merger * N / 4 + 4 * vision.hidden_size * seen * N
     prompt_flops = 2 * layers * P + per_pair * P * P / 2
@@ -84,11 +104,15 @@ def main():
     seconds = by_turns(sides, args.repeats, args.device)
     seconds[f"decode, {C} steps"] -= seconds["prefill"]
     rate, bandwidth = measured_rates(args.device)
-    print(f"P = {P}, G = {G}, C = {C}; matrix products {rate / 1e9:,.0f} Gop/s, copies {bandwidth / 1e9:,.1f} GB/s")
+    print(
+        f"P = {P}, G = {G}, C = {C}; matrix products {rate / 1e9:,.0f} Gop/s, copies {bandwidth / 1e9:,.1f} GB/s"
+    )
     print(f"{'phase':<18} {'Gop':>9} {'MB':>9} {'floor':>10} {'ours':>10} {'ours / floor':>13}")
     for phase, (flops, size_read) in counted.items():
         floor = max(flops / rate, size_read / bandwidth)
-        print(f"{phase:<18} {flops / 1e9:>9,.2f} {size_read / 1e6:>9,.1f} {1e3 * floor:>7.1f} ms {1e3 * seconds[phase]:>7.1f} ms {seconds[phase] / floor:>12.1f}×")
+        print(
+            f"{phase:<18} {flops / 1e9:>9,.2f} {size_read / 1e6:>9,.1f} {1e3 * floor:>7.1f} ms {1e3 * seconds[phase]:>7.1f} ms {seconds[phase] / floor:>12.1f}×"
+        )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,12 @@ def completion(rng):
     text = rng.choice(GOOD)
     for _ in range(rng.randint(1, 4)):
         i, j = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
-        text = rng.choice((text[:i] + rng.choice(PIECES) + text[i:], text[:i] + text[j:], text[:j] + text[i:], text[:i] + chr(rng.randint(32, 0x2FFF)) + text[i + 1:]))
+        text = rng.choice((
+            text[:i] + rng.choice(PIECES) + text[i:],
+            text[:i] + text[j:],
+            text[:j] + text[i:],
+            text[:i] + chr(rng.randint(32, 0x2FFF)) + text[i + 1 :],
+        ))
     return text
 
 
@@ -56,7 +61,9 @@ def fuzz_rewards(count, seed):
                 assert isinstance(value, float) and 0.0 <= value <= 1.0, (task, name, value, text)
                 paid += value > 0
     rules = sum(len(t.rules) for t in TASKS.values())
-    print(f"{count:,} completions through {rules} rules of {len(TASKS)} tasks: no exception, all in [0, 1], {paid:,} above 0; {time.time() - began:.0f} s")
+    print(
+        f"{count:,} completions through {rules} rules of {len(TASKS)} tasks: no exception, all in [0, 1], {paid:,} above 0; {time.time() - began:.0f} s"
+    )
 
 
 def damage(path, good, rng, kind):
@@ -75,7 +82,7 @@ def damage(path, good, rng, kind):
         blob = b"\x89PNG\r\n\x1a\n" + rng.randbytes(500)
     elif kind == "zero size":  # the picture's size in the container set to 0 × 0
         i = blob.find(b"avc1")
-        blob[i + 28: i + 32] = b"\0\0\0\0"
+        blob[i + 28 : i + 32] = b"\0\0\0\0"
     if kind in ("audio only", "one frame"):
         with av.open(path, "w") as f:
             if kind == "audio only":
@@ -96,7 +103,16 @@ def damage(path, good, rng, kind):
         f.write(blob)
 
 
-KINDS = ("truncated", "flipped", "empty", "random", "other file", "zero size", "audio only", "one frame")
+KINDS = (
+    "truncated",
+    "flipped",
+    "empty",
+    "random",
+    "other file",
+    "zero size",
+    "audio only",
+    "one frame",
+)
 
 
 def fuzz_videos(count, seed):
@@ -107,7 +123,9 @@ def fuzz_videos(count, seed):
     source = world.ensure("charades")
     folder = os.path.join(home, "charades")
     os.makedirs(os.path.join(folder, "videos"))
-    names = sorted(name for name in os.listdir(os.path.join(source, "videos")) if name.startswith("train"))[:20]
+    names = sorted(
+        name for name in os.listdir(os.path.join(source, "videos")) if name.startswith("train")
+    )[:20]
     for name in names:
         shutil.copy(os.path.join(source, "videos", name), os.path.join(folder, "videos", name))
     lines = []
@@ -116,7 +134,9 @@ def fuzz_videos(count, seed):
             good = f.read()
         damage(os.path.join(folder, "videos", f"bad{i:04d}.mp4"), good, rng, KINDS[i % len(KINDS)])
         lines.append(f"bad{i:04d} 1.0 3.0##a red circle moves up\n")
-    lines += [f"{name[:-4]} 1.0 3.0##a red circle moves up\n" for name in names] * (count // len(names) * 20)
+    lines += [f"{name[:-4]} 1.0 3.0##a red circle moves up\n" for name in names] * (
+        count // len(names) * 20
+    )
     rng.shuffle(lines)
     for split in ("train", "test"):
         with open(os.path.join(folder, f"charades_sta_{split}.txt"), "w") as f:
@@ -134,15 +154,24 @@ def fuzz_videos(count, seed):
         ended = sum(1 for _ in f)
     assert done.returncode == 0 and ended == steps, done.stderr[-1000:]
     assert all(name.startswith("bad") for name in skipped), "a good clip was skipped"
-    by_kind = {kind: [f"bad{i:04d}" in skipped for i in range(k, count, len(KINDS))] for k, kind in enumerate(KINDS)}
-    print(f"{count} damaged videos among {len(lines):,} questions, one pass of training in {steps} steps: ended well, no good clip skipped; {time.time() - began:.0f} s")
+    by_kind = {
+        kind: [f"bad{i:04d}" in skipped for i in range(k, count, len(KINDS))]
+        for k, kind in enumerate(KINDS)
+    }
+    print(
+        f"{count} damaged videos among {len(lines):,} questions, one pass of training in {steps} steps: ended well, no good clip skipped; {time.time() - began:.0f} s"
+    )
     for kind, found in by_kind.items():
-        print(f"  {kind:<12} {sum(found)} of {len(found)} unreadable and named, the others could still be decoded")
+        print(
+            f"  {kind:<12} {sum(found)} of {len(found)} unreadable and named, the others could still be decoded"
+        )
     shutil.rmtree(home)
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--completions", type=int, default=1_000_000)
     p.add_argument("--videos", type=int, default=300)
     p.add_argument("--seed", type=int, default=0)

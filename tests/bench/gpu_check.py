@@ -52,7 +52,16 @@ from scale.sharding import recompute_activations
 from toy import world
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
-TOY_RUN = ["train.py", "--task", "grounding", "--prompts-per-step", "8", "--group-size", "4", "--quiet"]
+TOY_RUN = [
+    "train.py",
+    "--task",
+    "grounding",
+    "--prompts-per-step",
+    "8",
+    "--group-size",
+    "4",
+    "--quiet",
+]
 TOY_RUN += ["--dtype", "float32", "--lr", "1e-4"]
 
 # ------------------------------------------------------------------------------------------------
@@ -87,7 +96,9 @@ def decoding(device):
     n = min(quick.shape[2], plain.shape[2])
     differ = int((quick[..., :n] != plain[..., :n]).sum())
     how = "recorded and replayed" if recorded else "not recorded on a CPU"
-    return differ == 0 and (bool(recorded) or device == "cpu"), f"{how}; {differ} of {quick[..., :n].numel()} tokens differ"
+    return differ == 0 and (
+        bool(recorded) or device == "cpu"
+    ), f"{how}; {differ} of {quick[..., :n].numel()} tokens differ"
 
 
 def gaps(model, tokenizer):
@@ -104,7 +115,9 @@ def sampler(device):
         g = gaps(*load(TOKENIZER, device, dtype))
         mean, p99, worst = float(g.mean()), float(g.quantile(0.99)), float(g.max())
         good &= mean <= SAMPLER_LIMITS[dtype][0] and p99 <= SAMPLER_LIMITS[dtype][1]
-        said.append(f"{str(dtype)[6:]}: mean {mean:.1e}, p99 {p99:.1e}, largest {worst:.1e}, {len(g)} tokens")
+        said.append(
+            f"{str(dtype)[6:]}: mean {mean:.1e}, p99 {p99:.1e}, largest {worst:.1e}, {len(g)} tokens"
+        )
     return good, "; ".join(said)
 
 
@@ -143,7 +156,13 @@ def batch_of(examples, prompts, tokenizer, turn):
 
 def one_step(policy, reference, batch, optimizer, args, clock):
     return grpo.grpo_step(
-        policy, reference, batch, args, lambda: optimizer.step(args.lr, args.grad_clip, 1), float, clock
+        policy,
+        reference,
+        batch,
+        args,
+        lambda: optimizer.step(args.lr, args.grad_clip, 1),
+        float,
+        clock,
     )
 
 
@@ -151,7 +170,14 @@ def toy_step(device):
     """The same random numbers on both sides: completions may differ only where two tokens tie."""
     seen = []
     for where in ("cpu", device):
-        args = train.parse_args(["--device", where, "--dtype", "float32", "--prompts-per-step", "4"])
+        args = train.parse_args([
+            "--device",
+            where,
+            "--dtype",
+            "float32",
+            "--prompts-per-step",
+            "4",
+        ])
         policy, tokenizer, reference = load_models(args, where)
         optimizer = MasterAdamW(policy, args.lr)
         batch = batch_of(*toy_prompts(tokenizer), tokenizer, 0)
@@ -161,8 +187,13 @@ def toy_step(device):
         seen.append((texts, reward, step.grad_norm))
     (a, reward_a, norm_a), (b, reward_b, norm_b) = seen
     same = sum(x == y for x, y in zip(a, b))
-    good = same >= 0.9 * len(a) and abs(norm_a - norm_b) <= (1e-3 if same == len(a) else 0.2) * norm_a
-    return good, f"{same} of {len(a)} completions equal; reward {reward_a:.4f} and {reward_b:.4f}, gradient norm {norm_a:.5f} and {norm_b:.5f}"
+    good = (
+        same >= 0.9 * len(a) and abs(norm_a - norm_b) <= (1e-3 if same == len(a) else 0.2) * norm_a
+    )
+    return (
+        good,
+        f"{same} of {len(a)} completions equal; reward {reward_a:.4f} and {reward_b:.4f}, gradient norm {norm_a:.5f} and {norm_b:.5f}",
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -176,7 +207,9 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     flags += ["--prompts-per-step", str(prompts_per_step), "--max-new-tokens", str(max_new_tokens)]
     args = train.parse_args(flags)
     policy = make_policy(size, device)
-    policy.generation_config.eos_token_id = [policy.config.video_token_id]  # never sampled: full length
+    policy.generation_config.eos_token_id = [
+        policy.config.video_token_id
+    ]  # never sampled: full length
     add_adapters(policy, args.lora)
     recompute_activations(policy)
     optimizer = MasterAdamW(policy, args.lr)
@@ -184,7 +217,10 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     prompts = [make_prompt(policy, P, seed=k) for k in range(prompts_per_step)]
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(len(ids)))
     # Random weights say nothing that earns anything; some reward must differ, or no group teaches.
-    scored, grpo.score = grpo.score, lambda task, text, answer, think: {"format": 0.0, "iou": next(rewards)}
+    scored, grpo.score = (
+        grpo.score,
+        lambda task, text, answer, think: {"format": 0.0, "iou": next(rewards)},
+    )
     rewards = iter(lambda: torch.rand(()).item(), None)
     first_capture = []
     record = fast.record
@@ -211,7 +247,9 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     figures["gradient norm"] = step.grad_norm
     figures["graph recorded, s"] = first_capture[-1] if first_capture else 0.0
     if device == "cuda":
-        figures["decoding / floor"] = decoding_over_floor(policy, prompts[:1], clock, max_new_tokens)
+        figures["decoding / floor"] = decoding_over_floor(
+            policy, prompts[:1], clock, max_new_tokens
+        )
         figures["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
         weights, moving, *_ = plan.estimate(policy, args, 1, P=P)
         figures["--plan, GB"] = (sum(weights.values()) + max(moving.values())) / 1e9
@@ -234,7 +272,12 @@ def decoding_over_floor(policy, prompts, clock, tokens):
 
 def program(processes, *flags):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *(launcher if processes > 1 or "--shard" in flags else []), *TOY_RUN, *map(str, flags)]
+    return [
+        sys.executable,
+        *(launcher if processes > 1 or "--shard" in flags else []),
+        *TOY_RUN,
+        *map(str, flags),
+    ]
 
 
 def finished(command):
@@ -256,34 +299,49 @@ def sharded(device, home):
     finished(program(1, "--device", device, "--steps", 2, "--out", one))
     finished(program(n, "--device", device, "--steps", 2, "--shard", "--out", all_of_them))
     distance = apart(one, all_of_them)
-    return distance < 1e-4, f"{n} process(es), weights {distance:.1e} (relative) from one process without"
+    return (
+        distance < 1e-4,
+        f"{n} process(es), weights {distance:.1e} (relative) from one process without",
+    )
 
 
 def resume(device, home):
     flags = ["--device", device, "--steps", 6, "--save-every", 1, "--resume", "--out"]
     whole, killed = os.path.join(home, "whole"), os.path.join(home, "killed")
     finished(program(1, *flags, whole))
-    job = subprocess.Popen(program(1, *flags, killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while job.poll() is None and not os.path.isdir(os.path.join(killed, "checkpoints", "step-000002")):
+    job = subprocess.Popen(
+        program(1, *flags, killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while job.poll() is None and not os.path.isdir(
+        os.path.join(killed, "checkpoints", "step-000002")
+    ):
         time.sleep(0.01)
     job.send_signal(signal.SIGKILL)
     job.wait()
     finished(program(1, *flags, killed))
     distance = apart(whole, killed)
-    return distance < 1e-4, f"killed after step 2 of 6, resumed: weights {distance:.1e} (relative) from an unkilled run"
+    return (
+        distance < 1e-4,
+        f"killed after step 2 of 6, resumed: weights {distance:.1e} (relative) from an unkilled run",
+    )
 
 
 # ------------------------------------------------------------------------------------------------
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: at toy size")
     args = p.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: no GPU is to be seen here; --device cpu runs the same checks at toy size")
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU ({platform.machine()})"
-    print(f"{where}, torch {torch.__version__}; {'' if args.device == 'cuda' else 'toy sizes, nothing of a GPU is checked'}", flush=True)
+    print(
+        f"{where}, torch {torch.__version__}; {'' if args.device == 'cuda' else 'toy sizes, nothing of a GPU is checked'}",
+        flush=True,
+    )
     home, rows, began = tempfile.mkdtemp(), [], time.time()
 
     def check(name, work, *inputs):
@@ -311,7 +369,9 @@ def main():
         check(whole_run.__name__, whole_run, args.device, home)
     shutil.rmtree(home)
     failed = sum(verdict == "FAIL" for _, verdict, _ in rows)
-    print(f"\n| {where}, {time.strftime('%Y-%m-%d')}, {time.time() - began:.0f} s | | |\n|---|---|---|")
+    print(
+        f"\n| {where}, {time.strftime('%Y-%m-%d')}, {time.time() - began:.0f} s | | |\n|---|---|---|"
+    )
     for row in rows:
         print("| " + " | ".join(row) + " |")
     print(f"\n{len(rows)} checks, {failed} failed")

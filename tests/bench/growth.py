@@ -28,7 +28,15 @@ VALUES = dict(P=(256, 1024, 3584), G=(4, 8, 16), C=(32, 64, 128))
 def one_step(model, prompt, G, C):
     features = encode_videos(model, [prompt])
     generators = [torch.Generator().manual_seed(0)]
-    tokens, _, _ = grpo.sample_groups(model, [prompt], [f.detach() for f in features], G, C, [model.config.video_token_id], generators)
+    tokens, _, _ = grpo.sample_groups(
+        model,
+        [prompt],
+        [f.detach() for f in features],
+        G,
+        C,
+        [model.config.video_token_id],
+        generators,
+    )
     model.zero_grad()
     group_logprobs(model, prompt, features[0], tokens[0])[0].mean().backward()
 
@@ -42,27 +50,44 @@ def seconds_a_step(processes, steps):
         with open(os.path.join(out, "metrics.jsonl")) as f:
             lines = [json.loads(line) for line in f][1:]
     total = [line["seconds_total"] for line in lines]
-    return float(np.median(total)), float(np.median([line["seconds"]["data"] / line["seconds_total"] for line in lines]))
+    return float(np.median(total)), float(
+        np.median([line["seconds"]["data"] / line["seconds_total"] for line in lines])
+    )
 
 
 def main():
-    args = arguments(__doc__, processes=([1, 2], "numbers of processes"), steps=(12, "training steps with each"))
+    args = arguments(
+        __doc__, processes=([1, 2], "numbers of processes"), steps=(12, "training steps with each")
+    )
     model = make_policy(args.config, args.device)
-    shapes = {tuple((START | {letter: value}).values()): None for letter, values in VALUES.items() for value in values}
+    shapes = {
+        tuple((START | {letter: value}).values()): None
+        for letter, values in VALUES.items()
+        for value in values
+    }
     prompts = {P: make_prompt(model, P) for P in VALUES["P"]}
-    t = by_turns({shape: lambda s=shape: one_step(model, prompts[s[0]], *s[1:]) for shape in shapes}, args.repeats, args.device)
+    t = by_turns(
+        {shape: lambda s=shape: one_step(model, prompts[s[0]], *s[1:]) for shape in shapes},
+        args.repeats,
+        args.device,
+    )
     start = t[tuple(START.values())]
     print(f"{'P':>5} {'G':>3} {'C':>4} {'a step':>9}   against P = 1024, G = 8, C = 64")
     for letter, values in VALUES.items():
         for value in values:
             shape = tuple((START | {letter: value}).values())
-            print(f"{shape[0]:>5} {shape[1]:>3} {shape[2]:>4} {t[shape]:>7.2f} s   {t[shape] / start:.2f}×   ({letter} × {value / START[letter]:g})")
+            print(
+                f"{shape[0]:>5} {shape[1]:>3} {shape[2]:>4} {t[shape]:>7.2f} s   {t[shape] / start:.2f}×   ({letter} × {value / START[letter]:g})"
+            )
     print("processes   a step   against one   waiting for data")
     first = None
     for n in args.processes:
         seconds, waiting = seconds_a_step(n, args.steps)
         first = first or seconds
-        print(f"{n:>9} {seconds:>7.2f} s {first / seconds:>11.2f}× {100 * waiting:>15.1f} %", flush=True)
+        print(
+            f"{n:>9} {seconds:>7.2f} s {first / seconds:>11.2f}× {100 * waiting:>15.1f} %",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -26,17 +26,26 @@ def weights(out):
 
 
 def start(out):
-    return subprocess.Popen([*RUN, "--out", out], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*RUN, "--out", out], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def saving(out):
     """Whether a checkpoint or the policy is being written at this moment."""
     places = (out, os.path.join(out, "checkpoints"))
-    return any(name.endswith((".partial", ".old")) for place in places if os.path.isdir(place) for name in os.listdir(place))
+    return any(
+        name.endswith((".partial", ".old"))
+        for place in places
+        if os.path.isdir(place)
+        for name in os.listdir(place)
+    )
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--runs", type=int, default=20)
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
@@ -57,7 +66,10 @@ def main():
                 time.sleep(0.02)
             deadline = time.time() + rng.uniform(0, 2.0)
             wait_for_save = rng.random() < 0.5
-            while job.poll() is None and (time.time() < deadline or (wait_for_save and not saving(out) and time.time() < deadline + 5)):
+            while job.poll() is None and (
+                time.time() < deadline
+                or (wait_for_save and not saving(out) and time.time() < deadline + 5)
+            ):
                 time.sleep(0.0005)
             if job.poll() is None:
                 during_save += saving(out)
@@ -66,7 +78,10 @@ def main():
             job.communicate()
         good = os.path.isdir(os.path.join(out, "policy")) and weights(out) == weights(expected)
         lost += not good
-        print(f"run {number + 1}: {'same weights' if good else 'LOST'}   ({killed} kills so far, {during_save} of them during a save)", flush=True)
+        print(
+            f"run {number + 1}: {'same weights' if good else 'LOST'}   ({killed} kills so far, {during_save} of them during a save)",
+            flush=True,
+        )
         shutil.rmtree(out)
     print(f"{args.runs} runs, {killed} kills, {during_save} during a save; {lost} lost")
     shutil.rmtree(home)

@@ -27,5 +27,7 @@ with torch.no_grad():
     logits["merged"] = AutoModelForImageTextToText.from_pretrained(merged)(input_ids=ids).logits
 gap = lambda a, b: float((logits[a] - logits[b]).abs().max())
 largest = float(logits["base"].abs().max())
-print(f"largest difference of logits, as a share of the largest logit ({largest:.1f}): peft and merged {gap('peft', 'merged') / largest:.1e}; peft and base {gap('peft', 'base') / largest:.1e}")
+print(
+    f"largest difference of logits, as a share of the largest logit ({largest:.1f}): peft and merged {gap('peft', 'merged') / largest:.1e}; peft and base {gap('peft', 'base') / largest:.1e}"
+)
 sys.exit(not gap("peft", "merged") < 1e-5 * largest < 1e-3 * largest < gap("peft", "base"))

@@ -27,7 +27,13 @@ MACHINE = ("seconds", "seconds_total", "memory_gb")  # and whatever is per secon
 
 def run(checkout, *command):
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, *command], cwd=checkout, env=os.environ | threads, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=checkout,
+        env=os.environ | threads,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         sys.exit(f"error: in {checkout}: {' '.join(command)}\n{done.stderr[-2000:]}")
 
@@ -53,27 +59,64 @@ def compare(name, ours, theirs):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("other", help="folder of the other checkout")
-    p.add_argument("--keep", help="folder in which the other checkout's results are kept and found again")
+    p.add_argument(
+        "--keep", help="folder in which the other checkout's results are kept and found again"
+    )
     args = p.parse_args()
     home, good = tempfile.mkdtemp(), True
-    sides = {ROOT: os.path.join(home, "ours"), os.path.abspath(args.other): args.keep or os.path.join(home, "theirs")}
+    sides = {
+        ROOT: os.path.join(home, "ours"),
+        os.path.abspath(args.other): args.keep or os.path.join(home, "theirs"),
+    }
     for checkout, out in sides.items():
         for name, flags in RUNS.items():
             for lora in ([], ["--lora", "4"]):
                 folder = os.path.join(out, name + "-lora" * bool(lora))
                 if not os.path.isfile(os.path.join(folder, "metrics.jsonl")):
-                    run(checkout, "train.py", *flags, *lora, "--quiet", "--out", os.path.abspath(folder))
+                    run(
+                        checkout,
+                        "train.py",
+                        *flags,
+                        *lora,
+                        "--quiet",
+                        "--out",
+                        os.path.abspath(folder),
+                    )
         if not glob.glob(os.path.join(out, "eval-all", "*")):
             base = os.path.abspath(os.path.join(out, "eval-all"))
-            for bench in ("charades", "activitynet", "got10k", "nextgqa", "quality", "caption", "videomme", "mvbench", "perceptiontest"):
-                run(checkout, "eval.py", "--bench", bench, "--limit", "20", "--out", os.path.join(base, bench))
+            for bench in (
+                "charades",
+                "activitynet",
+                "got10k",
+                "nextgqa",
+                "quality",
+                "caption",
+                "videomme",
+                "mvbench",
+                "perceptiontest",
+            ):
+                run(
+                    checkout,
+                    "eval.py",
+                    "--bench",
+                    bench,
+                    "--limit",
+                    "20",
+                    "--out",
+                    os.path.join(base, bench),
+                )
     ours, theirs = sides.values()
     for path in sorted(glob.glob(os.path.join(theirs, "**", "*.jsonl"), recursive=True)):
         kind, inside = os.path.basename(path), os.path.relpath(path, theirs)
         if kind in ("metrics.jsonl", "predictions.jsonl"):
-            pair = [[numbers(line) for line in lines(os.path.join(side, inside))] for side in (ours, theirs)]
+            pair = [
+                [numbers(line) for line in lines(os.path.join(side, inside))]
+                for side in (ours, theirs)
+            ]
             good &= compare(inside, *pair)
     sys.exit(not good)
 

@@ -23,9 +23,18 @@ from model import encode_videos
 
 
 def main():
-    args = arguments(__doc__, prompt=([256, 1024, 3584], "P"), group=([8], "G"), prompts=(1, "B"), new_tokens=([64], "tokens of each completion"))
+    args = arguments(
+        __doc__,
+        prompt=([256, 1024, 3584], "P"),
+        group=([8], "G"),
+        prompts=(1, "B"),
+        new_tokens=([64], "tokens of each completion"),
+    )
     model = make_policy(args.config, args.device)
-    print(f"{'P':>5} {'B':>3} {'G':>3} {'new':>4}   {'ours':>8} {'generate':>9} {'faster':>7}" + "   step / floor" * (args.device == "cuda"))
+    print(
+        f"{'P':>5} {'B':>3} {'G':>3} {'new':>4}   {'ours':>8} {'generate':>9} {'faster':>7}"
+        + "   step / floor" * (args.device == "cuda")
+    )
     for P in args.prompt:
         prompts = [make_prompt(model, P, seed=b) for b in range(args.prompts)]
         for G in args.group:
@@ -35,8 +44,14 @@ def main():
                     with torch.no_grad():
                         features = encode_videos(model, prompts)
                     generators = [torch.Generator().manual_seed(b) for b in range(len(prompts))]
-                    tokens, _, _ = grpo.sample_groups(model, prompts, features, G, C, [model.config.video_token_id], generators)
-                    assert tokens.shape == (len(prompts), G, C)  # the stop token is one that is never sampled
+                    tokens, _, _ = grpo.sample_groups(
+                        model, prompts, features, G, C, [model.config.video_token_id], generators
+                    )
+                    assert tokens.shape == (
+                        len(prompts),
+                        G,
+                        C,
+                    )  # the stop token is one that is never sampled
 
                 def generate():
                     inputs = repeated_inputs(model, prompts, 1)
@@ -46,10 +61,16 @@ def main():
                     assert out.shape == (len(prompts) * G, P + C)
 
                 t = by_turns({"ours": ours, "generate": generate}, args.repeats, args.device)
-                print(f"{P:>5} {len(prompts):>3} {G:>3} {C:>4}   {t['ours']:>6.2f} s {t['generate']:>7.2f} s {t['generate'] / t['ours']:>6.1f}×", end="")
+                print(
+                    f"{P:>5} {len(prompts):>3} {G:>3} {C:>4}   {t['ours']:>6.2f} s {t['generate']:>7.2f} s {t['generate'] / t['ours']:>6.1f}×",
+                    end="",
+                )
                 if args.device == "cuda":
                     short = by_turns({"half": lambda: ours(C // 2)}, args.repeats, "cuda")["half"]
-                    print(f"   {(t['ours'] - short) / (C - C // 2) / weights_once(model):>6.2f}×", end="")
+                    print(
+                        f"   {(t['ours'] - short) / (C - C // 2) / weights_once(model):>6.2f}×",
+                        end="",
+                    )
                 print(flush=True)
 
 

@@ -17,7 +17,12 @@ from model import encode_videos, group_logprobs
 
 def make_side(side, size, device, P, G, C):
     """A function that scores one group, one backward included."""
-    model, completions = make_policy(size, device), torch.randint(20, 400, (G, C), device=device, generator=torch.Generator(device).manual_seed(1))
+    model, completions = (
+        make_policy(size, device),
+        torch.randint(
+            20, 400, (G, C), device=device, generator=torch.Generator(device).manual_seed(1)
+        ),
+    )
     return side_of(side, model, make_prompt(model, P), completions)
 
 
@@ -34,21 +39,41 @@ def side_of(side, model, prompt, completions):
 
 
 def main():
-    args = arguments(__doc__, prompt=([256, 1024, 3584], "P"), group=([4, 8, 16], "G"), completion=([64, 256], "C"))
+    args = arguments(
+        __doc__,
+        prompt=([256, 1024, 3584], "P"),
+        group=([4, 8, 16], "G"),
+        completion=([64, 256], "C"),
+    )
     model = make_policy(args.config, args.device)
-    print(f"{'P':>5} {'G':>3} {'C':>4}   {'packed':>9} {'repeated':>9} {'faster':>7}   {'packed':>9} {'repeated':>9} {'memory':>7}")
+    print(
+        f"{'P':>5} {'G':>3} {'C':>4}   {'packed':>9} {'repeated':>9} {'faster':>7}   {'packed':>9} {'repeated':>9} {'memory':>7}"
+    )
     for P in args.prompt:
         prompt = make_prompt(model, P)
         for G in args.group:
             for C in args.completion:
                 completions = torch.randint(20, 400, (G, C), device=args.device)
-                t = by_turns({side: side_of(side, model, prompt, completions) for side in ("packed", "repeated")}, args.repeats, args.device)
+                t = by_turns(
+                    {
+                        side: side_of(side, model, prompt, completions)
+                        for side in ("packed", "repeated")
+                    },
+                    args.repeats,
+                    args.device,
+                )
                 model.zero_grad()
                 gc.collect()
                 if args.device == "cuda":
-                    m = {side: peak_memory(side_of, (side, model, prompt, completions), "cuda") for side in t}
+                    m = {
+                        side: peak_memory(side_of, (side, model, prompt, completions), "cuda")
+                        for side in t
+                    }
                 else:
-                    m = {side: peak_memory(make_side, (side, args.config, "cpu", P, G, C), "cpu") for side in t}
+                    m = {
+                        side: peak_memory(make_side, (side, args.config, "cpu", P, G, C), "cpu")
+                        for side in t
+                    }
                 print(f"{P:>5} {G:>3} {C:>4}   {t['packed']:>7.2f} s {t['repeated']:>7.2f} s {t['repeated'] / t['packed']:>6.1f}×"
                       f"   {m['packed'] / 2**20:>5.0f} MiB {m['repeated'] / 2**20:>5.0f} MiB {m['packed'] / m['repeated']:>6.2f}×", flush=True)  # fmt: skip
 

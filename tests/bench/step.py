@@ -50,23 +50,46 @@ def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):
     generators = [generator_for(0, 0, k) for k, _ in batch]
     share = data.Batch([e for _, e in batch], prompts, generators, tokenizer)
     update_weights = lambda: optimizer.step(0.0, 1.0, 1)
-    return grpo.grpo_step(policy, lambda: nullcontext(reference), share, args, update_weights, float, Clock(policy.device))
+    return grpo.grpo_step(
+        policy,
+        lambda: nullcontext(reference),
+        share,
+        args,
+        update_weights,
+        float,
+        Clock(policy.device),
+    )
 
 
 def public(policy, reference, tokenizer, batch, prompts, optimizer, args):
     """The same step with every prompt repeated. Only what is repeated differs: rewards, loss, optimizer are ours."""
     G, stop_ids = args.group_size, policy.generation_config.eos_token_id
     completions = repeated_sampling(policy, prompts, G, args.max_new_tokens)  # (B, G, C)
-    stopped = torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int().cumsum(dim=2)
-    mask = (stopped - torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int()) == 0
+    stopped = (
+        torch
+        .isin(completions, torch.tensor(stop_ids, device=completions.device))
+        .int()
+        .cumsum(dim=2)
+    )
+    mask = (
+        stopped - torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int()
+    ) == 0
     texts = [grpo.completion_texts(c, m, tokenizer, stop_ids) for c, m in zip(completions, mask)]
-    reward = torch.tensor([[sum(tasks.score(e.task, t, e.answer, True).values()) for t in group] for (_, e), group in zip(batch, texts)], device=policy.device)
+    reward = torch.tensor(
+        [
+            [sum(tasks.score(e.task, t, e.answer, True).values()) for t in group]
+            for (_, e), group in zip(batch, texts)
+        ],
+        device=policy.device,
+    )
     advantages = grpo.group_advantages(reward).flatten()
     with torch.no_grad():
         logp_ref = repeated_logprobs(reference, prompts, G, completions)
     logp, mask = repeated_logprobs(policy, prompts, G, completions), mask.flatten(0, 1)
     weights = grpo.token_weights(mask, "grpo", args.max_new_tokens, len(mask), int(mask.sum()))
-    loss, _ = grpo.policy_loss(logp, logp.detach(), logp_ref, advantages, mask, weights, 0.2, 0.2, args.beta)
+    loss, _ = grpo.policy_loss(
+        logp, logp.detach(), logp_ref, advantages, mask, weights, 0.2, 0.2, args.beta
+    )
     loss.backward()
     optimizer.step(0.0, 1.0, 1)
 
@@ -79,8 +102,12 @@ def trl_python():
         print("installing TRL into data/trl-venv …", flush=True)
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         pip = [python, "-m", "pip", "-q", "install"]
-        subprocess.run([*pip, "torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "pillow"], check=True)
-        subprocess.run([*pip, "--no-deps", "torchvision==0.28.0"], check=True)  # with its dependencies it would bring another torch
+        subprocess.run(
+            [*pip, "torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "pillow"], check=True
+        )
+        subprocess.run(
+            [*pip, "--no-deps", "torchvision==0.28.0"], check=True
+        )  # with its dependencies it would bring another torch
         open(os.path.join(venv, "installed"), "w").close()
     return python
 
@@ -92,13 +119,21 @@ def trl_seconds(examples, budget, args, steps):
     questions, frames = [], {}
     for i, example in enumerate(examples):
         clip = data.read_frames(example.video, budget)
-        frames[str(i)] = clip.pixels[::2].permute(0, 2, 3, 1).numpy() if clip.pixels.shape[1] == 3 else clip.pixels[::2].numpy()
+        frames[str(i)] = (
+            clip.pixels[::2].permute(0, 2, 3, 1).numpy()
+            if clip.pixels.shape[1] == 3
+            else clip.pixels[::2].numpy()
+        )
         questions.append(tasks.question_text(example, clip.duration, True))
     np.savez(os.path.join(folder, "frames.npz"), **frames)
     with open(os.path.join(folder, "job.json"), "w") as f:
         json.dump({"model": TOKENIZER, "questions": questions, "system": data.SYSTEM, "group_size": args.group_size, "beta": args.beta,
                    "max_new_tokens": args.max_new_tokens, "steps": steps, "threads": torch.get_num_threads()}, f)  # fmt: skip
-    done = subprocess.run([trl_python(), os.path.join(ROOT, "tests", "bench", "trl_trainer.py"), folder], capture_output=True, text=True)
+    done = subprocess.run(
+        [trl_python(), os.path.join(ROOT, "tests", "bench", "trl_trainer.py"), folder],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         sys.exit(f"TRL failed:\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -114,23 +149,57 @@ class NoTokenizer:
 def main():
     args = arguments(__doc__, "trained unless --prompt is given", frame_tokens=([4, 16, 36], "tokens of a pair of frames"), prompt=([], "P, with random weights"),
                      trl=(0, "1: against TRL too"))  # fmt: skip
-    args.__dict__.update(score_every_group=True, task="grounding", tasks=["grounding"], think=True, train_vision=True, shard=False, group_size=8, max_new_tokens=64, beta=0.04, loss="grpo", updates_per_rollout=1, clip=0.2, clip_high=0.2, grad_clip=1.0)
+    args.__dict__.update(
+        score_every_group=True,
+        task="grounding",
+        tasks=["grounding"],
+        think=True,
+        train_vision=True,
+        shard=False,
+        group_size=8,
+        max_new_tokens=64,
+        beta=0.04,
+        loss="grpo",
+        updates_per_rollout=1,
+        clip=0.2,
+        clip_high=0.2,
+        grad_clip=1.0,
+    )
     if args.config != "toy" and not args.prompt:
         sys.exit("error: --config other than toy has random weights: give --prompt 1024, say")
     if args.prompt:
-        policy, tokenizer, examples = make_policy(args.config, args.device), NoTokenizer(), [data.Example("", "grounding", "", "", (0.0, 1.0))] * 8
+        policy, tokenizer, examples = (
+            make_policy(args.config, args.device),
+            NoTokenizer(),
+            [data.Example("", "grounding", "", "", (0.0, 1.0))] * 8,
+        )
         cases = [[make_prompt(policy, P, seed=b) for b in range(8)] for P in args.prompt]
     else:
-        (policy, tokenizer), examples = load(TOKENIZER, args.device), read_dataset("charades", "train", world.ensure("charades"))[:8]
-        budgets = [data.VideoBudget(max_frames=64, min_frame_pixels=n * 28 * 28, max_frame_pixels=n * 28 * 28) for n in args.frame_tokens]
-        cases = [[data.load_prompt(e, budget, tokenizer, True) for e in examples] for budget in budgets]
+        (policy, tokenizer), examples = (
+            load(TOKENIZER, args.device),
+            read_dataset("charades", "train", world.ensure("charades"))[:8],
+        )
+        budgets = [
+            data.VideoBudget(
+                max_frames=64, min_frame_pixels=n * 28 * 28, max_frame_pixels=n * 28 * 28
+            )
+            for n in args.frame_tokens
+        ]
+        cases = [
+            [data.load_prompt(e, budget, tokenizer, True) for e in examples] for budget in budgets
+        ]
     reference = copy.deepcopy(policy).requires_grad_(False)
     optimizer = MasterAdamW(policy, 0.0)
     batch = list(enumerate(examples))
-    print(f"{'P':>5}   {'ours':>8} {'public':>8} {'faster':>7}" + f"   {'TRL':>8} {'faster':>7}   {'tokens: ours':>12} {'TRL':>5}" * bool(args.trl))
+    print(
+        f"{'P':>5}   {'ours':>8} {'public':>8} {'faster':>7}"
+        + f"   {'TRL':>8} {'faster':>7}   {'tokens: ours':>12} {'TRL':>5}" * bool(args.trl)
+    )
     for k, prompts in enumerate(cases):
         job = (policy, reference, tokenizer, batch, prompts, optimizer, args)
-        t = by_turns({"ours": lambda: ours(*job), "public": lambda: public(*job)}, args.repeats, args.device)
+        t = by_turns(
+            {"ours": lambda: ours(*job), "public": lambda: public(*job)}, args.repeats, args.device
+        )
         P = sum(len(p.ids) for p in prompts) / len(prompts)
         line = f"{P:>5.0f}   {t['ours']:>6.2f} s {t['public']:>6.2f} s {t['public'] / t['ours']:>6.1f}×"
         if args.trl and not args.prompt:

@@ -1,6 +1,6 @@
 """Run by step.py in a virtual environment that has TRL: some steps of its GRPOTrainer, timed.
 
-    python trl_trainer.py FOLDER       # job.json and frames.npz, written by step.py; prints one line of JSON
+python trl_trainer.py FOLDER       # job.json and frames.npz, written by step.py; prints one line of JSON
 """
 
 import json
@@ -13,7 +13,9 @@ import torch
 # torchvision's wheel is built for CUDA; beside a CPU build of torch its operators are missing, which
 # matters at import only. Declaring those that import asks for is enough.
 for operator in ("nms", "qnms"):
-    torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    torch.library.define(
+        f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    )
 
 import numpy as np
 from datasets import Dataset
@@ -76,10 +78,24 @@ def main():
     watch = Stopwatch()
 
     def reward(completions, **kwargs):
-        return [float(len(str(c)) % 7) for c in completions]  # costs nothing, and differs within a group
+        return [
+            float(len(str(c)) % 7) for c in completions
+        ]  # costs nothing, and differs within a group
 
-    GRPOTrainer(model=job["model"], reward_funcs=reward, args=settings, train_dataset=Dataset.from_list(rows), processing_class=processor, callbacks=[watch]).train()
-    print(json.dumps({"seconds": float(np.median(watch.seconds[1:])), "tokens": float(np.mean(watch.lengths))}))
+    GRPOTrainer(
+        model=job["model"],
+        reward_funcs=reward,
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+        callbacks=[watch],
+    ).train()
+    print(
+        json.dumps({
+            "seconds": float(np.median(watch.seconds[1:])),
+            "tokens": float(np.mean(watch.lengths)),
+        })
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The same three steps on 1, 2 and 4 processes, weights copied or sharded, on the CPU (gloo): how far apart do they end?
 
-    python tests/bench/worlds.py
+python tests/bench/worlds.py
 """
 
 import argparse
@@ -12,7 +12,20 @@ import tempfile
 from safetensors.torch import load_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-STEPS = ["train.py", "--task", "grounding", "--steps", "3", "--prompts-per-step", "4", "--group-size", "8", "--device", "cpu", "--quiet"]
+STEPS = [
+    "train.py",
+    "--task",
+    "grounding",
+    "--steps",
+    "3",
+    "--prompts-per-step",
+    "4",
+    "--group-size",
+    "8",
+    "--device",
+    "cpu",
+    "--quiet",
+]
 
 
 def weights(out):
@@ -24,14 +37,25 @@ def norm(tensors):
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     home = tempfile.mkdtemp()
     start = load_file(os.path.join(ROOT, "assets", "toy-base", "model.safetensors"))
     print("relative distance of all parameters to those of one process:")
     for processes, flags in ((1, []), (2, []), (4, []), (2, ["--shard"]), (4, ["--shard"])):
         out = os.path.join(home, f"{processes}{''.join(flags)}")
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-        done = subprocess.run([sys.executable, *launcher, *STEPS, *flags, "--out", out], cwd=ROOT, capture_output=True, text=True)
+        launcher = (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            if processes > 1
+            else []
+        )
+        done = subprocess.run(
+            [sys.executable, *launcher, *STEPS, *flags, "--out", out],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         found = weights(out)
         if processes == 1:
@@ -39,7 +63,9 @@ def main():
             print(f"  1 process, which moved by {moved:.1e}")
         else:
             apart = norm(found[k] - one[k] for k in one) / norm(one.values())
-            print(f"  {processes} processes, {'sharded (FSDP2)' if flags else 'copied':<16} {apart:.1e}")
+            print(
+                f"  {processes} processes, {'sharded (FSDP2)' if flags else 'copied':<16} {apart:.1e}"
+            )
 
 
 if __name__ == "__main__":
