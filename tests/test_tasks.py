@@ -202,7 +202,7 @@ def test_adding_a_task_is_adding_a_row(tmp_path, charades):
         "runs/new",
     )
     assert "--bench charades --task length --model runs/new" in said
-    with open(tmp_path / "runs" / "new" / "metrics.jsonl") as f:
+    with open(tmp_path / "runs" / "new" / "metrics.jsonl", encoding="utf-8") as f:
         assert "reward/length/close" in f.readline()
     said = run(
         "eval.py",
