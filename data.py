@@ -1,6 +1,7 @@
 """data.py: from a video file and an annotation line to what the model reads.
 
-The way of one example (T frames, N patches, P prompt tokens; grid: pairs of frames, rows and columns of patches):
+The way of one example (T frames, N patches, P prompt tokens; grid: pairs of frames, rows and
+columns of patches):
 
     mp4 ─container▶ frames (T, H, W, 3) uint8 ──▶ patches (N, 1176) + grid (t, h, w) ─┐
     annotation ──▶ Example ──▶ prompt text ───────────────────────────────────────────┴▶ Prompt
@@ -48,7 +49,9 @@ class VideoBudget:
     """
 
     fps: float = 2.0  # frames looked at per second of video
-    max_frames: int = 768  # at most; the next two values leave room for 448. A longer video is looked at less often, evenly
+    # at most; the next two values leave room for 448. A longer video is looked at less often,
+    # evenly
+    max_frames: int = 768
     total_pixels: int = 3584 * 28 * 28  # 3584 video tokens at most
     min_frame_pixels: int = 16 * 28 * 28  # a pair of frames gets at least 16 tokens ...
     max_frame_pixels: int = 768 * 28 * 28  # ... and at most 768
@@ -92,7 +95,8 @@ MIN_FRAMES = 4
 
 
 def add_budget_flags(parser):
-    """The command-line flags of a VideoBudget, for train.py and eval.py; what is not given stays None."""
+    """The command-line flags of a VideoBudget, for train.py and eval.py; what is not given stays
+    None."""
     group = parser.add_argument_group(
         "how much video the model sees (default: what is saved beside the model, else the paper's)"
     )
@@ -138,7 +142,8 @@ def frame_size(height, width, n_frames, budget):
 
     Args:    height, width in pixels; n_frames: T, how many frames share the total budget.
     Returns: (height, width) in pixels, with
-             height · width <= min(max_frame_pixels, total_pixels · 2 / T), and about min_frame_pixels at least.
+             height · width <= min(max_frame_pixels, total_pixels · 2 / T), and about
+             min_frame_pixels at least.
 
     >>> frame_size(360, 640, 72, VideoBudget())   # 36 s of a Charades clip: 36 pairs of 7 × 13 tokens = 3276
     (196, 364)
@@ -176,8 +181,8 @@ class Frames:
 def read_frames(path, budget, span=None):
     """Reads a video, or the part of it within `span` (start, end in seconds), as the budget allows.
 
-    path: a video file, or a folder of numbered jpg or png frames, of which always 8 are looked at (read_folder).
-    Raises BadInput for a missing, empty or undecodable one.
+    path: a video file, or a folder of numbered jpg or png frames, of which always 8 are looked at
+    (read_folder). Raises BadInput for a missing, empty or undecodable one.
     """
     if os.path.isdir(path):
         return read_folder(path, budget, span)
@@ -222,10 +227,11 @@ def decode_file(path, budget, span):
 
 
 def read_folder(path, budget, span=None):
-    """Eight frames of a folder of numbered pictures, or of those within `span`, spaced uniformly from the first to the last.
+    """Eight frames of a folder of numbered pictures, or of those within `span`, spaced uniformly
+    from the first to the last.
 
-    This is how tracking (GOT-10k) comes, and how it is asked: one box for each of the eight. Their rate is
-    `anno_fps` of meta_info.ini where there is one, else FOLDER_FPS.
+    This is how tracking (GOT-10k) comes, and how it is asked: one box for each of the eight. Their
+    rate is `anno_fps` of meta_info.ini where there is one, else FOLDER_FPS.
     """
     names = sorted(
         name for name in os.listdir(path) if re.fullmatch(r"\d+\.(jpg|jpeg|png)", name.lower())
@@ -289,7 +295,8 @@ def uniform_indices(count):
 
 
 def resize(frames, height, width):
-    """(T, H, W, 3) uint8 → (T, height, width, 3) uint8: bicubic with antialiasing, as Qwen2.5-VL was trained."""
+    """(T, H, W, 3) uint8 → (T, height, width, 3) uint8: bicubic with antialiasing, as Qwen2.5-VL
+    was trained."""
     if frames.shape[1:3] == (height, width):
         return frames
     x = F.interpolate(
@@ -335,8 +342,8 @@ def patchify(pixels):
 
 @dataclass
 class Video:
-    """A clip ready for the model: patches (N, 1176), grid (t, h, w), seconds from one pair of frames
-    to the next, duration in seconds, times (T,) of the frames."""
+    """A clip ready for the model: patches (N, 1176), grid (t, h, w), seconds from one pair of
+    frames to the next, duration in seconds, times (T,) of the frames."""
 
     patches: torch.Tensor
     grid: tuple
@@ -351,8 +358,8 @@ class Video:
 
 
 def load_video(path, budget, blind=False, span=None, read=read_frames):
-    """A file, or the part of it within `span`, to a Video. `blind` replaces every frame by mid-grey, keeping times and sizes: what a
-    model still answers then, it knows without looking."""
+    """A file, or the part of it within `span`, to a Video. `blind` replaces every frame by
+    mid-grey, keeping times and sizes: what a model still answers then, it knows without looking."""
     frames = read(path, budget, span)
     pixels = torch.full_like(frames.pixels, 128) if blind else frames.pixels
     patches, grid = patchify(pixels)
@@ -368,11 +375,11 @@ def load_video(path, budget, blind=False, span=None, read=read_frames):
 class Example:
     """One question about one video, as annotated.
 
-    id: unique in its file ("OHOFG/0": first query about OHOFG); task: a row of tasks.TASKS; video: path of
-    a file, or of a folder of frames; question: the event, the object's name or the question, by task;
-    answer: what the task's rules compare with (see rewards.py); options: of a multiple-choice question;
-    span: (start, end) in seconds if the question is about that part of the file alone; group: a sub-task or
-    kind of video, for a score of its own (not GRPO's group).
+    id: unique in its file ("OHOFG/0": first query about OHOFG); task: a row of tasks.TASKS; video:
+    path of a file, or of a folder of frames; question: the event, the object's name or the
+    question, by task; answer: what the task's rules compare with (see rewards.py); options: of a
+    multiple-choice question; span: (start, end) in seconds if the question is about that part of
+    the file alone; group: a sub-task or kind of video, for a score of its own (not GRPO's group).
     """
 
     id: str
@@ -387,9 +394,9 @@ class Example:
 
 @dataclass
 class Prompt:
-    """What the model reads: token ids (P,), and for its videos (one here; the model takes any number)
-    patches (N, 1176), grids [(t, h, w)] and seconds_per_grid [float]. `text` is for people to read; duration: of the
-    (only) video, in seconds."""
+    """What the model reads: token ids (P,), and for its videos (one here; the model takes any
+    number) patches (N, 1176), grids [(t, h, w)] and seconds_per_grid [float]. `text` is for people
+    to read; duration: of the (only) video, in seconds."""
 
     ids: torch.Tensor
     patches: torch.Tensor
@@ -401,9 +408,9 @@ class Prompt:
 
 @dataclass
 class Batch:
-    """One process's share of a step: Examples, their Prompts, and for each a torch.Generator to sample
-    with; the tokenizer that reads what is sampled. skipped: examples that could not be read, and why;
-    waited: seconds that the step had to wait for its clips."""
+    """One process's share of a step: Examples, their Prompts, and for each a torch.Generator to
+    sample with; the tokenizer that reads what is sampled. skipped: examples that could not be read,
+    and why; waited: seconds that the step had to wait for its clips."""
 
     examples: list
     prompts: list
@@ -419,9 +426,9 @@ SYSTEM = "You are a helpful assistant."
 def build_prompt(text, video, tokenizer, max_tokens=None):
     """Qwen's chat markup around a video and a question, as token ids.
 
-    The video stands as t · h/2 · w/2 copies of <|video_pad|>, one per video token; the model puts the
-    vision tower's features in their places. They are never cut off to make a prompt fit: a cut would
-    pair the remaining features with the wrong places. A prompt over `max_tokens` is BadInput.
+    The video stands as t · h/2 · w/2 copies of <|video_pad|>, one per video token; the model puts
+    the vision tower's features in their places. They are never cut off to make a prompt fit: a cut
+    would pair the remaining features with the wrong places. A prompt over `max_tokens` is BadInput.
     """
     pads = "<|video_pad|>" * video.n_tokens
     markup = (
@@ -449,6 +456,7 @@ def build_prompt(text, video, tokenizer, max_tokens=None):
 def load_prompt(
     example, budget, tokenizer, think=True, blind=False, max_tokens=None, read=read_frames
 ):
-    """Example → data.Prompt: reads the video (read: data.read_frames, or a Decoder's) and asks the task's question about it."""
+    """Example → data.Prompt: reads the video (read: data.read_frames, or a Decoder's) and asks the
+    task's question about it."""
     video = load_video(example.video, budget, blind, example.span, read)
     return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)

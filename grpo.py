@@ -14,9 +14,10 @@ PPO, the method before it, trains a second network to estimate how good an answe
 
 There are no files here and no other processes. Letters: B
 prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold one group.
-Of model.py, the next chapter, this is needed: `prefill` reads the prompts and returns logits (B, V), a
-cache of keys and values, and the next positions; `decode_step` adds one token to every completion, and
-`fast_decoding` makes that fast without changing a number (scale/decoding.py; a first reader may skip it).
+Of model.py, the next chapter, this is needed: `prefill` reads the prompts and returns logits (B,
+V), a cache of keys and values, and the next positions; `decode_step` adds one token to every
+completion, and `fast_decoding` makes that fast without changing a number (scale/decoding.py; a
+first reader may skip it).
 
     python grpo.py                       # the algorithm at work where there is no video: on a bandit with three arms
     python -m doctest grpo.py -v         # runs the examples in the docstrings
@@ -44,14 +45,14 @@ def sample_groups(
     No top-k, no top-p: the log-probs that training computes are those of the full distribution, and
     tokens must come from the distribution they are scored under.
 
-    Args:    prompts: B of them; features: their videos' features; stop_ids: tokens that end a completion;
-             generators: B torch.Generators of the CPU, one per prompt, so that a prompt's completions depend
-             neither on what else is in the batch nor on the device; None for greedy decoding;
-             on_token: called with the tokens of each step, for streaming.
-    Returns: completions (B, G, C) int64, padded with stop_ids[0]; mask (B, G, C) bool, True up to and
-             including the stop token: it is sampled and trained like any other, or the policy would
-             never learn when to stop; log-probs (B, G, C) float32 as sampled, 0 outside the mask: they
-             are for a check, train.py computes logp_old anew.
+    Args:    prompts: B of them; features: their videos' features; stop_ids: tokens that end a
+             completion; generators: B torch.Generators of the CPU, one per prompt, so that a
+             prompt's completions depend neither on what else is in the batch nor on the device;
+             None for greedy decoding; on_token: called with the tokens of each step, for streaming.
+    Returns: completions (B, G, C) int64, padded with stop_ids[0]; mask (B, G, C) bool, True up to
+             and including the stop token: it is sampled and trained like any other, or the policy
+             would never learn when to stop; log-probs (B, G, C) float32 as sampled, 0 outside the
+             mask: they are for a check, train.py computes logp_old anew.
              C <= max_new_tokens is the length of the longest. A completion that ran into
              max_new_tokens has no stop token.
     """
@@ -89,7 +90,8 @@ def sample_groups(
 
 
 def completion_mask(tokens, stop):
-    """Which tokens belong to their completion: all up to the first stop token, and the stop token itself.
+    """Which tokens belong to their completion: all up to the first stop token, and the stop token
+    itself.
 
     Args:    tokens (…, C); stop (n,): the ids of which each ends a completion.
     Returns: (…, C) bool. A completion without a stop token ran out of room: all of it is its own.
@@ -103,11 +105,13 @@ def completion_mask(tokens, stop):
 
 
 def draw(logp, chance):
-    """One token a row by inverse transform: the first whose cumulative probability exceeds the row's chance.
+    """One token a row by inverse transform: the first whose cumulative probability exceeds the
+    row's chance.
 
     Args:    logp (n, V); chance (n,) float64 in [0, 1). Returns (n,).
 
-    Summed in float64: over 152,064 tokens float32 would be off by more than a rare token's probability.
+    Summed in float64: over 152,064 tokens float32 would be off by more than a rare token's
+    probability.
 
     >>> draw(torch.tensor([[0.5, 0.0, 0.5]] * 3).log(), torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
     [0, 2, 2]
@@ -141,7 +145,8 @@ def group_advantages(rewards, divide_by_std=True):
 
     Args:    rewards (…, G); divide_by_std: False is Dr. GRPO's version (arXiv 2503.20783), which
              does not blow up the differences of groups that are nearly all right or all wrong.
-    Returns: advantages (…, G). Their mean is 0; a group of equal rewards gives exactly 0: it teaches nothing.
+    Returns: advantages (…, G). Their mean is 0; a group of equal rewards gives exactly 0: it
+             teaches nothing.
 
     std is the sample standard deviation (n − 1), as in the reference code.
 
@@ -158,10 +163,12 @@ def group_advantages(rewards, divide_by_std=True):
 
 
 def kl_k3(logp, logp_ref):
-    """KL(policy ‖ reference) per token, Schulman's third estimator: exp(Δ) − Δ − 1 with Δ = logp_ref − logp.
+    """KL(policy ‖ reference) per token, Schulman's third estimator: exp(Δ) − Δ − 1 with Δ =
+    logp_ref − logp.
 
-    It needs only the sampled token's two log-probs. It is never negative (e^x ≥ 1 + x), and unbiased for
-    tokens sampled from the policy: E[exp(Δ)] = Σ p · p_ref/p = 1, so E[exp(Δ) − 1 − Δ] = E[−Δ] = KL.
+    It needs only the sampled token's two log-probs. It is never negative (e^x ≥ 1 + x), and
+    unbiased for tokens sampled from the policy: E[exp(Δ)] = Σ p · p_ref/p = 1, so E[exp(Δ) − 1 − Δ]
+    = E[−Δ] = KL.
 
     >>> kl_k3(torch.tensor([-1.0, -1.0]).double(), torch.tensor([-1.0, -2.0])).round(decimals=4).tolist()
     [0.0, 0.3679]
@@ -174,12 +181,15 @@ LOSSES = ("grpo", "dr_grpo", "dapo", "gspo")
 
 
 def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
-    """How much each token counts in the step's loss: where most of GRPO's later variants (LOSSES) differ from it.
+    """How much each token counts in the step's loss: where most of GRPO's later variants (LOSSES)
+    differ from it.
 
-    grpo and gspo weigh alike, but gspo has another ratio (policy_loss); dr_grpo also has other advantages.
+    grpo and gspo weigh alike, but gspo has another ratio (policy_loss); dr_grpo also has other
+    advantages.
 
-    Args:    mask (…, G, C): True on a completion's own tokens; n_completions and n_tokens: their numbers in
-             the whole step, over all prompts and processes, so that losses of parts simply add up.
+    Args:    mask (…, G, C): True on a completion's own tokens; n_completions and n_tokens: their
+             numbers in the whole step, over all prompts and processes, so that losses of parts
+             simply add up.
     Returns: weights (…, G, C), 0 outside the mask.
 
     grpo, gspo   1 / (length · n_completions)          mean over a completion's tokens, then over completions
@@ -209,20 +219,21 @@ def policy_loss(
         ρ    = exp(logp − logp_old)
         loss = − Σ weights · ( min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) − β · KL )
 
-    Args:    logp (G, C) with gradient; logp_old (G, C) under the policy that sampled; logp_ref (G, C) under
-             the reference policy, or None when β = 0; advantages (G,); mask (G, C); weights (G, C) from
-             token_weights.
-    Returns: the scalar loss, and per-token tensors (G, C) without gradient: "kl" and "clipped" (True where
-             the clip stopped the gradient).
+    Args:    logp (G, C) with gradient; logp_old (G, C) under the policy that sampled; logp_ref (G,
+             C) under the reference policy, or None when β = 0; advantages (G,); mask (G, C);
+             weights (G, C) from token_weights.
+    Returns: the scalar loss, and per-token tensors (G, C) without gradient: "kl" and "clipped"
+             (True where the clip stopped the gradient).
 
     Why min and clip: once ρ has moved past the clip in the direction that A asks for, min picks the
-    constant, and the gradient is 0. In the other direction min keeps ρ A: mistakes are always corrected.
-    At the first update after sampling ρ = 1 everywhere, so with the weights of grpo and gspo the loss is
-    −mean(A) = 0 (plus β · KL); with the others longer completions weigh more, and it need not be 0. Its
-    gradient is not 0 either way: d(ρ A) = A · d logp.
+    constant, and the gradient is 0. In the other direction min keeps ρ A: mistakes are always
+    corrected. At the first update after sampling ρ = 1 everywhere, so with the weights of grpo and
+    gspo the loss is −mean(A) = 0 (plus β · KL); with the others longer completions weigh more, and
+    it need not be 0. Its gradient is not 0 either way: d(ρ A) = A · d logp.
 
-    gspo (arXiv 2507.18071): the ratio belongs to the whole completion, ρ_i = exp(mean_t(logp − logp_old)),
-    because the reward does too; each token carries it. Its ratios stay much nearer to 1: clip at 3e-4.
+    gspo (arXiv 2507.18071): the ratio belongs to the whole completion, ρ_i = exp(mean_t(logp −
+    logp_old)), because the reward does too; each token carries it. Its ratios stay much nearer to
+    1: clip at 3e-4.
 
     >>> logp = torch.tensor([[0.0], [0.0]]).requires_grad_()
     >>> one = torch.ones(2, 1)
@@ -259,9 +270,10 @@ def policy_loss(
 class Group:
     """One prompt with its G completions, cut to the longest of them: what the step made of it.
 
-    completions, mask, weights, and the log-probs logp_sampled (by the sampler), logp_ref and logp_old
-    (by the scorer, before the first update) are (G, C); rewards and advantages (G,); scores: each
-    completion's rewards by name. entropy, kl (G, C) and clipped are of the updates: see grpo_step.
+    completions, mask, weights, and the log-probs logp_sampled (by the sampler), logp_ref and
+    logp_old (by the scorer, before the first update) are (G, C); rewards and advantages (G,);
+    scores: each completion's rewards by name. entropy, kl (G, C) and clipped are of the updates:
+    see grpo_step.
     """
 
     example: object
@@ -283,7 +295,8 @@ class Group:
 
 @dataclass
 class Step:
-    """A step's Groups, its losses in the order they were computed, and the norm of its last gradient."""
+    """A step's Groups, its losses in the order they were computed, and the norm of its last
+    gradient."""
 
     groups: list
     losses: list = field(default_factory=list)
@@ -293,14 +306,16 @@ class Step:
 def grpo_step(policy, reference, batch, settings, update_weights, total, clock):
     """One step of GRPO on this process's prompts.
 
-    Args:    batch: a data.Batch; settings: train.py's; update_weights: takes the optimizer's step on the
-             gradients that have added up, clears them, and returns their norm; total: a number → its sum
-             over all processes; clock: clock("sample") books the time since the last call.
+    Args:    batch: a data.Batch; settings: train.py's; update_weights: takes the optimizer's step
+             on the gradients that have added up, clears them, and returns their norm; total: a
+             number → its sum over all processes; clock: clock("sample") books the time since the
+             last call.
     Returns: a Step.
     """
     stop_ids = policy.generation_config.eos_token_id
 
-    # 1. Sample. The vision tower runs once, and where it is trained its graph is kept: the sampler reads
+    # 1. Sample. The vision tower runs once, and where it is trained its graph is kept: the sampler
+    # reads
     #    the features' values, and the first update sends gradients back through the same features.
     features = video_features(policy, batch.prompts, with_gradient=settings.train_vision)
     values = [f.detach() for f in features]
@@ -312,7 +327,8 @@ def grpo_step(policy, reference, batch, settings, update_weights, total, clock):
     groups = compared_groups(*sampled, batch, settings, stop_ids, total)
     clock("reward")
 
-    # 4. Log-probs under the reference policy, and in the loop below under the policy as it is by then.
+    # 4. Log-probs under the reference policy, and in the loop below under the policy as it is by
+    # then.
     #    Without a KL (β = 0) a group of equal rewards has no gradient, and is not scored at all.
     taught = [b for b, g in enumerate(groups) if settings.score_every_group or g.advantages.any()]
     if settings.beta > 0:
@@ -361,7 +377,8 @@ def video_features(model, prompts, with_gradient):
 def compared_groups(completions, mask, logp_sampled, batch, settings, stop_ids, total):
     """2. and 3.: the sampled completions of each prompt with their rewards, advantages and weights.
 
-    Args:    completions, mask, logp_sampled (B, G, C) from sample_groups; the others as in grpo_step.
+    Args:    completions, mask, logp_sampled (B, G, C) from sample_groups; the others as in
+             grpo_step.
     Returns: B Groups.
     """
     device, groups = completions.device, []
@@ -400,11 +417,12 @@ def compared_groups(completions, mask, logp_sampled, batch, settings, stop_ids, 
 
 
 def three_armed_bandit(steps=300, G=8, lr=0.5, beta=0.04):
-    """GRPO where everything can be printed. A bandit is a gambling machine whose arms pay with chances of their own;
-    the policy is three logits, and a completion is one token: the arm that is pulled.
+    """GRPO where everything can be printed. A bandit is a gambling machine whose arms pay with
+    chances of their own; the policy is three logits, and a completion is one token: the arm that is
+    pulled.
 
-    Arm c pays 1 with probability 0.8, b with 0.5, a with 0.2. The policy is not told; it begins by liking a.
-    Returns the policy's probabilities after training.
+    Arm c pays 1 with probability 0.8, b with 0.5, a with 0.2. The policy is not told; it begins by
+    liking a. Returns the policy's probabilities after training.
     """
     torch.manual_seed(0)
     pays = torch.tensor([0.2, 0.5, 0.8])

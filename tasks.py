@@ -1,8 +1,8 @@
 """tasks.py: one row a task, and nearly everything that is particular to a task is in its row.
 
 A task is: how the question is asked, in what form the answer is wanted, which rules pay for it
-(rewards.py), and what is reported about it (the functions below). Training and evaluation know tasks
-by name alone. To add one: a row here and, where none of those there fits, a reader
+(rewards.py), and what is reported about it (the functions below). Training and evaluation know
+tasks by name alone. To add one: a row here and, where none of those there fits, a reader
 (annotations/readers.py), a rule (rewards.py) and a metric.
 """
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import rewards as r
 
 # ------------------------------------------------------------------------------------------------
-# What is reported, from records [{"text": the completion, "answer": the truth, "group": a sub-task}, …]
+# What is reported, from records [{"text": the completion, "answer": the truth, "group": a
+# sub-task}, …]
 # ------------------------------------------------------------------------------------------------
 # In percent. What cannot be read as an answer counts as wrong; nothing is left out of a mean.
 
@@ -21,7 +22,8 @@ def percent(values):
 
 
 def grounding_metrics(records):
-    """mIoU, and R@θ: the share of questions whose answer overlaps by at least θ (Charades-STA's own measures)."""
+    """mIoU, and R@θ: the share of questions whose answer overlaps by at least θ (Charades-STA's own
+    measures)."""
     ious = [r.grounding_iou(x["text"], x["answer"], False) for x in records]
     return {"mIoU": percent(ious)} | {
         f"R@{t}": percent([iou >= t for iou in ious]) for t in (0.3, 0.5, 0.7)
@@ -29,7 +31,8 @@ def grounding_metrics(records):
 
 
 def tracking_metrics(records):
-    """Average overlap over all frames, and success rates: the share of frames that overlap by more than θ (GOT-10k)."""
+    """Average overlap over all frames, and success rates: the share of frames that overlap by more
+    than θ (GOT-10k)."""
     overlaps = []
     for x in records:
         boxes = r.parse_boxes(r.inside(x["text"], "answer"))
@@ -42,7 +45,8 @@ def tracking_metrics(records):
 
 
 def choice_metrics(records):
-    """Accuracy over all questions; where they are of several groups (MVBench's sub-tasks), of each and the mean of these."""
+    """Accuracy over all questions; where they are of several groups (MVBench's sub-tasks), of each
+    and the mean of these."""
     right = [r.choice_accuracy(x["text"], x["answer"], False) for x in records]
     groups = sorted({x["group"] for x in records})
     by_group = {
@@ -56,8 +60,9 @@ def choice_metrics(records):
 
 
 def gqa_metrics(records):
-    """Accuracy, mIoU of the evidence, and the share both right and grounded at IoU ≥ 0.5 (NExT-GQA's own script
-    asks that half of the *predicted* seconds be evidence, IoP, which a short guess passes more easily)."""
+    """Accuracy, mIoU of the evidence, and the share both right and grounded at IoU ≥ 0.5
+    (NExT-GQA's own script asks that half of the *predicted* seconds be evidence, IoP, which a short
+    guess passes more easily)."""
     right = [r.gqa_accuracy(x["text"], x["answer"], False) for x in records]
     ious = [r.gqa_iou(x["text"], x["answer"], False) for x in records]
     both = [ok and iou >= 0.5 for ok, iou in zip(right, ious)]
@@ -98,13 +103,14 @@ def intervals_text(intervals):
 
 @dataclass(frozen=True)
 class Task:
-    """data: what it is trained on, a name in annotations.DATASETS; prompt: the question, with {question}, {duration}
-    in seconds, {options}, {box} (the first of the answer's); wanted: in words, what to answer in which tags; form: an
-    example of it, shown in the prompt, that the format rule pays in full; rules: {name: rule}, whose sum is a
-    completion's reward; metrics: records → {name: number in percent}; ideal: the annotated answer → the text that earns
-    every reward in full, but for rounding; answer: an Example that the data set's reader made for another task → this
-    task's answer to it; toy_tokens: what the toy model needs for its longest answer, thought included (other models:
-    1024, as in the paper)."""
+    """data: what it is trained on, a name in annotations.DATASETS; prompt: the question, with
+    {question}, {duration} in seconds, {options}, {box} (the first of the answer's); wanted: in
+    words, what to answer in which tags; form: an example of it, shown in the prompt, that the
+    format rule pays in full; rules: {name: rule}, whose sum is a completion's reward; metrics:
+    records → {name: number in percent}; ideal: the annotated answer → the text that earns every
+    reward in full, but for rounding; answer: an Example that the data set's reader made for another
+    task → this task's answer to it; toy_tokens: what the toy model needs for its longest answer,
+    thought included (other models: 1024, as in the paper)."""
 
     data: str
     prompt: str
@@ -138,7 +144,8 @@ TASKS = {
         "<answer>B</answer><glue>[(5.2, 10.4), (12.0, 13.5)]</glue>",
         {"format": r.gqa_format, "accuracy": r.gqa_accuracy, "iou": r.gqa_iou}, gqa_metrics,
         ideal=lambda a: f"<answer>{a[0]}</answer><glue>{intervals_text(a[1])}</glue>",
-        answer=lambda e: (e.answer, [])),  # no evidence, where --clues asks for it in data with letters alone
+        # no evidence, where --clues asks for it in data with letters alone
+        answer=lambda e: (e.answer, [])),
     "qa": Task(
         "nextgqa",
         "{question}?\n{options}",
@@ -167,7 +174,8 @@ JOINTLY = (
 
 
 def as_task(examples, task):
-    """A data set's Examples as questions of a task: of NExT-GQA's as "qa" the letter alone is asked."""
+    """A data set's Examples as questions of a task: of NExT-GQA's as "qa" the letter alone is
+    asked."""
     return [
         e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e))
         for e in examples
@@ -187,7 +195,8 @@ def score(task, text, answer, think):
 
 
 def longest_answer(toy_model, tasks):
-    """--max-new-tokens where it is not given: the paper's 1024; of the toy model, what its tasks need."""
+    """--max-new-tokens where it is not given: the paper's 1024; of the toy model, what its tasks
+    need."""
     return max(TASKS[task].toy_tokens for task in tasks) if toy_model else 1024
 
 
@@ -208,6 +217,7 @@ def question_text(example, duration, think):
 
 
 def ideal_answer(example, thought=None):
-    """The completion that earns every reward in full, but for rounding; `thought` fills the <think> block, where one is asked for."""
+    """The completion that earns every reward in full, but for rounding; `thought` fills the <think>
+    block, where one is asked for."""
     said = TASKS[example.task].ideal(example.answer)
     return said if thought is None else f"<think>{thought}</think>{said}"

@@ -11,22 +11,25 @@ What a run leaves in its folder:
     settings.json     every setting and library version
     metrics.jsonl     one line a step: rewards, KL, entropy, gradient norm, tokens and seconds per phase, …
     rollouts.jsonl    now and then one group in full: prompt, completions, rewards, advantages, and each token's
-                      log-prob, its change by the step, and its KL (python -m tools.report RUN shows them)
+                      log-prob, its change by the step, and its KL (python -m tools.report RUN shows
+                      them)
     curves.png        redrawn as the run goes
     policy/           the trained model in Hugging Face format, for eval.py or for anybody's `from_pretrained`
     checkpoints/      what --resume needs
     skipped.jsonl     examples whose video could not be read, and why
 
-A run that was stopped goes on when the same command is given again with --resume: see runtime/checkpoint.py. For models
-that do not fit: --lora, --recompute, --shard, --offload; see the room scale/, and --plan, which says what fits.
+A run that was stopped goes on when the same command is given again with --resume: see
+runtime/checkpoint.py. For models that do not fit: --lora, --recompute, --shard, --offload; see the
+room scale/, and --plan, which says what fits.
 """
 
 import os
 import sys
 from functools import partial
 
-# Before torch is imported: its CPU threads otherwise spin while they wait, and on a machine that does
-# anything else at the same time a decoding step took 40 times as long (0.24 → 9 s for 30 tokens here).
+# Before torch is imported: its CPU threads otherwise spin while they wait, and on a machine that
+# does anything else at the same time a decoding step took 40 times as long (0.24 → 9 s for 30
+# tokens here).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -58,8 +61,9 @@ from toy.world import ensure
 def sft_step(policy, batch, settings, update_weights, clock):
     """One step of supervised fine-tuning: raise the log-prob of the true answer.
 
-    loss = − mean over examples of the mean over the answer's tokens of logp. Its gradient is that of the
-    GRPO loss (β = 0) of a "group" of one completion that was given, not sampled, with advantage 1.
+    loss = − mean over examples of the mean over the answer's tokens of logp. Its gradient is that
+    of the GRPO loss (β = 0) of a "group" of one completion that was given, not sampled, with
+    advantage 1.
     Returns: an Outcome, of this process's share.
     """
     sums = {"loss": 0.0, "tokens": 0, "prompt_tokens": sum(len(p.ids) for p in batch.prompts)}
@@ -85,8 +89,8 @@ def sft_step(policy, batch, settings, update_weights, clock):
 
 
 def training_examples(args, rank, world):
-    """(examples of all tasks, names of their data sets, flags for eval.py to ask what was trained). Tasks are mixed in
-    proportion to their examples, as in the paper."""
+    """(examples of all tasks, names of their data sets, flags for eval.py to ask what was trained).
+    Tasks are mixed in proportion to their examples, as in the paper."""
     examples, names, own, other = [], [], [], []
     report = (
         (lambda sentence: print(sentence, file=sys.stderr))
