@@ -124,7 +124,6 @@ class Decoder:
             np.array(answer["times"]),
             answer["spacing"],
             answer["duration"],
-            tuple(answer["original_size"]),
         )
 
 
@@ -161,8 +160,12 @@ def serve(pipe):
                 }).encode()
             )
             continue
-        about = {"shape": list(frames.pixels.shape), "times": frames.times.tolist(), "spacing": frames.spacing,
-                 "duration": frames.duration, "original_size": [int(n) for n in frames.original_size]}  # fmt: skip
+        about = {
+            "shape": list(frames.pixels.shape),
+            "times": frames.times.tolist(),
+            "spacing": frames.spacing,
+            "duration": frames.duration,
+        }
         pipe.send_bytes(json.dumps(about).encode())
         pipe.send_bytes(memoryview(frames.pixels.numpy()).cast("B"))
 
