@@ -29,6 +29,7 @@ import re
 THINK = r"\s*<think>(.*)</think>"
 ANSWER = r"\s*<answer>(.*)</answer>\s*"
 GLUE = r"<glue>(.*)</glue>\s*"
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
 
 # At most six digits before the point: seconds of a video, and never one that overflows a float.
 NUMBER = r"[0-9]{1,6}(?:\.[0-9]{1,6})?"
@@ -58,12 +59,11 @@ def well_formed(text, think, glue=False):
     >>> well_formed("Sure! <answer>b</answer>", think=False)
     False
     """
-    wanted = {"<think>": think, "<answer>": True, "<glue>": glue}
-    for tag, there in wanted.items():
-        if text.count(tag) != there or text.count(tag.replace("<", "</")) != there:
-            return False
+    expected = [int(think)] * 2 + [1] * 2 + [int(glue)] * 2
     pattern = (THINK if think else "") + ANSWER + (GLUE if glue else "")
-    return bool(re.fullmatch(pattern, text, re.DOTALL))
+    return [text.count(tag) for tag in TAGS] == expected and bool(
+        re.fullmatch(pattern, text, re.DOTALL)
+    )
 
 
 def inside(text, tag):
