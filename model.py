@@ -1,13 +1,14 @@
 """model.py: Qwen2.5-VL, as much of it as reinforcement learning touches.
 
 The layers are Hugging Face's `Qwen2_5_VLForConditionalGeneration`, weights included. What this file
-does by hand is everything around them that RL must control exactly (runtime/models.py loads and saves):
+does by hand is everything around them that RL must control exactly (runtime/models.py loads and
+saves):
 
-    1. positions               (3, L) M-RoPE positions: each video token knows its second, row and column
-    2. embeddings              token ids + patches → input embeddings, the video's features in their places
+    1. positions               (3, L) M-RoPE: each video token knows its second, row and column
+    2. embeddings              token ids + patches → embeddings, the video's in their places
     3. attention               one prompt, read by a whole group of completions
     4. prefill, decode_step    the two halves of sampling, with a KV cache
-    5. group_logprobs          log-probs of a group of completions, with gradient: what training needs
+    5. group_logprobs          log-probs of a group of completions, with gradient, for training
 
 Rule of this file: `generate()`, `get_rope_index()` and `forward(position_ids=None)` are never used.
 The sampler and the scorer must be the same distribution, so both go through the functions below.
@@ -16,18 +17,15 @@ Letters: P prompt tokens, B prompts, G completions of each, C completion tokens 
 size, H query heads and K key/value heads of d numbers each, V vocabulary.
 """
 
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
-from transformers.vision_utils import (
-    get_vision_cu_seqlens,
-    get_vision_position_ids,
-    get_vision_window_index,
-)
+
+from scale.windows import register_windows, vision_layout
 
 # cuDNN's attention comes first on Hopper and plans anew for every shape (pytorch #155958); in video
 # RL hardly two shapes are alike. Without it PyTorch takes its own flash kernel.
@@ -43,8 +41,8 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
 
     Rotary embeddings usually count tokens. Here each token has three positions (time, row,
     column), and each of them drives its own share of the rotary frequencies ("mrope_section" in the
-    config). Text counts all three up together. A video token covers a pair of frames and 2 × 2 patches;
-    the one at pair k, row i, column j of a video that starts at position s has
+    config). Text counts all three up together. A video token covers a pair of frames and 2 × 2
+    patches; the one at pair k, row i, column j of a video that starts at position s has
 
         time   = s + floor(k · seconds_per_grid · tokens_per_second)
         row    = s + i
@@ -53,17 +51,19 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
     and the text after it continues at (largest of all positions so far) + 1. Time thus advances by
     tokens_per_second positions for each real second: this is how the model can tell time at all.
 
-    transformers >= 5.3 continues the text at s + max(h, w)/2 instead, which is *inside* the video for
-    any clip longer than a few seconds; the pretrained weights have never seen that. So: by hand.
+    transformers >= 5.3 continues the text at s + max(h, w)/2 instead, which is *inside* the video
+    for any clip longer than a few seconds; the pretrained weights have never seen that. So: by
+    hand.
 
-    Args:    ids (P,); grids: one (t, h, w) per video: t pairs of frames, h × w patches before merging;
-             seconds_per_grid: one float per video, the seconds from pair to pair.
+    Args:    ids (P,); grids: one (t, h, w) per video: t pairs of frames, h × w patches before
+             merging; seconds_per_grid: one float per video, the seconds from pair to pair.
     Returns: (3, P) int64.
 
     >>> from types import SimpleNamespace as S
     >>> vision = S(spatial_merge_size=2, tokens_per_second=2)
-    >>> ids = torch.tensor([7, 99, 99, 99, 99, 8])          # text, a video of 2 pairs × 1 row × 2 columns, text
-    >>> mrope_positions(ids, [(2, 2, 4)], [1.0], S(video_token_id=99, vision_config=vision)).tolist()
+    >>> config = S(video_token_id=99, vision_config=vision)
+    >>> ids = torch.tensor([7, 99, 99, 99, 99, 8])  # a video of 2 pairs × 1 row × 2 columns in text
+    >>> mrope_positions(ids, [(2, 2, 4)], [1.0], config).tolist()
     [[0, 1, 1, 3, 3, 4], [0, 1, 1, 1, 1, 4], [0, 1, 2, 1, 2, 4]]
     """
     merge, tokens_per_second = (
@@ -105,35 +105,14 @@ def encode_videos(model, prompts):
     Args:    prompts: list of data.Prompt.
     Returns: one (video tokens of the prompt, D) tensor per prompt.
     """
-    first_weight = (
-        model.model.visual.patch_embed.proj.weight
-    )  # where it is now: --offload keeps it on the CPU between uses
-    grids = [grid for prompt in prompts for grid in prompt.grids]
-    patches = torch.cat([prompt.patches for prompt in prompts]).to(first_weight)
-    layout = vision_layout(torch.tensor(grids), model.config.vision_config, patches.device)
-    features = model.model.visual(patches, grid_thw=torch.tensor(grids), **layout).pooler_output
-    per_video = [t * h * w // model.config.vision_config.spatial_merge_size**2 for t, h, w in grids]
-    per_prompt, i = [], 0
-    for prompt in prompts:
-        per_prompt.append(sum(per_video[i : i + len(prompt.grids)]))
-        i += len(prompt.grids)
-    return list(features.split(per_prompt))
-
-
-def vision_layout(grids, config, device):
-    """What the vision tower derives from its grids, computed on the CPU: on a GPU each step of it
-    would make the CPU wait. grids (videos, 3) int64, on the CPU.
-
-    Window and frame boundaries stay on the CPU, where window_attention reads them.
-    """
-    merge = config.spatial_merge_size
-    order, windows = get_vision_window_index(grids, merge, config.window_size, config.patch_size)
-    return {
-        "position_ids": get_vision_position_ids(grids, merge).to(device),
-        "window_index": order.to(device),
-        "cu_window_seqlens": windows,
-        "cu_seqlens": get_vision_cu_seqlens(grids),
-    }
+    config, weight = model.config.vision_config, model.model.visual.patch_embed.proj.weight
+    patches = torch.cat([prompt.patches for prompt in prompts]).to(weight)  # its device and dtype
+    grids = torch.tensor([grid for prompt in prompts for grid in prompt.grids])
+    layout = vision_layout(grids, config, patches.device)
+    features = model.model.visual(patches, grid_thw=grids, **layout).pooler_output
+    merged = config.spatial_merge_size**2  # patches of a token
+    tokens = [sum(t * h * w for t, h, w in prompt.grids) // merged for prompt in prompts]
+    return list(features.split(tokens))
 
 
 def embed(model, ids, features):
@@ -146,9 +125,8 @@ def embed(model, ids, features):
     alone, and every curve still looks plausible.
     """
     is_video = ids == model.config.video_token_id
-    assert int(is_video.sum()) == len(features), (
-        f"{int(is_video.sum())} video tokens but {len(features)} video features"
-    )
+    n = int(is_video.sum())
+    assert n == len(features), f"{n} video tokens but {len(features)} video features"
     text = model.model.language_model.embed_tokens(ids.to(features.device))
     return text.masked_scatter(is_video.to(features.device)[:, None], features.to(text.dtype))
 
@@ -156,19 +134,20 @@ def embed(model, ids, features):
 # ------------------------------------------------------------------------------------------------
 # 3. Attention: the group shares its prompt
 # ------------------------------------------------------------------------------------------------
-# In video RL the prompt is thousands of tokens and a completion a few hundred, and G completions have
-# the same prompt. Repeating it G times costs G · (P + C) tokens; reading it once, P + G · C. Nothing but
-# attention ever mixes tokens, so nothing but attention has to know.
+# In video RL the prompt is thousands of tokens and a completion a few hundred, and G completions
+# have the same prompt. Repeating it G times costs G · (P + C) tokens; reading it once, P + G · C.
+# Nothing but attention ever mixes tokens, so nothing but attention has to know.
 #
-# transformers lets a model's layers call an attention function that we register (end of this section). For
-# a function that it does not know it would build no mask and say nothing; NO_MASK says so openly. Which
-# token sees which is decided in the functions below, and nowhere else.
+# transformers lets a model's layers call an attention function that we register (end of this
+# section). For a function that it does not know it would build no mask and say nothing; NO_MASK
+# says so openly. Which token sees which is decided in the functions below, and nowhere else.
 
 NO_MASK = {"full_attention": None}
 
 
 def prepare(model, attn="sdpa"):
-    """Makes the language model and the vision tower use this file's attention functions (section 3)."""
+    """Makes the language model and the vision tower use this file's attention functions (section
+    3)."""
     model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
     model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
     return model
@@ -177,21 +156,16 @@ def prepare(model, attn="sdpa"):
 def sdpa(query, key, value, scale, causal=False):
     """softmax(scale · Q Kᵀ) V, as PyTorch has it.
 
-    query (B, H, n, d) on key, value (B, K, m, d) → (B, H, n, d). `causal` is aligned to the *lower right*:
-    the last query sees all m keys, the one before it m − 1, … (`is_causal=True` is aligned to the upper
-    left, which for n < m would hide the prompt.) On CUDA causal_lower_right runs in a flash kernel, without
-    a mask in memory; elsewhere it becomes an n × m mask.
+    query (B, H, n, d) on key, value (B, K, m, d) → (B, H, n, d). `causal` is aligned to the *lower
+    right*: the last query sees all m keys, the one before it m − 1, … (`is_causal=True` is aligned
+    to the upper left, which for n < m would hide the prompt.) On CUDA causal_lower_right runs in a
+    flash kernel, without a mask in memory; elsewhere it becomes an n × m mask.
     """
-    n, m = query.shape[2], key.shape[2]
-    lower_right = causal_lower_right(n, m) if causal and n != m else None
+    n, m, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
+    mask = causal_lower_right(n, m) if causal and n != m else None
+    square = causal and n == m
     return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        lower_right,
-        is_causal=causal and n == m,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, mask, is_causal=square, scale=scale, enable_gqa=grouped
     )
 
 
@@ -210,11 +184,12 @@ def attention(module, query, key, value, attention_mask, scaling, attend, group=
     """What each layer of the language model calls, in one of two situations.
 
     reading   group = None      (B, H, P, d) queries on (B, K, P, d) keys, causal
-    scoring   group = (G, C)    one row [prompt | c_1 | … | c_G], (1, H, P + G·C, d): the prompt is causal on
-                                itself; a completion sees the prompt and itself, never its siblings
+    scoring   group = (G, C)    one row [prompt | c_1 | … | c_G], (1, H, P + G·C, d): the prompt is
+                                causal on itself; a completion sees the prompt and itself, never
+                                its siblings
 
-    Returns (batch, length, H, d), None, as transformers expects. (Decoding does without transformers' layers,
-    see decode_step.)
+    Returns (batch, length, H, d), None, as transformers expects. (Decoding does without
+    transformers' layers, see decode_step.)
     """
     assert attention_mask is None, "a mask was built that nothing here would respect"
     if group is None:
@@ -225,19 +200,22 @@ def attention(module, query, key, value, attention_mask, scaling, attend, group=
 
 
 def packed_attention(query, key, value, group, scale, attend):
-    """[prompt | c_1 | … | c_G] in two calls: prompt × prompt, and completions × (prompt + own completion).
+    """[prompt | c_1 | … | c_G] in two calls: prompt × prompt, and completions × (prompt +
+    themselves).
 
     Causality of the second is aligned to the lower right: token j of a completion sees all P prompt
     positions and its own first j + 1.
 
-    Args:    query (1, H, P + G·C, d), key and value (1, K, P + G·C, d); group: (G, C); scale: a number;
-             attend: sdpa or flash_attention_2 above.
+    Args:    query (1, H, P + G·C, d), key and value (1, K, P + G·C, d); group: (G, C); scale: a
+             number; attend: sdpa or flash_attention_2 above.
     Returns: (1, H, P + G·C, d).
 
-    >>> one = torch.ones(1, 1, 3, 1)                        # P = 1, G = 2, C = 1; equal scores: each output is a mean
-    >>> value = torch.tensor([1.0, 3.0, 5.0]).view(1, 1, 3, 1)     # prompt: 1; c_1: mean of 1 and 3; c_2: of 1 and 5
+    >>> one = torch.ones(1, 1, 3, 1)  # P = 1, G = 2, C = 1; equal scores: each output is a mean
+    >>> value = torch.tensor([1.0, 3.0, 5.0]).view(1, 1, 3, 1)
     >>> packed_attention(one, one, value, (2, 1), 1.0, sdpa).flatten().tolist()
     [1.0, 2.0, 3.0]
+
+    (The prompt sees itself, 1; c_1 the mean of 1 and 3; c_2 that of 1 and 5.)
     """
     G, C = group
     P = query.shape[2] - G * C
@@ -253,54 +231,9 @@ def packed_attention(query, key, value, group, scale, attend):
     return torch.cat([prompt, own.transpose(0, 1).flatten(1, 2)[None]], dim=2)
 
 
-def window_attention(
-    module, query, key, value, attention_mask, scaling, cu_seq_lens_q, attend, **_
-):
-    """What each layer of the vision tower calls: attention inside windows (or frames), never across.
-
-    query, key, value (1, H, N, d); cu_seq_lens_q: where windows begin and end among the N patches, on
-    the CPU. Windows of equal size are attended to together: a clip has hundreds of them and a handful
-    of sizes. transformers would make one call per window; it hands the boundaries over only to
-    implementations named after flash.
-    """
-    places, back = windows_by_size(cu_seq_lens_q, query.device)
-    chunks = []
-    for place in places:  # (windows, size)
-        q, k, v = (
-            x[0][:, place].transpose(0, 1) for x in (query, key, value)
-        )  # (windows, H, size, d)
-        chunks.append(
-            attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1)
-        )  # (windows · size, H, d)
-    return torch.cat(chunks)[back][None], None  # (1, N, H, d)
-
-
-@lru_cache(maxsize=4)
-def windows_by_size(boundaries, device):
-    """The patches of each window, windows of one size together, and the way back to their order.
-
-    Args:    boundaries (windows + 1,) on the CPU.
-    Returns: a list of (windows of that size, size) patch numbers, and (N,): the place of each patch
-             in these lists, one after the other; both on `device`.
-
-    Remembered by the tensor itself (tensors are equal as keys only to themselves): all layers of a
-    forward are handed the same two, of windows and of frames.
-
-    >>> places, back = windows_by_size(torch.tensor([0, 2, 3, 5]), torch.device("cpu"))
-    >>> [place.tolist() for place in places], back.tolist()
-    ([[[2]], [[0, 1], [3, 4]]], [1, 2, 0, 3, 4])
-    """
-    starts, sizes = boundaries[:-1].long(), boundaries.diff()
-    places = [starts[sizes == n][:, None] + torch.arange(n) for n in sizes.unique().tolist()]
-    back = torch.cat([place.flatten() for place in places]).argsort()
-    return [place.to(device) for place in places], back.to(device)
-
-
 for name, attend in ATTENTION.items():
     AttentionInterface.register(f"shared_prompt_{name}", partial(attention, attend=attend))
-    AttentionInterface.register(
-        f"flash_like_windows_{name}", partial(window_attention, attend=attend)
-    )
+register_windows(ATTENTION)
 
 # ------------------------------------------------------------------------------------------------
 # 4. Sampling: prefill, decode
@@ -310,15 +243,14 @@ for name, attend in ATTENTION.items():
 class GroupCache:
     """Keys and values of B prompts, each held once, and of their B·G completions.
 
-    While prompts are read, `prompt[layer]` is a list with one ((1, K, P, d), (1, K, P, d)) for each. After
-    start_decoding it is ((B, K, P, d), (B, K, P, d)), padded on the left to the longest prompt, `own[layer]`
-    has room for C tokens of each row, and mask (B, 1, 1, P + C) hides with −inf the padding and the places
-    not yet written; length: how many of `own` are written. On CUDA nothing moves in memory while tokens come,
-    and length is a tensor: that is what lets it replay a recorded step. (On the CPU, keep() makes it narrower.)
+    While prompts are read, `prompt[layer]` is a list with one ((1, K, P, d), (1, K, P, d)) for
+    each. After start_decoding it is ((B, K, P, d), (B, K, P, d)), padded on the left to the longest
+    prompt; `completions[layer]` has room for C tokens of each row; mask (B, 1, 1, P + C) hides with
+    −inf the padding and the places not yet written; length, a tensor: how many are written.
     """
 
     def __init__(self):
-        self.prompt = {}
+        self.prompt, self.completions = {}, {}
 
     def update(self, key, value, layer):
         """Called by transformers' layers while a prompt is read."""
@@ -329,10 +261,8 @@ class GroupCache:
         lengths = [key.shape[2] for key, _ in self.prompt[0]]
         P, first = max(lengths), self.prompt[0][0][0]
         hidden = first.new_full((len(lengths), 1, 1, max_new_tokens), float("-inf"))
-        padding = torch.stack([
-            F.pad(first.new_zeros(n), (P - n, 0), value=float("-inf")) for n in lengths
-        ])[:, None, None]
-        self.mask = torch.cat([padding, hidden], dim=3)
+        padding = [F.pad(first.new_zeros(n), (P - n, 0), value=float("-inf")) for n in lengths]
+        self.mask = torch.cat([torch.stack(padding)[:, None, None], hidden], dim=3)
         self.length = torch.zeros(1, dtype=torch.long, device=first.device)
 
         def stacked(tensors):  # B of (1, K, P_b, d) → (B, K, P, d)
@@ -341,35 +271,21 @@ class GroupCache:
         def room(x):  # zeros: what is masked has weight 0, and 0 · NaN would be NaN
             return x.new_zeros(len(x) * group_size, x.shape[1], max_new_tokens, x.shape[3])
 
-        self.prompt = {
-            layer: tuple(stacked(x) for x in zip(*pairs)) for layer, pairs in self.prompt.items()
-        }
-        self.own = {layer: (room(k), room(v)) for layer, (k, v) in self.prompt.items()}
+        for layer, pairs in self.prompt.items():
+            keys, values = (stacked(x) for x in zip(*pairs))
+            self.prompt[layer] = keys, values
+            self.completions[layer] = room(keys), room(values)
 
     @property
     def prompt_length(self):
         return self.prompt[0][0].shape[2]
 
-    def rewind(self):
-        """Forgets all tokens of completions."""
-        self.length.zero_()
-        self.mask[..., self.prompt_length :] = float("-inf")
-
-    def keep(self, rows):
-        """Keeps only the completions `rows` (B', G'): indices into all B·G of them, those of one prompt in a line."""
-        prompts = rows[:, 0] // (len(self.own[0][0]) // len(self.prompt[0][0]))
-        self.mask = self.mask[prompts]
-        self.prompt = {layer: (k[prompts], v[prompts]) for layer, (k, v) in self.prompt.items()}
-        self.own = {
-            layer: (k[rows.flatten()], v[rows.flatten()]) for layer, (k, v) in self.own.items()
-        }
-
 
 def token_logits(model, hidden):
     """Hidden states (…, D) → logits (…, V) in float32, the vision tokens' at −inf.
 
-    A policy that samples <|video_pad|> would ask for a video that is not there, and the run ends. It is
-    ruled out here, in the one place that both the sampler and the scorer go through.
+    A policy that samples <|video_pad|> would ask for a video that is not there, and the run ends.
+    It is ruled out here, in the one place that both the sampler and the scorer go through.
     """
     logits, c = model.lm_head(hidden).float(), model.config
     vision = (c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id)
@@ -392,55 +308,56 @@ def prefill(model, prompts, features):
     Returns: logits (B, V) of each prompt's next token, the GroupCache, and next_position (B,).
     """
     cache, last, after = GroupCache(), [], []
-    for prompt, feature in zip(prompts, features, strict=True):
-        positions = mrope_positions(
-            prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config
-        ).to(feature.device)
-        hidden = model.model.language_model(
-            inputs_embeds=embed(model, prompt.ids, feature)[None],
-            position_ids=positions[:, None],
-            attention_mask=NO_MASK,
-            past_key_values=cache,
-        ).last_hidden_state
-        last.append(hidden[0, -1])
+    for prompt, seen in zip(prompts, features, strict=True):
+        positions = prompt_positions(model, prompt).to(seen.device)  # (3, P)
+        hidden = run_layers(model, embed(model, prompt.ids, seen), positions, past_key_values=cache)
+        last.append(hidden[-1])
         after.append(positions[:, -1].amax() + 1)
     return token_logits(model, torch.stack(last)), cache, torch.stack(after)
+
+
+def prompt_positions(model, prompt):
+    return mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config)
+
+
+def run_layers(model, embeds, positions, **how):
+    """Input embeddings (L, D) and positions (3, L) → the last layer's hidden states (L, D).
+
+    how: past_key_values (a GroupCache, while prompts are read) or group (see attention).
+    """
+    out = model.model.language_model(
+        inputs_embeds=embeds[None], position_ids=positions[:, None], attention_mask=NO_MASK, **how
+    )
+    return out.last_hidden_state[0]
 
 
 def decode_step(model, cache, tokens, positions):
     """One more token for every row.
 
-    Args:    cache: a GroupCache after start_decoding; tokens (B·G,) just sampled; positions (B·G,) of
-             these tokens (the same on all three axes: they are text).
+    Args:    cache: a GroupCache after start_decoding; tokens (B·G,) just sampled; positions (B·G,)
+             of these tokens (the same on all three axes: they are text).
     Returns: logits (B·G, V) of each row's next token.
 
-    transformers' layers are written for sequences; for a single token most of their time is spent on
-    preparing what does not depend on it. So the layer is written out here, around the same weights: this
-    is all that a decoder is.
+    transformers' layers are written for sequences; for a single token most of their time is spent
+    on preparing what does not depend on it. So the layer is written out here, around the same
+    weights: this is all that a decoder is.
     """
     language_model = model.model.language_model
     x = language_model.embed_tokens(tokens)  # (B·G, D)
-    angles = (
-        positions[:, None] * language_model.rotary_emb.inv_freq
-    )  # (B·G, d/2): with all three positions equal, M-RoPE is plain RoPE
-    cos, sin = (
-        torch.cat([f, f], dim=1)[:, None].to(x.dtype) for f in (angles.cos(), angles.sin())
-    )  # (B·G, 1, d)
+    # With all three positions equal, M-RoPE is plain RoPE.
+    angles = positions[:, None] * language_model.rotary_emb.inv_freq  # (B·G, d/2)
+    angles = torch.cat([angles, angles], dim=1)[:, None]  # (B·G, 1, d)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     cache.mask.index_fill_(3, cache.prompt_length + cache.length, 0.0)
     for layer, block in enumerate(language_model.layers):
         attn, h = block.self_attn, rms_norm(x, block.input_layernorm)
-        query, key, value = (
-            project(h).view(len(x), -1, attn.head_dim)
-            for project in (attn.q_proj, attn.k_proj, attn.v_proj)
-        )
-        own = cache.own[layer]
-        for buffer, new in zip(own, (rotate(key, cos, sin), value)):
+        projections = (attn.q_proj, attn.k_proj, attn.v_proj)
+        query, key, value = (project(h).view(len(x), -1, attn.head_dim) for project in projections)
+        query, key = rotate(query, cos, sin) * attn.scaling, rotate(key, cos, sin)
+        for buffer, new in zip(cache.completions[layer], (key, value)):
             buffer.index_copy_(2, cache.length, new[:, :, None])
-        x = x + attn.o_proj(
-            decode_attention(
-                rotate(query, cos, sin) * attn.scaling, own, cache.prompt[layer], cache.mask
-            )
-        )
+        prompt, completions = cache.prompt[layer], cache.completions[layer]
+        x = x + attn.o_proj(decode_attention(query, completions, prompt, cache.mask))
         x = x + block.mlp(rms_norm(x, block.post_attention_layernorm))
     cache.length += 1
     return token_logits(model, rms_norm(x, language_model.norm))
@@ -452,16 +369,18 @@ def rms_norm(x, norm):
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding (arXiv 2104.09864 §3.4.2): number i and number i + d/2 of each head turn by the position's angle."""
+    """Rotary position embedding (arXiv 2104.09864 §3.4.2): number i and number i + d/2 of each head
+    turn by the position's angle."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-b, a], dim=-1) * sin
 
 
-def decode_attention(query, own, prompt, mask):
-    """One new token a row: softmax over [prompt | own tokens], the prompt's keys read once per group.
+def decode_attention(query, completions, prompt, mask):
+    """One new token per row: softmax over [prompt | completion], the prompt's keys read once per
+    group.
 
-    Args:    query (B·G, H, d), already scaled; own: keys and values (B·G, K, C, d); prompt: those of the
-             prompts (B, K, P, d); mask (B, 1, 1, P + C).
+    Args:    query (B·G, H, d), already scaled; completions: keys and values (B·G, K, C, d); prompt:
+             those of the prompts (B, K, P, d); mask (B, 1, 1, P + C).
     Returns: (B·G, H · d).
     """
     B, K, P, d = prompt[0].shape
@@ -471,19 +390,17 @@ def decode_attention(query, own, prompt, mask):
     def by_prompt(x):  # (B·G, K, rep, n) → (B, K, G·rep, n): a group's queries side by side
         return x.view(B, G, K, rep, -1).transpose(1, 2).reshape(B, K, G * rep, -1)
 
-    to_prompt, to_own = (
-        by_prompt(rows) @ prompt[0].transpose(2, 3),
-        by_prompt(rows @ own[0].transpose(2, 3)),
-    )
-    scores = torch.cat([to_prompt, to_own], dim=3).float() + mask  # (B, K, G·rep, P + C)
+    to_prompt = by_prompt(rows) @ prompt[0].transpose(2, 3)
+    to_completion = by_prompt(rows @ completions[0].transpose(2, 3))
+    scores = torch.cat([to_prompt, to_completion], dim=3).float() + mask  # (B, K, G·rep, P + C)
     weights = scores.softmax(dim=3).to(query.dtype)
 
     def by_row(x):  # and back
         return x.view(B, K, G, rep, -1).transpose(1, 2).reshape(B * G, K, rep, -1)
 
-    return (
-        by_row(weights[..., :P] @ prompt[1]) + by_row(weights[..., P:].contiguous()) @ own[1]
-    ).flatten(1)
+    from_prompt = by_row(weights[..., :P] @ prompt[1])
+    from_completion = by_row(weights[..., P:].contiguous()) @ completions[1]
+    return (from_prompt + from_completion).flatten(1)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -494,46 +411,32 @@ def decode_attention(query, own, prompt, mask):
 def group_logprobs(model, prompt, features, completions, chunk=1024):
     """Log-probs of a group of completions of one prompt, in one forward.
 
-    Args:    prompt: data.Prompt; features (video tokens, D) of its videos; completions (G, C) token ids,
-             padded on the right with anything: what follows a completion's end changes nothing before it.
-    Returns: log-probs (G, C) float32, with gradient; and, without, the entropy (G, C) in nats of the
-             distribution that each token was drawn from.
+    Args:    prompt: data.Prompt; features (video tokens, D) of its videos; completions (G, C) token
+             ids, padded on the right with anything: nothing before it changes.
+    Returns: log-probs (G, C) float32, with gradient; and, without, the entropy (G, C) in nats of
+             the distribution that each token was drawn from.
 
-    The row is [prompt | c_1 | … | c_G]. Token j of a completion is predicted by the token before it, and
-    all G first tokens by the prompt's last one. The output layer lm_head runs on those G · C positions alone,
-    `chunk` of them at a time, and is recomputed in the backward pass: with V = 152,064, float32 logits of 8 × 1024
-    tokens would be 5 GB.
+    The row is [prompt | c_1 | … | c_G]. Token j of a completion is predicted by the token before
+    it, and all G first tokens by the prompt's last one. The output layer lm_head runs on those G ·
+    C positions alone, `chunk` of them at a time, and is recomputed in the backward pass: with
+    V = 152,064, float32 logits of 8 × 1024 tokens would be 5 GB.
     """
     (G, C), device = completions.shape, features.device
     completions = completions.to(device)
     embed_tokens = model.model.language_model.embed_tokens
     embeds = torch.cat([embed(model, prompt.ids, features), embed_tokens(completions.flatten())])
-    positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config).to(
-        device
-    )
-    after = (
-        positions[:, -1].amax() + 1 + torch.arange(C, device=device)
-    )  # every completion starts at the same position
+    positions = prompt_positions(model, prompt).to(device)
+    # Every completion starts at the same position.
+    after = positions[:, -1].amax() + 1 + torch.arange(C, device=device)
     positions = torch.cat([positions, after.repeat(G).expand(3, -1)], dim=1)
-    hidden = model.model.language_model(
-        inputs_embeds=embeds[None],
-        position_ids=positions[:, None],
-        attention_mask=NO_MASK,
-        use_cache=False,
-        group=(G, C),
-    ).last_hidden_state[0]
+    hidden = run_layers(model, embeds, positions, use_cache=False, group=(G, C))
     predicting = predicting_states(hidden, (G, C)).flatten(0, 1)  # (G·C, D)
 
-    targets = completions.flatten()
-    parts = [
-        checkpoint(
-            lambda h, t: token_logprobs(token_logits(model, h), t),
-            predicting[i : i + chunk],
-            targets[i : i + chunk],
-            use_reentrant=False,
-        )
-        for i in range(0, G * C, chunk)
-    ]
+    def score(states, tokens):
+        return token_logprobs(token_logits(model, states), tokens)
+
+    chunks = zip(predicting.split(chunk), completions.flatten().split(chunk))
+    parts = [checkpoint(score, states, tokens, use_reentrant=False) for states, tokens in chunks]
     logp, entropy = (torch.cat(part).view(G, C) for part in zip(*parts))
     return logp, entropy
 
@@ -542,10 +445,10 @@ def predicting_states(hidden, group):
     """Which hidden state each token of a group was predicted from: that of the token before it.
 
     Args:    hidden (P + G·C, D), of the row [prompt | c_1 | … | c_G]; group: (G, C).
-    Returns: (G, C, D). All G first tokens come from the prompt's last state; the last state of a completion
-             predicts nothing.
+    Returns: (G, C, D). All G first tokens come from the prompt's last state; the last state of a
+             completion predicts nothing.
 
-    >>> hidden = torch.arange(6)[:, None]                   # one number a state: a prompt of 0, 1; then 2, 3; then 4, 5
+    >>> hidden = torch.arange(6)[:, None]  # a prompt of 0, 1; completions of 2, 3 and of 4, 5
     >>> predicting_states(hidden, (2, 2))[..., 0].tolist()
     [[1, 2], [1, 4]]
     """
@@ -559,16 +462,17 @@ def token_logprobs(logits, tokens):
     """The log-prob of each token, and the entropy of the distribution that it was drawn from.
 
     Args:    logits (n, V) float32, −inf where a token is ruled out; tokens (n,).
-    Returns: log softmax(logits) at the token, (n,) with gradient, and −Σ p log p in nats, (n,) without: it
-             is only for people to watch. A token that is ruled out adds 0 to the entropy, as p log p → 0.
+    Returns: log softmax(logits) at the token, (n,) with gradient, and −Σ p log p in nats, (n,)
+             without: it is only for people to watch. A token that is ruled out adds 0 to the
+             entropy, as p log p → 0.
 
-    >>> logp, entropy = token_logprobs(torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 1.0, 1.0]]), torch.tensor([0, 1]))
+    >>> logits = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 1.0, 1.0]])
+    >>> logp, entropy = token_logprobs(logits, torch.tensor([0, 1]))
     >>> [[round(x, 4) for x in row.tolist()] for row in (logp, entropy)]
     [[-0.6931, -0.862], [0.6931, 1.0174]]
     """
     logp = logits.log_softmax(dim=-1)
     with torch.no_grad():
-        entropy = -(logp.exp() * logp.clamp_min(-1e9)).sum(
-            dim=-1
-        )  # the clamp: 0 · −inf would be NaN
+        # The clamp: 0 · −inf would be NaN.
+        entropy = -(logp.exp() * logp.clamp_min(-1e9)).sum(dim=-1)
     return logp.gather(1, tokens[:, None])[:, 0], entropy

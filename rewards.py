@@ -7,33 +7,31 @@ Two properties matter more than cleverness:
 
 - *total*    any string at all gives a number in [0, 1]: a policy under training will produce every
              string you did not think of, and one exception ends a run of days;
-- *strict*   what a rule pays for is what the policy becomes. A format rule that accepts two <answer>
-             blocks teaches to answer twice.
+- *strict*   what a rule pays for is what the policy becomes. A format rule that accepts two
+             <answer> blocks teaches to answer twice.
 
 What a completion looks like, and what it earns for the true interval (12.0, 18.0):
 
-    "<think>She sits down after the door.</think><answer>12.54 to 17.83</answer>"   format 1, iou 0.88
-    "<answer>12.54 to 17.83</answer>"                                              format 0, iou 0.88
-    "<think>...</think><answer>17.83 to 12.54</answer>"                            format 1, iou 0
-    "I think it happens around 12 seconds."                                        format 0, iou 0
+    "<think>She sits down.</think><answer>12.54 to 17.83</answer>"   format 1, iou 0.88
+    "<answer>12.54 to 17.83</answer>"                                format 0, iou 0.88
+    "<think>...</think><answer>17.83 to 12.54</answer>"              format 1, iou 0
+    "I think it happens around 12 seconds."                          format 0, iou 0
 
-(Here a <think> block was asked for. Where it is not, the second earns format 1.) The other tasks answer
-with boxes, a letter, a letter and the intervals that show it (in <glue> tags), a phrase, or a
-description; `tasks.py` says which task is paid by which rules.
+(Here a <think> block was asked for. Where it is not, the second earns format 1.) The other tasks
+answer with boxes, a letter, a letter and the intervals that show it (in <glue> tags), a phrase, or
+a description; `tasks.py` says which task is paid by which rules.
 
     python -m doctest rewards.py -v      # runs the examples in the docstrings
 """
 
 import re
 
-THINK, ANSWER, GLUE = (
-    r"\s*<think>(.*)</think>",
-    r"\s*<answer>(.*)</answer>\s*",
-    r"<glue>(.*)</glue>\s*",
-)
+THINK = r"\s*<think>(.*)</think>"
+ANSWER = r"\s*<answer>(.*)</answer>\s*"
+GLUE = r"<glue>(.*)</glue>\s*"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
 
-# At most six digits before the point: seconds of a video, and never a number that overflows a float.
+# At most six digits before the point: seconds of a video, and never one that overflows a float.
 NUMBER = r"[0-9]{1,6}(?:\.[0-9]{1,6})?"
 INTERVAL = re.compile(rf"\s*({NUMBER})\s+to\s+({NUMBER})\s*")
 PAIR = rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)"
@@ -62,7 +60,7 @@ def well_formed(text, think, glue=False):
     False
     """
     expected = [int(think)] * 2 + [1] * 2 + [int(glue)] * 2
-    pattern = THINK * think + ANSWER + GLUE * glue
+    pattern = (THINK if think else "") + ANSWER + (GLUE if glue else "")
     return [text.count(tag) for tag in TAGS] == expected and bool(
         re.fullmatch(pattern, text, re.DOTALL)
     )
@@ -93,10 +91,11 @@ def parse_interval(answer):
 
 
 def parse_intervals(answer):
-    """'[(5.2, 10.4), (12, 13.5)]' → [(5.2, 10.4), (12.0, 13.5)]; None for anything else, also for more than 20.
+    """'[(5.2, 10.4), (12, 13.5)]' → [(5.2, 10.4), (12.0, 13.5)]; None for anything else, also for
+    more than 20.
 
-    >>> parse_intervals("[(5.2, 10.4), (12, 13.5)]"), parse_intervals("[]"), parse_intervals("(1, 2)")
-    ([(5.2, 10.4), (12.0, 13.5)], None, None)
+    >>> parse_intervals("[(5.2, 10.4), (12, 13.5)]"), parse_intervals("[]")
+    ([(5.2, 10.4), (12.0, 13.5)], None)
     """
     if not answer or len(answer) > 1000 or not INTERVALS.fullmatch(answer):
         return None
@@ -107,7 +106,8 @@ def parse_intervals(answer):
 def parse_boxes(answer):
     """'[[0.1, 0.2, 0.5, 0.6], …]' → eight boxes (x0, y0, x1, y1); None for anything else.
 
-    >>> parse_boxes("[" + ", ".join(["[0, 0.1, 0.5, 1]"] * 8) + "]")[7], parse_boxes("[[0, 0, 1, 1]]")
+    >>> eight = ", ".join(["[0, 0.1, 0.5, 1]"] * 8)
+    >>> parse_boxes(f"[{eight}]")[7], parse_boxes("[[0, 0, 1, 1]]")
     ((0.0, 0.1, 0.5, 1.0), None)
     """
     if not answer or len(answer) > 1000 or not BOXES.fullmatch(answer):
@@ -134,9 +134,10 @@ def parse_letter(answer):
 def temporal_iou(a, b):
     """Intersection over union of two intervals (start, end) in seconds.
 
-    IoU = max(0, min(ends) − max(starts)) / (max(ends) − min(starts)). An interval that ends where it
-    starts, or before, holds nothing: 0. (With both lengths above 0 the union is too, so nothing is
-    divided by 0. The hull is the union whenever the intersection is not empty; otherwise IoU is 0.)
+    IoU = max(0, min(ends) − max(starts)) / (max(ends) − min(starts)). An interval that ends where
+    it starts, or before, holds nothing: 0. (With both lengths above 0 the union is too, so nothing
+    is divided by 0. The hull is the union whenever the intersection is not empty; otherwise IoU is
+    0.)
 
     >>> temporal_iou((0, 4), (2, 6))    # 2 seconds of 6
     0.3333333333333333
@@ -151,7 +152,8 @@ def temporal_iou(a, b):
 
 
 def merged(intervals):
-    """The same seconds as intervals that do not overlap, in order; empty and reversed ones left out.
+    """The same seconds as intervals that do not overlap, in order; empty and reversed ones left
+    out.
 
     >>> merged([(5, 7), (1, 3), (2, 4), (9, 8)])
     [(1, 4), (5, 7)]
@@ -166,7 +168,8 @@ def merged(intervals):
 
 
 def interval_set_iou(a, b):
-    """Seconds in both sets of intervals over seconds in either (the evidence reward of VideoChat-R1's gqa).
+    """Seconds in both sets of intervals over seconds in either (the evidence reward of
+    VideoChat-R1's gqa).
 
     >>> interval_set_iou([(0, 2), (4, 6)], [(1, 5)])    # 1–2 and 4–5 of 0–6
     0.3333333333333333
@@ -203,12 +206,14 @@ def box_iou(a, b):
 
 
 STOP_WORDS = frozenset(
-    "a an the and or of in on at to from with by for is are was were be been it its this that there then he she they his her their as".split()
+    "a an the and or of in on at to from with by for is are was were be been it its this that "
+    "there then he she they his her their as".split()
 )
 
 
 def content_words(text):
-    """The words that carry meaning, without endings: a crude stem, enough to match "moves" with "moving".
+    """The words that carry meaning, without endings: a crude stem, enough to match "moves" with
+    "moving".
 
     >>> sorted(content_words("The boy moves, then he is jumping."))
     ['boy', 'jump', 'mov']
@@ -220,12 +225,14 @@ def content_words(text):
 
 
 def says(caption, event):
-    """The embedded judge: does one sentence of the caption hold three quarters of the event's content words?
+    """The embedded judge: does one sentence of the caption hold three quarters of the event's
+    content words?
 
-    It knows no synonyms and no negation. It is here because it is deterministic, needs no second model and
-    can be understood; `--judge MODEL` asks a language model instead.
+    It knows no synonyms and no negation. It is here because it is deterministic, needs no second
+    model and can be understood; `--judge MODEL` asks a language model instead.
 
-    >>> says("A dog runs. A boy kicks the red ball.", "a boy kicking a red ball"), says("A boy runs.", "a boy kicking a red ball")
+    >>> event = "a boy kicking a red ball"
+    >>> says("A dog runs. A boy kicks the red ball.", event), says("A boy runs.", event)
     (True, False)
     """
     wanted = content_words(event)
@@ -240,12 +247,14 @@ def says(caption, event):
 # ------------------------------------------------------------------------------------------------
 # Each takes (completion text, true answer, think) and returns a number in [0, 1].
 #
-# What stands in the only <answer> block (<glue> block, for a gqa's intervals) earns its IoU or its accuracy
-# even if the rest of the form is wrong: else a policy that has not found it yet would learn nothing.
+# What stands in the only <answer> block (<glue> block, for a gqa's intervals) earns its IoU or its
+# accuracy even if the rest of the form is wrong: else a policy that has not found it yet would
+# learn nothing.
 
 
 def grounding_format(text, answer, think):
-    """1.0 if the tags are right and the answer reads 'a to b' in seconds, else 0.0 (VideoChat-R1 §3)."""
+    """1.0 if the tags are right and the answer reads 'a to b' in seconds, else 0.0 (VideoChat-R1
+    §3)."""
     return float(well_formed(text, think) and parse_interval(inside(text, "answer")) is not None)
 
 
@@ -277,9 +286,10 @@ def choice_accuracy(text, answer, think):
 
 
 def gqa_format(text, answer, think):
-    """1.0 for a letter in <answer> and intervals in <glue> after it: [(5.2, 10.4), (12.0, 13.5)]."""
-    return float(well_formed(text, think, glue=True) and parse_letter(inside(text, "answer")) is not None
-                 and parse_intervals(inside(text, "glue")) is not None)  # fmt: skip
+    """1.0 for a letter in <answer>, then intervals in <glue>: [(5.2, 10.4), (12.0, 13.5)]."""
+    letter, intervals = parse_letter(inside(text, "answer")), parse_intervals(inside(text, "glue"))
+    good = well_formed(text, think, glue=True) and letter is not None and intervals is not None
+    return float(good)
 
 
 def gqa_accuracy(text, answer, think):
@@ -307,10 +317,12 @@ def caption_format(text, answer, think):
     return float(well_formed(text, think) and bool(inside(text, "answer")))
 
 
-judge = says  # (caption, event) → bool; `--judge MODEL` puts a language model here (annotations/judge.py)
+# (caption, event) → bool; `--judge MODEL` puts a language model here (annotations/judge.py)
+judge = says
 
 
 def caption_recall(text, answer, think):
-    """The share of reference events that the judge finds in the caption (VideoChat-R1 §3); answer: a list of events."""
+    """The share of reference events that the judge finds in the caption (VideoChat-R1 §3); answer:
+    a list of events."""
     caption = inside(text, "answer") or ""
     return sum(map(bool, (judge(caption, event) for event in answer))) / len(answer)

@@ -1,8 +1,8 @@
 """tasks.py: one row a task, and nearly everything that is particular to a task is in its row.
 
 A task is: how the question is asked, in what form the answer is wanted, which rules pay for it
-(rewards.py), and what is reported about it (the functions below). Training and evaluation know tasks
-by name alone. To add one: a row here and, where none of those there fits, a reader
+(rewards.py), and what is reported about it (the functions below). Training and evaluation know
+tasks by name alone. To add one: a row here and, where none of those there fits, a reader
 (annotations/readers.py), a rule (rewards.py) and a metric.
 """
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import rewards as r
 
 # ------------------------------------------------------------------------------------------------
-# What is reported, from records [{"text": the completion, "answer": the truth, "group": a sub-task}, …]
+# What is reported, from records [{"text": the completion, "answer": the truth, "group": a
+# sub-task}, …]
 # ------------------------------------------------------------------------------------------------
 # In percent. What cannot be read as an answer counts as wrong; nothing is left out of a mean.
 
@@ -21,7 +22,8 @@ def percent(values):
 
 
 def grounding_metrics(records):
-    """mIoU, and R@θ: the share of questions whose answer overlaps by at least θ (Charades-STA's own measures)."""
+    """mIoU, and R@θ: the share of questions whose answer overlaps by at least θ (Charades-STA's own
+    measures)."""
     ious = [r.grounding_iou(x["text"], x["answer"], False) for x in records]
     return {"mIoU": percent(ious)} | {
         f"R@{t}": percent([iou >= t for iou in ious]) for t in (0.3, 0.5, 0.7)
@@ -29,7 +31,8 @@ def grounding_metrics(records):
 
 
 def tracking_metrics(records):
-    """Average overlap over all frames, and success rates: the share of frames that overlap by more than θ (GOT-10k)."""
+    """Average overlap over all frames, and success rates: the share of frames that overlap by more
+    than θ (GOT-10k)."""
     overlaps = []
     for x in records:
         boxes = r.parse_boxes(r.inside(x["text"], "answer"))
@@ -42,7 +45,8 @@ def tracking_metrics(records):
 
 
 def choice_metrics(records):
-    """Accuracy over all questions; where they are of several groups (MVBench's sub-tasks), of each and the mean of these."""
+    """Accuracy over all questions; where they are of several groups (MVBench's sub-tasks), of each
+    and the mean of these."""
     right = [r.choice_accuracy(x["text"], x["answer"], False) for x in records]
     groups = sorted({x["group"] for x in records})
     by_group = {
@@ -56,8 +60,9 @@ def choice_metrics(records):
 
 
 def gqa_metrics(records):
-    """Accuracy, mIoU of the evidence, and the share both right and grounded at IoU ≥ 0.5 (NExT-GQA's own script
-    asks that half of the *predicted* seconds be evidence, IoP, which a short guess passes more easily)."""
+    """Accuracy, mIoU of the evidence, and the share both right and grounded at IoU ≥ 0.5
+    (NExT-GQA's own script asks that half of the *predicted* seconds be evidence, IoP, which a short
+    guess passes more easily)."""
     right = [r.gqa_accuracy(x["text"], x["answer"], False) for x in records]
     ious = [r.gqa_iou(x["text"], x["answer"], False) for x in records]
     both = [ok and iou >= 0.5 for ok, iou in zip(right, ious)]
@@ -98,23 +103,19 @@ def intervals_text(intervals):
 
 @dataclass(frozen=True)
 class Task:
-    """data: what it is trained on, a name in annotations.DATASETS; prompt: the question, with {question}, {duration}
-    in seconds, {options}, {box} (the first of the answer's); wanted: in words, what to answer in which tags; form: an
-    example of it, shown in the prompt, that the format rule pays in full; rules: {name: rule}, whose sum is a
-    completion's reward; metrics: records → {name: number in percent}; ideal: the annotated answer → the text that earns
-    every reward in full, but for rounding; answer: an Example that the data set's reader made for another task → this
-    task's answer to it; toy_tokens: what the toy model needs for its longest answer, thought included (other models:
-    1024, as in the paper)."""
+    """One row of the table below."""
 
-    data: str
-    prompt: str
-    wanted: str
-    form: str
-    rules: dict
-    metrics: object
-    ideal: object = "<answer>{}</answer>".format
-    answer: object = lambda example: example.answer
-    toy_tokens: int = 64
+    data: str  # what it is trained on: a name in annotations.readers.DATASETS
+    prompt: str  # the question, with {question}, {duration} in seconds, {options}, and {box}, the
+    # first of the answer's boxes
+    wanted: str  # in words, what to answer in which tags
+    form: str  # an example of it, shown in the prompt; the format rule pays it in full
+    rules: dict  # {name: rule}; a completion's reward is their sum
+    metrics: object  # records → {name: number in percent}
+    ideal: object = "<answer>{}</answer>".format  # annotated answer → text that earns every reward
+    answer: object = lambda example: example.answer  # of an Example read for another task: this
+    # task's answer to it
+    toy_tokens: int = 64  # the toy model's longest answer, thought included (others: 1024)
 
 
 TASKS = {
@@ -126,19 +127,23 @@ TASKS = {
         ideal=lambda a: f"<answer>{a[0]:.2f} to {a[1]:.2f}</answer>"),
     "tracking": Task(
         "got10k",
-        "These are 8 frames of a video. In the first, the {question} is in the box {box}: left, top, right, bottom as shares of the frame's width and height. "
+        "These are 8 frames of a video. In the first, the {question} is in the box {box}: left, "
+        "top, right, bottom as shares of the frame's width and height. "
         "Where is it in each of the 8 frames?",
-        "the 8 boxes inside <answer> tags", f"<answer>{boxes_text([(0.12, 0.3, 0.45, 0.81)] * 8)}</answer>",
+        "the 8 boxes inside <answer> tags",
+        f"<answer>{boxes_text([(0.12, 0.3, 0.45, 0.81)] * 8)}</answer>",
         {"format": r.tracking_format, "iou": r.tracking_iou}, tracking_metrics,
         ideal=lambda a: f"<answer>{boxes_text(a)}</answer>", toy_tokens=320),
     "gqa": Task(
         "nextgqa",
         "The video lasts {duration:.1f} seconds. {question}?\n{options}",
-        "the letter of the right option inside <answer> tags, and in which seconds it can be seen inside <glue> tags",
+        "the letter of the right option inside <answer> tags, and in which seconds it can be seen "
+        "inside <glue> tags",
         "<answer>B</answer><glue>[(5.2, 10.4), (12.0, 13.5)]</glue>",
         {"format": r.gqa_format, "accuracy": r.gqa_accuracy, "iou": r.gqa_iou}, gqa_metrics,
         ideal=lambda a: f"<answer>{a[0]}</answer><glue>{intervals_text(a[1])}</glue>",
-        answer=lambda e: (e.answer, [])),  # no evidence, where --clues asks for it in data with letters alone
+        # no evidence, where --clues asks for it in data with letters alone
+        answer=lambda e: (e.answer, [])),
     "qa": Task(
         "nextgqa",
         "{question}?\n{options}",
@@ -153,7 +158,8 @@ TASKS = {
     "caption": Task(
         "caption",
         "Describe what happens in this video, one event after the other.",
-        "the description inside <answer> tags", "<answer>A woman opens a door. Then she sits down.</answer>",
+        "the description inside <answer> tags",
+        "<answer>A woman opens a door. Then she sits down.</answer>",
         {"format": r.caption_format, "recall": r.caption_recall}, caption_metrics,
         ideal=lambda a: f"<answer>{'. '.join(a)}.</answer>", toy_tokens=320),
 }  # fmt: skip
@@ -167,11 +173,10 @@ JOINTLY = (
 
 
 def as_task(examples, task):
-    """A data set's Examples as questions of a task: of NExT-GQA's as "qa" the letter alone is asked."""
-    return [
-        e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e))
-        for e in examples
-    ]
+    """A data set's Examples as questions of a task: of NExT-GQA's as "qa" the letter alone is
+    asked."""
+    own = lambda e: e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e))
+    return [own(example) for example in examples]
 
 
 def score(task, text, answer, think):
@@ -187,27 +192,29 @@ def score(task, text, answer, think):
 
 
 def longest_answer(toy_model, tasks):
-    """--max-new-tokens where it is not given: the paper's 1024; of the toy model, what its tasks need."""
+    """--max-new-tokens where it is not given: the paper's 1024; of the toy model, what its tasks
+    need."""
     return max(TASKS[task].toy_tokens for task in tasks) if toy_model else 1024
 
 
 def question_text(example, duration, think):
     """The words of the user's turn. duration: of the video as read, in seconds."""
     task = TASKS[example.task]
-    options = " ".join(
-        f"({letter}) {option}"
-        for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", example.options)
-    )
+    lettered = zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", example.options)
+    options = " ".join(f"({letter}) {option}" for letter, option in lettered)
     box = box_text(example.answer[0]) if "{box}" in task.prompt else ""
-    question = task.prompt.format(
-        question=example.question.rstrip("?"), duration=duration, options=options, box=box
-    )
+    words = example.question.rstrip("?")
+    question = task.prompt.format(question=words, duration=duration, options=options, box=box)
     if think:
-        return f"{question}\nFirst reason inside <think> tags, then give {task.wanted}, like this: <think>your reasoning</think>{task.form}"
+        return (
+            f"{question}\nFirst reason inside <think> tags, then give {task.wanted}, "
+            f"like this: <think>your reasoning</think>{task.form}"
+        )
     return f"{question}\nGive only {task.wanted}, like this: {task.form}"
 
 
 def ideal_answer(example, thought=None):
-    """The completion that earns every reward in full, but for rounding; `thought` fills the <think> block, where one is asked for."""
+    """The completion that earns every reward in full, but for rounding; `thought` fills the <think>
+    block, where one is asked for."""
     said = TASKS[example.task].ideal(example.answer)
     return said if thought is None else f"<think>{thought}</think>{said}"

@@ -4,11 +4,12 @@
         part-000.safetensors, …    float32 weights and Adam's two moments of every trained parameter
         state.json                 the step, counters, and size and checksum of each part; written last
 
-That is all. Nothing random is carried from step to step: the order of the data and every sampled token come from
-(seed, step, number of the prompt), so a run that continues at step 301 sees and says what it would have seen and said.
+That is all. Nothing random is carried from step to step: the order of the data and every sampled
+token come from (seed, step, number of the prompt), so a run that continues at step 301 sees and
+says what it would have seen and said.
 
-A checkpoint is complete or it is not there: it is written under another name, flushed to the disk, and renamed.
-Whatever moment a machine dies in, the one before is whole.
+A checkpoint is complete or it is not there: it is written under another name, flushed to the disk,
+and renamed. Whatever moment a machine dies in, the one before is whole.
 """
 
 import json
@@ -64,8 +65,10 @@ def flush(path):
 def save_checkpoint(run, step, tensors, state, keep, rank):
     """Writes one and removes all but the last `keep`. Every process calls it; the first writes.
 
-    Args:    tensors: {name: tensor}, sharded or not, gathered a few at a time; state: what else to remember, as JSON.
-    Returns: None, or why it could not be written (a full disk must not end a run that is otherwise well).
+    Args:    tensors: {name: tensor}, sharded or not, gathered a few at a time; state: what else to
+             remember, as JSON.
+    Returns: None, or why it could not be written (a full disk must not end a run that is otherwise
+             well).
     """
     folder = os.path.join(run, "checkpoints", f"step-{step:06d}")
     partial, failed, files = folder + ".partial", None, {}
@@ -153,7 +156,8 @@ def read_checkpoint(folder, state):
 
 
 def check_room(run, needed):
-    """Raises BadInput if the disk has less than `needed` bytes left: better now than after a day."""
+    """Raises BadInput if the disk has less than `needed` bytes left: better now than after a
+    day."""
     free = shutil.disk_usage(run).free
     if free < needed:
         raise BadInput(f"the disk of {run} has {free / 1e9:.1f} GB left and this run's checkpoints and policy need {needed / 1e9:.1f} GB: "
@@ -187,10 +191,11 @@ LOGS = ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl")
 
 
 def open_run_folder(settings, room):
-    """The run's folder, made and locked (on one process only). Returns (its path, its newest checkpoint or None).
+    """The run's folder, made and locked (on one process only). Returns (its path, its newest
+    checkpoint or None).
 
-    room: bytes that the run will need there, what it holds already included. With --resume the settings
-    that decide what is learned must be those the run was begun with.
+    room: bytes that the run will need there, what it holds already included. With --resume the
+    settings that decide what is learned must be those the run was begun with.
     """
     folder = settings["out"]
     if folder is None:
@@ -240,7 +245,8 @@ def open_run_folder(settings, room):
 
 
 def resumable(folder, settings):
-    """The checkpoint that --resume goes on from; None where the run was stopped before its first one."""
+    """The checkpoint that --resume goes on from; None where the run was stopped before its first
+    one."""
     before, now = (
         read_object(os.path.join(folder, "settings.json")),
         json.loads(json.dumps(settings)),
@@ -274,8 +280,8 @@ def write_settings(folder, settings):
 def save_all(run, step, counts, policy, tokenizer, budget, optimizer, settings, args, rank):
     """The checkpoint and the policy of a step. Every process calls it; the first writes.
 
-    Returns what could not be written, a sentence each. A full disk must not end a run that is otherwise well,
-    and neither must a folder that was removed: it is made again.
+    Returns what could not be written, a sentence each. A full disk must not end a run that is
+    otherwise well, and neither must a folder that was removed: it is made again.
     """
     problems = [
         save_checkpoint(run, step, optimizer.tensors(), {"counts": counts}, args.keep, rank)
@@ -298,7 +304,8 @@ def save_all(run, step, counts, policy, tokenizer, budget, optimizer, settings, 
     return [problem for problem in problems if problem]
 
 
-SKIPPED_AT_MOST = 0.05  # skipped examples, as a share of those read; up to the hundredth, five are allowed in any case
+# skipped examples, as a share of those read; up to the hundredth, five are allowed in any case
+SKIPPED_AT_MOST = 0.05
 
 
 def check_counts(counts, skipped_file):

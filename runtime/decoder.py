@@ -1,8 +1,9 @@
 """decoder.py: videos are read in a process that may die.
 
-Video decoders are C code that meets whatever the internet has: a damaged file can make them crash or never return.
-In the run's own process that would be the end of the run. So another process decodes, and if it dies or takes too
-long it is replaced, and the one video counts as unreadable. It does not outlive the run's process.
+Video decoders are C code that meets whatever the internet has: a damaged file can make them crash
+or never return. In the run's own process that would be the end of the run. So another process
+decodes, and if it dies or takes too long it is replaced, and the one video counts as unreadable. It
+does not outlive the run's process.
 
     python -m runtime.decoder FD      # that process; started by Decoder alone
 """
@@ -35,8 +36,8 @@ class Cancelled(Exception):
 class Decoder:
     """`read` is data.read_frames in a process of its own, with a time limit in seconds.
 
-    What comes back is JSON and raw pixels, never a pickle: a decoder that a file has taken over can send wrong
-    pictures, and nothing that would be executed here.
+    What comes back is JSON and raw pixels, never a pickle: a decoder that a file has taken over can
+    send wrong pictures, and nothing that would be executed here.
 
     `cancel` and `stop` may be called while another thread reads; `cancel` in a signal handler, too.
     """
@@ -123,7 +124,6 @@ class Decoder:
             np.array(answer["times"]),
             answer["spacing"],
             answer["duration"],
-            tuple(answer["original_size"]),
         )
 
 
@@ -160,8 +160,12 @@ def serve(pipe):
                 }).encode()
             )
             continue
-        about = {"shape": list(frames.pixels.shape), "times": frames.times.tolist(), "spacing": frames.spacing,
-                 "duration": frames.duration, "original_size": [int(n) for n in frames.original_size]}  # fmt: skip
+        about = {
+            "shape": list(frames.pixels.shape),
+            "times": frames.times.tolist(),
+            "spacing": frames.spacing,
+            "duration": frames.duration,
+        }
         pipe.send_bytes(json.dumps(about).encode())
         pipe.send_bytes(memoryview(frames.pixels.numpy()).cast("B"))
 

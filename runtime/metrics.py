@@ -1,7 +1,7 @@
 """metrics.py: what is written down about each step, and what it means.
 
-A line of metrics.jsonl is made of sums over all processes (train.py adds them up), so that a mean is the mean of the
-whole step however many processes shared it.
+A line of metrics.jsonl is made of sums over all processes (train.py adds them up), so that a mean
+is the mean of the whole step however many processes shared it.
 """
 
 import json
@@ -30,9 +30,10 @@ the first update every ratio is 1, and advantages have mean 0. Watch instead (al
 def step_metrics(step, sums, grad_norm, lr, seconds, args):
     """The step's line in metrics.jsonl, from sums over all processes.
 
-    kl, entropy: mean per token in nats, before the step's first update. clip_share: share of tokens whose gradient the
-    clip stopped, in the updates after the first. train.py adds what was counted since the run began: skipped, videos that
-    could not be read; dropped, steps that changed nothing because their gradient was NaN or infinite.
+    kl, entropy: mean per token in nats, before the step's first update. clip_share: share of tokens
+    whose gradient the clip stopped, in the updates after the first. train.py adds what was counted
+    since the run began: skipped, videos that could not be read; dropped, steps that changed nothing
+    because their gradient was NaN or infinite.
     """
     line = {"step": step, "loss": sums["loss"]}
     if args.method == "grpo":
@@ -60,7 +61,8 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
 
 
 def speed(line, n_weights, n_trained, args, world, device):
-    """Tokens and completions a second, peak memory of process 0 in GB, and the share of the GPUs' arithmetic that is used (MFU)."""
+    """Tokens and completions a second, peak memory of process 0 in GB, and the share of the GPUs'
+    arithmetic that is used (MFU)."""
     seconds, groups = line["seconds_total"], args.group_size if args.method == "grpo" else 1
     found = {
         "tokens_per_second": line["completion_tokens"] / seconds,
@@ -120,7 +122,8 @@ def tensorboard(folder):
 
 
 def append_line(path, record):
-    """Adds one record to a .jsonl file. After a line that was cut short (a kill, a full disk) it begins a new one."""
+    """Adds one record to a .jsonl file. After a line that was cut short (a kill, a full disk) it
+    begins a new one."""
     line = json.dumps(record) + "\n"
     with open(path, "ab+") as f:
         size = f.seek(0, os.SEEK_END)

@@ -2,7 +2,8 @@
 
 Only Qwen2.5-VL is known: 3B, 7B, 32B and 72B differ in their config alone, and the official
 VideoChat-R1 weights are a Qwen2.5-VL-7B. Weights are read from safetensors, which hold numbers and
-nothing that could be executed. A model is loaded in two steps, whole or sharded (scale/sharding.py):
+nothing that could be executed. A model is loaded in two steps, whole or sharded
+(scale/sharding.py):
 
     empty    the model on the "meta" device (shapes, no numbers), compared with the files' headers
     fill     numbers from the files to where they will live, one tensor after the other
@@ -388,8 +389,8 @@ def to_hub(name):
 
 def call(model, function, *args):
     """function(model, *args), as a method: model.call(function, …). With --shard, FSDP2 gathers the
-    weights only when a method registered with it is called, and scale/sharding.py registers this one. For
-    weights that are whole it changes nothing."""
+    weights only when a method registered with it is called, and scale/sharding.py registers this
+    one. For weights that are whole it changes nothing."""
     return function(model, *args)
 
 

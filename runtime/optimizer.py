@@ -1,9 +1,9 @@
 """optimizer.py: gradients added up over processes, and AdamW in float32.
 
-Bytes per weight, trained in full with AdamW: bfloat16 2, its gradient 2, a float32 master copy 4, and two
-float32 moments 8: 16 in all, 133 GB for the 8.3 billion of "7B". Why a master copy: bfloat16 has 8 bits of
-precision, so a weight of 0.1 cannot be changed by 1e-6 at all; adding lr · step to it would round to
-nothing for a whole run.
+Bytes per weight, trained in full with AdamW: bfloat16 2, its gradient 2, a float32 master copy 4,
+and two float32 moments 8: 16 in all, 133 GB for the 8.3 billion of "7B". Why a master copy:
+bfloat16 has 8 bits of precision, so a weight of 0.1 cannot be changed by 1e-6 at all; adding lr ·
+step to it would round to nothing for a whole run.
 """
 
 import math
@@ -17,9 +17,11 @@ from runtime.models import share
 
 
 def add_up_gradients(parameters, world):
-    """grad ← Σ over processes of grad, some 100 MB a message. Losses are shares of the step's whole, so a sum is right.
+    """grad ← Σ over processes of grad, some 100 MB a message. Losses are shares of the step's
+    whole, so a sum is right.
 
-    Sharded weights are DTensors, of which each process holds some rows; FSDP2 has added up their gradients in the backward pass.
+    Sharded weights are DTensors, of which each process holds some rows; FSDP2 has added up their
+    gradients in the backward pass.
     """
     if world == 1 or isinstance(parameters[0], DTensor):
         return
@@ -42,12 +44,14 @@ def add_up_gradients(parameters, world):
 class MasterAdamW:
     """AdamW whose weights and moments are float32, whatever the policy computes in.
 
-    masters: {name: float32 tensor}. Where the policy is float32 itself, or sharded (FSDP2 keeps its shards in float32
-    and gathers them in bfloat16), they are the policy's own parameters. offload: masters and moments stay in the
-    CPU's memory, 12 bytes per weight that the GPU need not hold, and are updated there.
+    masters: {name: float32 tensor}. Where the policy is float32 itself, or sharded (FSDP2 keeps its
+    shards in float32 and gathers them in bfloat16), they are the policy's own parameters. offload:
+    masters and moments stay in the CPU's memory, 12 bytes per weight that the GPU need not hold,
+    and are updated there.
 
-    Each parameter has an AdamW of its own, which steps and lets its gradient go before the next one's turn. One for
-    all would hold float32 copies of all gradients and as many temporaries: 24 bytes per weight, not 16.
+    Each parameter has an AdamW of its own, which steps and lets its gradient go before the next
+    one's turn. One for all would hold float32 copies of all gradients and as many temporaries: 24
+    bytes per weight, not 16.
     """
 
     def __init__(self, policy, lr, offload=False):
@@ -63,7 +67,8 @@ class MasterAdamW:
         self.adams = {n: adam([m]) for n, m in self.masters.items()}
 
     def step(self, lr, grad_clip, world):
-        """Adds up gradients, clips their norm, steps. Returns the norm before clipping; if that is not finite, nothing is changed."""
+        """Adds up gradients, clips their norm, steps. Returns the norm before clipping; if that is
+        not finite, nothing is changed."""
         parameters = list(self.parameters.values())
         add_up_gradients(parameters, world)
         norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
@@ -88,7 +93,8 @@ class MasterAdamW:
                 p.copy_(master)
 
     def tensors(self):
-        """{name: tensor} of all that a checkpoint must hold to go on as if nothing had happened, sharded and where they are (save_checkpoint gathers them)."""
+        """{name: tensor} of all that a checkpoint must hold to go on as if nothing had happened,
+        sharded and where they are (save_checkpoint gathers them)."""
         kept = {}
         for name, m in self.masters.items():
             state = self.adams[name].state[m] or {
@@ -100,7 +106,8 @@ class MasterAdamW:
         return kept
 
     def load_tensors(self, kept):
-        """kept: a function, name → whole CPU tensor, for the names that `tensors` gives (checkpoint.read_checkpoint makes it)."""
+        """kept: a function, name → whole CPU tensor, for the names that `tensors` gives
+        (checkpoint.read_checkpoint makes it)."""
         for name, m in self.masters.items():
             with torch.no_grad():
                 fill_own_part(m, kept(f"{name}.master"))

@@ -13,7 +13,8 @@ from scale.sharding import load_sharded, recompute_activations
 
 
 def load_models(args, device):
-    """(policy, tokenizer, reference): `with reference() as fixed` gives the policy as it was before training."""
+    """(policy, tokenizer, reference): `with reference() as fixed` gives the policy as it was before
+    training."""
     wanted = dict(attn=args.attn, adapters=args.lora, recompute=args.recompute)
     dtype = getattr(torch, args.dtype)
     kl = args.method == "grpo" and args.beta > 0
@@ -39,7 +40,8 @@ def load_models(args, device):
 def save_policy(policy, tokenizer, budget, out, args, rank):
     """The policy for others to read: a model folder, or with --lora PEFT's adapter folder.
 
-    Every process must call it: sharded weights are gathered, and the first process writes them part by part.
+    Every process must call it: sharded weights are gathered, and the first process writes them part
+    by part.
     """
     folder = os.path.join(out, "policy")
     if args.lora:

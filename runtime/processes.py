@@ -1,5 +1,6 @@
-"""processes.py: one run on many processes. torchrun starts the same program W times and tells each its
-rank through environment variables; what they have to agree upon goes through the functions here.
+"""processes.py: one run on many processes. torchrun starts the same program W times and tells each
+its rank through environment variables; what they have to agree upon goes through the functions
+here.
 """
 
 import os
@@ -68,9 +69,9 @@ def on_first(rank, world, work):
 
 
 def on_each(world, work):
-    """Runs `work` in every process and returns its result; the BadInput of any one is raised in all,
-    so that none waits for a process that has given up, and process 0 says what is wrong. Of what went
-    well only this is heard elsewhere: everybody waits until all have done it."""
+    """Runs `work` in every process and returns its result; the BadInput of any one is raised in
+    all, so that none waits for a process that has given up, and process 0 says what is wrong. Of
+    what went well only this is heard elsewhere: everybody waits until all have done it."""
     result, problem = None, None
     try:
         result = work()

@@ -17,8 +17,9 @@ from tasks import TASKS
 
 @dataclass
 class Outcome:
-    """What is written down of a step, on this process: sums (added up over all, they are the step's),
-    the gradient's norm, for GRPO the first group as JSON, and |sampler − scorer| of each scored token."""
+    """What is written down of a step, on this process: sums (added up over all, they are the
+    step's), the gradient's norm, for GRPO the first group as JSON, and |sampler − scorer| of each
+    scored token."""
 
     sums: dict
     grad_norm: float
@@ -107,13 +108,15 @@ def group_record(group):
 
 @torch.no_grad()
 def token_records(policy, tokenizer, group):
-    """What a step did to each token of a group, for the report: one more scoring forward, after the update.
+    """What a step did to each token of a group, for the report: one more scoring forward, after the
+    update.
 
-    Returns: per completion {"token_texts", "logp": before the update, "logp_change": by it, "kl": before it}.
+    Returns: per completion {"token_texts", "logp": before the update, "logp_change": by it, "kl":
+             before it}.
 
-    Every process does this for its first group, though one alone writes: where weights are spread over
-    processes, all of them must take part in a forward. A group that was not scored (without a KL it
-    teaches nothing) has the sampler's log-probs, the same but for rounding.
+    Every process does this for its first group, though one alone writes: where weights are spread
+    over processes, all of them must take part in a forward. A group that was not scored (without a
+    KL it teaches nothing) has the sampler's log-probs, the same but for rounding.
     """
     before = group.logp_sampled if group.logp_old is None else group.logp_old
     features = video_features(policy, [group.prompt], with_gradient=False)[0]

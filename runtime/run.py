@@ -1,7 +1,7 @@
 """run.py: one run of train.py. What it writes down, shows and saves, and how it is told to stop.
 
-Every process has a Run and calls its methods in the same order; process 0 writes and shows. Logs and
-pictures may fail, with one line; the work is saved before them.
+Every process has a Run and calls its methods in the same order; process 0 writes and shows. Logs
+and pictures may fail, with one line; the work is saved before them.
 """
 
 import os
@@ -134,7 +134,8 @@ class Run:
     # What is written down of a step ------------------------------------------------------------
 
     def log(self, step, batch, outcome, lr, clock):
-        """Adds up the processes' sums, counts, judges the sampler once, and writes the step's lines."""
+        """Adds up the processes' sums, counts, judges the sampler once, and writes the step's
+        lines."""
         sums = outcome.sums | {"drawn": len(batch.examples), "skipped": len(batch.skipped)}
         sums["stop"] = float(STOP["signal"] is not None)
         sums = add_up(sums, self.device, self.world)
@@ -201,8 +202,8 @@ class Run:
     # What is shown -------------------------------------------------------------------------------
 
     def show(self, step, outcome):
-        """A group now and then, the progress bar, the curves. Raises BadInput (check_counts) where a
-        run would go on learning from nothing."""
+        """A group now and then, the progress bar, the curves. Raises BadInput (check_counts) where
+        a run would go on learning from nothing."""
         if self.rank == 0:
             line, task = self.lines[-1], self.settings.task
             if outcome.group and step % 10 == 0 and not self.settings.quiet:
@@ -261,19 +262,20 @@ def add_scalars(board, line):
 # Sampler against scorer
 # ------------------------------------------------------------------------------------------------
 
-# How far apart a token's log-probs under sampler and scorer may be, in nats: (mean, 99th percentile).
-# float32 differs by the order of its sums. bfloat16 keeps 8 bits; a limit on the largest difference would
-# end healthy runs. Toy base, 48 completions: healthy 0.004, 0.06 and 0.25 at most; with positions off by
-# one 0.025, 0.36 and 4.6. (Over 9,483 tokens of another run a healthy mean was 0.023, the largest 0.56.)
+# How far apart a token's log-probs under sampler and scorer may be, in nats: (mean, 99th
+# percentile). float32 differs by the order of its sums. bfloat16 keeps 8 bits; a limit on the
+# largest difference would end healthy runs. Toy base, 48 completions: healthy 0.004, 0.06 and 0.25
+# at most; with positions off by one 0.025, 0.36 and 4.6. (Over 9,483 tokens of another run a
+# healthy mean was 0.023, the largest 0.56.)
 SAMPLER_LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.3)}
 
 
 def check_sampler(gaps, dtype, world):
-    """Stops a run whose sampler and scorer are two different distributions: it would train on tokens
-    that its own policy did not draw.
+    """Stops a run whose sampler and scorer are two different distributions: it would train on
+    tokens that its own policy did not draw.
 
-    Args:    gaps (n,): |difference of the two log-probs| of this process's scored tokens of one step;
-             every process calls this. dtype: what the policy computes in.
+    Args:    gaps (n,): |difference of the two log-probs| of this process's scored tokens of one
+             step; every process calls this. dtype: what the policy computes in.
     Returns: a sentence for people. Raises BadInput over SAMPLER_LIMITS (percentiles: of the process
              where it is largest).
     """

@@ -21,19 +21,22 @@ import rewards
 
 
 def asked(prompt):
-    """The question in a prompt: the user's words without the last line, which describes the form of the answer."""
+    """The question in a prompt: the user's words without the last line, which describes the form of
+    the answer."""
     words = prompt.split("<|vision_end|>")[-1].split("<|im_end|>")[0]
     return words.rpartition("\n")[0] or words
 
 
 def duration_of(prompt, truth):
-    """Seconds that the clip lasts, as the prompt says; where it does not, up to where the true answer ends."""
+    """Seconds that the clip lasts, as the prompt says; where it does not, up to where the true
+    answer ends."""
     said = re.search(r"The video lasts ([0-9.]+) seconds", prompt)
     return float(said[1]) if said else max((end for _, end in truth["intervals"]), default=0.0)
 
 
 def true_answer(answer):
-    """An annotated answer as {"words", "intervals", "boxes"}: what can be said of it, and what drawn. Its shape tells its task.
+    """An annotated answer as {"words", "intervals", "boxes"}: what can be said of it, and what
+    drawn. Its shape tells its task.
 
     >>> true_answer((2.0, 9.7))
     {'words': '2.0 to 9.7', 'intervals': [(2.0, 9.7)], 'boxes': []}
@@ -54,7 +57,8 @@ def true_answer(answer):
 
 
 def given_answer(text, answer):
-    """The same of a completion, read by the rules that pay for it; all of its text where it has no answer.
+    """The same of a completion, read by the rules that pay for it; all of its text where it has no
+    answer.
 
     >>> given_answer("<answer>B</answer><glue>[(5.2, 10.4)]</glue>", ["C", [[1.0, 2.0]]])
     {'words': 'B [(5.2, 10.4)]', 'intervals': [(5.2, 10.4)], 'boxes': []}
@@ -77,9 +81,11 @@ def given_answer(text, answer):
 
 
 def group_text(step, group, width=100):
-    """A group as train.py shows it: the question, then true and given answers on a time axis, the best first.
+    """A group as train.py shows it: the question, then true and given answers on a time axis, the
+    best first.
 
-    Args:    group: a record of rollouts.jsonl; width in characters. Returns lines that are no wider.
+    Args:    group: a record of rollouts.jsonl; width in characters. Returns lines that are no
+             wider.
     """
     truth, given = (
         true_answer(group["answer"]),
@@ -112,10 +118,12 @@ def group_text(step, group, width=100):
 
 
 def example_text(group):
-    """A group of rollouts.jsonl as arithmetic: each answer's rewards, its advantage, and its log-prob before and after the step.
+    """A group of rollouts.jsonl as arithmetic: each answer's rewards, its advantage, and its
+    log-prob before and after the step.
 
-    The last line says the mean and the standard deviation, so that each advantage can be worked out by hand:
-    (reward − mean) / (std + 1e-4), and without the division where the run had --loss dr_grpo.
+    The last line says the mean and the standard deviation, so that each advantage can be worked out
+    by hand: (reward − mean) / (std + 1e-4), and without the division where the run had --loss
+    dr_grpo.
     """
     completions = group["completions"]
     r = np.array([c["reward"] for c in completions])
@@ -182,7 +190,8 @@ def curves_of(lines):
 
 
 def draw_curves(folder, lines, settings):
-    """{folder}/curves.png: each quantity of a run's metrics over its steps, pale as it was, dark as a running mean.
+    """{folder}/curves.png: each quantity of a run's metrics over its steps, pale as it was, dark as
+    a running mean.
 
     Args:    lines: those of metrics.jsonl, as dictionaries; settings: those of settings.json.
     """
@@ -218,7 +227,8 @@ def draw_curves(folder, lines, settings):
 
 
 def running_mean(values):
-    """At each step the mean of the values up to it: of the last len(values) // 15, or of all where there are fewer."""
+    """At each step the mean of the values up to it: of the last len(values) // 15, or of all where
+    there are fewer."""
     window = max(1, len(values) // 15)
     total = np.cumsum(np.insert(np.array(values, dtype=float), 0, 0.0))
     low = np.maximum(0, np.arange(len(values)) + 1 - window)

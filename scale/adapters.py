@@ -1,15 +1,18 @@
-"""adapters.py: train 2 % of the weights (LoRA of rank 64 in a 7B model, arXiv 2106.09685), and get the reference policy for nothing.
+"""adapters.py: train 2 % of the weights (LoRA of rank 64 in a 7B model, arXiv 2106.09685), and get
+the reference policy for nothing.
 
 A linear layer y = W x is left as it is and gets a detour through r numbers:
 
     y = W x + (α / r) · B (A x)        A (r, in) starts random, B (out, r) at zero; r = 8 … 64; α = 2 r
 
-B = 0 makes the first policy equal to the reference policy, and switching the detour off makes it so at any later
-time: the KL needs no second copy of 8 billion weights. Only A and B have gradients and optimizer states.
+B = 0 makes the first policy equal to the reference policy, and switching the detour off makes it so
+at any later time: the KL needs no second copy of 8 billion weights. Only A and B have gradients and
+optimizer states.
 
     python -m tools.merge runs/x/policy merged/      # W + (α / r) B A as an ordinary model folder
 
-Saved in the format of Hugging Face's PEFT, so that other programs read it; written by hand, so that it can be read.
+Saved in the format of Hugging Face's PEFT, so that other programs read it; written by hand, so that
+it can be read.
 """
 
 import json
@@ -35,8 +38,8 @@ TARGETS = (
 
 
 class WithDetour(nn.Module):
-    """A linear layer and its detour. `on` is False while the reference policy is asked; `ready`: A and
-    B in the dtype that the layer computes in, during a rollout (see adapters_ready)."""
+    """A linear layer and its detour. `on` is False while the reference policy is asked; `ready`: A
+    and B in the dtype that the layer computes in, during a rollout (see adapters_ready)."""
 
     def __init__(self, base, rank, alpha):
         super().__init__()
@@ -65,7 +68,8 @@ class WithDetour(nn.Module):
 
 
 def add_adapters(model, rank, alpha=None, seed=0):
-    """Freezes the model and gives every linear layer of its language model a detour. alpha: 2 · rank unless given."""
+    """Freezes the model and gives every linear layer of its language model a detour. alpha: 2 ·
+    rank unless given."""
     torch.manual_seed(seed)  # every process draws the same A
     model.requires_grad_(False)
     for layer in model.model.language_model.layers:
@@ -107,7 +111,8 @@ def adapters_ready(model):
 def save_adapters(tensors, folder, base, rank, alpha=None):
     """adapter_config.json and adapter_model.safetensors, as PEFT 0.17 writes and reads them.
 
-    tensors: {name of the parameter: CPU tensor}, those of lora_A and lora_B; base: the model they belong to.
+    tensors: {name of the parameter: CPU tensor}, those of lora_A and lora_B; base: the model they
+    belong to.
     """
     os.makedirs(folder, exist_ok=True)
     # No bare target names: "gate_proj" is also a layer of the vision tower, which has no detours.
@@ -150,7 +155,8 @@ def load_adapters(model, folder):
     return model
 
 
-# What PEFT can do besides W + (α / r) B A. Loaded without it, such adapters would be other adapters.
+# What PEFT can do besides W + (α / r) B A. Loaded without it, such adapters would be other
+# adapters.
 NOT_HERE = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias",
             "modules_to_save", "fan_in_fan_out", "trainable_token_indices")  # fmt: skip
 

@@ -1,8 +1,8 @@
 """decoding.py: the same tokens, sooner.
 
 Sampling calls `decode_step` (model.py) once per token. On a GPU most of that time is spent starting
-kernels, on a CPU on completions that have long ended and on threads that wait for each other. What is
-done about it changes no number, so grpo.py does not have to know:
+kernels, on a CPU on completions that have long ended and on threads that wait for each other. What
+is done about it changes no number, so grpo.py does not have to know:
 
     all    weights that are spread over processes are gathered once (gathered), adapters cast once
     GPU    the step is recorded once as a CUDA graph and replayed (record)
@@ -31,17 +31,19 @@ NARROW_EVERY = (
 def fast_decoding(decode_step, model, cache, B, G):
     """Gives next_logits(tokens, positions, alive) → logits (B·G, V) of every row's next token.
 
-    Args:    decode_step: model.decode_step, which does the work; cache: a GroupCache after start_decoding, of B prompts and G completions of each.
-             Of next_logits: tokens (B·G,) just sampled, their positions (B·G,), and alive (B·G,) bool:
-             which completions have not ended. What it returns for the others means nothing.
-    It returns None once no completion is alive (on a GPU up to ASK_EVERY tokens later).
+    Args:    decode_step: model.decode_step, which does the work; cache: a GroupCache after
+             start_decoding, of B prompts and G completions of each. Of next_logits: tokens (B·G,)
+             just sampled, their positions (B·G,), and alive (B·G,) bool: which completions have not
+    ended. What it returns for the others means nothing. It returns None once no completion is alive
+    (on a GPU up to ASK_EVERY tokens later).
     """
     with gathered(model), adapters_ready(model), threads_for_one_token(model):
         yield Decoding(partial(decode_step, model, cache), cache, B, G)
 
 
 class Decoding:
-    """next_logits of fast_decoding: rows (B', G') are the completions that are still in the batch."""
+    """next_logits of fast_decoding: rows (B', G') are the completions that are still in the
+    batch."""
 
     def __init__(self, step, cache, B, G):
         self.step, self.cache, self.steps = step, cache, 0
@@ -65,7 +67,7 @@ class Decoding:
     def narrow(self, alive):
         kept = worth_keeping(alive[self.rows])
         if kept is not None:
-            self.cache.keep(kept)
+            keep(self.cache, kept)
             self.rows = self.rows.flatten()[kept]
 
 
@@ -73,8 +75,9 @@ def worth_keeping(alive):
     """Which rows of the batch to go on with, if a narrower batch is worth copying the cache for.
 
     Args:    alive (B, G): which completions have not ended yet.
-    Returns: (B', G') numbers of rows, the prompts that have any living, each with its living ones first and
-             filled up with ended ones to the same width; None if that would save less than a quarter.
+    Returns: (B', G') numbers of rows, the prompts that have any living, each with its living ones
+             first and filled up with ended ones to the same width; None if that would save less
+             than a quarter.
 
     >>> worth_keeping(torch.tensor([[True, False, True], [False, False, False], [False, False, True]])).tolist()
     [[0, 2], [8, 6]]
@@ -86,10 +89,28 @@ def worth_keeping(alive):
     return torch.arange(alive.numel()).view(alive.shape).gather(1, living_first)[prompts, :most]
 
 
+def keep(cache, rows):
+    """Keeps only the completions `rows` (B', G') of a GroupCache: indices into all B·G of them,
+    those of one prompt in a line."""
+    prompts = rows[:, 0] // (len(cache.completions[0][0]) // len(cache.prompt[0][0]))
+    rows = rows.flatten()
+    cache.mask = cache.mask[prompts]
+    for layer, (keys, values) in cache.prompt.items():
+        cache.prompt[layer] = keys[prompts], values[prompts]
+    for layer, (keys, values) in cache.completions.items():
+        cache.completions[layer] = keys[rows], values[rows]
+
+
+def rewind(cache):
+    """Forgets all tokens of a GroupCache's completions."""
+    cache.length.zero_()
+    cache.mask[..., cache.prompt_length :] = float("-inf")
+
+
 @contextmanager
 def gathered(model):
-    """The weights of a model that is spread over processes (scale.shard), whole in each of them: once
-    for a rollout, not once for each of a thousand tokens."""
+    """The weights of a model that is spread over processes (scale.shard), whole in each of them:
+    once for a rollout, not once for each of a thousand tokens."""
     units = [m for m in model.modules() if hasattr(m, "unshard")]
     for unit in units:
         unit.unshard()
@@ -102,10 +123,11 @@ def gathered(model):
 
 @contextmanager
 def threads_for_one_token(model):
-    """One CPU thread for the decoding of a small model: its products are done before a second thread has woken up.
+    """One CPU thread for the decoding of a small model: its products are done before a second
+    thread has woken up.
 
-    (The toy on 2 cores, one decoding step: one thread 2.9 ms; two threads that sleep while they wait 6 ms; two
-    that spin 2.5 ms, but 60 ms as soon as anything else runs on the machine.)
+    (The toy on 2 cores, one decoding step: one thread 2.9 ms; two threads that sleep while they
+    wait 6 ms; two that spin 2.5 ms, but 60 ms as soon as anything else runs on the machine.)
     """
     threads = torch.get_num_threads()
     if model.device.type == "cpu" and model.config.text_config.hidden_size < 1024:
@@ -130,7 +152,7 @@ def recorded_or_plain(step, cache, tokens, positions):
     try:
         return record(step, cache, tokens, positions)
     except RuntimeError as e:
-        cache.rewind()
+        rewind(cache)
         say_once(
             f"sampling goes on without a CUDA graph, more slowly: {str(e).strip().splitlines()[0][:200]}"
         )
@@ -145,16 +167,18 @@ def say_once(sentence):
 def record(step, cache, tokens, positions):
     """A step as a CUDA graph: recorded once, then replayed by a single call.
 
-    A step of a 7B model is about a thousand small kernels, and Python needs longer to launch them than the
-    GPU to run them. A graph launches them all at once; in return every address in it is fixed, which is why
-    the cache is allocated in full beforehand and the inputs are copied into place.
+    A step of a 7B model is about a thousand small kernels, and Python needs longer to launch them
+    than the GPU to run them. A graph launches them all at once; in return every address in it is
+    fixed, which is why the cache is allocated in full beforehand and the inputs are copied into
+    place.
 
     It is recorded anew for each rollout, because the cache is another one: the price of three steps
     (two for practice, one recorded) among the hundreds that are replayed.
 
-    Args:    step: (tokens, positions) → logits, of which the first are only looked at for their shapes.
+    Args:    step: (tokens, positions) → logits, of which the first are only looked at for their
+             shapes.
     Returns: a function (tokens, positions) → logits (B·G, V), overwritten by the next call.
-    Raises:  RuntimeError where a step cannot be recorded; the cache then needs a rewind().
+    Raises:  RuntimeError where a step cannot be recorded; the cache then needs rewinding.
     """
     tokens, positions = tokens.clone(), positions.clone()
 
@@ -165,14 +189,14 @@ def record(step, cache, tokens, positions):
     ):  # kernels choose and load themselves on their first runs, which cannot be recorded
         for _ in range(2):
             step(tokens, positions)
-            cache.rewind()  # it was only practice
+            rewind(cache)  # it was only practice
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(
         graph, capture_error_mode="thread_local"
     ):  # what other threads do meanwhile is theirs
         logits = step(tokens, positions)
-    cache.rewind()
+    rewind(cache)
 
     def replay(new_tokens, new_positions):
         tokens.copy_(new_tokens)

@@ -5,7 +5,8 @@ gradients are added up. What differs is where the weights are:
 
     copied       every process holds all of them, and gradients are added up by hand (runtime/optimizer.py)
     sharded      --shard: each of W holds 1/W of every weight, gradient and optimizer state (FSDP2, arXiv
-                 2304.11277 and torch.distributed.fsdp.fully_shard); a layer's weights are gathered when it runs
+                 2304.11277 and torch.distributed.fsdp.fully_shard); a layer's weights are gathered
+                 when it runs
 """
 
 import warnings
@@ -34,10 +35,12 @@ from scale.adapters import add_adapters
 
 
 def recompute_activations(policy):
-    """Keeps of each language layer only its input, and computes the rest again in the backward pass.
+    """Keeps of each language layer only its input, and computes the rest again in the backward
+    pass.
 
-    A third more arithmetic; of a layer's activations 2 · D bytes a token remain (its input, in 16 bits) of about 34 · D
-    (arXiv 2205.05198, table 2, for an MLP 4 · D wide; plan.py counts Qwen2.5-VL's).
+    A third more arithmetic; of a layer's activations 2 · D bytes a token remain (its input, in 16
+    bits) of about 34 · D (arXiv 2205.05198, table 2, for an MLP 4 · D wide; plan.py counts
+    Qwen2.5-VL's).
     """
     for layer in policy.model.language_model.layers:
         layer.forward = partial(recomputed, layer.forward)
@@ -52,9 +55,11 @@ def recomputed(forward, *args, **kwargs):
 
 
 def shard(model, dtype, offload=False):
-    """Splits every weight over all processes, each layer a unit of its own; the rest (embeddings, head, norms) is one.
+    """Splits every weight over all processes, each layer a unit of its own; the rest (embeddings,
+    head, norms) is one.
 
-    dtype: what is gathered and computed in; the shards stay in the dtype they have, float32 where they are trained.
+    dtype: what is gathered and computed in; the shards stay in the dtype they have, float32 where
+    they are trained.
     """
     settings = dict(reshard_after_forward=True,  # the root too, or the reference policy's would stay whole
                     mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
@@ -79,10 +84,12 @@ def load_sharded(
     recompute=False,
     offload=False,
 ):
-    """(model, tokenizer) like weights.load, but sharded; while loading, no process holds or reads more than its share.
+    """(model, tokenizer) like weights.load, but sharded; while loading, no process holds or reads
+    more than its share.
 
-    The model without numbers (weights.empty) is split, and filled with this process's rows. Trained weights are
-    stored in float32, others in the dtype they are computed in. Raises BadInput as weights.load does.
+    The model without numbers (weights.empty) is split, and filled with this process's rows. Trained
+    weights are stored in float32, others in the dtype they are computed in. Raises BadInput as
+    weights.load does.
     """
     if under_adapters(name)[1]:
         raise BadInput(
@@ -105,7 +112,8 @@ def load_sharded(
 
 @torch.no_grad()
 def draw_adapters(model):
-    """B = 0, and A random: drawn whole in every process, the same in all, of which each keeps its rows."""
+    """B = 0, and A random: drawn whole in every process, the same in all, of which each keeps its
+    rows."""
     generator = torch.Generator().manual_seed(0)
     for name, p in model.named_parameters():
         if "lora_" in name:

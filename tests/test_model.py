@@ -21,6 +21,7 @@ from data import load_prompt
 from model import embed, encode_videos, group_logprobs, mrope_positions, prefill, token_logits
 from runtime.errors import BadInput
 from runtime.models import load, save
+from scale import decoding
 from toy.base import TOY_BUDGET
 
 
@@ -270,11 +271,9 @@ def test_letting_ended_rows_go_changes_nothing(fresh, prompts, monkeypatch):
     model, tokenizer = fresh
     stops = list(range(0, len(tokenizer), 9))
     thinned = []
-    keep = model_module.GroupCache.keep
+    keep = decoding.keep
     monkeypatch.setattr(
-        model_module.GroupCache,
-        "keep",
-        lambda cache, rows: (thinned.append(tuple(rows.shape)), keep(cache, rows)),
+        decoding, "keep", lambda cache, rows: (thinned.append(tuple(rows.shape)), keep(cache, rows))
     )
     with torch.no_grad():
         features = encode_videos(model, prompts)

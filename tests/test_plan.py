@@ -147,7 +147,7 @@ def test_kv_cache_is_what_is_sampled_with(base):
     args, stays, moving, _, sizes = toy_plan(P=len(prompts[0].ids))
     of_prompts, own = plan.kv_cache(SimpleNamespace(**sizes))
     held = lambda by_layer: sum(x.nbytes for pair in by_layer.values() for x in pair)
-    assert of_prompts == listed == held(cache.prompt) and own == held(cache.own)
+    assert of_prompts == listed == held(cache.prompt) and own == held(cache.completions)
     assert moving["sampling: KV cache"] >= max(2 * of_prompts, of_prompts + own)
     assert sample_groups(model, prompts, features, 4, 2, [1])[0].shape == (
         2,

@@ -1,0 +1,82 @@
+"""windows.py: the vision tower's attention, and what it derives from a video's grid.
+
+Numbers are those of transformers; what is gained is that a GPU is not waited for in each of 32
+layers, and that windows of one size are attended to together: a clip has hundreds of them and a
+handful of sizes.
+"""
+
+from functools import lru_cache, partial
+
+import torch
+from transformers import AttentionInterface
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
+
+
+def vision_layout(grids, config, device):
+    """What the vision tower derives from its grids, as keyword arguments for it.
+
+    grids: (videos, 3) int64, on the CPU, where all of it is computed: on a GPU each step would make
+    the CPU wait. Boundaries of windows and frames stay there, where window_attention reads them.
+    """
+    merge = config.spatial_merge_size
+    order, windows = get_vision_window_index(grids, merge, config.window_size, config.patch_size)
+    return {
+        "position_ids": get_vision_position_ids(grids, merge).to(device),
+        "window_index": order.to(device),
+        "cu_window_seqlens": windows,
+        "cu_seqlens": get_vision_cu_seqlens(grids),
+    }
+
+
+def register_windows(attention):
+    """Makes "flash_like_windows_NAME" known to transformers for each {NAME: attention function}.
+
+    transformers hands the windows' boundaries only to implementations whose names hold "flash".
+    """
+    for name, attend in attention.items():
+        windowed = partial(window_attention, attend=attend)
+        AttentionInterface.register(f"flash_like_windows_{name}", windowed)
+
+
+def window_attention(
+    module, query, key, value, attention_mask, scaling, cu_seq_lens_q, attend, **_
+):
+    """What each layer of the vision tower calls: attention inside windows (or frames), never
+    across.
+
+    query, key, value (1, H, N, d); cu_seq_lens_q: where windows begin and end among the N patches.
+    Returns (1, N, H, d), None, as transformers expects.
+    """
+    places, back = windows_by_size(cu_seq_lens_q, query.device)
+    chunks = []
+    for place in places:  # (windows, size)
+        # (1, H, N, d) → (windows, H, size, d)
+        q, k, v = (x[0][:, place].transpose(0, 1) for x in (query, key, value))
+        # → (windows · size, H, d)
+        chunks.append(attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
+    return torch.cat(chunks)[back][None], None
+
+
+@lru_cache(maxsize=4)
+def windows_by_size(boundaries, device):
+    """The patches of each window, windows of one size together, and the way back to their order.
+
+    Args:    boundaries (windows + 1,) on the CPU.
+    Returns: a list of (windows of that size, size) patch numbers, and (N,): the place of each patch
+             in these lists, one after the other; both on `device`.
+
+    Remembered by the tensor itself (tensors are equal as keys only to themselves): all layers of a
+    forward are handed the same two, of windows and of frames.
+
+    >>> places, back = windows_by_size(torch.tensor([0, 2, 3, 5]), torch.device("cpu"))
+    >>> [place.tolist() for place in places], back.tolist()
+    ([[[2]], [[0, 1], [3, 4]]], [1, 2, 0, 3, 4])
+    """
+    starts, sizes = boundaries[:-1].long(), boundaries.diff()
+    places = [starts[sizes == n][:, None] + torch.arange(n) for n in sizes.unique().tolist()]
+    back = torch.cat([place.flatten() for place in places]).argsort()
+    return [place.to(device) for place in places], back.to(device)
