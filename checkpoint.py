@@ -223,8 +223,9 @@ def save_all(run, step, counts, policy, tokenizer, budget, optimizer, settings, 
         if rank == 0 and not os.path.isfile(os.path.join(run, "settings.json")):
             os.makedirs(run, exist_ok=True)
             write_settings(run, settings)
-        if rank == 0 and (place := rescue(run, "policy")):
-            print(f"{run}/policy held files that are not the policy's: they are now in {place}", file=sys.stderr)
+        for name in ("policy", "policy.old", "policy.partial") if rank == 0 else ():  # those that a save removes
+            if place := rescue(run, name):
+                print(f"{run}/{name} held files that are not the policy's: they are now in {place}", file=sys.stderr)
     except OSError as e:
         problems.append(f"{run} could not be written ({e}); the run goes on")
     try:

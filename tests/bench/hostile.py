@@ -221,7 +221,6 @@ BAD_CLIPS = {
     "zeros": (changed_clip(lambda b: bytes(99_999)), CANNOT),
     "noise": (changed_clip(lambda b: np.random.default_rng(0).bytes(50_000)), CANNOT),
     "a codec that nobody knows": (changed_clip(lambda b: b.replace(b"avc1", b"xxxx")), CANNOT),
-    "a picture of 0 x 0": (changed_clip(lambda b: b.replace(b"\0\x80\0\x40", b"\0\0\0\0")), ""),
     "sound alone": (only_sound, "holds no video"),
     "a stream without a container": (lambda: clips.write_clip("clip.mp4", "libx264", clips.TENTHS, form="h264"), "does not say when"),
     "too narrow": (tiny_clip(8, 16, 3600, "mpeg4"), "too narrow"),
@@ -247,6 +246,8 @@ def videos():
         yield Case("videos", f"called {name!r}", f"{ASK[:-8]} {shlex.quote('--video=' + name)}".replace("{}", "{{}}").replace("_{", "_{{"), 0, "12.0 s of video", put)
     for seed in range(6):
         yield Case("videos", f"40 flipped bits, {seed}", f"{ASK} clip.mp4", (0, 2), "", changed_clip(flipped(seed)))
+    unsized = changed_clip(lambda content: content.replace(b"\0\x80\0\x40", b"\0\0\0\0"))
+    yield Case("videos", "a head that says 0 x 0, the frames do not", f"{ASK} clip.mp4", 0, "s of video as", unsized)
     yield Case("videos", "one frame", f"{ASK} clip.mp4", 0, "s of video", tiny_clip(1))
 
 
@@ -274,7 +275,7 @@ TEXTS = {
     "cut": (lambda text: text[:-4], "broken JSON"),
     "a text": (lambda text: "<html>404</html>", "is not JSON|no usable entry"),
     "binary": (lambda text: b"\xff\xfe\x00\x80" * 99, "not a UTF-8 text"),
-    "200,000 deep": (lambda text: "[" * 200_000, "broken JSON"),
+    "200,000 deep": (lambda text: "[" * 200_000, "broken JSON|no usable entry"),
     "other fields": (lambda text: re.sub(r'"(?!CLIP)(\w+)":', r'"\1x":', text), "no usable entry"),
     "numbers in the place of all else": (lambda text: text[0] + '"CLIP": ' * (text[0] == "{") + "7" + text[-1], "no usable entry"),
     "a name that leaves the folder": (lambda text: text.replace("CLIP", "../../CLIP"), "no usable entry"),
@@ -306,7 +307,7 @@ def annotation_files():
     for what, (content, says) in LINES.items():
         yield Case("annotations", f"charades: {what}", f"{ask} charades", 2, says, data_folder("charades", "charades_sta_test.txt", content))
     twice = json.dumps(ENTRIES["nextgqa"][1] * 2)
-    half = json.dumps(ENTRIES["nextgqa"][1]).replace("which door", "\\ud800")
+    half = twice.replace("which door", "\\ud800", 1)
     for what, says, text in (("an id that comes twice", "have the id of an earlier one", twice), ("half a character", "half a character", half)):
         yield Case("annotations", what, f"{ask} nextgqa", 2, says, data_folder("nextgqa", "nextgqa_test.json", text))
     yield Case("annotations", "no folder", f"{ask} charades", 2, "data folder d does not exist")
@@ -352,6 +353,7 @@ def model_folders():
     yield Case("models", "as the hub has it", f"{ask} hub", 0, "s of video as", copy("hub", "hub"))
     yield Case("models", "no folder", f"{ask} ./nowhere", 2, "neither a folder")
     yield Case("models", "an empty folder", f"{ask} m", 2, "no config.json", after("m/"))
+    yield Case("models", "no name", f"{EVAL} --model '' --out out", 2, "neither a folder", writes=True)
     yield Case("models", "a file", f"{ask} m", 2, "neither a folder", after("m"))
     yield Case("models", "a name of the hub, and no network", f"{ask} nobody/no-such-model", 2, "cannot be loaded")
     yield Case("models", "trained from a damaged one", f"{TRAIN} out --model hub", 2, "cannot be loaded", after(copy("hub", "hub"), lambda: models.cut(0.5)("hub")))
@@ -378,7 +380,7 @@ WRONG = {
     "eval.py --bench charades --video x": "give either", "eval.py --video x": "needs a question", "eval.py --ask x": "give either",
     "eval.py --bench charades --compare a": "expected 2", "eval.py --bench charades --compare a b --data {data}": "no evaluation",
     "eval.py --bench charades --clues --data {data}": "multiple-choice", "eval.py --bench charades --task qa --data {data}": "is asked about",
-    "eval.py --bench all --out x": "one folder", "eval.py --bench charades --data {data} --model '' --out out": "neither a folder", "eval.py --bench charades --device cuda": "no CUDA GPU",
+    "eval.py --bench all --out x": "one folder", "eval.py --video '' --ask x": "does not exist", "eval.py --bench charades --device cuda": "no CUDA GPU",
     "eval.py --bench charades --compare a b --judge j": "leave --judge away", "eval.py --bench charades --student nowhere": "nowhere",
     "report.py": "required", "report.py nowhere": "is not a run", "report.py nowhere one": "invalid int", "lora.py merge": "required",
     "lora.py split a b": "invalid choice", "lora.py merge nowhere out": "no adapter_config", "paper.py --seeds -1": "at least 0",
@@ -421,7 +423,7 @@ def without(*names):
 CHECKPOINTS, POLICY = "run/checkpoints", "run/policy"
 NOT_A_RUN = {  # what --out is: (its name, setup, words)
     "holds files of somebody else": ("full", after("full/a.txt"), "holds other files"),
-    "holds settings of somebody else": ("full", after("full/settings.json"), "holds other files"),
+    "holds settings of somebody else": ("full", after("full/settings.json"), "holds other files|is damaged"),
     "is an evaluation": ("run/eval-charades", EVALUATED, "holds an evaluation"),
     "is a file": ("file", after("file"), "cannot write to --out"),
     "is inside a file": ("file/run", after("file"), "cannot write to --out"),
@@ -431,7 +433,7 @@ NOT_A_RUN = {  # what --out is: (its name, setup, words)
     "is the data": ("d", copy("data", "d"), "holds other files"),
     "is a link to nowhere": ("link", lambda: os.symlink("nowhere/at/all", "link"), "cannot write to --out"),
     "is a model": ("hub", copy("hub", "hub"), "holds other files"),
-    "has a name of 5000 letters": ("x" * 5000, None, "cannot write to --out"),
+    "has a name of 300 letters": ("x" * 300, None, "cannot write to --out"),
 }
 
 
@@ -455,7 +457,8 @@ def run_folders():
         ("--overwrite, and a hidden one", f"{TRAIN} run --overwrite", 2, "also holds .hidden", after(RUN, "run/.hidden")),
         ("--overwrite, and a link", f"{TRAIN} run --overwrite", 2, "also holds tensorboard", after(RUN, "d/a.txt", lambda: os.symlink("../d", "run/tensorboard"))),
         ("--overwrite of its own model", f"{TRAIN} run --overwrite --model run/policy", 2, "holds --model", RUN),
-        ("a foreign file in the policy", f"{TRAIN} run --resume", 0, "kept-from-policy", after(RUN, without(CHECKPOINTS), lambda: os.rename("run/policy", "p"), lambda: os.mkdir("run/checkpoints"), "run/policy/mine.gguf", lambda: os.rename("run/policy", "run/policy.x"), lambda: os.mkdir("q"), lambda: os.rename("run/policy.x", "run/policy.old"))),
+        ("a foreign file in the policy", f"{TRAIN} run --resume --steps 2", 0, "kept-from-policy", after(RUN, lambda: models.rewrite("run", "settings.json", steps=2), "run/policy/mine.gguf")),
+        ("foreign files beside the policy", f"{TRAIN} run --resume", 0, "kept-from-policy.old", after(RUN, without(CHECKPOINTS, POLICY), "run/policy.old/mine.gguf", "run/policy.partial/mine.gguf")),
         ("a shorter evaluation", f"{EVAL} --model run --limit 1", 0, "they are now in earlier-", EVALUATED),
         ("an evaluation as --model", f"{EVAL} --model run/eval-charades", 2, "is an evaluation", EVALUATED),
         ("a run without a policy", f"{EVAL} --model run", 2, "no policy", after(RUN, without(POLICY))),
@@ -463,7 +466,6 @@ def run_folders():
         ("report of a file", "report.py file", 2, "is not a run", after("file")),
         ("report of an empty folder", "report.py e", 2, "is not a run", after("e/")),
         ("report of a step that is not there", "report.py run 9", 2, "no group of step 9", RUN),
-        ("report.html is a folder", "report.py run", 2, "could not be written", after(RUN, "run/report.html/a.txt")),
         ("merging into a run", "lora.py merge run/policy run", 2, "not made by lora.py", RUN),
         ("merging into its own source", "lora.py merge run/policy run/policy", 2, "not made by lora.py", RUN),
         ("merging into foreign files", "lora.py merge run/policy full", 2, "not made by lora.py", after(RUN, "full/a.txt")),
@@ -581,6 +583,7 @@ def disk():
     yield Case("disk", "full: logs", f"{RESUME}", 0, "metrics.jsonl could not be written .*the run goes on", after(anew, full("metrics.jsonl", "rollouts.jsonl")))
     yield Case("disk", "full: pictures", f"{RESUME}", 0, "done in", after(anew, full("curves.partial.png")))
     yield Case("disk", "full: the page", REPORT, 2, "could not be written", RUN, small_files(20_000), writes=True)
+    yield Case("disk", "the page is a folder", REPORT, 2, "could not be written", after(RUN, "run/report.html/a.txt"), writes=True)
     yield Case("disk", "full: the merged model", "lora.py merge run/policy new", 2, "cannot write to new", RUN, small_files(100_000))
     yield Case("disk", "full: predictions", f"{EVAL} --out disk/e", 1, r"the system refused \(No space left", within=mounted("size=8k"))
     yield Case("disk", "a picture is a folder", RESUME, 0, "curves.png could not be written", after(anew, lambda: os.remove("run/curves.png"), "run/curves.png/a.txt"))
@@ -788,6 +791,8 @@ def begin(case, number, patience):
         return pid
     try:
         os.setpgid(0, 0)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 1), os.dup2(null, 2)  # encoders talk
         here = os.path.join(HOME, str(number))
         try:
             verdict = run_case(case, here, patience)
