@@ -484,25 +484,30 @@ def run_folders():
 # ------------------------------------------------------------------------------------------------
 
 REPORT, RESUME, MODEL, COMPARE = "report.py run", f"{TRAIN} run --resume", f"{EVAL} --model run", f"{EVAL} --compare run run"
-READERS = {  # file: {command that reads it: (status, words), damage: another end}
-    "settings.json": {REPORT: {}, RESUME: {}, MODEL: {}},
-    "metrics.jsonl": {REPORT: {}, RESUME: {}},
-    "rollouts.jsonl": {REPORT: {}, "report.py run 1": {}, RESUME: {}},
-    "policy/video_budget.json": {MODEL: {}, "lora.py merge run/policy new": {}},
-    "checkpoints/step-000001/state.json": {RESUME: {}},
-    "eval-charades/predictions.jsonl": {COMPARE: {}, REPORT: {}},
-    "eval-charades/results.json": {COMPARE: {}, REPORT: {}},
-    "eval-charades/settings.json": {MODEL: {}},
+STEP = "report.py run 1"
+READERS = {  # file: {command that reads it: exit status, or with "damage" after it, that of one damage}
+    "settings.json": {REPORT: 2, RESUME: 2, MODEL: 2},
+    "metrics.jsonl": {REPORT: 2, RESUME: 0, f"{RESUME} folder": 0},
+    "rollouts.jsonl": {REPORT: 0, STEP: 2, RESUME: 0, f"{REPORT} folder": 2},
+    "policy/video_budget.json": {MODEL: 2, "lora.py merge run/policy new": 2},
+    "checkpoints/step-000001/state.json": {RESUME: 2},
+    "eval-charades/predictions.jsonl": {COMPARE: 2, REPORT: 0},
+    "eval-charades/results.json": {COMPARE: 2, REPORT: 0, f"{COMPARE} nan": 0, f"{COMPARE} strings": 0},
+    "eval-charades/settings.json": {MODEL: 0, f"{MODEL} no keys": 2, f"{MODEL} folder": 2},
 }
+SEEN = "damaged|cannot be read|left out|cannot be used|other settings|no usable|not a run|has no|holds other files"
 
 
 def damaged_files():
+    """Logs that are damaged cost their damaged lines; what decides how a program goes on is refused."""
     for file, commands in READERS.items():
-        for command, ends in commands.items():
-            for damage, change in damaged.DAMAGE.items():
+        for command in (REPORT, STEP, RESUME, MODEL, COMPARE, "lora.py merge run/policy new"):
+            for damage, change in damaged.DAMAGE.items() if command in commands else ():
                 setup = after(EVALUATED, lambda change=change, file=file: change(Path("run", file)))
-                status = ends.get(damage, ends.get("", 2))
-                yield Case("damaged files", f"{file}, {damage}: {command[:40]}", command, status, "", setup)
+                status = commands.get(f"{command} {damage}", commands[command])
+                says = "" if status == 0 and damage in ("empty", "nan", "strings", "folder") else SEEN
+                what = f"{file}, {damage}: {command.replace('{data} ', '')[:16]}"
+                yield Case("damaged files", what, command, status, says, setup, writes=command == REPORT)
 
 
 # ------------------------------------------------------------------------------------------------
