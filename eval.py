@@ -682,10 +682,10 @@ def parse_args(argv=None):
     if (args.bench is None) == (args.video is None):
         raise BadInput('give either --bench charades, or --video FILE with --ask "…"')
     args.benches = list(DATASETS) if args.bench == "all" else (args.bench or "").split(",")
-    for name in args.benches if args.bench else ():
+    for name in args.benches if args.bench is not None else ():
         if name not in DATASETS:
             raise BadInput(f"--bench {name} is unknown; there is: {', '.join(DATASETS)}, all")
-    if args.video and not args.ask:
+    if args.video is not None and not args.ask:
         raise BadInput('--video needs a question: --ask "…"')
     if args.compare and args.judge:
         raise BadInput(
@@ -704,7 +704,7 @@ def start():
         from course import exercises
 
         exercises.install(args.student, show=os.environ.get("RANK", "0") == "0")
-    if args.video:
+    if args.video is not None:
         return ask(args)
     if args.compare:
         for bench_name in args.benches:

@@ -290,11 +290,11 @@ def save_all(run, step, counts, policy, tokenizer, budget, optimizer, settings, 
         if rank == 0 and not os.path.isfile(os.path.join(run, "settings.json")):
             os.makedirs(run, exist_ok=True)
             write_settings(run, settings)
-        if rank == 0 and (place := rescue(run, "policy")):
-            print(
-                f"{run}/policy held files that are not the policy's: they are now in {place}",
-                file=sys.stderr,
-            )
+        # Those that a save removes.
+        for name in ("policy", "policy.old", "policy.partial") if rank == 0 else ():
+            if place := rescue(run, name):
+                held = f"{run}/{name} held files that are not the policy's"
+                print(f"{held}: they are now in {place}", file=sys.stderr)
     except OSError as e:
         problems.append(f"{run} could not be written ({e}); the run goes on")
     try:

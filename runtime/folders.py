@@ -253,6 +253,8 @@ def read_lock(path):
 def check_free(folder):
     """Raises BadInput if a process that may be alive holds the lock. Returns a dead one's."""
     path = os.path.join(folder, LOCK)
+    if os.path.isdir(path):
+        raise BadInput(f"{path} is a folder, and the lock of {folder} has that name: move it away")
     held = read_lock(path)
     if not held:
         return held
