@@ -20,10 +20,10 @@ def test_an_unexpected_end_is_told():
     """A case whose expectation is wrong: the bench must say so and fail."""
     code = (
         "import sys; sys.path.insert(0, 'tests/bench'); import hostile\n"
-        "wrong = lambda **said: hostile.Case('flags', 'x', 'toy.py nowhere', **said)\n"
-        "hostile.CLASSES = [lambda: [wrong(status=2), wrong(status=1, says='other words'), wrong(status=1)]]\n"
+        "wrong = lambda **said: hostile.Case('flags', 'x', 'toy nowhere', **said)\n"
+        "hostile.CLASSES = [lambda: [wrong(status=1), wrong(status=2, says='other words'), wrong(status=2)]]\n"
         "sys.argv = ['hostile.py']; hostile.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "3 cases,    1 as expected,  2 unexpected" in done.stdout
-    assert "exit status 1, not 2" in done.stdout and "it does not say 'other words'" in done.stdout
+    assert "exit status 2, not 1" in done.stdout and "it does not say 'other words'" in done.stdout

@@ -35,7 +35,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "COLUMNS": "100",
+}
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
@@ -43,22 +48,34 @@ import av
 import numpy as np
 from PIL import Image
 
-from annotations import readers
+from annotations import __main__ as readers_command, readers
 from runtime import errors
 import eval as evaluation
-from course import exercises
+from course import exercises as course
 from runtime import folders
-from scale import adapters
-from tools import paper
-from tools import report
+from tools import merge, paper, report
 import test_container as clips
 import test_folders as damaged
 import test_hub as models
-from toy import world
+from toy import __main__ as world_command, world
 import train
 
-PROGRAMS = {"train.py": train, "eval.py": evaluation, "report.py": report, "lora.py": adapters, "paper.py": paper,
-            "exercises.py": exercises, "annotations.py": readers, "toy.py": world}  # fmt: skip
+# What a command begins with: a file at the root, or the module that `python -m` is given.
+PROGRAMS = {
+    "train.py": train,
+    "eval.py": evaluation,
+    "tools.report": report,
+    "tools.merge": merge,
+    "tools.paper": paper,
+    "course": course,
+    "annotations": readers_command,
+    "toy": world_command,
+}
+
+
+def start_of(program):
+    """How a new process starts it."""
+    return f"{{root}}/{program}" if program.endswith(".py") else f"-m {program}"
 
 
 class Case(NamedTuple):
@@ -82,7 +99,9 @@ class Case(NamedTuple):
 # ------------------------------------------------------------------------------------------------
 
 HOME = ""
-TINY = "--group-size 2 --prompts-per-step 2 --max-new-tokens 16 --steps 1 --rollouts-every 1 --quiet"
+TINY = (
+    "--group-size 2 --prompts-per-step 2 --max-new-tokens 16 --steps 1 --rollouts-every 1 --quiet"
+)
 TRAIN = f"train.py --data {{data}} {TINY} --lora 2 --out"
 LONG = TRAIN.replace("--steps 1", "--steps 100000 --save-every 100000")
 EVAL = "eval.py --bench charades --data {data} --max-new-tokens 16"
@@ -233,7 +252,15 @@ BAD_CLIPS = {
     "a frame of 20,000 x 20,000": (lambda: pictures([(20_000, 20_000)] + [(8, 8)] * 7), "more than the .* can be read"),
     "a broken frame": (after(lambda: pictures([(56, 56)] * 8), lambda: Path("clip.mp4/00000001.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))), "cannot be read"),
 }  # fmt: skip
-NAMES = ["with space.mp4", "$x_{$\\frac.mp4", "ünï-çode.mp4", "-dash.mp4", "'quotes\".mp4", "%s{}.mp4", "line\nbreak.mp4"]
+NAMES = [
+    "with space.mp4",
+    "$x_{$\\frac.mp4",
+    "ünï-çode.mp4",
+    "-dash.mp4",
+    "'quotes\".mp4",
+    "%s{}.mp4",
+    "line\nbreak.mp4",
+]
 
 
 def videos():
@@ -243,11 +270,34 @@ def videos():
         yield Case("videos", f"a good {name}", f"{ASK} {name}", 0, "s of video as", good_clip(name))
     for name in NAMES:
         put = lambda name=name: shutil.copy(made("h264.mp4"), name)
-        yield Case("videos", f"called {name!r}", f"{ASK[:-8]} {shlex.quote('--video=' + name)}".replace("{}", "{{}}").replace("_{", "_{{"), 0, "12.0 s of video", put)
+        yield Case(
+            "videos",
+            f"called {name!r}",
+            f"{ASK[:-8]} {shlex.quote('--video=' + name)}".replace("{}", "{{}}").replace(
+                "_{", "_{{"
+            ),
+            0,
+            "12.0 s of video",
+            put,
+        )
     for seed in range(6):
-        yield Case("videos", f"40 flipped bits, {seed}", f"{ASK} clip.mp4", (0, 2), "", changed_clip(flipped(seed)))
+        yield Case(
+            "videos",
+            f"40 flipped bits, {seed}",
+            f"{ASK} clip.mp4",
+            (0, 2),
+            "",
+            changed_clip(flipped(seed)),
+        )
     unsized = changed_clip(lambda content: content.replace(b"\0\x80\0\x40", b"\0\0\0\0"))
-    yield Case("videos", "a head that says 0 x 0, the frames do not", f"{ASK} clip.mp4", 0, "s of video as", unsized)
+    yield Case(
+        "videos",
+        "a head that says 0 x 0, the frames do not",
+        f"{ASK} clip.mp4",
+        0,
+        "s of video as",
+        unsized,
+    )
     yield Case("videos", "one frame", f"{ASK} clip.mp4", 0, "s of video", tiny_clip(1))
 
 
@@ -290,7 +340,9 @@ LINES = {
 
 def data_folder(name, file, content):
     def setup():
-        os.makedirs(os.path.join("d", os.path.normpath(readers.DATASETS[name].videos)), exist_ok=True)
+        os.makedirs(
+            os.path.join("d", os.path.normpath(readers.DATASETS[name].videos)), exist_ok=True
+        )
         path = Path("d", file)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
@@ -305,18 +357,63 @@ def annotation_files():
             setup = data_folder(name, file, change(json.dumps(entries)))
             yield Case("annotations", f"{name}: {what}", f"{ask} {name}", 2, says, setup)
     for what, (content, says) in LINES.items():
-        yield Case("annotations", f"charades: {what}", f"{ask} charades", 2, says, data_folder("charades", "charades_sta_test.txt", content))
+        yield Case(
+            "annotations",
+            f"charades: {what}",
+            f"{ask} charades",
+            2,
+            says,
+            data_folder("charades", "charades_sta_test.txt", content),
+        )
     twice = json.dumps(ENTRIES["nextgqa"][1] * 2)
     half = twice.replace("which door", "\\ud800", 1)
-    for what, says, text in (("an id that comes twice", "have the id of an earlier one", twice), ("half a character", "half a character", half)):
-        yield Case("annotations", what, f"{ask} nextgqa", 2, says, data_folder("nextgqa", "nextgqa_test.json", text))
+    for what, says, text in (
+        ("an id that comes twice", "have the id of an earlier one", twice),
+        ("half a character", "half a character", half),
+    ):
+        yield Case(
+            "annotations",
+            what,
+            f"{ask} nextgqa",
+            2,
+            says,
+            data_folder("nextgqa", "nextgqa_test.json", text),
+        )
     yield Case("annotations", "no folder", f"{ask} charades", 2, "data folder d does not exist")
-    yield Case("annotations", "no file", f"{ask} charades", 2, "no test annotations", after("d/videos/"))
-    yield Case("annotations", "no videos", f"{ask} charades", 2, "no folder d/videos", after("d/charades_sta_test.txt"))
-    yield Case("annotations", "a file in the folder's place", f"{ask} charades", 2, "does not exist", after("d"))
-    yield Case("annotations", "trained on a test set", "train.py --task qa --data {data} --out out", 2, "annotations of")
-    yield Case("annotations", "the command, no file", "annotations.py charades no.txt", 1, "error: annotation file no.txt does not exist")
-    yield Case("annotations", "the command, no name", "annotations.py nowhere x", 1, "usage: .*charades")
+    yield Case(
+        "annotations", "no file", f"{ask} charades", 2, "no test annotations", after("d/videos/")
+    )
+    yield Case(
+        "annotations",
+        "no videos",
+        f"{ask} charades",
+        2,
+        "no folder d/videos",
+        after("d/charades_sta_test.txt"),
+    )
+    yield Case(
+        "annotations",
+        "a file in the folder's place",
+        f"{ask} charades",
+        2,
+        "does not exist",
+        after("d"),
+    )
+    yield Case(
+        "annotations",
+        "trained on a test set",
+        "train.py --task qa --data {data} --out out",
+        2,
+        "annotations of",
+    )
+    yield Case(
+        "annotations",
+        "the command, no file",
+        "annotations charades no.txt",
+        2,
+        "error: annotation file no.txt does not exist",
+    )
+    yield Case("annotations", "the command, no name", "annotations nowhere x", 2, "invalid choice")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -330,9 +427,17 @@ def judge(**config):
     def setup():
         os.mkdir("judge")
         for name in ("config.json", "tokenizer_config.json"):
-            auto = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoTokenizer": ["code.C", "code.C"]}
-            Path("judge", name).write_text(json.dumps(config | {"auto_map": auto}), encoding="utf-8")
-        Path("judge/code.py").write_text("open('ran', 'w').close()\nclass C: pass\nclass M: pass\n", encoding="utf-8")
+            auto = {
+                "AutoConfig": "code.C",
+                "AutoModelForCausalLM": "code.M",
+                "AutoTokenizer": ["code.C", "code.C"],
+            }
+            Path("judge", name).write_text(
+                json.dumps(config | {"auto_map": auto}), encoding="utf-8"
+            )
+        Path("judge/code.py").write_text(
+            "open('ran', 'w').close()\nclass C: pass\nclass M: pass\n", encoding="utf-8"
+        )
 
     return setup
 
@@ -346,21 +451,74 @@ def circle():
 def model_folders():
     ask = f"{ASK} {{clip}} --model"
     for what, (damage, says) in models.DAMAGES.items():
-        yield Case("models", what, f"{ask} hub", 2, says, after(copy("hub", "hub"), lambda damage=damage: damage("hub")))
+        yield Case(
+            "models",
+            what,
+            f"{ask} hub",
+            2,
+            says,
+            after(copy("hub", "hub"), lambda damage=damage: damage("hub")),
+        )
     for what, (damage, says) in models.ADAPTERS.items():
-        yield Case("models", f"adapters: {what}", f"{ask} run/policy", 2, says, after(RUN, lambda damage=damage: damage("run/policy")))
+        yield Case(
+            "models",
+            f"adapters: {what}",
+            f"{ask} run/policy",
+            2,
+            says,
+            after(RUN, lambda damage=damage: damage("run/policy")),
+        )
     yield Case("models", "adapters in a circle", f"{ask} a", 2, "lead back to themselves", circle)
     yield Case("models", "as the hub has it", f"{ask} hub", 0, "s of video as", copy("hub", "hub"))
     yield Case("models", "no folder", f"{ask} ./nowhere", 2, "neither a folder")
     yield Case("models", "an empty folder", f"{ask} m", 2, "no config.json", after("m/"))
-    yield Case("models", "no name", f"{EVAL} --model '' --out out", 2, "neither a folder", writes=True)
+    yield Case(
+        "models", "no name", f"{EVAL} --model '' --out out", 2, "neither a folder", writes=True
+    )
     yield Case("models", "a file", f"{ask} m", 2, "neither a folder", after("m"))
-    yield Case("models", "a name of the hub, and no network", f"{ask} nobody/no-such-model", 2, "cannot be loaded")
-    yield Case("models", "trained from a damaged one", f"{TRAIN} out --model hub", 2, "cannot be loaded", after(copy("hub", "hub"), lambda: models.cut(0.5)("hub")))
-    for what, config in (("a judge with code", {"model_type": "never_heard_of"}), ("a judge of no kind", {})):
-        yield Case("models", what, f"{EVAL} --judge judge --out out", 2, "--judge judge is not a language model", judge(**config))
-    yield Case("models", "a judge that is an empty folder", f"{EVAL} --judge j --out out", 2, "--judge j", after("j/"))
-    yield Case("models", "merging what are no adapters", "lora.py merge hub out", 2, "no adapter_config.json", copy("hub", "hub"))
+    yield Case(
+        "models",
+        "a name of the hub, and no network",
+        f"{ask} nobody/no-such-model",
+        2,
+        "cannot be loaded",
+    )
+    yield Case(
+        "models",
+        "trained from a damaged one",
+        f"{TRAIN} out --model hub",
+        2,
+        "cannot be loaded",
+        after(copy("hub", "hub"), lambda: models.cut(0.5)("hub")),
+    )
+    for what, config in (
+        ("a judge with code", {"model_type": "never_heard_of"}),
+        ("a judge of no kind", {}),
+    ):
+        yield Case(
+            "models",
+            what,
+            f"{EVAL} --judge judge --out out",
+            2,
+            "--judge judge is not a language model",
+            judge(**config),
+        )
+    yield Case(
+        "models",
+        "a judge that is an empty folder",
+        f"{EVAL} --judge j --out out",
+        2,
+        "--judge j",
+        after("j/"),
+    )
+    yield Case(
+        "models",
+        "merging what are no adapters",
+        "tools.merge hub out",
+        2,
+        "no adapter_config.json",
+        copy("hub", "hub"),
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -382,9 +540,9 @@ WRONG = {
     "eval.py --bench charades --clues --data {data}": "multiple-choice", "eval.py --bench charades --task qa --data {data}": "is asked about",
     "eval.py --bench all --out x": "one folder", "eval.py --video '' --ask x": "does not exist", "eval.py --bench charades --device cuda": "no CUDA GPU",
     "eval.py --bench charades --compare a b --judge j": "leave --judge away", "eval.py --bench charades --student nowhere": "nowhere",
-    "report.py": "required", "report.py nowhere": "is not a run", "report.py nowhere one": "invalid int", "lora.py merge": "required",
-    "lora.py split a b": "invalid choice", "lora.py merge nowhere out": "no adapter_config", "paper.py --seeds -1": "at least 0",
-    "paper.py --steps 0": "at least 1", "paper.py --tasks x": "invalid choice", "exercises.py": "required", "exercises.py check x": "",
+    "tools.report": "required", "tools.report nowhere": "is not a run", "tools.report nowhere one": "invalid int", "tools.merge": "required",
+    "tools.merge nowhere out": "no adapter_config", "tools.paper --seeds -1": "at least 0",
+    "tools.paper --steps 0": "at least 1", "tools.paper --tasks x": "invalid choice", "course": "required", "course check x": "",
 }  # fmt: skip
 
 
@@ -396,7 +554,9 @@ def numeric_flags(program):
 
 def means_something(name, kind, value):
     try:
-        return errors.is_within({"int": int, "float": float}[kind](value), errors.RANGES[name.replace("-", "_")])
+        return errors.is_within(
+            {"int": int, "float": float}[kind](value), errors.RANGES[name.replace("-", "_")]
+        )
     except ValueError:
         return False
 
@@ -406,7 +566,13 @@ def flags():
         for name, kind in numeric_flags(program):
             for value in VALUES:
                 if not means_something(name, kind, value):
-                    yield Case("flags", f"{program} --{name}={value or repr(value)}", f"{program} {needs} --{name}={value}", 2, f"--{name}")
+                    yield Case(
+                        "flags",
+                        f"{program} --{name}={value or repr(value)}",
+                        f"{program} {needs} --{name}={value}",
+                        2,
+                        f"--{name}",
+                    )
     for command, says in WRONG.items():
         yield Case("flags", command, command, 2, says)
 
@@ -417,21 +583,35 @@ def flags():
 
 
 def without(*names):
-    return lambda: [shutil.rmtree(name) if os.path.isdir(name) else os.remove(name) for name in names]
+    return lambda: [
+        shutil.rmtree(name) if os.path.isdir(name) else os.remove(name) for name in names
+    ]
 
 
 CHECKPOINTS, POLICY = "run/checkpoints", "run/policy"
 NOT_A_RUN = {  # what --out is: (its name, setup, words)
     "holds files of somebody else": ("full", after("full/a.txt"), "holds other files"),
-    "holds settings of somebody else": ("full", after("full/settings.json"), "holds other files|is damaged"),
+    "holds settings of somebody else": (
+        "full",
+        after("full/settings.json"),
+        "holds other files|is damaged",
+    ),
     "is an evaluation": ("run/eval-charades", EVALUATED, "holds an evaluation"),
     "is a file": ("file", after("file"), "cannot write to --out"),
     "is inside a file": ("file/run", after("file"), "cannot write to --out"),
     "is the working directory": (".", None, "holds other files"),
     "is above the working directory": ("..", None, "holds other files"),
-    "holds the data": ("d", after(lambda: shutil.copytree(made("data"), "d/charades")), "holds other files"),
+    "holds the data": (
+        "d",
+        after(lambda: shutil.copytree(made("data"), "d/charades")),
+        "holds other files",
+    ),
     "is the data": ("d", copy("data", "d"), "holds other files"),
-    "is a link to nowhere": ("link", lambda: os.symlink("nowhere/at/all", "link"), "cannot write to --out"),
+    "is a link to nowhere": (
+        "link",
+        lambda: os.symlink("nowhere/at/all", "link"),
+        "cannot write to --out",
+    ),
     "is a model": ("hub", copy("hub", "hub"), "holds other files"),
     "has a name of 300 letters": ("x" * 300, None, "cannot write to --out"),
 }
@@ -440,7 +620,9 @@ NOT_A_RUN = {  # what --out is: (its name, setup, words)
 def run_folders():
     for what, (out, setup, says) in NOT_A_RUN.items():
         for flag in ("", " --resume", " --overwrite"):
-            yield Case("run folders", f"train{flag}: --out {what}", f"{TRAIN} {out}{flag}", 2, says, setup)
+            yield Case(
+                "run folders", f"train{flag}: --out {what}", f"{TRAIN} {out}{flag}", 2, says, setup
+            )
         if "evaluation" not in what:
             yield Case("run folders", f"eval: --out {what}", f"{EVAL} --out {out}", 2, says, setup)
     of_run = [
@@ -462,18 +644,18 @@ def run_folders():
         ("a shorter evaluation", f"{EVAL} --model run --limit 1", 0, "they are now in earlier-", EVALUATED),
         ("an evaluation as --model", f"{EVAL} --model run/eval-charades", 2, "is an evaluation", EVALUATED),
         ("a run without a policy", f"{EVAL} --model run", 2, "no policy", after(RUN, without(POLICY))),
-        ("report of an evaluation", "report.py run/eval-charades", 2, "is not a run", EVALUATED),
-        ("report of a file", "report.py file", 2, "is not a run", after("file")),
-        ("report of an empty folder", "report.py e", 2, "is not a run", after("e/")),
-        ("report of a step that is not there", "report.py run 9", 2, "no group of step 9", RUN),
-        ("merging into a run", "lora.py merge run/policy run", 2, "not made by lora.py", RUN),
-        ("merging into its own source", "lora.py merge run/policy run/policy", 2, "not made by lora.py", RUN),
-        ("merging into foreign files", "lora.py merge run/policy full", 2, "not made by lora.py", after(RUN, "full/a.txt")),
-        ("merging into a file", "lora.py merge run/policy file", 2, "is a file", after(RUN, "file")),
-        ("merging beside a foreign .old", "lora.py merge run/policy new", 2, "not made by lora.py", after(RUN, "new.old/a.txt")),
-        ("merging", "lora.py merge run/policy new", 0, "merged into new", RUN),
-        ("a table of somebody else", "paper.py --out t", 2, "was not written by paper.py", after("t/table.md")),
-        ("toy data where other files are", "toy.py charades", 1, "were not made by toy.py", after("data/toy/charades/a.txt")),
+        ("report of an evaluation", "tools.report run/eval-charades", 2, "is not a run", EVALUATED),
+        ("report of a file", "tools.report file", 2, "is not a run", after("file")),
+        ("report of an empty folder", "tools.report e", 2, "is not a run", after("e/")),
+        ("report of a step that is not there", "tools.report run 9", 2, "no group of step 9", RUN),
+        ("merging into a run", "tools.merge run/policy run", 2, "not made by tools.merge", RUN),
+        ("merging into its own source", "tools.merge run/policy run/policy", 2, "not made by tools.merge", RUN),
+        ("merging into foreign files", "tools.merge run/policy full", 2, "not made by tools.merge", after(RUN, "full/a.txt")),
+        ("merging into a file", "tools.merge run/policy file", 2, "is a file", after(RUN, "file")),
+        ("merging beside a foreign .old", "tools.merge run/policy new", 2, "not made by tools.merge", after(RUN, "new.old/a.txt")),
+        ("merging", "tools.merge run/policy new", 0, "merged into new", RUN),
+        ("a table of somebody else", "tools.paper --out t", 2, "was not written by tools.paper", after("t/table.md")),
+        ("toy data where other files are", "toy charades", 2, "were not made by python -m toy", after("data/toy/charades/a.txt")),
     ]  # fmt: skip
     for what, command, status, says, setup in of_run:
         yield Case("run folders", what, command, status, says, setup)
@@ -483,16 +665,26 @@ def run_folders():
 # Damaged files of a run
 # ------------------------------------------------------------------------------------------------
 
-REPORT, RESUME, MODEL, COMPARE = "report.py run", f"{TRAIN} run --resume", f"{EVAL} --model run", f"{EVAL} --compare run run"
-STEP = "report.py run 1"
+REPORT, RESUME, MODEL, COMPARE = (
+    "tools.report run",
+    f"{TRAIN} run --resume",
+    f"{EVAL} --model run",
+    f"{EVAL} --compare run run",
+)
+STEP = "tools.report run 1"
 READERS = {  # file: {command that reads it: exit status, or with "damage" after it, that of one damage}
     "settings.json": {REPORT: 2, RESUME: 2, MODEL: 2},
     "metrics.jsonl": {REPORT: 2, RESUME: 0, f"{RESUME} folder": 2},
     "rollouts.jsonl": {REPORT: 0, STEP: 2, RESUME: 0, f"{REPORT} folder": 2},
-    "policy/video_budget.json": {MODEL: 2, "lora.py merge run/policy new": 2},
+    "policy/video_budget.json": {MODEL: 2, "tools.merge run/policy new": 2},
     "checkpoints/step-000001/state.json": {RESUME: 2},
     "eval-charades/predictions.jsonl": {COMPARE: 2, REPORT: 0},
-    "eval-charades/results.json": {COMPARE: 2, REPORT: 0, f"{COMPARE} nan": 0, f"{COMPARE} strings": 0},
+    "eval-charades/results.json": {
+        COMPARE: 2,
+        REPORT: 0,
+        f"{COMPARE} nan": 0,
+        f"{COMPARE} strings": 0,
+    },
     "eval-charades/settings.json": {MODEL: 0, f"{MODEL} no keys": 2, f"{MODEL} folder": 2},
 }
 SEEN = "damaged|cannot be read|left out|cannot be used|other settings|not a run|has no|holds other files"
@@ -501,13 +693,26 @@ SEEN = "damaged|cannot be read|left out|cannot be used|other settings|not a run|
 def damaged_files():
     """Logs that are damaged cost their damaged lines; what decides how a program goes on is refused."""
     for file, commands in READERS.items():
-        for command in (REPORT, STEP, RESUME, MODEL, COMPARE, "lora.py merge run/policy new"):
+        for command in (REPORT, STEP, RESUME, MODEL, COMPARE, "tools.merge run/policy new"):
             for damage, change in damaged.DAMAGE.items() if command in commands else ():
                 setup = after(EVALUATED, lambda change=change, file=file: change(Path("run", file)))
                 status = commands.get(f"{command} {damage}", commands[command])
-                said = status == 2 or damage in ("list", "number", "null", "binary")  # else perhaps a last line
+                said = status == 2 or damage in (
+                    "list",
+                    "number",
+                    "null",
+                    "binary",
+                )  # else perhaps a last line
                 what = f"{file}, {damage}: {command.replace('{data} ', '')[:16]}"
-                yield Case("damaged files", what, command, status, SEEN if said else "", setup, writes=command == REPORT or damage == "folder")
+                yield Case(
+                    "damaged files",
+                    what,
+                    command,
+                    status,
+                    SEEN if said else "",
+                    setup,
+                    writes=command == REPORT or damage == "folder",
+                )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -516,7 +721,12 @@ def damaged_files():
 
 
 def lock(folder, **changes):
-    held = {"pid": 2**22 - 1, "host": socket.gethostname(), "since": "2026-01-01 00:00:00", "born": "1"} | changes
+    held = {
+        "pid": 2**22 - 1,
+        "host": socket.gethostname(),
+        "since": "2026-01-01 00:00:00",
+        "born": "1",
+    } | changes
     return lambda: Path(folder, "lock").write_text(json.dumps(held), encoding="utf-8")
 
 
@@ -541,11 +751,41 @@ def locks():
         ("binary", lambda f: lambda: Path(f, "lock").write_bytes(bytes(range(256))), 0, took),
         ("a folder", lambda f: after(f"{f}/lock/mine.txt"), 2, "lock is a folder"),
     ):  # fmt: skip
-        yield Case("locks", f"{what}: train --resume", RESUME, status, says, after(RUN, make("run")))
-        yield Case("locks", f"{what}: eval", MODEL, status, says, after(EVALUATED, make("run/eval-charades")))
-    yield Case("locks", "alive: train --overwrite", f"{TRAIN} run --overwrite", 2, alive, after(RUN, hold("run")))
-    yield Case("locks", "alive, of an evaluation inside: train --overwrite", f"{TRAIN} run --overwrite", 2, alive, after(EVALUATED, hold("run/eval-charades")))
-    yield Case("locks", "alive: report needs none", REPORT, 0, "wrote run/report.html", after(RUN, hold("run")))
+        yield Case(
+            "locks", f"{what}: train --resume", RESUME, status, says, after(RUN, make("run"))
+        )
+        yield Case(
+            "locks",
+            f"{what}: eval",
+            MODEL,
+            status,
+            says,
+            after(EVALUATED, make("run/eval-charades")),
+        )
+    yield Case(
+        "locks",
+        "alive: train --overwrite",
+        f"{TRAIN} run --overwrite",
+        2,
+        alive,
+        after(RUN, hold("run")),
+    )
+    yield Case(
+        "locks",
+        "alive, of an evaluation inside: train --overwrite",
+        f"{TRAIN} run --overwrite",
+        2,
+        alive,
+        after(EVALUATED, hold("run/eval-charades")),
+    )
+    yield Case(
+        "locks",
+        "alive: report needs none",
+        REPORT,
+        0,
+        "wrote run/report.html",
+        after(RUN, hold("run")),
+    )
 
 
 def small_files(most):
@@ -572,41 +812,184 @@ LEFT_OUT = 77
 
 
 def full(*names):
-    return lambda: [(Path("run", name).unlink(missing_ok=True), os.symlink("/dev/full", f"run/{name}")) for name in names]
+    return lambda: [
+        (Path("run", name).unlink(missing_ok=True), os.symlink("/dev/full", f"run/{name}"))
+        for name in names
+    ]
 
 
 def disk():
     anew = after(RUN, without(CHECKPOINTS, POLICY))
-    yield Case("disk", "no room for a folder's settings", f"{EVAL} --out out", 2, "cannot write to --out", within=small_files(100), writes=True)
-    yield Case("disk", "too small for the run", f"{TRAIN} disk/run", 2, "GB left and this run's", within=mounted("size=300k"), writes=True)
-    yield Case("disk", "no room for weights", f"{TRAIN} out", 2, "last save failed: checkpoint .*; the policy", within=small_files(8_000), writes=True)
-    yield Case("disk", "no room for the policy alone", f"{TRAIN.replace('--lora 2', '')} out", 2, "last save failed", within=small_files(3_000_000), writes=True)
-    yield Case("disk", "read-only", f"{TRAIN} disk/run", 2, "cannot write to --out disk/run", within=mounted("ro"), writes=True)
-    yield Case("disk", "read-only: eval", f"{EVAL} --out disk/e", 2, "cannot write to --out disk/e", within=mounted("ro"), writes=True)
-    yield Case("disk", "read-only: lora", "lora.py merge run/policy disk/new", 2, "cannot write to disk/new", RUN, mounted("ro"), writes=True)
-    yield Case("disk", "where nothing can be made", f"{TRAIN} /proc/run", 2, "cannot write to --out")
-    yield Case("disk", "full: logs", f"{RESUME}", 0, "metrics.jsonl could not be written .*the run goes on", after(anew, full("metrics.jsonl", "rollouts.jsonl")))
-    yield Case("disk", "full: pictures", f"{RESUME}", 0, "done in", after(anew, full("curves.partial.png")))
-    yield Case("disk", "full: the page", REPORT, 2, "could not be written", RUN, small_files(20_000), writes=True)
-    yield Case("disk", "the page is a folder", REPORT, 2, "could not be written", after(RUN, "run/report.html/a.txt"), writes=True)
-    yield Case("disk", "full: the merged model", "lora.py merge run/policy new", 2, "cannot write to new", RUN, small_files(100_000))
-    yield Case("disk", "full: predictions", f"{EVAL} --out disk/e", 1, r"the system refused \(No space left", within=mounted("size=8k"))
-    yield Case("disk", "a picture is a folder", RESUME, 0, "curves.png could not be written", after(anew, lambda: os.remove("run/curves.png"), "run/curves.png/a.txt"))
+    yield Case(
+        "disk",
+        "no room for a folder's settings",
+        f"{EVAL} --out out",
+        2,
+        "cannot write to --out",
+        within=small_files(100),
+        writes=True,
+    )
+    yield Case(
+        "disk",
+        "too small for the run",
+        f"{TRAIN} disk/run",
+        2,
+        "GB left and this run's",
+        within=mounted("size=300k"),
+        writes=True,
+    )
+    yield Case(
+        "disk",
+        "no room for weights",
+        f"{TRAIN} out",
+        2,
+        "last save failed: checkpoint .*; the policy",
+        within=small_files(8_000),
+        writes=True,
+    )
+    yield Case(
+        "disk",
+        "no room for the policy alone",
+        f"{TRAIN.replace('--lora 2', '')} out",
+        2,
+        "last save failed",
+        within=small_files(3_000_000),
+        writes=True,
+    )
+    yield Case(
+        "disk",
+        "read-only",
+        f"{TRAIN} disk/run",
+        2,
+        "cannot write to --out disk/run",
+        within=mounted("ro"),
+        writes=True,
+    )
+    yield Case(
+        "disk",
+        "read-only: eval",
+        f"{EVAL} --out disk/e",
+        2,
+        "cannot write to --out disk/e",
+        within=mounted("ro"),
+        writes=True,
+    )
+    yield Case(
+        "disk",
+        "read-only: lora",
+        "tools.merge run/policy disk/new",
+        2,
+        "cannot write to disk/new",
+        RUN,
+        mounted("ro"),
+        writes=True,
+    )
+    yield Case(
+        "disk", "where nothing can be made", f"{TRAIN} /proc/run", 2, "cannot write to --out"
+    )
+    yield Case(
+        "disk",
+        "full: logs",
+        f"{RESUME}",
+        0,
+        "metrics.jsonl could not be written .*the run goes on",
+        after(anew, full("metrics.jsonl", "rollouts.jsonl")),
+    )
+    yield Case(
+        "disk", "full: pictures", f"{RESUME}", 0, "done in", after(anew, full("curves.partial.png"))
+    )
+    yield Case(
+        "disk",
+        "full: the page",
+        REPORT,
+        2,
+        "could not be written",
+        RUN,
+        small_files(20_000),
+        writes=True,
+    )
+    yield Case(
+        "disk",
+        "the page is a folder",
+        REPORT,
+        2,
+        "could not be written",
+        after(RUN, "run/report.html/a.txt"),
+        writes=True,
+    )
+    yield Case(
+        "disk",
+        "full: the merged model",
+        "tools.merge run/policy new",
+        2,
+        "cannot write to new",
+        RUN,
+        small_files(100_000),
+    )
+    yield Case(
+        "disk",
+        "full: predictions",
+        f"{EVAL} --out disk/e",
+        1,
+        r"the system refused \(No space left",
+        within=mounted("size=8k"),
+    )
+    yield Case(
+        "disk",
+        "a picture is a folder",
+        RESUME,
+        0,
+        "curves.png could not be written",
+        after(anew, lambda: os.remove("run/curves.png"), "run/curves.png/a.txt"),
+    )
 
 
 ASCII = "LC_ALL=C PYTHONUTF8=0 PYTHONIOENCODING=ascii"
 
 
 def terminals():
-    for name in ("toy.py", "annotations.py", "train.py", "eval.py", "report.py", "lora.py", "paper.py", "exercises.py", "grpo.py", "toy_base.py"):
-        yield Case("terminals", f"{name} --help | head -1", f"$ {ASCII} {{python}} {{root}}/{name} --help | head -1", 0, r"\A[ -~]+\n\Z")
-    begin = f"{{python}} {{root}}/{TRAIN} run".replace("run", "{}").format("run", data="{data}", python="{python}", root="{root}")
+    for name in (*PROGRAMS, "grpo.py", "toy.base"):
+        yield Case(
+            "terminals",
+            f"{name} --help | head -1",
+            f"$ export PYTHONPATH={{root}}; {ASCII} {{python}} {start_of(name)} --help | head -1",
+            0,
+            r"\A[ -~]+\n\Z",
+        )
+    begin = f"{{python}} {{root}}/{TRAIN} run".replace("run", "{}").format(
+        "run", data="{data}", python="{python}", root="{root}"
+    )
     for end in (">&-", ">/dev/full", "2>&1 | head -1", ">&- 2>&-"):
-        yield Case("terminals", f"train.py {end}", f"$ {begin} {end} && test -s run/policy/adapter_model.safetensors", 0)
+        yield Case(
+            "terminals",
+            f"train.py {end}",
+            f"$ {begin} {end} && test -s run/policy/adapter_model.safetensors",
+            0,
+        )
     yield Case("terminals", "train.py in ASCII", f"$ {ASCII} {begin}", 0, r"\A[\x00-~]*\Z")
-    yield Case("terminals", "a path that ASCII has not", f"$ {ASCII} {{python}} {{root}}/train.py --out zurück", 2, "set PYTHONUTF8=1")
-    yield Case("terminals", "eval.py in ASCII", f"$ {ASCII} {{python}} {{root}}/{MODEL}", 0, r"\A[\x00-~]*\Z", EVALUATED)
-    yield Case("terminals", "report.py in ASCII, stdout closed", f"$ {ASCII} {{python}} {{root}}/report.py run 1 >&-", 0, "", RUN)
+    yield Case(
+        "terminals",
+        "a path that ASCII has not",
+        f"$ {ASCII} {{python}} {{root}}/train.py --out zurück",
+        2,
+        "set PYTHONUTF8=1",
+    )
+    yield Case(
+        "terminals",
+        "eval.py in ASCII",
+        f"$ {ASCII} {{python}} {{root}}/{MODEL}",
+        0,
+        r"\A[\x00-~]*\Z",
+        EVALUATED,
+    )
+    yield Case(
+        "terminals",
+        "tools.report in ASCII, stdout closed",
+        f"$ {ASCII} {{python}} -m tools.report run 1 >&-",
+        0,
+        "",
+        RUN,
+    )
 
 
 def wait_for(path, patience=100):
@@ -635,7 +1018,9 @@ def hanging(first="good.mp4"):
     os.makedirs("d/videos")
     shutil.copy(made("clip"), "d/videos/good.mp4")
     os.mkfifo("d/videos/part.ts")
-    Path("d/videos/hangs.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n", encoding="utf-8")
+    Path("d/videos/hangs.m3u8").write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n", encoding="utf-8"
+    )
     entries = [{"video": name, "events": ["a shape moves"]} for name in (first, "hangs.m3u8")]
     for split in ("train", "test"):
         Path(f"d/captions_{split}.json").write_text(json.dumps(entries), encoding="utf-8")
@@ -653,19 +1038,100 @@ def kill_decoder(pid):
 
 def signals():
     term, ctrl_c = signal.SIGTERM, signal.SIGINT
-    yield Case("signals", "SIGTERM before the first step", f"{LONG} run", 143, "stopped after step [01]", meanwhile=told(term, once="run/settings.json", rest=0))
-    yield Case("signals", "Ctrl-C in a run", f"{LONG} run", 130, "stopped after step", meanwhile=told(ctrl_c))
-    yield Case("signals", "SIGTERM in a run", f"{LONG} run", 143, "stopped after step", meanwhile=told(term))
-    yield Case("signals", "both in a run", f"{LONG} run", 1, "told to stop twice", meanwhile=told(term, ctrl_c))
+    yield Case(
+        "signals",
+        "SIGTERM before the first step",
+        f"{LONG} run",
+        143,
+        "stopped after step [01]",
+        meanwhile=told(term, once="run/settings.json", rest=0),
+    )
+    yield Case(
+        "signals",
+        "Ctrl-C in a run",
+        f"{LONG} run",
+        130,
+        "stopped after step",
+        meanwhile=told(ctrl_c),
+    )
+    yield Case(
+        "signals",
+        "SIGTERM in a run",
+        f"{LONG} run",
+        143,
+        "stopped after step",
+        meanwhile=told(term),
+    )
+    yield Case(
+        "signals",
+        "both in a run",
+        f"{LONG} run",
+        1,
+        "told to stop twice",
+        meanwhile=told(term, ctrl_c),
+    )
     hang = "train.py --task caption --prompts-per-step 1 --group-size 2 --max-new-tokens 16 --steps 9 --lora 2 --data d --out run --seed"
     seed = next(s for s in range(9) if order(s) == 0)
-    yield Case("signals", "SIGTERM while a decoder hangs", f"{hang} {seed}", 143, "stopped after step 1", hanging, meanwhile=told(term, rest=2))
-    yield Case("signals", "Ctrl-C while a decoder hangs", f"{hang} {seed}", 130, "stopped after step 1", hanging, meanwhile=told(ctrl_c, rest=2))
-    yield Case("signals", "decoders killed again and again", f"{LONG} run", 143, "stopped after step", meanwhile=kill_decoder)
-    yield Case("signals", "a clip that hangs, and --decode-timeout", f"{hang} {seed} --decode-timeout 1 --steps 1", 0, "done in", hanging)
-    yield Case("signals", "Ctrl-C in an evaluation", "eval.py --bench caption --data d --out e", 130, "the same command continues", hanging, meanwhile=told(ctrl_c, once="e/settings.json", rest=1))
-    yield Case("signals", "SIGTERM in an evaluation", "eval.py --bench caption --data d --out e", -15, "", hanging, meanwhile=told(term, once="e/settings.json", rest=1))
-    yield Case("signals", "the folder goes, and SIGTERM", f"{LONG} run", 143, "stopped after step", meanwhile=lambda pid: (told(rest=0)(pid), shutil.rmtree("run"), os.kill(pid, term)))
+    yield Case(
+        "signals",
+        "SIGTERM while a decoder hangs",
+        f"{hang} {seed}",
+        143,
+        "stopped after step 1",
+        hanging,
+        meanwhile=told(term, rest=2),
+    )
+    yield Case(
+        "signals",
+        "Ctrl-C while a decoder hangs",
+        f"{hang} {seed}",
+        130,
+        "stopped after step 1",
+        hanging,
+        meanwhile=told(ctrl_c, rest=2),
+    )
+    yield Case(
+        "signals",
+        "decoders killed again and again",
+        f"{LONG} run",
+        143,
+        "stopped after step",
+        meanwhile=kill_decoder,
+    )
+    yield Case(
+        "signals",
+        "a clip that hangs, and --decode-timeout",
+        f"{hang} {seed} --decode-timeout 1 --steps 1",
+        0,
+        "done in",
+        hanging,
+    )
+    yield Case(
+        "signals",
+        "Ctrl-C in an evaluation",
+        "eval.py --bench caption --data d --out e",
+        130,
+        "the same command continues",
+        hanging,
+        meanwhile=told(ctrl_c, once="e/settings.json", rest=1),
+    )
+    yield Case(
+        "signals",
+        "SIGTERM in an evaluation",
+        "eval.py --bench caption --data d --out e",
+        -15,
+        "",
+        hanging,
+        meanwhile=told(term, once="e/settings.json", rest=1),
+    )
+    yield Case(
+        "signals",
+        "the folder goes, and SIGTERM",
+        f"{LONG} run",
+        143,
+        "stopped after step",
+        meanwhile=lambda pid: (told(rest=0)(pid), shutil.rmtree("run"), os.kill(pid, term)),
+    )
 
 
 def order(seed):
@@ -674,7 +1140,18 @@ def order(seed):
     return order_of(2, seed, 0)[0]
 
 
-CLASSES = (videos, annotation_files, model_folders, flags, run_folders, damaged_files, locks, disk, terminals, signals)
+CLASSES = (
+    videos,
+    annotation_files,
+    model_folders,
+    flags,
+    run_folders,
+    damaged_files,
+    locks,
+    disk,
+    terminals,
+    signals,
+)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -751,7 +1228,9 @@ def files_in(here):
         for path in (os.path.join(at, name) for name in names + files):
             about = os.lstat(path)
             regular = stat.S_ISREG(about.st_mode)
-            found[os.path.relpath(path, here)] = (about.st_size, about.st_mtime_ns) if regular else ()
+            found[os.path.relpath(path, here)] = (
+                (about.st_size, about.st_mtime_ns) if regular else ()
+            )
             if regular:
                 with open(path, "rb") as f:
                     foreign += [content] if (content := f.read(200)).startswith(b"mine, ") else []
@@ -829,7 +1308,9 @@ def run_all(cases, jobs, patience):
 
 def main():
     global HOME
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--class", dest="kind", help="only the cases of this class")
     p.add_argument("--first", type=int, help="only so many of each class")
     p.add_argument("--match", default="", help="only those whose description matches")
@@ -838,7 +1319,12 @@ def main():
     p.add_argument("--patience", type=float, default=120, help="seconds that a command may take")
     args = p.parse_args()
     groups = [list(make())[: args.first] for make in CLASSES]
-    cases = [case for group in groups for case in group if args.kind in (None, case.kind) and re.search(args.match, case.what)]
+    cases = [
+        case
+        for group in groups
+        for case in group
+        if args.kind in (None, case.kind) and re.search(args.match, case.what)
+    ]
     if args.list:
         for case in cases:
             print(f"{case.kind:<14} {case.status!s:<7} {case.what}")
@@ -852,13 +1338,25 @@ def main():
                 wrong[case.kind] += 1
                 print(f"UNEXPECTED {case.kind}: {case.what}\n  {case.command}")
                 print("".join(f"  {problem}\n" for problem in problems), end="")
-                print("".join(f"    | {line[:300]}\n" for line in said.splitlines()[-8:]), end="", flush=True)
+                print(
+                    "".join(f"    | {line[:300]}\n" for line in said.splitlines()[-8:]),
+                    end="",
+                    flush=True,
+                )
     finally:
         shutil.rmtree(HOME, ignore_errors=True)
     for kind in dict.fromkeys(case.kind for case in cases):
-        left_out = f", {counts[kind, True]} left out: this machine may not mount" if counts[kind, True] else ""
-        print(f"{kind:<14} {counts[kind, False]:>4} cases, {counts[kind, False] - wrong[kind]:>4} as expected, {wrong[kind]:>2} unexpected{left_out}")
-    print(f"{sum(n for (_, out), n in counts.items() if not out)} cases, {wrong.total()} unexpected, {time.time() - began:.0f} s")
+        left_out = (
+            f", {counts[kind, True]} left out: this machine may not mount"
+            if counts[kind, True]
+            else ""
+        )
+        print(
+            f"{kind:<14} {counts[kind, False]:>4} cases, {counts[kind, False] - wrong[kind]:>4} as expected, {wrong[kind]:>2} unexpected{left_out}"
+        )
+    print(
+        f"{sum(n for (_, out), n in counts.items() if not out)} cases, {wrong.total()} unexpected, {time.time() - began:.0f} s"
+    )
     sys.exit(wrong.total() > 0)
 
 
