@@ -123,8 +123,8 @@ def test_the_policy_moved_and_loads_in_plain_transformers(one_process):
 
 
 def test_groups_without_spread_teach_nothing(charades, tmp_path):
-    """One token is never an answer: all rewards are 0. Without a KL nothing is scored, and no weight
-    moves."""
+    """One token is never an answer: all rewards are 0. Without a KL no weight moves, and nothing is
+    scored."""
     out = str(tmp_path / "still")
     train.train(
         train.parse_args([
@@ -282,7 +282,7 @@ def test_a_run_stops_when_sampler_and_scorer_disagree():
 def test_a_users_mistake_is_one_sentence(args, says, charades, tmp_path, monkeypatch, capsys):
     given = args if "--data" in args else [*args, "--data", charades]
     monkeypatch.setattr(sys, "argv", ["train.py", *given, "--out", str(tmp_path / "out")])
-    # In this process: importing torch six times over would take half a minute. Ctrl-C stays pytest's.
+    # In this process: importing torch six times would take half a minute. Ctrl-C stays pytest's.
     monkeypatch.setattr(train, "stop_on_signals", lambda: None)
     with pytest.raises(SystemExit) as end:
         train.main()
