@@ -34,8 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-import rewards
-from annotations.judge import load_judge
+from annotations.judge import install_judge
 from annotations.readers import find_data, read_dataset
 from data import VideoBudget
 from grpo import grpo_step, video_features
@@ -131,7 +130,7 @@ def train(settings):
     budget = VideoBudget.of_model(settings.model, **vars(settings))
     optimizer = MasterAdamW(policy, settings.lr, settings.offload)
     if settings.judge:
-        rewards.judge = load_judge(settings.judge, device)
+        install_judge(settings.judge, device)
     model_name = "toy base" if os.path.abspath(settings.model) == TOY_MODEL else settings.model
     about = {
         "steps": steps,

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tqdm import tqdm
 
 import data
 import eval as evaluation
@@ -274,29 +273,19 @@ def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
     assert torch.equal(on_cpu(again.parameters[name]), on_cpu(optimizer.parameters[name]))
 
 
-def test_an_evaluations_batch(batch, charades, tmp_path, gpu):
+def test_an_evaluations_batch(batch, charades, gpu):
     examples = as_task(read_dataset("charades", "test", charades)[:3], "grounding")
     reader = SimpleNamespace(read=data.read_frames)
+    settings = {"think": True, "blind": False, "max_new_tokens": 24}
     said = []
     for device in ("cpu", "gpu"):
         model, tokenizer = load(BASE)
-        path = str(tmp_path / f"{device}.jsonl")
-        with tqdm(disable=True) as bar:
-            evaluation.answer_all(
-                model.to(device),
-                tokenizer,
-                examples,
-                TOY_BUDGET,
-                True,
-                False,
-                24,
-                2,
-                path,
-                bar,
-                reader,
-            )
-        with open(path, encoding="utf-8") as f:
-            said.append([json.loads(line)["text"] for line in f])
+        asked = SimpleNamespace(
+            model=model.to(device), tokenizer=tokenizer, settings=settings, decoder=reader
+        )
+        batches = (examples[:2], examples[2:])
+        records = [r for b in batches for r in evaluation.answer_batch(asked, b, TOY_BUDGET)]
+        said.append([record["text"] for record in records])
     assert said[0] == said[1] and len(said[0]) == 3
 
 
