@@ -25,8 +25,9 @@ import sys
 from dataclasses import replace
 from datetime import timedelta
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
+import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
 
+# isort: split
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -42,6 +43,7 @@ from model import ATTENTION, encode_videos
 from runtime.decoder import Decoder
 from runtime.errors import NUMBER, BadInput, check_flags, first_line, read_object, run_program
 from runtime.folders import (
+    append_line,
     expect_kind,
     kind_of,
     locks_released,
@@ -50,7 +52,7 @@ from runtime.folders import (
     set_aside,
     take,
 )
-from runtime.metrics import append_line, versions
+from runtime.metrics import versions
 from runtime.models import load
 from runtime.processes import on_each, on_first, start_processes
 from runtime.settings import TOY_MODEL
