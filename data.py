@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
+from rewards import N_BOXES as TRACKED  # frames of a tracking question
 from runtime import container
 from runtime.errors import NUMBER, BadInput, read_object
 from tasks import question_text
@@ -67,23 +67,19 @@ class VideoBudget:
         if os.path.exists(path):
             saved = read_object(path, fps=NUMBER, **dict.fromkeys(known - {"fps"}, int))
             budget = cls(**{k: v for k, v in saved.items() if k in known})
-        return replace(
-            budget, **{k: v for k, v in overrides.items() if k in known and v is not None}
-        ).checked()
+        given = {k: v for k, v in overrides.items() if k in known and v is not None}
+        return replace(budget, **given).checked()
 
     def checked(self):
         if not 0 < self.fps < float("inf") or self.max_frames < MIN_FRAMES:
-            raise BadInput(
-                f"--fps must be above 0 and --max-frames at least {MIN_FRAMES}: got {self.fps} and {self.max_frames}"
-            )
+            needed = f"--fps must be above 0 and --max-frames at least {MIN_FRAMES}"
+            raise BadInput(f"{needed}: got {self.fps} and {self.max_frames}")
         if not CELL * CELL <= self.min_frame_pixels <= self.max_frame_pixels:
-            raise BadInput(
-                "the pixel budget needs 28*28 <= --min-frame-pixels <= --max-frame-pixels"
-            )
+            needed = "28*28 <= --min-frame-pixels <= --max-frame-pixels"
+            raise BadInput(f"the pixel budget needs {needed}")
         if self.total_pixels * PAIR < self.min_frame_pixels * MIN_FRAMES:
-            raise BadInput(
-                "--total-pixels leaves no room for 4 frames of --min-frame-pixels: raise it"
-            )
+            room = "no room for 4 frames of --min-frame-pixels"
+            raise BadInput(f"--total-pixels leaves {room}: raise it")
         return self
 
     def save(self, folder):
@@ -145,7 +141,9 @@ def frame_size(height, width, n_frames, budget):
              height · width <= min(max_frame_pixels, total_pixels · 2 / T), and about
              min_frame_pixels at least.
 
-    >>> frame_size(360, 640, 72, VideoBudget())   # 36 s of a Charades clip: 36 pairs of 7 × 13 tokens = 3276
+    36 s of a Charades clip, 36 pairs of 7 × 13 tokens = 3276:
+
+    >>> frame_size(360, 640, 72, VideoBudget())
     (196, 364)
     """
     if max(height, width) > 200 * min(height, width):
@@ -159,9 +157,8 @@ def frame_size(height, width, n_frames, budget):
     elif h * w < least:
         grow = (least / (height * width)) ** 0.5
         h, w = (int(np.ceil(side * grow / CELL)) * CELL for side in (height, width))
-    while (
-        h * w > most
-    ):  # a side cannot be less than a cell, and growing rounds up: the budget wins over the shape
+    # A side cannot be less than a cell, and growing rounds up: the budget wins over the shape.
+    while h * w > most:
         h, w = (h - CELL, w) if h >= w else (h, w - CELL)
     return h, w
 
@@ -169,13 +166,12 @@ def frame_size(height, width, n_frames, budget):
 @dataclass
 class Frames:
     """What was looked at: pixels (T, H, W, 3) uint8, times (T,) in seconds at which each frame went
-    on screen, spacing between the moments asked for, duration and original size (height, width)."""
+    on screen, spacing between the moments asked for, and duration."""
 
     pixels: torch.Tensor
     times: np.ndarray
     spacing: float
     duration: float
-    original_size: tuple
 
 
 def read_frames(path, budget, span=None):
@@ -196,9 +192,8 @@ def read_frames(path, budget, span=None):
         raise BadInput(f"video file {path} {e}") from e
     except container.REFUSED as e:
         reason = str(e).strip().splitlines()[-1][:150] if str(e).strip() else type(e).__name__
-        raise BadInput(
-            f"video file {path} cannot be decoded, it may be damaged or no video ({reason})"
-        ) from e
+        said = f"video file {path} cannot be decoded, it may be damaged or no video ({reason})"
+        raise BadInput(said) from e
 
 
 def decode_file(path, budget, span):
@@ -211,19 +206,16 @@ def decode_file(path, budget, span):
         raise BadInput(f"video file {path} has no duration: it holds {len(on_screen)} frame(s)")
     start, end = (0.0, duration) if span is None else (max(0.0, span[0]), min(duration, span[1]))
     if end <= start:
-        raise BadInput(
-            f"video file {path} lasts {duration:.1f} s; the part from {span[0]:g} to {span[1]:g} s is not in it"
-        )
+        part = f"the part from {span[0]:g} to {span[1]:g} s is not in it"
+        raise BadInput(f"video file {path} lasts {duration:.1f} s; {part}")
     moments, spacing = frame_times(end - start, budget)
-    index = (
-        np.searchsorted(on_screen, start + moments + 1e-6, side="right") - 1
-    )  # the frame on screen at each moment
+    # The frame on screen at each moment, and none from after the end.
+    index = np.searchsorted(on_screen, start + moments + 1e-6, side="right") - 1
     index = index.clip(max=max(0, np.searchsorted(on_screen, end - 1e-6) - 1))
-    original = clip.size()
-    height, width = frame_size(*original, len(index), budget)
+    height, width = frame_size(*clip.size(), len(index), budget)
     pictures = map(torch.from_numpy, clip.pictures(index))  # some at a time
     pixels = torch.cat([resize(some, height, width) for some in pictures])
-    return Frames(pixels, on_screen[index] - start, spacing, end - start, tuple(original))
+    return Frames(pixels, on_screen[index] - start, spacing, end - start)
 
 
 def read_folder(path, budget, span=None):
@@ -233,13 +225,11 @@ def read_folder(path, budget, span=None):
     This is how tracking (GOT-10k) comes, and how it is asked: one box for each of the eight. Their
     rate is `anno_fps` of meta_info.ini where there is one, else FOLDER_FPS.
     """
-    names = sorted(
-        name for name in os.listdir(path) if re.fullmatch(r"\d+\.(jpg|jpeg|png)", name.lower())
-    )
+    numbered = re.compile(r"\d+\.(jpg|jpeg|png)", re.IGNORECASE)
+    names = sorted(name for name in os.listdir(path) if numbered.fullmatch(name))
     if len(names) < TRACKED:
-        raise BadInput(
-            f"folder {path} holds {len(names)} numbered jpg or png frames; at least {TRACKED} are needed"
-        )
+        held = f"holds {len(names)} numbered jpg or png frames; at least {TRACKED} are needed"
+        raise BadInput(f"folder {path} {held}")
     fps = FOLDER_FPS
     if os.path.isfile(meta := os.path.join(path, "meta_info.ini")):
         with open(meta, encoding="utf-8", errors="replace") as f:
@@ -248,40 +238,21 @@ def read_folder(path, budget, span=None):
     if span is not None:
         names = names[max(0, int(np.ceil(span[0] * fps))) : int(span[1] * fps) + 1]
         if not names:
-            raise BadInput(
-                f"folder {path} has no frame from {span[0]:g} to {span[1]:g} s, at {fps} a second"
-            )
+            part = f"from {span[0]:g} to {span[1]:g} s, at {fps} per second"
+            raise BadInput(f"folder {path} has no frame {part}")
     index = uniform_indices(len(names))
     original, pixels = None, []
     for i in index:  # one at a time: eight large photographs would not fit in memory
-        picture = read_picture(os.path.join(path, names[i]))
+        picture = container.read_picture(os.path.join(path, names[i]))
         if original not in (None, picture.shape[:2]):
             raise BadInput(f"the frames in {path} have different sizes")
         original = picture.shape[:2]
         height, width = frame_size(*original, TRACKED, budget)
         pixels.append(resize(torch.from_numpy(picture)[None], height, width))
     spacing = (len(names) - 1) / fps / (TRACKED - 1)
-    return Frames(torch.cat(pixels), index / fps, spacing, len(names) / fps, original)
+    return Frames(torch.cat(pixels), index / fps, spacing, len(names) / fps)
 
 
-MOST_PIXELS = 8192 * 8192  # of one picture: as float32 it takes 0.8 GB
-Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns in two lines, or raises what is no OSError
-
-
-def read_picture(path):
-    """(H, W, 3) uint8 of a picture file. Raises BadInput, also for one of over MOST_PIXELS."""
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            if width * height <= MOST_PIXELS:
-                return np.array(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as e:  # SyntaxError: PIL's word for a broken PNG
-        raise BadInput(f"frame {path} cannot be read: {' '.join(str(e).split())}") from e
-    size = f"{width} × {height} pixels, more than the {MOST_PIXELS:,} that can be read"
-    raise BadInput(f"frame {path} has {size}: make it smaller")
-
-
-TRACKED = 8  # frames of a tracking question (VideoChat-R1 §3)
 FOLDER_FPS = 3  # of a folder that does not say: MVBench's one subset of frames has three a second
 
 
@@ -440,12 +411,13 @@ def build_prompt(text, video, tokenizer, max_tokens=None):
     pad_id = tokenizer.convert_tokens_to_ids("<|video_pad|>")
     if (ids == pad_id).sum() != video.n_tokens:
         raise BadInput(
-            f"the question contains the model's own mark <|video_pad|>, which stands for video: {text[:80]!r}"
+            "the question contains the model's own mark <|video_pad|>, which stands for video: "
+            f"{text[:80]!r}"
         )
     if max_tokens is not None and len(ids) > max_tokens:
         raise BadInput(
-            f"a prompt of {len(ids)} tokens ({video.n_tokens} of them video) does not fit in {max_tokens}: "
-            "lower --fps, --max-frames or --total-pixels"
+            f"a prompt of {len(ids)} tokens ({video.n_tokens} of them video) does not fit in "
+            f"{max_tokens}: lower --fps, --max-frames or --total-pixels"
         )
     readable = markup.replace(pads, f"[{video.n_tokens} video tokens]")
     return Prompt(

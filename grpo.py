@@ -5,22 +5,23 @@ One step, with the numbers that the README uses too (grpo_step, at the end, is a
     1. sample       a group of G completions for each of B prompts, from the policy as it is now
     2. reward       each completion (rewards.py)
     3. advantage    how much better than its own group each completion did
-    4. log-probs    of every token under the policy (with gradient) and under the frozen reference policy
-    5. loss         raise the log-probs of completions with positive advantage, lower the others, but move
-                    no further than the clip allows and not too far from the reference policy (KL)
+    4. log-probs    of every token under the policy (with gradient) and the frozen reference policy
+    5. loss         raise the log-probs of completions with positive advantage, lower the others,
+                    no further than the clip allows and not far from the reference policy (KL)
 
 PPO, the method before it, trains a second network to estimate how good an answer to this prompt
 *should* be. Here the group's mean says it, and the KL stands in the loss, not in the reward.
 
-There are no files here and no other processes. Letters: B
-prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold one group.
-Of model.py, the next chapter, this is needed: `prefill` reads the prompts and returns logits (B,
-V), a cache of keys and values, and the next positions; `decode_step` adds one token to every
-completion, and `fast_decoding` makes that fast without changing a number (scale/decoding.py; a
-first reader may skip it).
+There are no files here and no other processes. Of model.py, the chapter before, this is needed:
+`prefill` reads the prompts and returns logits (B, V), a cache of keys and values, and the next
+positions; `decode_step` adds one token to every completion; `group_logprobs` scores a group.
+`fast_decoding` makes the decoding fast and changes no number (scale/decoding.py; skip it at first).
 
-    python grpo.py                       # the algorithm at work where there is no video: on a bandit with three arms
-    python -m doctest grpo.py -v         # runs the examples in the docstrings
+Letters: B prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold
+one group.
+
+    python grpo.py                  # the algorithm without video: on a bandit with three arms
+    python -m doctest grpo.py -v    # runs the examples in the docstrings
 """
 
 from dataclasses import dataclass, field
@@ -58,15 +59,15 @@ def sample_groups(
     """
     logits, cache, position = prefill(model, prompts, features)
     B, G, C, device = len(prompts), group_size, max_new_tokens, logits.device
-    logits = logits.repeat_interleave(
-        G, dim=0
-    )  # (B·G, V): all G first tokens from the same distribution
+    # All G first tokens come from the same distribution.
+    logits = logits.repeat_interleave(G, dim=0)  # (B·G, V)
     position = position.repeat_interleave(G)
     cache.start_decoding(G, C)
     # All uniform random numbers, drawn up front: (B·G, C) in [0, 1).
-    chance = generators and torch.cat([
-        torch.rand(G, C, dtype=torch.float64, generator=g) for g in generators
-    ]).to(device)
+    chance = None
+    if generators:
+        each = [torch.rand(G, C, dtype=torch.float64, generator=g) for g in generators]
+        chance = torch.cat(each).to(device)
     stop = torch.tensor(stop_ids, device=device)
     tokens = torch.full((B * G, C), stop_ids[0], device=device)
     logps = torch.zeros(B * G, C, device=device)
@@ -105,7 +106,7 @@ def completion_mask(tokens, stop):
 
 
 def draw(logp, chance):
-    """One token a row by inverse transform: the first whose cumulative probability exceeds the
+    """One token per row by inverse transform: the first whose cumulative probability exceeds the
     row's chance.
 
     Args:    logp (n, V); chance (n,) float64 in [0, 1). Returns (n,).
@@ -113,7 +114,8 @@ def draw(logp, chance):
     Summed in float64: over 152,064 tokens float32 would be off by more than a rare token's
     probability.
 
-    >>> draw(torch.tensor([[0.5, 0.0, 0.5]] * 3).log(), torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
+    >>> logp = torch.tensor([[0.5, 0.0, 0.5]] * 3).log()
+    >>> draw(logp, torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
     [0, 2, 2]
     """
     cumulative = logp.double().exp().cumsum(dim=-1)
@@ -127,11 +129,9 @@ def completion_texts(completions, mask, tokenizer, stop_ids):
     <|im_start|> in the middle is not well-formed, and must not look as if it were.
     """
     texts = []
-    for ids, own in zip(completions.tolist(), mask.tolist()):
-        ids = [i for i, mine in zip(ids, own) if mine]
-        texts.append(
-            tokenizer.decode(ids[:-1] if ids[-1] in stop_ids else ids, skip_special_tokens=False)
-        )
+    for ids, length in zip(completions.tolist(), mask.sum(dim=1).tolist()):
+        length -= ids[length - 1] in stop_ids
+        texts.append(tokenizer.decode(ids[:length], skip_special_tokens=False))
     return texts
 
 
@@ -163,14 +163,16 @@ def group_advantages(rewards, divide_by_std=True):
 
 
 def kl_k3(logp, logp_ref):
-    """KL(policy ‖ reference) per token, Schulman's third estimator: exp(Δ) − Δ − 1 with Δ =
-    logp_ref − logp.
+    """KL(policy ‖ reference) per token, Schulman's third estimator, k3:
+
+        exp(Δ) − Δ − 1   with Δ = logp_ref − logp
 
     It needs only the sampled token's two log-probs. It is never negative (e^x ≥ 1 + x), and
-    unbiased for tokens sampled from the policy: E[exp(Δ)] = Σ p · p_ref/p = 1, so E[exp(Δ) − 1 − Δ]
-    = E[−Δ] = KL.
+    unbiased for tokens sampled from the policy: E[exp(Δ)] = Σ p · p_ref/p = 1, so
+    E[exp(Δ) − 1 − Δ] = E[−Δ] = KL.
 
-    >>> kl_k3(torch.tensor([-1.0, -1.0]).double(), torch.tensor([-1.0, -2.0])).round(decimals=4).tolist()
+    >>> k3 = kl_k3(torch.tensor([-1.0, -1.0]).double(), torch.tensor([-1.0, -2.0]))
+    >>> k3.round(decimals=4).tolist()
     [0.0, 0.3679]
     """
     delta = logp_ref - logp
@@ -192,10 +194,12 @@ def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
              simply add up.
     Returns: weights (…, G, C), 0 outside the mask.
 
-    grpo, gspo   1 / (length · n_completions)          mean over a completion's tokens, then over completions
-    dr_grpo      1 / (max_new_tokens · n_completions)  no division by length: a long wrong answer is not
-                                                       punished less per token (arXiv 2503.20783)
-    dapo         1 / n_tokens                          every token of the step counts alike (arXiv 2503.14476 §3.3)
+    grpo, gspo   1 / (length · n_completions)          mean over a completion's tokens, then over
+                                                       completions
+    dr_grpo      1 / (max_new_tokens · n_completions)  no division by length: a long wrong answer is
+                                                       not punished less per token (2503.20783)
+    dapo         1 / n_tokens                          every token of the step counts alike
+                                                       (arXiv 2503.14476 §3.3)
 
     >>> mask = torch.tensor([[True, True, True, True], [True, False, False, False]])
     >>> token_weights(mask, "grpo", 4, 2, 5).tolist()
@@ -219,9 +223,9 @@ def policy_loss(
         ρ    = exp(logp − logp_old)
         loss = − Σ weights · ( min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) − β · KL )
 
-    Args:    logp (G, C) with gradient; logp_old (G, C) under the policy that sampled; logp_ref (G,
-             C) under the reference policy, or None when β = 0; advantages (G,); mask (G, C);
-             weights (G, C) from token_weights.
+    Args:    logp (G, C) with gradient; logp_old (G, C) under the policy that sampled;
+             logp_ref (G, C) under the reference policy, or None when β = 0; advantages (G,);
+             mask (G, C); weights (G, C) from token_weights.
     Returns: the scalar loss, and per-token tensors (G, C) without gradient: "kl" and "clipped"
              (True where the clip stopped the gradient).
 
@@ -231,31 +235,28 @@ def policy_loss(
     gspo the loss is −mean(A) = 0 (plus β · KL); with the others longer completions weigh more, and
     it need not be 0. Its gradient is not 0 either way: d(ρ A) = A · d logp.
 
-    gspo (arXiv 2507.18071): the ratio belongs to the whole completion, ρ_i = exp(mean_t(logp −
-    logp_old)), because the reward does too; each token carries it. Its ratios stay much nearer to
-    1: clip at 3e-4.
+    gspo (arXiv 2507.18071): the ratio belongs to the whole completion, because the reward does too,
+    ρ_i = exp(mean_t(logp − logp_old)); each token carries it. Its ratios stay much nearer to 1:
+    clip at 3e-4.
 
-    >>> logp = torch.tensor([[0.0], [0.0]]).requires_grad_()
-    >>> one = torch.ones(2, 1)
-    >>> loss, _ = policy_loss(logp, logp.detach(), None, torch.tensor([1.0, -1.0]), one.bool(), one / 2, 0.2, 0.2, 0.0)
-    >>> loss.backward()
-    >>> abs(loss.item()), logp.grad.tolist()            # loss 0, yet the good one goes up and the bad one down
+    >>> logp, A = torch.tensor([[0.0], [0.0]]).requires_grad_(), torch.tensor([1.0, -1.0])
+    >>> mask, half = torch.ones(2, 1).bool(), torch.full((2, 1), 0.5)
+    >>> loss, _ = policy_loss(logp, logp.detach(), None, A, mask, half, 0.2, 0.2, 0.0)
+    >>> loss.backward()  # the loss is 0, yet the good one goes up and the bad one down
+    >>> abs(loss.item()), logp.grad.tolist()
     (0.0, [[-0.5], [0.5]])
     """
     log_ratio = torch.where(mask, logp - logp_old, 0.0)
     if loss == "gspo":
-        log_ratio = (
-            log_ratio.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True)
-        ).expand_as(log_ratio)
+        mean = log_ratio.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True)
+        log_ratio = mean.expand_as(log_ratio)
     ratio = log_ratio.exp()
     A = advantages[:, None]
     clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     objective = torch.minimum(ratio * A, clipped_ratio * A)
-    kl = (
-        torch.zeros_like(ratio)
-        if logp_ref is None
-        else kl_k3(torch.where(mask, logp, 0.0), torch.where(mask, logp_ref, 0.0))
-    )
+    kl = torch.zeros_like(ratio)
+    if logp_ref is not None:
+        kl = kl_k3(torch.where(mask, logp, 0.0), torch.where(mask, logp_ref, 0.0))
     total = -(weights * (objective - beta * kl)).sum()
     return total, {"kl": kl.detach(), "clipped": (clipped_ratio * A < ratio * A) & mask}
 
@@ -295,8 +296,7 @@ class Group:
 
 @dataclass
 class Step:
-    """A step's Groups, its losses in the order they were computed, and the norm of its last
-    gradient."""
+    """A step's Groups, its losses as they were computed, and the norm of its last gradient."""
 
     groups: list
     losses: list = field(default_factory=list)
@@ -315,52 +315,48 @@ def grpo_step(policy, reference, batch, settings, update_weights, total, clock):
     stop_ids = policy.generation_config.eos_token_id
 
     # 1. Sample. The vision tower runs once, and where it is trained its graph is kept: the sampler
-    # reads
-    #    the features' values, and the first update sends gradients back through the same features.
-    features = video_features(policy, batch.prompts, with_gradient=settings.train_vision)
+    #    reads the features' values, and the first update sends gradients back through them.
+    G, C, prompts = settings.group_size, settings.max_new_tokens, batch.prompts
+    features = video_features(policy, prompts, with_gradient=settings.train_vision)
     values = [f.detach() for f in features]
-    sampled = policy.call(sample_groups, batch.prompts, values, settings.group_size,
-                          settings.max_new_tokens, stop_ids, batch.generators)  # fmt: skip
+    sampled = policy.call(sample_groups, prompts, values, G, C, stop_ids, batch.generators)
     clock("sample")
 
     # 2. Reward and 3. advantage.
     groups = compared_groups(*sampled, batch, settings, stop_ids, total)
     clock("reward")
 
-    # 4. Log-probs under the reference policy, and in the loop below under the policy as it is by
-    # then.
-    #    Without a KL (β = 0) a group of equal rewards has no gradient, and is not scored at all.
+    # 4. Log-probs: here under the reference policy, in the loop below under the policy as it is by
+    #    then. Without a KL (β = 0) a group of equal rewards has no gradient and is not scored.
     taught = [b for b, g in enumerate(groups) if settings.score_every_group or g.advantages.any()]
     if settings.beta > 0:
         with torch.no_grad(), reference() as reference_model:
             if settings.train_vision:
-                values = video_features(reference_model, batch.prompts, with_gradient=False)
-            for group, seen in zip(groups, values):
-                group.logp_ref, _ = reference_model.call(
-                    group_logprobs, group.prompt, seen, group.completions
-                )
+                values = video_features(reference_model, prompts, with_gradient=False)
+            for g, video in zip(groups, values):
+                g.logp_ref, _ = reference_model.call(group_logprobs, g.prompt, video, g.completions)
     clock("reference")
 
     # 5. Loss, backward, update. One backward per group: gradients add up, and memory holds the
-    #    activations of a single group. Each stops at `leaves`; one more takes all through the tower.
+    #    activations of a single group. Each ends at its leaf; one more takes all through the tower.
     step = Step(groups)
     for update in range(settings.updates_per_rollout):
         if update and settings.train_vision:
-            features = video_features(policy, batch.prompts, with_gradient=True)
+            features = video_features(policy, prompts, with_gradient=True)
         leaves = [f.detach().requires_grad_(settings.train_vision) for f in features]
-        for group, leaf in ((groups[b], leaves[b]) for b in taught):
-            logp, entropy = policy.call(group_logprobs, group.prompt, leaf, group.completions)
+        for g, leaf in ((groups[b], leaves[b]) for b in taught):
+            logp, entropy = policy.call(group_logprobs, g.prompt, leaf, g.completions)
             if update == 0:  # the policy is still the one that sampled
-                group.logp_old, group.entropy = logp.detach(), entropy
-            loss, per_token = policy_loss(
-                logp, group.logp_old, group.logp_ref, group.advantages, group.mask, group.weights,
-                settings.clip, settings.clip_high, settings.beta, settings.loss)  # fmt: skip
+                g.logp_old, g.entropy = logp.detach(), entropy
+            tensors = (logp, g.logp_old, g.logp_ref, g.advantages, g.mask, g.weights)
+            clip = (settings.clip, settings.clip_high)
+            loss, per_token = policy_loss(*tensors, *clip, settings.beta, settings.loss)
             loss.backward()
             step.losses.append(loss.item())
             if update == 0:
-                group.kl = per_token["kl"]
+                g.kl = per_token["kl"]
             else:  # at the first update every ratio is 1 and nothing can be clipped
-                group.clipped += int(per_token["clipped"].sum())
+                g.clipped += int(per_token["clipped"].sum())
         if taught and settings.train_vision:
             torch.autograd.backward([features[b] for b in taught], [leaves[b].grad for b in taught])
         step.grad_norm = update_weights()
@@ -381,111 +377,28 @@ def compared_groups(completions, mask, logp_sampled, batch, settings, stop_ids, 
              grpo_step.
     Returns: B Groups.
     """
-    device, groups = completions.device, []
-    n_completions = total(
-        mask.shape[0] * mask.shape[1]
-    )  # of the whole step, as all processes take it
-    n_tokens = total(mask.sum().item())
+    groups, (B, G, _) = [], mask.shape
+    n_completions, n_tokens = total(B * G), total(mask.sum().item())  # of all processes
     for b, (example, prompt) in enumerate(zip(batch.examples, batch.prompts)):
-        own = slice(0, int(mask[b].any(dim=0).sum()))  # to the group's longest completion
-        texts = completion_texts(completions[b], mask[b], batch.tokenizer, stop_ids)
+        longest = int(mask[b].any(dim=0).sum())
+        ids, m, logp = (x[b, :, :longest] for x in (completions, mask, logp_sampled))
+        texts = completion_texts(ids, m, batch.tokenizer, stop_ids)
         scores = [score(example.task, text, example.answer, settings.think) for text in texts]
-        rewards = torch.tensor([sum(s.values()) for s in scores], device=device)  # (G,)
+        rewards = torch.tensor([sum(s.values()) for s in scores], device=ids.device)  # (G,)
         advantages = group_advantages(rewards, divide_by_std=settings.loss != "dr_grpo")  # (G,)
-        weights = token_weights(
-            mask[b], settings.loss, settings.max_new_tokens, n_completions, n_tokens
-        )
-        tensors = (x[:, own] for x in (completions[b], mask[b], weights))
-        groups.append(
-            Group(
-                example,
-                prompt,
-                texts,
-                scores,
-                *tensors,
-                rewards,
-                advantages,
-                logp_sampled[b, :, own],
-            )
-        )
+        room = settings.max_new_tokens
+        weights = token_weights(m, settings.loss, room, n_completions, n_tokens)
+        made = Group(example, prompt, texts, scores, ids, m, weights, rewards, advantages, logp)
+        groups.append(made)
     return groups
-
-
-# ------------------------------------------------------------------------------------------------
-# All of it at once, without a video: `python grpo.py`
-# ------------------------------------------------------------------------------------------------
-
-
-def three_armed_bandit(steps=300, G=8, lr=0.5, beta=0.04):
-    """GRPO where everything can be printed. A bandit is a gambling machine whose arms pay with
-    chances of their own; the policy is three logits, and a completion is one token: the arm that is
-    pulled.
-
-    Arm c pays 1 with probability 0.8, b with 0.5, a with 0.2. The policy is not told; it begins by
-    liking a. Returns the policy's probabilities after training.
-    """
-    torch.manual_seed(0)
-    pays = torch.tensor([0.2, 0.5, 0.8])
-    logits = torch.tensor([1.0, 0.0, 0.0], requires_grad=True)
-    reference = logits.detach().log_softmax(dim=0)
-    print(f"Three arms pay 1 with probability {rounded(pays)}. The policy, softmax of three logits, does not know that;"
-          f"\nit starts at {rounded(reference.exp())} for arms a, b, c. Each step pulls {G} arms: a group.\n")  # fmt: skip
-    for step in range(1, steps + 1):
-        logp_all = logits.log_softmax(dim=0)
-        arms = draw(logp_all.detach().expand(G, -1), torch.rand(G, dtype=torch.float64))[
-            :, None
-        ]  # 1. sample (G, C = 1)
-        reward = (torch.rand(G) < pays[arms[:, 0]]).float()  # 2. reward (G,)
-        A = group_advantages(reward)  # 3. advantages (G,)
-        logp, logp_ref = logp_all[arms], reference[arms]  # 4. log-probs (G, 1)
-        mask = torch.ones_like(arms, dtype=torch.bool)
-        weights = token_weights(mask, "grpo", 1, G, G)
-        loss, per_token = policy_loss(
-            logp, logp.detach(), logp_ref, A, mask, weights, 0.2, 0.2, beta
-        )  # 5. loss
-        (gradient,) = torch.autograd.grad(loss, logits)
-        with torch.no_grad():
-            logits -= lr * gradient
-        if step == 1:
-            after = logits.detach().log_softmax(dim=0)[arms]
-            print(f"Step 1: the rewards' mean is {reward.mean():.3f}, their sample standard deviation {reward.std():.3f}.\n"
-                  "arm  reward  advantage  log-prob before → after")  # fmt: skip
-            for i in range(G):
-                print(
-                    f"{'abc'[arms[i]]:>3}  {reward[i]:6.0f}  {A[i]:+9.2f}  {logp[i, 0]:15.3f} → {after[i, 0]:.3f}"
-                )
-            print(f"Siblings are compared with their own mean, so the advantages add up to {abs(A.sum().item()):.0f}. The loss is {abs(loss.item()):.3f}, because\n"
-                  f"every ratio is 1; its gradient with respect to the logits is {rounded(gradient)}; a step against it\n"
-                  "makes those arms likelier that paid more than the mean. In one group that may be luck; over many, luck averages out:\n")  # fmt: skip
-            print("step  mean reward    KL   P(a)  P(b)  P(c)")
-        if step in (1, 10, 20, 30, 50, 100, 200, steps):
-            note = (
-                "   all pay the same: every advantage is 0, only the KL acts" if not A.any() else ""
-            )
-            print(
-                f"{step:4}  {reward.mean():11.2f}  {per_token['kl'].mean():.2f}   "
-                + "  ".join(f"{p:.2f}" for p in logits.detach().softmax(dim=0))
-                + note
-            )
-    return logits.detach().softmax(dim=0)
-
-
-def rounded(x):
-    return [round(v, 2) for v in x.tolist()]
-
-
-def main():
-    p = three_armed_bandit()
-    print(f"\nArm c now has {p[2]:.0%}. The KL term holds it back: with β = 0 the same 300 steps end above 99%.\n"
-          "A video model's policy is the same with 150,000 arms a token and a rule in place of the coin: train.py.")  # fmt: skip
 
 
 if __name__ == "__main__":
     import argparse
 
+    from course.bandit import main
     from runtime.errors import run_program
 
-    argparse.ArgumentParser(
-        description="GRPO on a three-armed bandit, step by step (no flags)."
-    ).parse_args()
+    about = "GRPO on a three-armed bandit, step by step. It has no flags."
+    argparse.ArgumentParser(description=about).parse_args()
     run_program(main)

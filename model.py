@@ -4,11 +4,11 @@ The layers are Hugging Face's `Qwen2_5_VLForConditionalGeneration`, weights incl
 does by hand is everything around them that RL must control exactly (runtime/models.py loads and
 saves):
 
-    1. positions               (3, L) M-RoPE positions: each video token knows its second, row and column
-    2. embeddings              token ids + patches → input embeddings, the video's features in their places
+    1. positions               (3, L) M-RoPE: each video token knows its second, row and column
+    2. embeddings              token ids + patches → embeddings, the video's in their places
     3. attention               one prompt, read by a whole group of completions
     4. prefill, decode_step    the two halves of sampling, with a KV cache
-    5. group_logprobs          log-probs of a group of completions, with gradient: what training needs
+    5. group_logprobs          log-probs of a group of completions, with gradient, for training
 
 Rule of this file: `generate()`, `get_rope_index()` and `forward(position_ids=None)` are never used.
 The sampler and the scorer must be the same distribution, so both go through the functions below.
@@ -61,8 +61,9 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
 
     >>> from types import SimpleNamespace as S
     >>> vision = S(spatial_merge_size=2, tokens_per_second=2)
-    >>> ids = torch.tensor([7, 99, 99, 99, 99, 8])          # text, a video of 2 pairs × 1 row × 2 columns, text
-    >>> mrope_positions(ids, [(2, 2, 4)], [1.0], S(video_token_id=99, vision_config=vision)).tolist()
+    >>> config = S(video_token_id=99, vision_config=vision)
+    >>> ids = torch.tensor([7, 99, 99, 99, 99, 8])  # a video of 2 pairs × 1 row × 2 columns in text
+    >>> mrope_positions(ids, [(2, 2, 4)], [1.0], config).tolist()
     [[0, 1, 1, 3, 3, 4], [0, 1, 1, 1, 1, 4], [0, 1, 2, 1, 2, 4]]
     """
     merge, tokens_per_second = (
@@ -447,7 +448,7 @@ def predicting_states(hidden, group):
     Returns: (G, C, D). All G first tokens come from the prompt's last state; the last state of a
              completion predicts nothing.
 
-    >>> hidden = torch.arange(6)[:, None]  # a prompt of states 0, 1; completions of 2, 3 and of 4, 5
+    >>> hidden = torch.arange(6)[:, None]  # a prompt of 0, 1; completions of 2, 3 and of 4, 5
     >>> predicting_states(hidden, (2, 2))[..., 0].tolist()
     [[1, 2], [1, 4]]
     """

@@ -7,15 +7,15 @@ Two properties matter more than cleverness:
 
 - *total*    any string at all gives a number in [0, 1]: a policy under training will produce every
              string you did not think of, and one exception ends a run of days;
-- *strict*   what a rule pays for is what the policy becomes. A format rule that accepts two <answer>
-             blocks teaches to answer twice.
+- *strict*   what a rule pays for is what the policy becomes. A format rule that accepts two
+             <answer> blocks teaches to answer twice.
 
 What a completion looks like, and what it earns for the true interval (12.0, 18.0):
 
-    "<think>She sits down after the door.</think><answer>12.54 to 17.83</answer>"   format 1, iou 0.88
-    "<answer>12.54 to 17.83</answer>"                                              format 0, iou 0.88
-    "<think>...</think><answer>17.83 to 12.54</answer>"                            format 1, iou 0
-    "I think it happens around 12 seconds."                                        format 0, iou 0
+    "<think>She sits down.</think><answer>12.54 to 17.83</answer>"   format 1, iou 0.88
+    "<answer>12.54 to 17.83</answer>"                                format 0, iou 0.88
+    "<think>...</think><answer>17.83 to 12.54</answer>"              format 1, iou 0
+    "I think it happens around 12 seconds."                          format 0, iou 0
 
 (Here a <think> block was asked for. Where it is not, the second earns format 1.) The other tasks
 answer with boxes, a letter, a letter and the intervals that show it (in <glue> tags), a phrase, or
@@ -26,15 +26,12 @@ a description; `tasks.py` says which task is paid by which rules.
 
 import re
 
-THINK, ANSWER, GLUE = (
-    r"\s*<think>(.*)</think>",
-    r"\s*<answer>(.*)</answer>\s*",
-    r"<glue>(.*)</glue>\s*",
-)
+THINK = r"\s*<think>(.*)</think>"
+ANSWER = r"\s*<answer>(.*)</answer>\s*"
+GLUE = r"<glue>(.*)</glue>\s*"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
 
-# At most six digits before the point: seconds of a video, and never a number that overflows a
-# float.
+# At most six digits before the point: seconds of a video, and never one that overflows a float.
 NUMBER = r"[0-9]{1,6}(?:\.[0-9]{1,6})?"
 INTERVAL = re.compile(rf"\s*({NUMBER})\s+to\s+({NUMBER})\s*")
 PAIR = rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)"
@@ -63,7 +60,7 @@ def well_formed(text, think, glue=False):
     False
     """
     expected = [int(think)] * 2 + [1] * 2 + [int(glue)] * 2
-    pattern = THINK * think + ANSWER + GLUE * glue
+    pattern = (THINK if think else "") + ANSWER + (GLUE if glue else "")
     return [text.count(tag) for tag in TAGS] == expected and bool(
         re.fullmatch(pattern, text, re.DOTALL)
     )
@@ -97,8 +94,8 @@ def parse_intervals(answer):
     """'[(5.2, 10.4), (12, 13.5)]' → [(5.2, 10.4), (12.0, 13.5)]; None for anything else, also for
     more than 20.
 
-    >>> parse_intervals("[(5.2, 10.4), (12, 13.5)]"), parse_intervals("[]"), parse_intervals("(1, 2)")
-    ([(5.2, 10.4), (12.0, 13.5)], None, None)
+    >>> parse_intervals("[(5.2, 10.4), (12, 13.5)]"), parse_intervals("[]")
+    ([(5.2, 10.4), (12.0, 13.5)], None)
     """
     if not answer or len(answer) > 1000 or not INTERVALS.fullmatch(answer):
         return None
@@ -109,7 +106,8 @@ def parse_intervals(answer):
 def parse_boxes(answer):
     """'[[0.1, 0.2, 0.5, 0.6], …]' → eight boxes (x0, y0, x1, y1); None for anything else.
 
-    >>> parse_boxes("[" + ", ".join(["[0, 0.1, 0.5, 1]"] * 8) + "]")[7], parse_boxes("[[0, 0, 1, 1]]")
+    >>> eight = ", ".join(["[0, 0.1, 0.5, 1]"] * 8)
+    >>> parse_boxes(f"[{eight}]")[7], parse_boxes("[[0, 0, 1, 1]]")
     ((0.0, 0.1, 0.5, 1.0), None)
     """
     if not answer or len(answer) > 1000 or not BOXES.fullmatch(answer):
@@ -208,7 +206,8 @@ def box_iou(a, b):
 
 
 STOP_WORDS = frozenset(
-    "a an the and or of in on at to from with by for is are was were be been it its this that there then he she they his her their as".split()
+    "a an the and or of in on at to from with by for is are was were be been it its this that "
+    "there then he she they his her their as".split()
 )
 
 
@@ -232,7 +231,8 @@ def says(caption, event):
     It knows no synonyms and no negation. It is here because it is deterministic, needs no second
     model and can be understood; `--judge MODEL` asks a language model instead.
 
-    >>> says("A dog runs. A boy kicks the red ball.", "a boy kicking a red ball"), says("A boy runs.", "a boy kicking a red ball")
+    >>> event = "a boy kicking a red ball"
+    >>> says("A dog runs. A boy kicks the red ball.", event), says("A boy runs.", event)
     (True, False)
     """
     wanted = content_words(event)
@@ -286,10 +286,10 @@ def choice_accuracy(text, answer, think):
 
 
 def gqa_format(text, answer, think):
-    """1.0 for a letter in <answer> and intervals in <glue> after it: [(5.2, 10.4), (12.0,
-    13.5)]."""
-    return float(well_formed(text, think, glue=True) and parse_letter(inside(text, "answer")) is not None
-                 and parse_intervals(inside(text, "glue")) is not None)  # fmt: skip
+    """1.0 for a letter in <answer>, then intervals in <glue>: [(5.2, 10.4), (12.0, 13.5)]."""
+    letter, intervals = parse_letter(inside(text, "answer")), parse_intervals(inside(text, "glue"))
+    good = well_formed(text, think, glue=True) and letter is not None and intervals is not None
+    return float(good)
 
 
 def gqa_accuracy(text, answer, think):

@@ -103,24 +103,19 @@ def intervals_text(intervals):
 
 @dataclass(frozen=True)
 class Task:
-    """data: what it is trained on, a name in annotations.DATASETS; prompt: the question, with
-    {question}, {duration} in seconds, {options}, {box} (the first of the answer's); wanted: in
-    words, what to answer in which tags; form: an example of it, shown in the prompt, that the
-    format rule pays in full; rules: {name: rule}, whose sum is a completion's reward; metrics:
-    records → {name: number in percent}; ideal: the annotated answer → the text that earns every
-    reward in full, but for rounding; answer: an Example that the data set's reader made for another
-    task → this task's answer to it; toy_tokens: what the toy model needs for its longest answer,
-    thought included (other models: 1024, as in the paper)."""
+    """One row of the table below."""
 
-    data: str
-    prompt: str
-    wanted: str
-    form: str
-    rules: dict
-    metrics: object
-    ideal: object = "<answer>{}</answer>".format
-    answer: object = lambda example: example.answer
-    toy_tokens: int = 64
+    data: str  # what it is trained on: a name in annotations.readers.DATASETS
+    prompt: str  # the question, with {question}, {duration} in seconds, {options}, and {box}, the
+    # first of the answer's boxes
+    wanted: str  # in words, what to answer in which tags
+    form: str  # an example of it, shown in the prompt; the format rule pays it in full
+    rules: dict  # {name: rule}; a completion's reward is their sum
+    metrics: object  # records → {name: number in percent}
+    ideal: object = "<answer>{}</answer>".format  # annotated answer → text that earns every reward
+    answer: object = lambda example: example.answer  # of an Example read for another task: this
+    # task's answer to it
+    toy_tokens: int = 64  # the toy model's longest answer, thought included (others: 1024)
 
 
 TASKS = {
@@ -132,15 +127,18 @@ TASKS = {
         ideal=lambda a: f"<answer>{a[0]:.2f} to {a[1]:.2f}</answer>"),
     "tracking": Task(
         "got10k",
-        "These are 8 frames of a video. In the first, the {question} is in the box {box}: left, top, right, bottom as shares of the frame's width and height. "
+        "These are 8 frames of a video. In the first, the {question} is in the box {box}: left, "
+        "top, right, bottom as shares of the frame's width and height. "
         "Where is it in each of the 8 frames?",
-        "the 8 boxes inside <answer> tags", f"<answer>{boxes_text([(0.12, 0.3, 0.45, 0.81)] * 8)}</answer>",
+        "the 8 boxes inside <answer> tags",
+        f"<answer>{boxes_text([(0.12, 0.3, 0.45, 0.81)] * 8)}</answer>",
         {"format": r.tracking_format, "iou": r.tracking_iou}, tracking_metrics,
         ideal=lambda a: f"<answer>{boxes_text(a)}</answer>", toy_tokens=320),
     "gqa": Task(
         "nextgqa",
         "The video lasts {duration:.1f} seconds. {question}?\n{options}",
-        "the letter of the right option inside <answer> tags, and in which seconds it can be seen inside <glue> tags",
+        "the letter of the right option inside <answer> tags, and in which seconds it can be seen "
+        "inside <glue> tags",
         "<answer>B</answer><glue>[(5.2, 10.4), (12.0, 13.5)]</glue>",
         {"format": r.gqa_format, "accuracy": r.gqa_accuracy, "iou": r.gqa_iou}, gqa_metrics,
         ideal=lambda a: f"<answer>{a[0]}</answer><glue>{intervals_text(a[1])}</glue>",
@@ -160,7 +158,8 @@ TASKS = {
     "caption": Task(
         "caption",
         "Describe what happens in this video, one event after the other.",
-        "the description inside <answer> tags", "<answer>A woman opens a door. Then she sits down.</answer>",
+        "the description inside <answer> tags",
+        "<answer>A woman opens a door. Then she sits down.</answer>",
         {"format": r.caption_format, "recall": r.caption_recall}, caption_metrics,
         ideal=lambda a: f"<answer>{'. '.join(a)}.</answer>", toy_tokens=320),
 }  # fmt: skip
@@ -176,10 +175,8 @@ JOINTLY = (
 def as_task(examples, task):
     """A data set's Examples as questions of a task: of NExT-GQA's as "qa" the letter alone is
     asked."""
-    return [
-        e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e))
-        for e in examples
-    ]
+    own = lambda e: e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e))
+    return [own(example) for example in examples]
 
 
 def score(task, text, answer, think):
@@ -203,16 +200,16 @@ def longest_answer(toy_model, tasks):
 def question_text(example, duration, think):
     """The words of the user's turn. duration: of the video as read, in seconds."""
     task = TASKS[example.task]
-    options = " ".join(
-        f"({letter}) {option}"
-        for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", example.options)
-    )
+    lettered = zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", example.options)
+    options = " ".join(f"({letter}) {option}" for letter, option in lettered)
     box = box_text(example.answer[0]) if "{box}" in task.prompt else ""
-    question = task.prompt.format(
-        question=example.question.rstrip("?"), duration=duration, options=options, box=box
-    )
+    words = example.question.rstrip("?")
+    question = task.prompt.format(question=words, duration=duration, options=options, box=box)
     if think:
-        return f"{question}\nFirst reason inside <think> tags, then give {task.wanted}, like this: <think>your reasoning</think>{task.form}"
+        return (
+            f"{question}\nFirst reason inside <think> tags, then give {task.wanted}, "
+            f"like this: <think>your reasoning</think>{task.form}"
+        )
     return f"{question}\nGive only {task.wanted}, like this: {task.form}"
 
 

@@ -1,20 +1,20 @@
 """train.py: the run. GRPO (or SFT, to compare) on one process or many.
 
-    python train.py --task grounding                                   # the toy world, on a laptop's CPU
-    torchrun --nproc-per-node 2 train.py --task grounding              # the same, and the same gradient, on two processes
+    python train.py --task grounding                       # the toy world, on a laptop's CPU
+    torchrun --nproc-per-node 2 train.py --task grounding  # the same steps, on two processes
     torchrun --nproc-per-node 8 train.py --task grounding \\
-        --model Qwen/Qwen2.5-VL-7B-Instruct --shard --recompute        # the real thing, 8 GPUs of 80 GB
-    python train.py --help                                             # every setting, what it does, its default
+        --model Qwen/Qwen2.5-VL-7B-Instruct --shard --recompute  # the real thing, 8 GPUs, 80 GB
+    python train.py --help                                 # every setting and its default
 
 What a run leaves in its folder:
 
     settings.json     every setting and library version
-    metrics.jsonl     one line a step: rewards, KL, entropy, gradient norm, tokens and seconds per phase, …
-    rollouts.jsonl    now and then one group in full: prompt, completions, rewards, advantages, and each token's
-                      log-prob, its change by the step, and its KL (python -m tools.report RUN shows
-                      them)
+    metrics.jsonl     one line per step: rewards, KL, entropy, gradient norm, tokens, seconds
+    rollouts.jsonl    now and then one group in full: prompt, completions, rewards, advantages, and
+                      of each token its log-prob, its change by the step, and its KL
+                      (python -m tools.report RUN shows them)
     curves.png        redrawn as the run goes
-    policy/           the trained model in Hugging Face format, for eval.py or for anybody's `from_pretrained`
+    policy/           the trained model in Hugging Face format, for eval.py or from_pretrained
     checkpoints/      what --resume needs
     skipped.jsonl     examples whose video could not be read, and why
 
@@ -86,30 +86,27 @@ def sft_step(policy, batch, settings, update_weights, clock):
 # ------------------------------------------------------------------------------------------------
 
 
-def training_examples(args, rank, world):
-    """(examples of all tasks, names of their data sets, flags for eval.py to ask what was trained).
-    Tasks are mixed in proportion to their examples, as in the paper."""
+def training_examples(settings, rank, world):
+    """Examples of all tasks, names of their data sets, and flags for eval.py to ask what was
+    trained.
+
+    Tasks are mixed in proportion to their examples, as in the paper.
+    """
     examples, names, own, other = [], [], [], []
-    report = (
-        (lambda sentence: print(sentence, file=sys.stderr))
-        if rank == 0
-        else (lambda sentence: None)
-    )
-    for task in args.tasks:
+    say = lambda sentence: print(sentence, file=sys.stderr) if rank == 0 else None
+    for task in settings.tasks:
         source = TASKS[task].data
-        folder, name = on_first(rank, world, lambda: find_data(source, args.data, ensure))
-        found = read_dataset(source, "train", folder, report)[: args.examples]
-        if found[0].task == task:
+        stand_in = partial(find_data, source, settings.data, ensure)
+        folder, name = on_first(rank, world, stand_in)
+        read = read_dataset(source, "train", folder, say)[: settings.examples]
+        if read[0].task == task:
             own.append(source)
         else:
             other.append(f"--bench {source} --task {task}")
-        examples += as_task(found, task)
+        examples += as_task(read, task)
         names.append(name)
-    return (
-        examples,
-        ", ".join(dict.fromkeys(names)),
-        [f"--bench {','.join(own)}"] * bool(own) + other,
-    )
+    flags = [f"--bench {','.join(own)}"] if own else []
+    return examples, ", ".join(dict.fromkeys(names)), flags + other
 
 
 def learning_rate(step, steps, peak):
@@ -172,8 +169,8 @@ def start():
 
 
 def main():
-    run_program(start, memory="lower --total-pixels, --max-new-tokens, --group-size or --prompts-per-step, "
-                              "or add --recompute or --lora (--plan tells)")  # fmt: skip
+    smaller = "--total-pixels, --max-new-tokens, --group-size or --prompts-per-step"
+    run_program(start, memory=f"lower {smaller}, or add --recompute or --lora (--plan tells)")
 
 
 if __name__ == "__main__":

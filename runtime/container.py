@@ -17,6 +17,9 @@ from dataclasses import dataclass
 import av
 import decord
 import numpy as np
+from PIL import Image
+
+from runtime.errors import BadInput
 
 decord.logging.set_level(decord.logging.QUIET)  # C++ errors would interleave with our one sentence
 av.logging.set_level(av.logging.PANIC)
@@ -233,3 +236,24 @@ def picture(frame):
     """(H, W, 3) uint8, upright."""
     pixels = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+
+
+# ------------------------------------------------------------------------------------------------
+# Pictures
+# ------------------------------------------------------------------------------------------------
+
+MOST_PIXELS = 8192 * 8192  # of one picture: as float32 it takes 0.8 GB
+Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns in two lines, or raises what is no OSError
+
+
+def read_picture(path):
+    """(H, W, 3) uint8 of a picture file. Raises BadInput, also for one of over MOST_PIXELS."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if width * height <= MOST_PIXELS:
+                return np.array(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as e:  # SyntaxError: PIL's word for a broken PNG
+        raise BadInput(f"frame {path} cannot be read: {' '.join(str(e).split())}") from e
+    size = f"{width} × {height} pixels, more than the {MOST_PIXELS:,} that can be read"
+    raise BadInput(f"frame {path} has {size}: make it smaller")

@@ -118,8 +118,8 @@ class Decoder:
             self.stop()
             crash = f"made the decoder crash (exit status {process.poll()})"
             raise BadInput(f"video file {path} {crash}: it is damaged") from e
-        times, size = np.array(answer["times"]), tuple(answer["original_size"])
-        return Frames(pixels, times, answer["spacing"], answer["duration"], size)
+        times = np.array(answer["times"])
+        return Frames(pixels, times, answer["spacing"], answer["duration"])
 
 
 WAIT = 0.2  # seconds between two looks at whether a read was cancelled
@@ -158,7 +158,6 @@ def serve(pipe):
             "times": frames.times.tolist(),
             "spacing": frames.spacing,
             "duration": frames.duration,
-            "original_size": [int(n) for n in frames.original_size],
         }
         pipe.send_bytes(json.dumps(about).encode())
         pipe.send_bytes(memoryview(frames.pixels.numpy()).cast("B"))

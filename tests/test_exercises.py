@@ -13,6 +13,7 @@ import pytest
 import wrong_solutions
 from conftest import ROOT
 from course import exercises
+from course.bandit import three_armed_bandit
 from course.exercises import EXERCISES
 
 
@@ -244,8 +245,8 @@ def test_no_folder_and_broken_files_are_one_sentence(tmp_path):
 
 def test_the_bandit_learns_which_arm_pays_best(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["grpo.py"])
-    names = runpy.run_path(os.path.join(ROOT, "grpo.py"), run_name="__main__")  # `python grpo.py`
+    runpy.run_path(os.path.join(ROOT, "grpo.py"), run_name="__main__")  # `python grpo.py`
     printed = capsys.readouterr().out
     assert "advantage" in printed and "KL" in printed and "Arm c" in printed
-    p = names["three_armed_bandit"]()
+    p = three_armed_bandit()
     assert p.argmax() == 2 and p[2] > 0.8

@@ -156,7 +156,7 @@ from transformers import Qwen2Config as C, Qwen2ForCausalLM as M
 ASK = """
 import sys
 from data import BadInput
-from judge import load_judge
+from annotations.judge import load_judge
 try:
     load_judge(sys.argv[1], "cpu")
 except BadInput as e:
