@@ -29,8 +29,9 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
+import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
 
+# isort: split
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
@@ -45,8 +46,8 @@ from model import encode_videos
 from runtime import predictions
 from runtime.decoder import Decoder
 from runtime.errors import BadInput, check_flags, first_line, run_program
-from runtime.folders import locks_released
-from runtime.metrics import append_line, versions
+from runtime.folders import append_line, locks_released
+from runtime.metrics import versions
 from runtime.models import load
 from runtime.predictions import find_model
 from runtime.processes import on_each, on_first, start_processes

@@ -17,8 +17,9 @@ import sys
 import time
 from dataclasses import replace
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
+import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
 
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
