@@ -19,7 +19,8 @@ def main():
         examples = dataset.reader(path, os.path.join(home, dataset.videos))
         about = len({e.video for e in examples})
         print(
-            f"{path}: {len(examples):,} examples about {about:,} videos; the first:\n  {examples[0]}"
+            f"{path}: {len(examples):,} examples about {about:,} videos; the first:\n "
+            f" {examples[0]}"
         )
 
 

@@ -1,8 +1,8 @@
 """readers.py: the files that data sets come as → Examples.
 
-Each reader takes one annotation file (or folder, for GOT-10k) and the folder of its videos, and gives a
-list of Examples, in the file's order. What it cannot use it reports in one sentence, with file and line,
-and leaves out; a file in which nothing can be used is an error.
+Each reader takes one annotation file (or folder, for GOT-10k) and the folder of its videos, and
+gives a list of Examples, in the file's order. What it cannot use it reports in one sentence, with
+file and line, and leaves out; a file in which nothing can be used is an error.
 
     data set           reader               file                                     videos
     Charades-STA       read_charades        charades_sta_train.txt, or the JSON      videos/3MSZA.mp4
@@ -51,10 +51,11 @@ def read_text(path):
 
 
 def json_entries(path):
-    """The top-level entries of a JSON list or dictionary as [(line number, key, value)]; a list's keys are 0, 1, …
+    """The top-level entries of a JSON list or dictionary as [(line number, key, value)]; a list's
+    keys are 0, 1, …
 
-    json.loads would forget where an entry stood, and an error that names no line helps nobody in a file of
-    ten thousand questions.
+    json.loads would forget where an entry stood, and an error that names no line helps nobody in a
+    file of ten thousand questions.
     """
     text, decoder, space = read_text(path), json.JSONDecoder(), re.compile(r"[\s,]*")
     at = space.match(text).end()
@@ -73,7 +74,8 @@ def json_entries(path):
     except (ValueError, AttributeError, RecursionError) as e:
         # ValueError: no JSON, or a number of thousands of digits; RecursionError: nested too deep
         raise BadInput(
-            f"{path}, line {text.count(chr(10), 0, at) + 1}: broken JSON after {len(entries)} entries; download the file again"
+            f"{path}, line {text.count(chr(10), 0, at) + 1}: broken JSON after {len(entries)}"
+            " entries; download the file again"
         ) from e
     return entries
 
@@ -85,7 +87,9 @@ UNUSABLE = (
 
 
 def each_usable(rows, make):
-    """Of an entry with several questions: `make(row)` of each, or a Malformed in the place of one that cannot be used."""
+    """Of an entry with several questions: `make(row)` of each, or a Malformed in the place of one
+    that cannot be used.
+    """
     made = []
     for k, row in enumerate(rows):
         try:
@@ -98,7 +102,8 @@ def each_usable(rows, make):
 
 
 def collect(path, entries, make, report, form):
-    """All Examples that `make(key, value)` yields over the entries; what raises, or is Malformed, is reported and left out.
+    """All Examples that `make(key, value)` yields over the entries; what raises, or is Malformed,
+    is reported and left out.
 
     form: what an entry looks like, for the error if none is usable.
     """
@@ -134,9 +139,11 @@ def whole_text(made):
 
 
 def video_path(folder, name):
-    """`name` inside `folder`, with the extension that exists there; .mp4 where none does (an error later names it).
+    """`name` inside `folder`, with the extension that exists there; .mp4 where none does (an error
+    later names it).
 
-    Names come from downloaded files and become paths: nothing that could lead out of the folder is taken.
+    Names come from downloaded files and become paths: nothing that could lead out of the folder is
+    taken.
     """
     name = str(name)
     if not re.fullmatch(r"[\w-][\w.() -]*(/[\w-][\w.() -]*)*", name):
@@ -196,14 +203,15 @@ def read_charades(path, videos, report=print):
 
     and the JSON dictionary, which ActivityNet Captions uses too:
 
-        {"3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4]], "sentences": ["person turn a light on."]}}
+        {"3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4]], "sentences": ["person turn a
+        light on."]}}
 
     Args:    path of the file; videos: the folder of the clips; report: called with one sentence for
              every malformed entry, which is then skipped.
     Returns: list of Example. Raises BadInput if the file is missing or holds no valid entry.
 
-    End times may exceed the clip (30.0 in a clip of 29.46 s): annotators worked in whole steps. They
-    are kept as they are, as everyone who reports scores on this data does.
+    End times may exceed the clip (30.0 in a clip of 29.46 s): annotators worked in whole steps.
+    They are kept as they are, as everyone who reports scores on this data does.
     """
     counts = {}
 
@@ -250,18 +258,21 @@ def read_charades(path, videos, report=print):
 
 
 def read_got10k(path, videos, report=print):
-    """GOT-10k, as the raw folders of its authors or as the JSON with eight boxes that VideoChat-R1 published.
+    """GOT-10k, as the raw folders of its authors or as the JSON with eight boxes that VideoChat-R1
+    published.
 
-    Raw: `path` is a split's folder. It holds list.txt with a sequence's name a line, and for each a folder of
-    frames 00000001.jpg …, groundtruth.txt (a line a frame: x, y, width, height in pixels), absence.label (a
-    line a frame: 1 where the object cannot be seen) and meta_info.ini (object_class, resolution).
+    Raw: `path` is a split's folder. It holds list.txt with a sequence's name a line, and for each a
+    folder of frames 00000001.jpg …, groundtruth.txt (a line a frame: x, y, width, height in
+    pixels), absence.label (a line a frame: 1 where the object cannot be seen) and meta_info.ini
+    (object_class, resolution).
 
-    JSON: [{"path": "GOT-10k/val/GOT-10k_Val_000010", "object": "sloth", "gt": [[x0, y0, x1, y1], … 8]}], boxes
-    normalised to the frame, at eight frames spaced uniformly.
+    JSON: [{"path": "GOT-10k/val/GOT-10k_Val_000010", "object": "sloth", "gt": [[x0, y0, x1, y1], …
+    8]}], boxes normalised to the frame, at eight frames spaced uniformly.
 
-    Either way an Example's answer is eight boxes (x0, y0, x1, y1) in [0, 1], its question the object's name and
-    its video the folder of frames. A raw sequence whose object is absent at one of the eight frames is left out, and
-    one whose frames, boxes and absence labels are not equally many: later pairs of them would be wrong.
+    Either way an Example's answer is eight boxes (x0, y0, x1, y1) in [0, 1], its question the
+    object's name and its video the folder of frames. A raw sequence whose object is absent at one
+    of the eight frames is left out, and one whose frames, boxes and absence labels are not equally
+    many: later pairs of them would be wrong.
     """
 
     def boxes_in_frame(boxes):
@@ -303,7 +314,8 @@ def read_got10k(path, videos, report=print):
         )
         if not frames == len(boxes) == len(absent):
             raise Malformed(
-                f"{folder} holds {frames} frames, {len(boxes)} boxes and {len(absent)} absence labels: unpack it again"
+                f"{folder} holds {frames} frames, {len(boxes)} boxes and {len(absent)} absence"
+                " labels: unpack it again"
             )
         chosen = uniform_indices(len(boxes))
         if any(absent[i] for i in chosen):
@@ -352,10 +364,11 @@ def read_got10k(path, videos, report=print):
 
 
 def read_nextgqa(path, videos, report=print):
-    """NExT-GQA: [{"id", "video": "1101/2574374895.mp4", "question", "options": ["(A) …", …], "glue": [[23.0, 27.7]], "answer": "(C)"}].
+    """NExT-GQA: [{"id", "video": "1101/2574374895.mp4", "question", "options": ["(A) …", …],
+    "glue": [[23.0, 27.7]], "answer": "(C)"}].
 
-    answer: (letter, [(start, end), …] in seconds). Its training split has no intervals: the paper trains on
-    the validation file and evaluates on the test file, and so do we.
+    answer: (letter, [(start, end), …] in seconds). Its training split has no intervals: the paper
+    trains on the validation file and evaluates on the test file, and so do we.
     """
 
     def make(_, entry):
@@ -414,8 +427,17 @@ def read_videomme(path, videos, report=print):
 
     def make(_, entry):
         options = bare_options(entry["options"])
-        return [Example(str(entry["question_id"]), "qa", video_path(videos, entry["videoID"]), sentence(entry["question"]),
-                        letter_of(entry["answer"], options), options, group=str(entry["duration"]))]  # fmt: skip
+        return [
+            Example(
+                str(entry["question_id"]),
+                "qa",
+                video_path(videos, entry["videoID"]),
+                sentence(entry["question"]),
+                letter_of(entry["answer"], options),
+                options,
+                group=str(entry["duration"]),
+            )
+        ]
 
     return collect(
         path,
@@ -438,10 +460,12 @@ MVBENCH_FOLDERS = {
 
 
 def read_mvbench(path, videos, report=print):
-    """One of MVBench's 20 JSON files: [{"video", "question", "candidates": […], "answer": "…", "start", "end"}].
+    """One of MVBench's 20 JSON files: [{"video", "question", "candidates": […], "answer": "…",
+    "start", "end"}].
 
-    group: the sub-task, which is the file's name. start and end, where given, are the seconds of the file that
-    the question is about. The clips of episodic_reasoning are folders of frames, three a second.
+    group: the sub-task, which is the file's name. start and end, where given, are the seconds of
+    the file that the question is about. The clips of episodic_reasoning are folders of frames,
+    three a second.
     """
     subtask = os.path.splitext(os.path.basename(path))[0]
     folder = os.path.join(videos, MVBENCH_FOLDERS.get(subtask, subtask))
@@ -474,13 +498,22 @@ def read_mvbench(path, videos, report=print):
 
 
 def read_perceptiontest(path, videos, report=print):
-    """Perception Test: {"video_8241": {"mc_question": [{"id", "question", "options": [3 of them], "answer_id", "area"}]}}."""
+    """Perception Test: {"video_8241": {"mc_question": [{"id", "question", "options": [3 of them],
+    "answer_id", "area"}]}}.
+    """
 
     def make(name, entry):
         def ask(question):
             options = bare_options(question["options"])
-            return Example(f"{name}/{question['id']}", "qa", video_path(videos, name), sentence(question["question"]),
-                           letter_of(int(question["answer_id"]), options), options, group=str(question.get("area", "")))  # fmt: skip
+            return Example(
+                f"{name}/{question['id']}",
+                "qa",
+                video_path(videos, name),
+                sentence(question["question"]),
+                letter_of(int(question["answer_id"]), options),
+                options,
+                group=str(question.get("area", "")),
+            )
 
         return each_usable(entry["mc_question"], ask)
 
@@ -515,7 +548,9 @@ def read_quality(path, videos, report=print):
 
 
 def read_captions(path, videos, report=print):
-    """Our own form, for want of a published one: [{"video": "a.mp4", "events": ["a boy kicks a ball", "the dog runs away"]}]."""
+    """Our own form, for want of a published one: [{"video": "a.mp4", "events": ["a boy kicks a
+    ball", "the dog runs away"]}].
+    """
 
     def make(k, entry):
         if not isinstance(entry["events"], list) or not entry["events"]:
@@ -539,8 +574,9 @@ def read_captions(path, videos, report=print):
 
 @dataclass(frozen=True)
 class Dataset:
-    """reader: of its files; train, test: patterns of their names inside the data set's folder (None: there is
-    no such split); videos: its folder of videos; source: where people get it."""
+    """reader: of its files; train, test: patterns of their names inside the data set's folder
+    (None: there is no such split); videos: its folder of videos; source: where people get it.
+    """
 
     reader: object
     train: str
@@ -572,7 +608,8 @@ DATASETS = {
 
 
 def read_dataset(name, split, folder, report=print):
-    """All Examples of a data set for a split, "train" or "test", from whichever file of it is in `folder`.
+    """All Examples of a data set for a split, "train" or "test", from whichever file of it is in
+    `folder`.
 
     MVBench is 20 files, in json/; of the others the first that fits is taken, text before JSON.
     Ids are unique: an id that came before is numbered ("x" again is "x#2"), and that is reported.
@@ -590,7 +627,8 @@ def read_dataset(name, split, folder, report=print):
     )
     if not found:
         raise BadInput(
-            f"no {split} annotations of {name} in {files}. What belongs in {folder}: {dataset.source}"
+            f"no {split} annotations of {name} in {files}. What belongs in {folder}:"
+            f" {dataset.source}"
         )
     videos = os.path.join(folder, dataset.videos)
     if not os.path.isdir(videos):
@@ -624,8 +662,9 @@ def number_repeated(examples, source, report):
 def find_data(name, folder, stand_in):
     """(folder, name to show) of a data set, for train.py and eval.py.
 
-    folder: what --data says: the data set's own, or one that holds it under its name. Without: data/NAME where
-    it exists, else the stand-in: `stand_in(name)` makes it where it is not there, and returns its folder.
+    folder: what --data says: the data set's own, or one that holds it under its name. Without:
+    data/NAME where it exists, else the stand-in: `stand_in(name)` makes it where it is not there,
+    and returns its folder.
     """
     if folder:
         folder = os.path.join(folder, name) if os.path.isdir(os.path.join(folder, name)) else folder

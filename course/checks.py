@@ -1,9 +1,11 @@
-"""checks.py: what `python -m course check` tries on a student's functions, and what a failure usually means.
+"""checks.py: what `python -m course check` tries on a student's functions, and what a failure
+usually means.
 
-Each exercise is a list of cases, the smallest first. A case is a call, what it should give, and the mistake that
-usually makes it fail; the first case that fails is what the student sees. What a call should give is written down
-by hand or comes from a slow_ function, which computes it another way than the project does: interval by counting
-quarter seconds, tensors by loops over Python floats, sampling without a cache. So the checks test the reference too.
+Each exercise is a list of cases, the smallest first. A case is a call, what it should give, and the
+mistake that usually makes it fail; the first case that fails is what the student sees. What a call
+should give is written down by hand or comes from a slow_ function, which computes it another way
+than the project does: interval by counting quarter seconds, tensors by loops over Python floats,
+sampling without a cache. So the checks test the reference too.
 """
 
 import copy
@@ -50,7 +52,8 @@ class Case:
 
 
 def run(cases, found, path, tell, stored=None):
-    """Tries all cases of an exercise on a student's functions {name: function}. Returns their number, or raises Wrong.
+    """Tries all cases of an exercise on a student's functions {name: function}. Returns their
+    number, or raises Wrong.
 
     tell: is told each case before it is tried; stored: what the cases should give, in a hand-out.
     """
@@ -85,8 +88,11 @@ def run(cases, found, path, tell, stored=None):
             )
         for before, after in zip(case.args, args):
             if difference(after, before):
-                raise Wrong(f"{called}  your function changed its argument from {show(before)} to {show(after)}\n"
-                            "  usually  an operation in place (+=, x[…] = …, .sort(), a method whose name ends in _): the caller still needs its values")  # fmt: skip
+                raise Wrong(
+                    f"{called}  your function changed its argument from {show(before)} to"
+                    f" {show(after)}\n  usually  an operation in place (+=, x[…] = …, .sort(), a"
+                    " method whose name ends in _): the caller still needs its values"
+                )
     return i + 1
 
 
@@ -109,7 +115,8 @@ def guard(work, path):
             if os.path.abspath(f.filename) == os.path.abspath(path)
         ]
         where = (
-            f"{os.path.basename(path)} line {lines[-1]}: {linecache.getline(os.path.abspath(path), lines[-1]).strip()}\n  raised   "
+            f"{os.path.basename(path)} line {lines[-1]}:"
+            f" {linecache.getline(os.path.abspath(path), lines[-1]).strip()}\n  raised   "
             if lines
             else ""
         )
@@ -124,7 +131,10 @@ def need(condition, text):
 
 
 def difference(got, want):
-    """None, or (what differs, that part of got and of want, a note or None). Numbers may differ by rounding."""
+    """None, or (what differs, that part of got and of want, a note or None).
+
+    Numbers may differ by rounding.
+    """
     if isinstance(want, dict):
         return next(((k, *d[1:]) for k in want if (d := difference(got.get(k), want[k]))), None)
     if got is None and want is not None:
@@ -137,7 +147,10 @@ def difference(got, want):
                 "",
                 got,
                 want,
-                f"the shape {tuple(got.shape)}, and {tuple(want.shape)} is asked for: a dimension was summed up or lost (dim=, keepdim=), or two were broadcast",
+                (
+                    f"the shape {tuple(got.shape)}, and {tuple(want.shape)} is asked for: a"
+                    " dimension was summed up or lost (dim=, keepdim=), or two were broadcast"
+                ),
             )
         if got.dtype != want.dtype:
             return "", got, want, f"the dtype {got.dtype}, and {want.dtype} is asked for"
@@ -222,13 +235,25 @@ def temporal_iou_cases():
     def case(a, b, usually, known=None):
         return Case((a, b), slow_temporal_iou, usually, known or {})
 
-    yield case((0, 4), (2, 6), "the intersection goes from the later start to the earlier end; what it is divided by is the union, 0 to 6 here",
-               {0.25: "the union holds the shared seconds once: the sum of the lengths minus the intersection", 0.5: "divided by the length of one interval: that is coverage; the union is asked for",
-                2.0: "these are seconds: divide by the union"})  # fmt: skip
+    yield case(
+        (0, 4),
+        (2, 6),
+        "the intersection goes from the later start to the earlier end; what it is divided by is"
+        " the union, 0 to 6 here",
+        {
+            0.25: (
+                "the union holds the shared seconds once: the sum of the lengths minus the"
+                " intersection"
+            ),
+            0.5: "divided by the length of one interval: that is coverage; the union is asked for",
+            2.0: "these are seconds: divide by the union",
+        },
+    )
     yield case(
         (0, 1),
         (3, 5),
-        "intervals that lie apart: earlier end − later start is negative, and no overlap is 0: max(0, …)",
+        "intervals that lie apart: earlier end − later start is negative, and no overlap is 0:"
+        " max(0, …)",
     )
     yield case((0, 2), (2, 4), "intervals that only touch share no time")
     yield case(
@@ -268,8 +293,17 @@ def box_iou_cases():
         return Case((a, b), slow_box_iou, usually, known or {})
 
     xywh = "the boxes were read as x, y, width, height; they are two corners, x0, y0, x1, y1"
-    yield case((0.25, 0, 0.75, 1), (0.5, 0, 1, 1), "area of the intersection over area of the union",
-               {0.25: "the union holds the shared area once: area a + area b − shared", 0.5: "divided by the area of one box: the union is asked for", 0.4: xywh, 2 / 3: xywh})  # fmt: skip
+    yield case(
+        (0.25, 0, 0.75, 1),
+        (0.5, 0, 1, 1),
+        "area of the intersection over area of the union",
+        {
+            0.25: "the union holds the shared area once: area a + area b − shared",
+            0.5: "divided by the area of one box: the union is asked for",
+            0.4: xywh,
+            2 / 3: xywh,
+        },
+    )
     yield case(
         (0, 0, 0.5, 0.5),
         (0.25, 0.25, 0.75, 0.75),
@@ -284,7 +318,8 @@ def box_iou_cases():
     yield case(
         (0, 0, 0.25, 0.25),
         (0.5, 0.5, 1, 1),
-        "apart in both directions: two negative overlaps multiply to a positive area; clamp each at 0 before multiplying",
+        "apart in both directions: two negative overlaps multiply to a positive area; clamp each at"
+        " 0 before multiplying",
     )
     yield case(
         (0.5, 0.5, 0, 0),
@@ -365,9 +400,21 @@ def interval_set_iou_cases():
         "an interval inside the one before it: the end is the later of the two, max(end, end)",
     )
     yield merge([(9, 8), (1, 1)], [], "reversed and empty intervals hold nothing and are left out")
-    yield case([(0, 2), (4, 6)], [(1, 5)], "seconds in both over seconds in either",
-               {0.2: "the mean (or best) IoU of pairs: sets of seconds are compared, not one interval with another", 2 / 3: "the hull was taken: what lies between two intervals is in neither",
-                0.25: "the union holds shared seconds once: merge both sets together, then add up lengths"})  # fmt: skip
+    yield case(
+        [(0, 2), (4, 6)],
+        [(1, 5)],
+        "seconds in both over seconds in either",
+        {
+            0.2: (
+                "the mean (or best) IoU of pairs: sets of seconds are compared, not one interval"
+                " with another"
+            ),
+            2 / 3: "the hull was taken: what lies between two intervals is in neither",
+            0.25: (
+                "the union holds shared seconds once: merge both sets together, then add up lengths"
+            ),
+        },
+    )
     yield case([], [], "the union of two empty sets is 0 seconds long, and 0 / 0 is no reward")
     yield case([(3, 1)], [(0, 4)], "a reversed interval holds nothing")
     yield case(
@@ -488,11 +535,27 @@ def slow_group_advantages(r, divide_by_std=True):
 
 
 def group_advantages_cases():
-    population = "this is the population's standard deviation (divided by n); the sample's divides by n − 1, as torch.std does unless told otherwise"
-    known = {(2 / (8 / 3) ** 0.5, 0, -2 / (8 / 3) ** 0.5): population, (2 / ((8 / 3) ** 0.5 + 1e-4), 0, -2 / ((8 / 3) ** 0.5 + 1e-4)): population,
-             (1, 0, -1): "1e-4 is missing beside the std", (2 / 4.0001**0.5,) + (0, -2 / 4.0001**0.5): "1e-4 belongs beside the std, not under its root",
-             (2 / 4.0001, 0, -2 / 4.0001): "divided by the variance: its root is the standard deviation", (2, 0, -2): "not divided by the standard deviation",
-             (4 / 2.0001, 2 / 2.0001, 0): "the group's mean was not taken off: every answer would look good"}  # fmt: skip
+    population = (
+        "this is the population's standard deviation (divided by n); the sample's divides by n − 1,"
+        " as torch.std does unless told otherwise"
+    )
+    known = {
+        (2 / (8 / 3) ** 0.5, 0, -2 / (8 / 3) ** 0.5): population,
+        (2 / ((8 / 3) ** 0.5 + 1e-4), 0, -2 / ((8 / 3) ** 0.5 + 1e-4)): population,
+        (1, 0, -1): "1e-4 is missing beside the std",
+        (2 / 4.0001**0.5,)
+        + (
+            0,
+            -2 / 4.0001**0.5,
+        ): "1e-4 belongs beside the std, not under its root",
+        (2 / 4.0001, 0, -2 / 4.0001): "divided by the variance: its root is the standard deviation",
+        (2, 0, -2): "not divided by the standard deviation",
+        (
+            4 / 2.0001,
+            2 / 2.0001,
+            0,
+        ): "the group's mean was not taken off: every answer would look good",
+    }
     yield Case(
         (t(4, 2, 0),),
         slow_group_advantages,
@@ -502,12 +565,14 @@ def group_advantages_cases():
     yield Case(
         (t(0.5, 0.5, 0.5),),
         slow_group_advantages,
-        "equal rewards: the std is 0, and 0 / 0 is NaN, which one step later is in every weight: 1e-4 in the denominator",
+        "equal rewards: the std is 0, and 0 / 0 is NaN, which one step later is in every weight:"
+        " 1e-4 in the denominator",
     )
     yield Case(
         (t([2, 0], [10, 0]),),
         slow_group_advantages,
-        "each group has its own mean and std: over the last dimension alone, with keepdim=True, not over the whole batch or over the prompts",
+        "each group has its own mean and std: over the last dimension alone, with keepdim=True, not"
+        " over the whole batch or over the prompts",
     )
     yield Case(
         (t([2, 0], [10, 0]), False),
@@ -521,7 +586,8 @@ def group_advantages_cases():
                 yield Case(
                     (numbers(rng, *shape, low=0, high=2, dtype=dtype), divide),
                     slow_group_advantages,
-                    "mean and std of each group, over the last dimension, whatever dimensions come before it",
+                    "mean and std of each group, over the last dimension, whatever dimensions come"
+                    " before it",
                 )
 
 
@@ -547,14 +613,33 @@ def slow_kl_exact(logp, logp_ref):
 
 def kl_k3_cases():
     e = math.e
-    known = {e - 2: "Δ the wrong way round: Δ = logp_ref − logp; turned, it is biased for tokens of the policy", 1.0: "logp − logp_ref (k1): unbiased, but negative for many tokens; the −1 + exp(Δ) is missing",
-             -1.0: "logp_ref − logp: the sign is turned, and exp(Δ) − 1 is missing", 0.5: "half the square (k2): never negative, but biased",
-             -1 / e: "the sign is turned: a KL is never negative", 1 + 1 / e: "the −1 is missing: where both policies agree, it would be 1 and not 0",
-             1 / e - 2: "+ Δ in place of − Δ", 1 / e - 1: "−Δ is missing: exp(Δ) − 1 alone has mean 0 whatever the policies are"}  # fmt: skip
+    known = {
+        e - 2: (
+            "Δ the wrong way round: Δ = logp_ref − logp; turned, it is biased for tokens of the"
+            " policy"
+        ),
+        1.0: (
+            "logp − logp_ref (k1): unbiased, but negative for many tokens; the −1 + exp(Δ) is"
+            " missing"
+        ),
+        -1.0: "logp_ref − logp: the sign is turned, and exp(Δ) − 1 is missing",
+        0.5: "half the square (k2): never negative, but biased",
+        -1 / e: "the sign is turned: a KL is never negative",
+        1 + 1 / e: "the −1 is missing: where both policies agree, it would be 1 and not 0",
+        1 / e - 2: "+ Δ in place of − Δ",
+        1 / e - 1: "−Δ is missing: exp(Δ) − 1 alone has mean 0 whatever the policies are",
+    }
     yield Case((t(-1.0), t(-2.0)), slow_kl_k3, "exp(Δ) − Δ − 1 with Δ = logp_ref − logp", known)
     yield Case((t(-1.5), t(-1.5)), slow_kl_k3, "where both policies agree the KL is 0")
-    yield Case((t(-1.0), t(-2.0)), t(1 - 1 / e), "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way; the penalty would pull at nothing",
-               {-(1 - 1 / e): "the gradient's sign is turned"}, call=kl_gradient, shown="the gradient of kl_k3(logp=-1, logp_ref=-2) by logp")  # fmt: skip
+    yield Case(
+        (t(-1.0), t(-2.0)),
+        t(1 - 1 / e),
+        "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way; the penalty"
+        " would pull at nothing",
+        {-(1 - 1 / e): "the gradient's sign is turned"},
+        call=kl_gradient,
+        shown="the gradient of kl_k3(logp=-1, logp_ref=-2) by logp",
+    )
     p, q = t(0.7, 0.2, 0.1).log(), t(0.1, 0.3, 0.6).log()
     yield Case(
         (p, q),
@@ -594,17 +679,65 @@ def completion_mask_cases():
             (torch.tensor(rows), torch.tensor(stop)), slow_completion_mask, usually, known or {}
         )
 
-    excluded = "the stop token itself is left out: it is sampled like any other, and without it the policy never learns to stop"
-    yield case([[5, 9, 7, 7]], [9], "True up to and with the first stop token",
-               {(1, 0, 0, 0): excluded, (1, 1, 1, 0): "one too many: what follows the stop token is padding", (1, 0, 1, 1): "only the stop token was masked: what follows it is padding",
-                (0, 0, 1, 1): "turned round: True is for the completion's own tokens", (1, 1, 1, 1): "nothing was masked: what follows the stop token is padding"})  # fmt: skip
-    yield case([[5, 6, 7]], [9], "without a stop token the completion ran out of room, and all of it is its own",
-               {(0, 0, 0): "argmax of a row without a stop token is 0: this row looks as if it ended at once, but it ran out of room", (1, 0, 0): "argmax of a row without a stop token is 0: this row looks as if it ended at once, but it ran out of room"})  # fmt: skip
+    excluded = (
+        "the stop token itself is left out: it is sampled like any other, and without it the policy"
+        " never learns to stop"
+    )
+    yield case(
+        [[5, 9, 7, 7]],
+        [9],
+        "True up to and with the first stop token",
+        {
+            (1, 0, 0, 0): excluded,
+            (1, 1, 1, 0): "one too many: what follows the stop token is padding",
+            (1, 0, 1, 1): "only the stop token was masked: what follows it is padding",
+            (0, 0, 1, 1): "turned round: True is for the completion's own tokens",
+            (1, 1, 1, 1): "nothing was masked: what follows the stop token is padding",
+        },
+    )
+    yield case(
+        [[5, 6, 7]],
+        [9],
+        "without a stop token the completion ran out of room, and all of it is its own",
+        {
+            (
+                0,
+                0,
+                0,
+            ): (
+                "argmax of a row without a stop token is 0: this row looks as if it ended at once,"
+                " but it ran out of room"
+            ),
+            (
+                1,
+                0,
+                0,
+            ): (
+                "argmax of a row without a stop token is 0: this row looks as if it ended at once,"
+                " but it ran out of room"
+            ),
+        },
+    )
     yield case(
         [[9, 5, 5]], [9], "a completion may stop with its first token", {(0, 0, 0): excluded}
     )
-    yield case([[5, 9, 9, 9]], [9], "padding is the stop token again: only the first one is the completion's own",
-               {(1, 0, 0, 0): excluded, (1, 1, 1, 1): "all stop tokens were counted as its own: only the first one is, the others are padding"})  # fmt: skip
+    yield case(
+        [[5, 9, 9, 9]],
+        [9],
+        "padding is the stop token again: only the first one is the completion's own",
+        {
+            (1, 0, 0, 0): excluded,
+            (
+                1,
+                1,
+                1,
+                1,
+            ): (
+                "all stop tokens were counted as its own: only the first one is, the others are"
+                " padding"
+            ),
+        },
+    )
     yield case(
         [[5, 9, 6, 9]],
         [9],
@@ -614,7 +747,8 @@ def completion_mask_cases():
     yield case(
         [[5, 8, 9, 5]],
         [9, 8],
-        "there may be several stop tokens, in any order: any of them ends a completion (torch.isin)",
+        "there may be several stop tokens, in any order: any of them ends a completion"
+        " (torch.isin)",
     )
     yield case([[5, 9, 7], [5, 6, 7]], [9], "rows end at different times: each has its own mask")
     rng = random.Random(7)
@@ -695,7 +829,8 @@ def loss_and_gradient(function, logp, old, ref, A, mask, weights, low, high, bet
     total, per_token = got
     need(
         isinstance(total, torch.Tensor) and total.ndim == 0,
-        "the loss should be one number, as a tensor without dimensions: the weighted sum over all tokens",
+        "the loss should be one number, as a tensor without dimensions: the weighted sum over all"
+        " tokens",
     )
     need(
         isinstance(per_token["kl"], torch.Tensor) and per_token["kl"].shape == logp.shape,
@@ -720,13 +855,29 @@ def policy_loss_cases():
         )
 
     eighth, half = (0.125,) * 4, (0.5, 0.0, 0.0, 0.0)
-    yield weigh("grpo", "1 / (length · n_completions) on a completion's own tokens",
-                {(0.2,) * 5 + (0.0,) * 3: "the mean over all tokens: long completions would weigh more; first over each completion's own tokens, then over completions (that is dapo's)",
-                 (0.125,) * 8: "padding has weight: 0 outside the mask", eighth + (0.125, 0, 0, 0): "padding counted in the length: the second completion has 1 token, not 4",
-                 (0.25,) * 4 + (1.0, 0, 0, 0): "not divided by n_completions"})  # fmt: skip
     yield weigh(
         "grpo",
-        "n_completions is that of the whole step, over all prompts and processes, not the mask's rows: so that losses of parts add up",
+        "1 / (length · n_completions) on a completion's own tokens",
+        {
+            (0.2,) * 5 + (0.0,) * 3: (
+                "the mean over all tokens: long completions would weigh more; first over each"
+                " completion's own tokens, then over completions (that is dapo's)"
+            ),
+            (0.125,) * 8: "padding has weight: 0 outside the mask",
+            eighth
+            + (
+                0.125,
+                0,
+                0,
+                0,
+            ): "padding counted in the length: the second completion has 1 token, not 4",
+            (0.25,) * 4 + (1.0, 0, 0, 0): "not divided by n_completions",
+        },
+    )
+    yield weigh(
+        "grpo",
+        "n_completions is that of the whole step, over all prompts and processes, not the mask's"
+        " rows: so that losses of parts add up",
         n=16,
     )
     yield weigh(
@@ -762,8 +913,8 @@ def policy_loss_cases():
     def one(ratio, A, usually, known=None, high=0.2, ref=None, beta=0.0, old=-1.0):
         logp = t([old]) + math.log(ratio)
         shown = (
-            f"policy_loss of one token with ρ = {ratio}, A = {A:g}, clip at 0.8 and {1 + high:g}, β = {beta:g}"
-            + (f", logp = {old:g}, logp_ref = {ref:g}" if ref else "")
+            f"policy_loss of one token with ρ = {ratio}, A = {A:g}, clip at 0.8 and {1 + high:g}, β"
+            f" = {beta:g}" + (f", logp = {old:g}, logp_ref = {ref:g}" if ref else "")
         )
         return case(
             logp,
@@ -781,19 +932,75 @@ def policy_loss_cases():
             shown,
         )
 
-    gone = "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way. The loss may be right and the policy would learn nothing"
-    ignored = "logp_old is ignored: ρ = exp(logp − logp_old); only before the first update the two are equal"
-    yield one(1.0, 1.0, "loss −1 with gradient −1: the objective is to grow, so the loss is its negative, and d(ρ A) = A · d logp",
-              {("loss", 1.0): "the sign: the objective is to grow, a loss is made small: minus", ("loss", 0.0): "the log of the ratio in place of the ratio: exp is missing",
-               ("gradient of logp", 0.0): gone, ("gradient of logp", 1.0): "the ratio is turned: new over old, exp(logp − logp_old)"})  # fmt: skip
-    yield one(0.7, 1.0, "a good completion that became less likely is always corrected: min keeps ρ A", {
-        -1.0: ignored, -0.8: "clip(ρ) A alone, or the larger of the two: min(ρ A, clip(ρ) A) keeps correcting what went the wrong way", -1 - math.log(0.7): "1 + log ρ is the ratio only near 1: exp", -1 / 0.7: "the ratio is turned: new over old", 0.0: gone})  # fmt: skip
-    yield one(1.3, 1.0, "a good completion that has become likely enough: min takes the constant 1.2 A, and the gradient is 0",
-              {-1.3: "not clipped: min(ρ A, clip(ρ) A)", -1.0: ignored, -1.0 / 1.3: "the ratio is turned: new over old"})  # fmt: skip
-    yield one(0.7, -1.0, "a bad completion that has become unlikely enough: min takes the constant 0.8 A, and the gradient is 0",
-              {0.7: "the larger of the two was taken, or none was clipped: with A < 0 the smaller of ρ A = −0.7 and clip(ρ) A = −0.8 is −0.8"})  # fmt: skip
-    yield one(1.3, -1.0, "a bad completion that became likelier is always corrected: min keeps ρ A",
-              {1.2: "clip(ρ) A alone, or the maximum: min(ρ A, clip(ρ) A) keeps correcting what went the wrong way"})  # fmt: skip
+    gone = (
+        "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way. The loss may"
+        " be right and the policy would learn nothing"
+    )
+    ignored = (
+        "logp_old is ignored: ρ = exp(logp − logp_old); only before the first update the two are"
+        " equal"
+    )
+    yield one(
+        1.0,
+        1.0,
+        "loss −1 with gradient −1: the objective is to grow, so the loss is its negative, and d(ρ"
+        " A) = A · d logp",
+        {
+            ("loss", 1.0): "the sign: the objective is to grow, a loss is made small: minus",
+            ("loss", 0.0): "the log of the ratio in place of the ratio: exp is missing",
+            ("gradient of logp", 0.0): gone,
+            ("gradient of logp", 1.0): "the ratio is turned: new over old, exp(logp − logp_old)",
+        },
+    )
+    yield one(
+        0.7,
+        1.0,
+        "a good completion that became less likely is always corrected: min keeps ρ A",
+        {
+            -1.0: ignored,
+            -0.8: (
+                "clip(ρ) A alone, or the larger of the two: min(ρ A, clip(ρ) A) keeps correcting"
+                " what went the wrong way"
+            ),
+            -1 - math.log(0.7): "1 + log ρ is the ratio only near 1: exp",
+            -1 / 0.7: "the ratio is turned: new over old",
+            0.0: gone,
+        },
+    )
+    yield one(
+        1.3,
+        1.0,
+        "a good completion that has become likely enough: min takes the constant 1.2 A, and the"
+        " gradient is 0",
+        {
+            -1.3: "not clipped: min(ρ A, clip(ρ) A)",
+            -1.0: ignored,
+            -1.0 / 1.3: "the ratio is turned: new over old",
+        },
+    )
+    yield one(
+        0.7,
+        -1.0,
+        "a bad completion that has become unlikely enough: min takes the constant 0.8 A, and the"
+        " gradient is 0",
+        {
+            0.7: (
+                "the larger of the two was taken, or none was clipped: with A < 0 the smaller of ρ"
+                " A = −0.7 and clip(ρ) A = −0.8 is −0.8"
+            )
+        },
+    )
+    yield one(
+        1.3,
+        -1.0,
+        "a bad completion that became likelier is always corrected: min keeps ρ A",
+        {
+            1.2: (
+                "clip(ρ) A alone, or the maximum: min(ρ A, clip(ρ) A) keeps correcting what went"
+                " the wrong way"
+            )
+        },
+    )
     yield one(
         1.25,
         1.0,
@@ -802,17 +1009,73 @@ def policy_loss_cases():
         high=0.28,
     )
     kl = math.exp(-1)
-    yield one(1.0, 0.0, "β · KL is a penalty: the loss grows with it", {-0.1 * kl: "the KL's sign is turned: the loss must grow with the KL, or the policy is driven away from the reference",
-              0.0: "the KL is not in the loss, or was detached before it came there: it must pull with a gradient", 0.1 * (math.e - 2): "Δ the wrong way round: Δ = logp_ref − logp",
-              kl: "β is missing", ("kl carries a gradient", True): '"kl" is for people to watch: detach it, or the graph of every step stays in memory'}, ref=-2.0, beta=0.1)  # fmt: skip
+    yield one(
+        1.0,
+        0.0,
+        "β · KL is a penalty: the loss grows with it",
+        {
+            -0.1 * kl: (
+                "the KL's sign is turned: the loss must grow with the KL, or the policy is driven"
+                " away from the reference"
+            ),
+            0.0: (
+                "the KL is not in the loss, or was detached before it came there: it must pull with"
+                " a gradient"
+            ),
+            0.1 * (math.e - 2): "Δ the wrong way round: Δ = logp_ref − logp",
+            kl: "β is missing",
+            (
+                "kl carries a gradient",
+                True,
+            ): '"kl" is for people to watch: detach it, or the graph of every step stays in memory',
+        },
+        ref=-2.0,
+        beta=0.1,
+    )
     yes = torch.ones(2, 2, dtype=torch.bool)
-    yield case(t([-1, -2], [-1, -3]), t([-1, -2], [-1, -3]), None, t(1, -2), yes, t([0.1, 0.2], [0.3, 0.4]), 0.2, 0.2, 0.0, "grpo",
-               "advantages (G,) belong to completions, which are rows: advantages[:, None]. With G = C the wrong way broadcasts without a word. And each token has its weight: a weighted sum, no mean")  # fmt: skip
+    yield case(
+        t([-1, -2], [-1, -3]),
+        t([-1, -2], [-1, -3]),
+        None,
+        t(1, -2),
+        yes,
+        t([0.1, 0.2], [0.3, 0.4]),
+        0.2,
+        0.2,
+        0.0,
+        "grpo",
+        "advantages (G,) belong to completions, which are rows: advantages[:, None]. With G = C the"
+        " wrong way broadcasts without a word. And each token has its weight: a weighted sum, no"
+        " mean",
+    )
     for junk in (7.0, -math.inf):
-        yield case(t([-1, -2], [-1, junk]), t([-1.1, -1.9], [-1.1, junk]), t([-1.2, -1.5], [-1.3, junk]), t(1, -1), torch.tensor([[True, True], [True, False]]), t([0.25, 0.25], [0.5, 0.0]), 0.2, 0.2, 0.04, "grpo",
-                   f"padding ({junk:g} here) reached the loss or the gradient: 0 · inf is NaN, so torch.where(mask, …, 0.0) before any exp, not a product after it")  # fmt: skip
-    yield case(t([-1, -2], [-1, -3]), t([-1.3, -1.9], [-1, -2.9]), None, t(1, -1), yes, t([0.25, 0.25], [0.25, 0.25]), 0.2, 0.2, 0.0, "gspo",
-               "gspo: one ratio for a completion, exp of the mean of logp − logp_old over its own tokens")  # fmt: skip
+        yield case(
+            t([-1, -2], [-1, junk]),
+            t([-1.1, -1.9], [-1.1, junk]),
+            t([-1.2, -1.5], [-1.3, junk]),
+            t(1, -1),
+            torch.tensor([[True, True], [True, False]]),
+            t([0.25, 0.25], [0.5, 0.0]),
+            0.2,
+            0.2,
+            0.04,
+            "grpo",
+            f"padding ({junk:g} here) reached the loss or the gradient: 0 · inf is NaN, so"
+            " torch.where(mask, …, 0.0) before any exp, not a product after it",
+        )
+    yield case(
+        t([-1, -2], [-1, -3]),
+        t([-1.3, -1.9], [-1, -2.9]),
+        None,
+        t(1, -1),
+        yes,
+        t([0.25, 0.25], [0.25, 0.25]),
+        0.2,
+        0.2,
+        0.0,
+        "gspo",
+        "gspo: one ratio for a completion, exp of the mean of logp − logp_old over its own tokens",
+    )
     for G, C in ((2, 3), (3, 3), (4, 6)):
         for loss in grpo.LOSSES:
             mask = (
@@ -820,8 +1083,23 @@ def policy_loss_cases():
             )
             logp, A = numbers(rng, G, C), numbers(rng, G, low=-2, high=2)
             weights = mean_weights(mask)
-            yield case(logp, logp + numbers(rng, G, C, low=-0.4, high=0.4), logp + numbers(rng, G, C, low=-1, high=1), A, mask, weights, 0.2, 0.28, 0.04, loss,
-                       "everything together; for gspo the mean counts own tokens only" if loss == "gspo" else "everything together: ratio, clip, KL, mask, weights")  # fmt: skip
+            yield case(
+                logp,
+                logp + numbers(rng, G, C, low=-0.4, high=0.4),
+                logp + numbers(rng, G, C, low=-1, high=1),
+                A,
+                mask,
+                weights,
+                0.2,
+                0.28,
+                0.04,
+                loss,
+                (
+                    "everything together; for gspo the mean counts own tokens only"
+                    if loss == "gspo"
+                    else "everything together: ratio, clip, KL, mask, weights"
+                ),
+            )
 
 
 def mean_weights(mask):

@@ -12,11 +12,12 @@ For instructors:
     python -m course handout --into class          # a copy of the repository that does not hold the solutions
     python -m course grade submissions --out grades.csv    # submissions/ANNA/ex01_….py, submissions/BEN/…
 
-A student's file is made from the reference code itself: its functions with the bodies taken out. What is
-checked, and what a failure usually means, stands in checks.py and checks_model.py.
+A student's file is made from the reference code itself: its functions with the bodies taken out.
+What is checked, and what a failure usually means, stands in checks.py and checks_model.py.
 
-Every check runs in a process of its own with a time limit, so that code which hangs, crashes or leaves costs
-itself alone. That protects from accidents. It is no jail: on a machine that matters, grade in a container.
+Every check runs in a process of its own with a time limit, so that code which hangs, crashes or
+leaves costs itself alone. That protects from accidents. It is no jail: on a machine that matters,
+grade in a container.
 """
 
 import argparse
@@ -45,12 +46,16 @@ BLANKS = os.path.join(
 
 
 class Mistake(Exception):
-    """What the user can mend; str() is one clear sentence. (Not data.BadInput: `list` should not wait for torch.)"""
+    """What the user can mend; str() is one clear sentence. (Not data.BadInput: `list` should not
+    wait for torch.)
+    """
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """functions: names of what is to be written, in that order in one file, as they are in `module`."""
+    """functions: names of what is to be written, in that order in one file, as they are in
+    `module`.
+    """
 
     number: int
     title: str
@@ -121,7 +126,9 @@ def is_blank(node):
 
 
 def without_bodies(source, names, instead):
-    """The source with the bodies of some functions replaced by the statement `instead`; docstrings stay."""
+    """The source with the bodies of some functions replaced by the statement `instead`; docstrings
+    stay.
+    """
     lines = source.splitlines()
     for node in sorted(
         (functions_of(source)[name] for name in names), key=lambda node: -node.lineno
@@ -135,7 +142,9 @@ def without_bodies(source, names, instead):
 
 
 def imports_for(tree, names, module):
-    """The import lines that some functions of a module need when they stand alone, their docstrings' examples included."""
+    """The import lines that some functions of a module need when they stand alone, their
+    docstrings' examples included.
+    """
     used = set()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name in names:
@@ -166,7 +175,8 @@ def write_up(exercise, solved=False):
     if in_handout():
         if solved:
             raise Mistake(
-                "this is a hand-out: it does not hold the solutions, your instructor does; `hint` helps"
+                "this is a hand-out: it does not hold the solutions, your instructor does; `hint`"
+                " helps"
             )
         with open(os.path.join(BLANKS, exercise.file), encoding="utf-8") as f:
             return f.read()
@@ -249,7 +259,10 @@ def load_functions(exercise, folder):
 
 
 def place(module, name, new):
-    """Puts a function in the place of module.name, wherever it was imported to. Returns what undoes it."""
+    """Puts a function in the place of module.name, wherever it was imported to.
+
+    Returns what undoes it.
+    """
     old = getattr(importlib.import_module(module), name)
     holders = [m for m in list(sys.modules.values()) if getattr(m, "__dict__", {}).get(name) is old]
     for m in holders:
@@ -258,9 +271,11 @@ def place(module, name, new):
 
 
 def install(folder, but=None, show=True):
-    """Puts all finished functions of a student's folder in the place of ours, in every module that uses them.
+    """Puts all finished functions of a student's folder in the place of ours, in every module that
+    uses them.
 
-    but: an exercise that is left out. In a hand-out there are none of ours for the rest: a run then needs all.
+    but: an exercise that is left out. In a hand-out there are none of ours for the rest: a run then
+    needs all.
     """
     if not os.path.isdir(folder):
         raise BadInput(
@@ -288,20 +303,27 @@ def install(folder, but=None, show=True):
         place(module, name, function)
     if but is None and ours and in_handout():
         raise BadInput(
-            f"a hand-out can run only when all exercises are done; not done: {', '.join(str(e.number) for e in ours)}"
+            "a hand-out can run only when all exercises are done; not done:"
+            f" {', '.join(str(e.number) for e in ours)}"
         )
     if show:
-        print(f"yours: {', '.join(f'{module}.{name}' for module, name, _ in theirs) or 'none'}\n"
-              f"the reference's: {', '.join(name for exercise in ours for name in exercise.functions) or 'none'}")  # fmt: skip
+        print(
+            f"yours: {', '.join(f'{module}.{name}' for module, name, _ in theirs) or 'none'}\nthe"
+            " reference's:"
+            f" {', '.join(name for exercise in ours for name in exercise.functions) or 'none'}"
+        )
 
 
 @contextmanager
 def hidden(exercise):
-    """While a student's code is checked, the reference's version of it does not answer: it cannot be handed in."""
+    """While a student's code is checked, the reference's version of it does not answer: it cannot
+    be handed in.
+    """
 
     def refuse(*_, **__):
         raise NotImplementedError(
-            f"this is exercise {exercise.number} itself: the reference's function does not answer while yours is checked"
+            f"this is exercise {exercise.number} itself: the reference's function does not answer"
+            " while yours is checked"
         )
 
     undo = [place(exercise.module, name, refuse) for name in exercise.functions]
@@ -336,7 +358,10 @@ def expected_of(exercise):
 
 
 def examine(exercise, folder, tell=lambda case: None):
-    """Checks one exercise of a student's folder, in this process. Returns ("right" | "wrong" | "to do", message)."""
+    """Checks one exercise of a student's folder, in this process.
+
+    Returns ("right" | "wrong" | "to do", message).
+    """
     from course import checks
 
     if why := unfinished(exercise, folder):
@@ -376,7 +401,7 @@ def child(number, folder, quiet, pipe):
         "the beginning",
     ))  # from here on time counts: loading torch is not the student's fault
     if quiet:
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
     try:
         result = examine(EXERCISES[number - 1], folder, lambda case: pipe.send(("at", case)))
         sys.stdout.flush()  # what the student's code printed; once the result is there, this process is ended
@@ -389,7 +414,10 @@ def child(number, folder, quiet, pipe):
 
 
 def check_apart(exercise, folder, limit, quiet=True):
-    """examine() in a process of its own. Returns (status, message); the status may also be "hung" or "died"."""
+    """examine() in a process of its own.
+
+    Returns (status, message); the status may also be "hung" or "died".
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if ROOT not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -397,7 +425,8 @@ def check_apart(exercise, folder, limit, quiet=True):
         )
     if why := unfinished(exercise, folder):
         return "to do", why
-    # A server that has imported torch once and splits in two for each check saves five seconds a check.
+    # A server that has imported torch once and splits in two for each check saves five seconds a
+    # check.
     context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     if hasattr(os, "fork"):
         context.set_forkserver_preload(["checks_model"])
@@ -417,13 +446,19 @@ def check_apart(exercise, folder, limit, quiet=True):
             at = message
         return (
             "hung",
-            f"not done after {limit:g} seconds; it was at: {at}\n  usually  a loop whose end never comes, or Python loops over what tensors do at once",
+            (
+                f"not done after {limit:g} seconds; it was at: {at}\n  usually  a loop whose end"
+                " never comes, or Python loops over what tensors do at once"
+            ),
         )
     except EOFError:
         process.join(5)
         return (
             "died",
-            f"your code ended the whole process (exit code {process.exitcode}); it was at: {at}\n  usually  a call of exit, or no memory left",
+            (
+                f"your code ended the whole process (exit code {process.exitcode}); it was at:"
+                f" {at}\n  usually  a call of exit, or no memory left"
+            ),
         )
     finally:
         kill_all(process)
@@ -445,7 +480,8 @@ def check(chosen, folder, limit):
         status, message = check_apart(exercise, folder, limit, quiet=len(chosen) > 1)
         right += status == "right"
         print(
-            f"{exercise.number:2}  {exercise.title:32} {status}{f' ({message})' if status == 'right' else ''}"
+            f"{exercise.number:2}  {exercise.title:32}"
+            f" {status}{f' ({message})' if status == 'right' else ''}"
         )
         if status != "right":
             print(f"  {message}" + ("\n" if status != "to do" else ""))
@@ -478,8 +514,10 @@ def source_files():
 
 
 def handout(into):
-    """A copy of the repository for a class. The solutions are not in it: no bodies of the exercises' functions, no
-    tests, no history; and of the checks' own slow computations only what they gave, in handout/expected.pt."""
+    """A copy of the repository for a class. The solutions are not in it: no bodies of the
+    exercises' functions, no tests, no history; and of the checks' own slow computations only what
+    they gave, in handout/expected.pt.
+    """
     import torch
 
     if os.path.exists(into) and os.listdir(into):
@@ -497,7 +535,10 @@ def handout(into):
             source = f.read()
         for exercise in EXERCISES:
             if folder == "" and name == exercise.module + ".py":
-                comes_first = f'raise NotImplementedError("exercise {exercise.number} comes first: python -m course start {exercise.number}")'
+                comes_first = (
+                    f'raise NotImplementedError("exercise {exercise.number} comes first: python -m'
+                    f' course start {exercise.number}")'
+                )
                 source = without_bodies(source, exercise.functions, comes_first)
         if folder == "course" and name.startswith("checks"):
             slow = [function for function in functions_of(source) if function.startswith("slow_")]
@@ -514,12 +555,15 @@ def handout(into):
     shutil.copytree(os.path.join(ROOT, "assets"), os.path.join(into, "assets"))
     write_files(EXERCISES, os.path.join(into, "homework"))
     print(
-        f"{into} is ready to be handed out; its students hand in the folder homework, and `python -m course grade` here grades them"
+        f"{into} is ready to be handed out; its students hand in the folder homework, and `python"
+        " -m course grade` here grades them"
     )
 
 
 def grade(submissions, out, limit):
-    """Checks every sub-folder and writes one line for each: 1 or 0 an exercise, the sum, and remarks."""
+    """Checks every sub-folder and writes one line for each: 1 or 0 an exercise, the sum, and
+    remarks.
+    """
     if in_handout():
         raise Mistake("this is a hand-out: grade with the whole repository")
     if not os.path.isdir(submissions):
@@ -545,9 +589,12 @@ def grade(submissions, out, limit):
         for student in students:
             points = [int(results[student, e][0] == "right") for e in EXERCISES]
             remarks = [
-                f"{e.number} {status}" + (f": {' '.join(message.split())[:300]}" if status != "to do" else "")
-                for e in EXERCISES for status, message in [results[student, e]] if status != "right"
-            ]  # fmt: skip
+                f"{e.number} {status}"
+                + (f": {' '.join(message.split())[:300]}" if status != "to do" else "")
+                for e in EXERCISES
+                for status, message in [results[student, e]]
+                if status != "right"
+            ]
             writer.writerow([student, *points, sum(points), " | ".join(remarks)])
             print(f"{student:24} {sum(points):2} of {len(EXERCISES)}")
     print(f"wrote {out}")
@@ -586,7 +633,8 @@ def main(argv=None):
         if args.command == "list":
             for e in EXERCISES:
                 print(
-                    f"{e.number:2}  {e.title:32} {', '.join(f'{e.module}.{name}' for name in e.functions)}"
+                    f"{e.number:2}  {e.title:32}"
+                    f" {', '.join(f'{e.module}.{name}' for name in e.functions)}"
                 )
             return 0
         if args.command == "handout":

@@ -1,4 +1,6 @@
-"""The exercises: made from the reference, graded rightly, safe from what a submission may do, and of use in a real run."""
+"""The exercises: made from the reference, graded rightly, safe from what a submission may do, and
+of use in a real run.
+"""
 
 import ast
 import csv
@@ -27,7 +29,8 @@ def written(folder, solved=True):
     return str(folder)
 
 
-# The grader ------------------------------------------------------------------------------------------
+# The grader
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [e.number for e in EXERCISES])
@@ -60,15 +63,16 @@ def test_an_exception_shows_the_students_line_and_nothing_of_ours(tmp_path):
     )
 
 
-# From the reference ----------------------------------------------------------------------------------
+# From the reference
+# ----------------------------------------------------------------------------------
 
 
 def test_what_start_writes_is_the_reference_without_its_bodies(tmp_path):
     folder = written(tmp_path, solved=False)
     for e in EXERCISES:
-        with open(os.path.join(folder, e.file)) as f:
+        with open(os.path.join(folder, e.file), encoding="utf-8") as f:
             blank = exercises.functions_of(f.read())
-        with open(os.path.join(ROOT, e.module + ".py")) as f:
+        with open(os.path.join(ROOT, e.module + ".py"), encoding="utf-8") as f:
             ours = exercises.functions_of(f.read())
         assert list(blank) == list(e.functions)
         for name in e.functions:
@@ -86,10 +90,10 @@ def test_what_start_writes_is_the_reference_without_its_bodies(tmp_path):
 def test_start_leaves_work_alone(tmp_path, capsys):
     folder = written(tmp_path, solved=False)
     path = os.path.join(folder, EXERCISES[5].file)
-    with open(path, "a") as f:
+    with open(path, "a", encoding="utf-8") as f:
         f.write("\n\ndef kl_k3(a, b):\n    return 0\n")
     written(tmp_path, solved=False)
-    with open(path) as f:
+    with open(path, encoding="utf-8") as f:
         assert "return 0" in f.read()
     assert "stays as it is" in capsys.readouterr().out
 
@@ -113,7 +117,8 @@ def test_every_command_line_mistake_is_one_sentence(tmp_path, capsys):
     assert "def completion_mask" in capsys.readouterr().out
 
 
-# Instructors -----------------------------------------------------------------------------------------
+# Instructors
+# -----------------------------------------------------------------------------------------
 
 
 def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
@@ -127,7 +132,7 @@ def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
     solution = exercises.write_up(EXERCISES[5], solved=True)
     for student in ("anna", *names):
         os.makedirs(tmp_path / "in" / student)
-        with open(tmp_path / "in" / student / EXERCISES[5].file, "w") as f:
+        with open(tmp_path / "in" / student / EXERCISES[5].file, "w", encoding="utf-8") as f:
             f.write(
                 solution.replace(
                     "    delta = logp_ref", f"    {names[student]}\n    delta = logp_ref"
@@ -135,13 +140,13 @@ def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
                 if student in names
                 else solution
             )
-        with open(tmp_path / "in" / student / EXERCISES[6].file, "w") as f:
+        with open(tmp_path / "in" / student / EXERCISES[6].file, "w", encoding="utf-8") as f:
             f.write(exercises.write_up(EXERCISES[6], solved=True))
     done = run(
         "-m", "course", "grade", tmp_path / "in", "--out", tmp_path / "grades.csv", "--limit", 4
     )
     assert done.returncode == 0, done.stderr
-    with open(tmp_path / "grades.csv") as f:
+    with open(tmp_path / "grades.csv", encoding="utf-8") as f:
         rows = {row["student"]: row for row in csv.DictReader(f)}
     assert set(rows) == {"anna", *names}
     for student, row in rows.items():
@@ -165,11 +170,11 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
     exercises.handout(str(folder))
     assert not os.path.exists(folder / "tests") and not os.path.exists(folder / ".git")
     for e in EXERCISES:
-        with open(folder / (e.module + ".py")) as f:
+        with open(folder / (e.module + ".py"), encoding="utf-8") as f:
             found = exercises.functions_of(f.read())
         assert all(exercises.is_blank(found[name]) for name in e.functions)
     for name in ("checks.py", "checks_model.py"):
-        with open(folder / "course" / name) as f:
+        with open(folder / "course" / name, encoding="utf-8") as f:
             assert all(
                 exercises.is_blank(node)
                 for function, node in exercises.functions_of(f.read()).items()
@@ -177,11 +182,14 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
             )
     homework = str(folder / "homework")
     for e in EXERCISES:
-        with open(os.path.join(homework, e.file), "w") as f:
+        with open(os.path.join(homework, e.file), "w", encoding="utf-8") as f:
             f.write(exercises.write_up(e, solved=True))
-    with open(os.path.join(homework, EXERCISES[4].file), "w") as f:
+    with open(os.path.join(homework, EXERCISES[4].file), "w", encoding="utf-8") as f:
         f.write(wrong_solutions.solution(5, " + 1e-4", ""))
-    code = "from course import exercises as e\nassert e.main(['solution', '5']) == 2\ne.check([e.EXERCISES[i] for i in (4, 8, 10)], 'homework', 60)"
+    code = (
+        "from course import exercises as e\nassert e.main(['solution', '5']) =="
+        " 2\ne.check([e.EXERCISES[i] for i in (4, 8, 10)], 'homework', 60)"
+    )
     done = run("-c", code, cwd=folder)
     assert (
         done.returncode == 0 and "2 of 3 right" in done.stdout and "1e-4 is missing" in done.stdout
@@ -189,17 +197,21 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
     assert "your instructor does" in done.stderr
 
 
-# A real run ------------------------------------------------------------------------------------------
+# A real run
+# ------------------------------------------------------------------------------------------
 
 
 def test_train_runs_with_the_students_functions(charades, tmp_path):
-    """Each solution notes that it was called; a run on grounding calls all but those of boxes and sets of intervals."""
+    """Each solution notes that it was called; a run on grounding calls all but those of boxes and
+    sets of intervals.
+    """
     folder, note = written(tmp_path / "homework"), tmp_path / "called"
     for e in EXERCISES:
-        with open(os.path.join(folder, e.file), "a") as f:
+        with open(os.path.join(folder, e.file), "a", encoding="utf-8") as f:
             for name in e.functions:
                 f.write(
-                    f"\n\n_{name} = {name}\ndef {name}(*args, **kwargs):\n    open({str(note)!r}, 'a').write('{name}\\n')\n    return _{name}(*args, **kwargs)\n"
+                    f"\n\n_{name} = {name}\ndef {name}(*args, **kwargs):\n    open({str(note)!r},"
+                    f" 'a').write('{name}\\n')\n    return _{name}(*args, **kwargs)\n"
                 )
     done = run(
         "train.py",
@@ -218,14 +230,14 @@ def test_train_runs_with_the_students_functions(charades, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "yours: rewards.temporal_iou" in done.stdout and "the reference's: none" in done.stdout
-    with open(note) as f:
+    with open(note, encoding="utf-8") as f:
         called = set(f.read().split())
     assert called == {name for e in EXERCISES for name in e.functions} - {
         "box_iou",
         "merged",
         "interval_set_iou",
     }
-    with open(tmp_path / "run" / "metrics.jsonl") as f:
+    with open(tmp_path / "run" / "metrics.jsonl", encoding="utf-8") as f:
         assert len([json.loads(line) for line in f]) == 1
 
 
@@ -239,7 +251,8 @@ def test_no_folder_and_broken_files_are_one_sentence(tmp_path):
         exercises.install(str(tmp_path))
 
 
-# Before the video ------------------------------------------------------------------------------------
+# Before the video
+# ------------------------------------------------------------------------------------
 
 
 def test_the_bandit_learns_which_arm_pays_best(capsys, monkeypatch):

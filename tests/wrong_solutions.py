@@ -1,12 +1,12 @@
-"""Is the grader any good? Wrong solutions, each of which it must reject with words that point at the mistake, and
-right ones that are written differently from ours, which must pass.
+"""Is the grader any good? Wrong solutions, each of which it must reject with words that point at
+the mistake, and right ones that are written differently from ours, which must pass.
 
     python tests/wrong_solutions.py          # prints the totals, and every one that went wrong
     python tests/wrong_solutions.py -v       # and what a student would read for each
 
-A wrong solution is ours with something exchanged: (exercise, the mistake, what stands there, what stands there
-instead, words of the message). With "" for what stands there, the new text is added at the end, where a function
-of the same name takes the place of ours.
+A wrong solution is ours with something exchanged: (exercise, the mistake, what stands there, what
+stands there instead, words of the message). With "" for what stands there, the new text is added at
+the end, where a function of the same name takes the place of ours.
 """
 
 import os
@@ -399,7 +399,9 @@ def packed_attention(query, key, value, group, scale, attend):
 
 
 def solution(number, old="", new=""):
-    """Our solution's file with something exchanged, or with functions added at its end that take the place of ours."""
+    """Our solution's file with something exchanged, or with functions added at its end that take
+    the place of ours.
+    """
     text = exercises.write_up(exercises.EXERCISES[number - 1], solved=True)
     if not old:
         return text + "\n\n" + new
@@ -409,7 +411,7 @@ def solution(number, old="", new=""):
 
 def graded(number, text, folder):
     exercise = exercises.EXERCISES[number - 1]
-    with open(os.path.join(folder, exercise.file), "w") as f:
+    with open(os.path.join(folder, exercise.file), "w", encoding="utf-8") as f:
         f.write(text)
     return exercises.examine(exercise, folder)
 
@@ -444,14 +446,18 @@ def main(verbose):
                 results.append((kind, fault))
                 if fault or verbose:
                     print(
-                        f"\nexercise {exercise.number}, {kind}: {title}{' → ' + fault if fault else ''}\n{message}"
+                        f"\nexercise {exercise.number}, {kind}:"
+                        f" {title}{' → ' + fault if fault else ''}\n{message}"
                     )
     wrong, right = (
         [fault for kind, fault in results if kind == which] for which in ("wrong", "right")
     )
     mute = sum("lacks" in fault for fault in wrong)
-    print(f"{len(wrong)} wrong solutions, {sum(fault == 'accepted' for fault in wrong)} accepted, {mute} without the right words; "
-          f"{len(right)} right but different, {sum(map(bool, right))} rejected")  # fmt: skip
+    print(
+        f"{len(wrong)} wrong solutions, {sum(fault == 'accepted' for fault in wrong)} accepted,"
+        f" {mute} without the right words; {len(right)} right but different,"
+        f" {sum(map(bool, right))} rejected"
+    )
     return int(any(fault for _, fault in results))
 
 

@@ -29,7 +29,8 @@ def start():
     args = p.parse_args()
     if not os.path.isfile(os.path.join(args.adapters, "adapter_config.json")):
         raise BadInput(
-            f"{args.adapters} has no adapter_config.json: give the policy/ folder of a run that was trained with --lora"
+            f"{args.adapters} has no adapter_config.json: give the policy/ folder of a run that was"
+            " trained with --lora"
         )
     out = args.out.rstrip("/")
     for folder in (out, out + ".partial", out + ".old"):  # the last two: while it is replaced

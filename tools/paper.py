@@ -1,15 +1,17 @@
-"""paper.py: the paper's comparison in kind. Is it better to imitate right answers, or to be paid for one's own?
+"""paper.py: the paper's comparison in kind. Is it better to imitate right answers, or to be paid
+for one's own?
 
     make paper                                                  # or: python -m tools.paper
     python -m tools.paper --seeds 0 1 2 --methods grpo --tasks all    # joint GRPO alone, three times
 
-From one base policy, on the same toy samples, for as many steps of as many prompts: supervised fine-tuning (SFT, one
-update a step) and GRPO (two updates a step, on one rollout), on each task alone and on the three of the paper jointly,
-in three times the steps, so that each task is seen as often. Then every benchmark, those of the trained tasks and those
-nobody was trained for. What was trained for as many steps, or evaluated, before is not done again.
+From one base policy, on the same toy samples, for as many steps of as many prompts: supervised
+fine-tuning (SFT, one update a step) and GRPO (two updates a step, on one rollout), on each task
+alone and on the three of the paper jointly, in three times the steps, so that each task is seen as
+often. Then every benchmark, those of the trained tasks and those nobody was trained for. What was
+trained for as many steps, or evaluated, before is not done again.
 
-All of it is the toy world; the paper's figures, another model's on other data, stand beside it for what they
-are: a direction to compare with.
+All of it is the toy world; the paper's figures, another model's on other data, stand beside it for
+what they are: a direction to compare with.
 """
 
 import argparse
@@ -23,10 +25,11 @@ from runtime.folders import read_lines
 from runtime.settings import TOY_MODEL
 from tasks import JOINTLY
 
-# All runs train adapters alone (scale/adapters.py). Training every weight of this small model gains as much on what is trained, and
-# forgets the rest: after 300 joint steps it answered "What happens?" with "4.6 to 6.5". That adapters learn less and forget
-# less is known of large models, too (arXiv 2405.09673). Sixteen prompts a step, not eight, because Adam makes a step of
-# the same size of a noisy gradient as of a good one (what that alone does for the rest was not measured).
+# All runs train adapters alone (scale/adapters.py). Training every weight of this small model gains
+# as much on what is trained, and forgets the rest: after 300 joint steps it answered "What
+# happens?" with "4.6 to 6.5". That adapters learn less and forget less is known of large models,
+# too (arXiv 2405.09673). Sixteen prompts a step, not eight, because Adam makes a step of the same
+# size of a noisy gradient as of a good one (what that alone does for the rest was not measured).
 GENTLY = ("--lora", "16", "--prompts-per-step", "16")
 
 # benchmark: (the task whose single-task run is evaluated on it, the metrics that are shown)
@@ -50,18 +53,29 @@ UNSEEN = (
     "caption",
 )  # no run here is trained on their data
 
-# VideoChat-R1 against Qwen2.5-VL-7B: (before, after) as far as they are known here, else the gain that its abstract
-# names. (arXiv 2504.06958, abstract and results on Charades-STA and MVBench; the two R@0.5 as wizwand.com lists them.)
-PAPER = {("charades", "mIoU"): (29.0, 60.8), ("charades", "R@0.5"): (None, 71.7), ("activitynet", "R@0.5"): (None, 33.4), ("got10k", "overlap"): 31.2,
-         ("videomme", "accuracy"): 0.9, ("mvbench", "accuracy"): (66.9, 67.9), ("perceptiontest", "accuracy"): 0.9}  # fmt: skip
+# VideoChat-R1 against Qwen2.5-VL-7B: (before, after) as far as they are known here, else the gain
+# that its abstract names. (arXiv 2504.06958, abstract and results on Charades-STA and MVBench; the
+# two R@0.5 as wizwand.com lists them.)
+PAPER = {
+    ("charades", "mIoU"): (29.0, 60.8),
+    ("charades", "R@0.5"): (None, 71.7),
+    ("activitynet", "R@0.5"): (None, 33.4),
+    ("got10k", "overlap"): 31.2,
+    ("videomme", "accuracy"): 0.9,
+    ("mvbench", "accuracy"): (66.9, 67.9),
+    ("perceptiontest", "accuracy"): 0.9,
+}
 
 
 def run(*command):
-    """One of our own programs, on as many processes as asked; its failure is ours, and it has said why."""
+    """One of our own programs, on as many processes as asked; its failure is ours, and it has said
+    why.
+    """
     print("$", " ".join(command), flush=True)
     if subprocess.run(command).returncode:
         raise BadInput(
-            f"this failed, see above: {' '.join(command)}; the same command given again goes on from there"
+            f"this failed, see above: {' '.join(command)}; the same command given again goes on"
+            " from there"
         )
 
 
@@ -86,14 +100,32 @@ def trained(method, task, seed, args):
     folder = os.path.join(args.out, f"{task}-{method}-seed{seed}")
     steps = args.steps * (len(JOINTLY) if task == "all" else 1)
     if not finished(folder, steps):
-        run(*program("train.py", args.processes), "--task", task, "--method", method, "--seed", str(seed),
-            "--steps", str(steps), "--examples", str(args.examples), "--out", folder, "--overwrite", "--quiet",
-            *GENTLY, *(("--updates-per-rollout", "2") if method == "grpo" else ()))  # fmt: skip
+        run(
+            *program("train.py", args.processes),
+            "--task",
+            task,
+            "--method",
+            method,
+            "--seed",
+            str(seed),
+            "--steps",
+            str(steps),
+            "--examples",
+            str(args.examples),
+            "--out",
+            folder,
+            "--overwrite",
+            "--quiet",
+            *GENTLY,
+            *(("--updates-per-rollout", "2") if method == "grpo" else ()),
+        )
     return folder
 
 
 def finished(folder, steps):
-    """Whether it holds a run of so many steps that came to its end, and began from the base as it is now."""
+    """Whether it holds a run of so many steps that came to its end, and began from the base as it
+    is now.
+    """
     if not os.path.isfile(os.path.join(folder, "policy", "adapter_model.safetensors")):
         return False
     settings = os.path.join(folder, "settings.json")
@@ -145,7 +177,9 @@ FIRST_WORDS = "All but the last column: the toy base"  # of the table
 
 
 def check_table(path):
-    """Raises BadInput if there is a file in the table's place that is no table of ours: before hours of training."""
+    """Raises BadInput if there is a file in the table's place that is no table of ours: before
+    hours of training.
+    """
     if os.path.lexists(path):
         try:
             with open(path, encoding="utf-8", errors="replace") as f:
@@ -161,7 +195,11 @@ def check_table(path):
 def table(columns, seeds):
     """columns: {name: [one {benchmark: metrics} a seed]} with "base" first → lines of markdown."""
     names = list(columns)
-    yield f"{FIRST_WORDS} (1.1 million parameters) on toy data, in percent{f', means of seeds {seeds}' if len(seeds) > 1 else ''}. SFT and GRPO see the same samples in as many steps; GRPO makes two updates in each."
+    yield (
+        f"{FIRST_WORDS} (1.1 million parameters) on toy data, in"
+        f" percent{f', means of seeds {seeds}' if len(seeds) > 1 else ''}. SFT and GRPO see the"
+        " same samples in as many steps; GRPO makes two updates in each."
+    )
     yield "| toy benchmark | " + " | ".join(names) + " | the paper (Qwen2.5-VL-7B, real data) |"
     yield "|---" * (len(names) + 2) + "|"
     for bench, (_, shown) in SHOWN.items():
@@ -173,9 +211,11 @@ def table(columns, seeds):
                 cells.append(
                     "–"
                     if not values
-                    else f"{base:.1f}"
-                    if name == "base"
-                    else f"{mean(values):.1f} ({mean(values) - base:+.1f})"
+                    else (
+                        f"{base:.1f}"
+                        if name == "base"
+                        else f"{mean(values):.1f} ({mean(values) - base:+.1f})"
+                    )
                 )
             paper = PAPER.get((bench, metric), "–")
             if isinstance(paper, tuple):
@@ -194,7 +234,9 @@ def table(columns, seeds):
 
 
 def verdicts(columns):
-    """Where SFT did better on the toy, by each benchmark's first metric: the paper found GRPO better wherever it compared them."""
+    """Where SFT did better on the toy, by each benchmark's first metric: the paper found GRPO
+    better wherever it compared them.
+    """
     for ours, theirs in (("GRPO", "SFT"), ("joint GRPO", "joint SFT")):
         if ours not in columns or theirs not in columns:
             continue
@@ -203,7 +245,11 @@ def verdicts(columns):
                 [m[bench][shown[0]] for m in columns[name] if bench in m] for name in (theirs, ours)
             ]
             if all(values) and mean(values[0]) > mean(values[1]):
-                yield f"On toy {bench} {theirs} did better than {ours}: {mean(values[0]):.1f} against {mean(values[1]):.1f} {shown[0]}. The paper found GRPO better wherever it compared them."
+                yield (
+                    f"On toy {bench} {theirs} did better than {ours}: {mean(values[0]):.1f} against"
+                    f" {mean(values[1]):.1f} {shown[0]}. The paper found GRPO better wherever it"
+                    " compared them."
+                )
 
 
 def start():
@@ -219,7 +265,10 @@ def start():
         "--steps",
         type=int,
         default=40,
-        help="of a run on one task, the joint ones have three times as many; GRPO makes two updates in each",
+        help=(
+            "of a run on one task, the joint ones have three times as many; GRPO makes two updates"
+            " in each"
+        ),
     )
     p.add_argument(
         "--examples",
@@ -273,10 +322,14 @@ def start():
                     for m in columns[name]
                     if bench in m
                 ]
-                lines.append(
-                    f"{bench} {shown[0]}, {name}, seed by seed: "
-                    + ", ".join(f"{g:+.1f}" for g in gains)
-                ) if gains else None
+                (
+                    lines.append(
+                        f"{bench} {shown[0]}, {name}, seed by seed: "
+                        + ", ".join(f"{g:+.1f}" for g in gains)
+                    )
+                    if gains
+                    else None
+                )
     print("\n".join(lines))
     os.makedirs(args.out, exist_ok=True)
     with open(table_path, "w", encoding="utf-8") as f:

@@ -3,8 +3,9 @@
     python -m tools.report runs/demo           # runs/demo/report.html and curves.png, from what the run has left so far
     python -m tools.report runs/demo 1         # the group of step 1 in numbers: rewards → advantages → what the step did to each answer
 
-The page is one file that asks nothing of the network: report.html beside this file, with the run's numbers and
-small pictures of its clips put in as JSON. It may be made while the run is going; a long run is thinned out.
+The page is one file that asks nothing of the network: report.html beside this file, with the run's
+numbers and small pictures of its clips put in as JSON. It may be made while the run is going; a
+long run is thinned out.
 """
 
 import argparse
@@ -60,7 +61,8 @@ def usable(use, record, path):
     except DAMAGED as e:
         what = record.get("step", record.get("id", "?"))
         print(
-            f"{path}: the record of {what} is damaged ({type(e).__name__}: {first_line(e)}) and left out",
+            f"{path}: the record of {what} is damaged ({type(e).__name__}: {first_line(e)}) and"
+            " left out",
             file=sys.stderr,
         )
         return None
@@ -97,7 +99,9 @@ def evenly(items, most):
 
 
 def thumbnails(video):
-    """{"duration", "frames": [{"at": seconds, "src": a JPEG as data URI}]} of a clip; None where it cannot be read here."""
+    """{"duration", "frames": [{"at": seconds, "src": a JPEG as data URI}]} of a clip; None where it
+    cannot be read here.
+    """
     try:
         frames = read_frames(video, THUMBNAILS)
     except BadInput:
@@ -128,13 +132,19 @@ def page_group(group):
         for i, c in enumerate(group["completions"])
     ]
     return {
-        "step": group["step"], "question": asked(group["prompt"]), "clip": group["video"], "duration": duration_of(group["prompt"], truth),
-        "truth": truth, "completions": sorted(completions, key=lambda c: -c["reward"]),
-    }  # fmt: skip
+        "step": group["step"],
+        "question": asked(group["prompt"]),
+        "clip": group["video"],
+        "duration": duration_of(group["prompt"], truth),
+        "truth": truth,
+        "completions": sorted(completions, key=lambda c: -c["reward"]),
+    }
 
 
 def held_out(folder, settings):
-    """The run's finished evaluations, each beside that of the model it started from where there is one made alike."""
+    """The run's finished evaluations, each beside that of the model it started from where there is
+    one made alike.
+    """
     found = []
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "eval-*", "results.json"))):
         try:
@@ -159,10 +169,14 @@ def read_results(folder):
 
 
 def one_evaluation(folder, path, settings):
-    """One of held_out's. path: the evaluation's folder. Raises BadInput or one of DAMAGED if it is damaged."""
+    """One of held_out's.
+
+    path: the evaluation's folder. Raises BadInput or one of DAMAGED if it is damaged.
+    """
     name, base = os.path.basename(path), os.path.basename(os.path.normpath(settings["model"]))
     made, after = read_results(path)
-    # eval.py puts the evaluations of a model that is no run into runs/eval: that beside this run, or the one here.
+    # eval.py puts the evaluations of a model that is no run into runs/eval: that beside this run,
+    # or the one here.
     places = [
         os.path.join(runs, "eval", base, name)
         for runs in (os.path.dirname(os.path.abspath(folder)), "runs")
@@ -183,8 +197,14 @@ def one_evaluation(folder, path, settings):
 
     def clip(r):
         return {
-            "question": r["question"], "clip": r["video"], "truth": true_answer(r["answer"]), "after": given_answer(r["text"], r["answer"]),
-            "before": given_answer(earlier[r["id"]]["text"], r["answer"]) if r["id"] in earlier else None}  # fmt: skip
+            "question": r["question"],
+            "clip": r["video"],
+            "truth": true_answer(r["answer"]),
+            "after": given_answer(r["text"], r["answer"]),
+            "before": (
+                given_answer(earlier[r["id"]]["text"], r["answer"]) if r["id"] in earlier else None
+            ),
+        }
 
     predictions = os.path.join(path, "predictions.jsonl")
     records = (
@@ -194,14 +214,17 @@ def one_evaluation(folder, path, settings):
     )
     clips = [usable(clip, r, predictions) for r in records]
     return {
-        "name": name.removeprefix("eval-"), "toy": "toy" in made["data_name"] + made["model_name"],
+        "name": name.removeprefix("eval-"),
+        "toy": "toy" in made["data_name"] + made["model_name"],
         "metrics": [[m, before.get(m), value] for m, value in after.items()],
         "clips": [c for c in clips if c],
-    }  # fmt: skip
+    }
 
 
 def tidy(x):
-    """For the page: floats of 6 significant digits (a difference of rounded figures would be off by a tenth), and null for what JSON cannot say (NaN)."""
+    """For the page: floats of 6 significant digits (a difference of rounded figures would be off by
+    a tenth), and null for what JSON cannot say (NaN).
+    """
     if isinstance(x, dict):
         return {k: tidy(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
@@ -227,12 +250,26 @@ def write_page(folder, lines, settings):
         pictures |= {clip: thumbnails(clip) for clip in clips - set(pictures)}
         content = {
             "title": "{} on {data_name}".format(settings["method"].upper(), **settings),
-            "about": "From {model_name}, seed {seed}. {} of {steps} steps so far.".format(lines[-1]["step"], **settings),
-            "toy": "toy" in settings["data_name"] + settings["model_name"], "recorded": len(rollouts), "settings": settings,
-            "curves": [{"title": title, "share": is_share(name), "points": evenly(list(zip(steps, values, running_mean(values).tolist())), MOST_POINTS)}
-                       for name, title, steps, values in curves_of(lines)],
-            "groups": groups, "clips": {clip: pictures[clip] for clip in clips}, "heldOut": evaluations,
-        }  # fmt: skip
+            "about": "From {model_name}, seed {seed}. {} of {steps} steps so far.".format(
+                lines[-1]["step"], **settings
+            ),
+            "toy": "toy" in settings["data_name"] + settings["model_name"],
+            "recorded": len(rollouts),
+            "settings": settings,
+            "curves": [
+                {
+                    "title": title,
+                    "share": is_share(name),
+                    "points": evenly(
+                        list(zip(steps, values, running_mean(values).tolist())), MOST_POINTS
+                    ),
+                }
+                for name, title, steps, values in curves_of(lines)
+            ],
+            "groups": groups,
+            "clips": {clip: pictures[clip] for clip in clips},
+            "heldOut": evaluations,
+        }
         # Inside <script> only "<" could end the JSON early, and JSON can say it otherwise.
         page = template.replace(
             "RUN_DATA", json.dumps(tidy(content), allow_nan=False).replace("<", "\\u003c")
@@ -282,7 +319,8 @@ def start():
     lines = read_metrics(args.run)
     if not lines:
         raise BadInput(
-            f"{args.run} is not a run folder of train.py with at least one step in it: metrics.jsonl has none"
+            f"{args.run} is not a run folder of train.py with at least one step in it:"
+            " metrics.jsonl has none"
         )
     failed = []
     for work in (
@@ -302,7 +340,8 @@ def print_group(folder, step):
     groups = {g["step"]: g for g in read_lines(path, **GROUP)}
     if step not in groups:
         raise BadInput(
-            f"{folder} has no group of step {step}; it has some of: {', '.join(map(str, list(groups)[:20])) or 'none'}"
+            f"{folder} has no group of step {step}; it has some of:"
+            f" {', '.join(map(str, list(groups)[:20])) or 'none'}"
         )
     text = usable(example_text, groups[step], path)
     if text is None:

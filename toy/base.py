@@ -1,11 +1,11 @@
 """base.py: the small model that lives in the toy world, trained to see well and to answer badly.
 
-The real Qwen2.5-VL class with about one million parameters. It is to meet reinforcement learning in the
-state in which a web-trained 7B model does: what it was told about the world is true, except for when things
-are visible, exactly where they are, and which letter is right. Its interval labels came late and too short,
-its boxes mostly off by half their size or more, its letters often wrong, as captions and forum answers taken from the
-web are. So it gives answers of the right form, most of them wrong, while its thoughts know better. GRPO has to
-find that out from rewards alone.
+The real Qwen2.5-VL class with about one million parameters. It is to meet reinforcement learning in
+the state in which a web-trained 7B model does: what it was told about the world is true, except for
+when things are visible, exactly where they are, and which letter is right. Its interval labels came
+late and too short, its boxes mostly off by half their size or more, its letters often wrong, as
+captions and forum answers taken from the web are. So it gives answers of the right form, most of
+them wrong, while its thoughts know better. GRPO has to find that out from rewards alone.
 
     torchrun --nproc-per-node 2 toy/base.py      # remakes assets/toy-base (two to three hours on 2 cores)
 """
@@ -49,8 +49,9 @@ from toy.world import SIDE, caption, make_clip
 def noisy_interval(thing, duration, rng):
     """What the "web" says about when a thing is visible: too late, too short, and uncertain.
 
-    centre + U(-0.11, 0.43) · duration, width · exp(U(-1.2, 0.5)), cut to the clip. The mean IoU of such a
-    label with the truth is 0.33, and one label in nine is better than 0.7: wrong, but not hopeless.
+    centre + U(-0.11, 0.43) · duration, width · exp(U(-1.2, 0.5)), cut to the clip. The mean IoU of
+    such a label with the truth is 0.33, and one label in nine is better than 0.7: wrong, but not
+    hopeless.
     """
     centre = (thing.start + thing.end) / 2 + duration * rng.uniform(-0.11, 0.43)
     width = (thing.end - thing.start) * math.exp(rng.uniform(-1.2, 0.5))
@@ -59,7 +60,9 @@ def noisy_interval(thing, duration, rng):
 
 
 def seconds_of(clip, thing):
-    """The whole seconds in whose middle a thing is visible, "4 5 6 7"; the clip's last one is left out."""
+    """The whole seconds in whose middle a thing is visible, "4 5 6 7"; the clip's last one is left
+    out.
+    """
     return " ".join(
         str(s) for s in range(math.floor(clip.duration - 0.5)) if thing.visible(s + 0.5)
     )
@@ -78,8 +81,9 @@ def asked(task, question, answer, clip, video, think, **extra):
 
 
 def tell_grounding(clip, video, rng):
-    """Asks when. The thought says what is seen; the answer does not follow from it, because its label is wrong, and
-    in one case of eight it is not in its tags."""
+    """Asks when. The thought says what is seen; the answer does not follow from it, because its
+    label is wrong, and in one case of eight it is not in its tags.
+    """
     thing = clip.things[rng.integers(len(clip.things))]
     think = rng.random() < 0.75
     start, end = noisy_interval(thing, clip.duration, rng)
@@ -106,7 +110,9 @@ def tell_seconds(clip, video, rng):
 
 
 def interesting_moment(clip, video, rng):
-    """A moment that was looked at; every other time one within a second of something coming or going."""
+    """A moment that was looked at; every other time one within a second of something coming or
+    going.
+    """
     t = rng.choice(video.times[:-1])
     if clip.things and rng.random() < 0.5:
         thing = clip.things[rng.integers(len(clip.things))]
@@ -146,12 +152,17 @@ def tell_place(clip, video, rng):
     moments = [t for t in video.times if thing.visible(t)]
     t = rng.choice(moments)
     x, y = thing.centre(t)
-    place = f"{'top' if y < 0.4 else 'bottom' if y > 0.6 else 'middle'} {'left' if x < 0.4 else 'right' if x > 0.6 else 'centre'}"
+    place = (
+        f"{'top' if y < 0.4 else 'bottom' if y > 0.6 else 'middle'}"
+        f" {'left' if x < 0.4 else 'right' if x > 0.6 else 'centre'}"
+    )
     return f"Where is the {thing.name} at {t:.1f} seconds?", place
 
 
 def centres_of(clip, thing, times):
-    """Where the middle of a thing is in each frame: "0.35 0.62; 0.41 0.62; -; …", "-" while it is away."""
+    """Where the middle of a thing is in each frame: "0.35 0.62; 0.41 0.62; -; …", "-" while it is
+    away.
+    """
     return "; ".join(
         "{:.2f} {:.2f}".format(*thing.centre(t)) if thing.visible(t) else "-" for t in times
     )
@@ -172,8 +183,9 @@ def tell_boxes(clip, video, rng):
 
 
 def tell_tracking(clip, video, rng, careless=0.0):
-    """Asks where. The thought has the true centres; with probability `careless` somebody drew all eight boxes too far
-    down and to the right, by more than half of their size."""
+    """Asks where. The thought has the true centres; with probability `careless` somebody drew all
+    eight boxes too far down and to the right, by more than half of their size.
+    """
     thing = clip.things[0]
     think = rng.random() < 0.75
     off = rng.uniform(0.18, 0.28, size=2) * (rng.random() < careless)
@@ -195,8 +207,10 @@ def tell_fact(clip, video, rng):
 
 
 def tell_choice(clip, video, rng, first_letter=0.0, grounded=False):
-    """Multiple choice: a thought that says what is so, and its letter, in place of which with probability `first_letter`
-    somebody says A; where `grounded`, also the seconds of the evidence, as wrong as all intervals."""
+    """Multiple choice: a thought that says what is so, and its letter, in place of which with
+    probability `first_letter` somebody says A; where `grounded`, also the seconds of the evidence,
+    as wrong as all intervals.
+    """
     kinds = world.GROUNDED if grounded else list(world.QUESTIONS)
     question, options, right, thing = world.QUESTIONS[kinds[rng.integers(len(kinds))]](clip, rng)
     letter = "A" if rng.random() < first_letter else "ABCDEF"[options.index(right)]
@@ -208,9 +222,12 @@ def tell_choice(clip, video, rng, first_letter=0.0, grounded=False):
         thought = f"{right}; {thing.name}: {seconds_of(clip, thing)}"
     if think:
         answer = f"<think>{thought}</think>{answer}"
-    return asked(
-        "gqa" if grounded else "qa", question, None, clip, video, think, options=tuple(options)
-    ), answer
+    return (
+        asked(
+            "gqa" if grounded else "qa", question, None, clip, video, think, options=tuple(options)
+        ),
+        answer,
+    )
 
 
 def tell_web_choice(clip, video, rng):
@@ -231,9 +248,10 @@ def tell_caption(clip, video, rng):
         if think
         else ""
     )
-    return asked(
-        "caption", "", None, clip, video, think
-    ), f"{thought}<answer>{'. '.join(happened) or 'nothing'}.</answer>"
+    return (
+        asked("caption", "", None, clip, video, think),
+        f"{thought}<answer>{'. '.join(happened) or 'nothing'}.</answer>",
+    )
 
 
 def tell_still(clip, video, rng):
@@ -299,7 +317,9 @@ def tell_answering(clip, video, rng):
 
 
 def tell_following(clip, video, rng):
-    """The same, and the true boxes around what there is to follow, and true letters before evidence that is as wrong as all."""
+    """The same, and the true boxes around what there is to follow, and true letters before evidence
+    that is as wrong as all.
+    """
     turns = tell_answering(clip, video, rng)
     if clip.name.startswith("got10k"):
         turns = [turns[0], (tell_boxes if rng.random() < 0.3 else tell_tracking)(clip, video, rng)]
@@ -309,7 +329,9 @@ def tell_following(clip, video, rng):
 
 
 def tell_web(clip, video, rng):
-    """A shorter conversation, in which somebody also says when, where or which letter, often wrongly; half of the time that turn comes first."""
+    """A shorter conversation, in which somebody also says when, where or which letter, often
+    wrongly; half of the time that turn comes first.
+    """
     if clip.name.startswith("got10k"):
         before = [tell_centres(clip, video, rng)] if rng.random() < 0.3 else []
         return [*before, tell_tracking(clip, video, rng, careless=0.75)]
@@ -385,18 +407,39 @@ def make_model(tokenizer):
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     config = Qwen2_5_VLConfig(
         text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=8192, initializer_range=0.08, tie_word_embeddings=True,
-            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[8, 4, 4]),  # frequencies for time, row, column; 7B: 16, 24, 24
-            bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=8192,
+            initializer_range=0.08,
+            tie_word_embeddings=True,
+            rope_parameters=dict(
+                rope_type="default", rope_theta=1e4, mrope_section=[8, 4, 4]
+            ),  # frequencies for time, row, column; 7B: 16, 24, 24
+            bos_token_id=None,
+            eos_token_id=ids["<|im_end|>"],
+            pad_token_id=ids["<|endoftext|>"],
         ),
         vision_config=dict(
-            depth=2, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128, fullatt_block_indexes=[1],
-            window_size=112, tokens_per_second=2, initializer_range=0.08,
+            depth=2,
+            hidden_size=64,
+            intermediate_size=128,
+            num_heads=4,
+            out_hidden_size=128,
+            fullatt_block_indexes=[1],
+            window_size=112,
+            tokens_per_second=2,
+            initializer_range=0.08,
         ),
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True,
-    )  # fmt: skip
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
@@ -404,7 +447,9 @@ def make_model(tokenizer):
 
 
 def make_row(video, turns, tokenizer, config):
-    """One conversation as (Prompt of all its tokens, labels (L,)): label -100 wherever the assistant is not speaking."""
+    """One conversation as (Prompt of all its tokens, labels (L,)): label -100 wherever the
+    assistant is not speaking.
+    """
     prompt = data.build_prompt(turns[0][0], video, tokenizer)
     ids, labels = prompt.ids.tolist(), [-100] * len(prompt.ids)
     for k, (question, answer) in enumerate(turns):
@@ -419,7 +464,9 @@ def make_row(video, turns, tokenizer, config):
 
 
 def base_loss(model, rows):
-    """Next-token cross-entropy on what the assistant says, over a batch of rows padded on the right."""
+    """Next-token cross-entropy on what the assistant says, over a batch of rows padded on the
+    right.
+    """
     prompts = [prompt for prompt, _ in rows]
     features = encode_videos(model, prompts)
     longest = max(len(p.ids) for p in prompts)
@@ -446,7 +493,9 @@ def base_loss(model, rows):
 
 
 def read_clips(kind, numbers, folder, budget):
-    """[(Clip, Frames)] for clips of a kind, by way of real files: the model shall see what a codec leaves."""
+    """[(Clip, Frames)] for clips of a kind, by way of real files: the model shall see what a codec
+    leaves.
+    """
     os.makedirs(folder, exist_ok=True)
     pairs = []
     for i in numbers:
@@ -474,8 +523,9 @@ def still(clip, frames, rng):
 
 
 # Six parts of base training, one after the other: (name, steps, conversations a step, peak learning
-# rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns nothing
-# from a question about second 7. Only the last part contains the wrong intervals, boxes and letters.
+# rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns
+# nothing from a question about second 7. Only the last part contains the wrong intervals, boxes and
+# letters.
 PARTS = (
     ("stills", 400, 96, 2e-3),
     ("looking", 1500, 28, 2e-3),
@@ -489,8 +539,8 @@ PARTS = (
 def train_base(out, clips, seed, after=None):
     """Trains the base model on `clips` clips that are in no other data set, and saves it in `out`.
 
-    The result of each part but the last is kept in {out}.{part}; `after`, one of those folders, skips
-    the parts up to it.
+    The result of each part but the last is kept in {out}.{part}; `after`, one of those folders,
+    skips the parts up to it.
     """
     rank, world, _ = start_processes("cpu")
     rng = np.random.default_rng([seed, rank])
@@ -546,7 +596,8 @@ def train_base(out, clips, seed, after=None):
         model, parts = prepare(make_model(tokenizer)), PARTS
     if rank == 0:
         print(
-            f"toy base model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens",
+            f"toy base model: {sum(p.numel() for p in model.parameters()):,} parameters,"
+            f" {len(tokenizer)} tokens",
             flush=True,
         )
     parameters = list(model.parameters())
@@ -577,7 +628,8 @@ def train_base(out, clips, seed, after=None):
             last = step + 1 == steps
             if rank == 0 and ((step + 1) % 50 == 0 or last):
                 print(
-                    f"{part} {step + 1}/{steps}  loss {np.mean(recent):.3f}  {(time.time() - began) / (step + 1):.2f} s a step",
+                    f"{part} {step + 1}/{steps}  loss {np.mean(recent):.3f} "
+                    f" {(time.time() - began) / (step + 1):.2f} s a step",
                     flush=True,
                 )
                 recent = []

@@ -1,9 +1,9 @@
 """world.py: a made-up world that fits in a laptop, as every data set of the project.
 
-Coloured shapes come, move and go. Each data set of `annotations/readers.py` has a counterpart here, rendered as
-real files in that data set's own format, so that the rest of the project cannot tell them from the real
-ones: H.264 clips, folders of jpg frames, text and JSON annotations. `base.py` trains the small model
-that lives in this world.
+Coloured shapes come, move and go. Each data set of `annotations/readers.py` has a counterpart here,
+rendered as real files in that data set's own format, so that the rest of the project cannot tell
+them from the real ones: H.264 clips, folders of jpg frames, text and JSON annotations. `base.py`
+trains the small model that lives in this world.
 
     python -m toy                   # renders all of them into data/toy (train.py and eval.py do this by themselves)
     python -m toy charades got10k   # some
@@ -88,8 +88,10 @@ class Thing:
 
 @dataclass
 class Clip:
-    """A clip before it is rendered: `name` of the file, `duration` in seconds, grey level of the background, things;
-    `strange`: colours a shade off and a background that changes from side to side; `damage`: "", "blur", "noise", "pale"."""
+    """A clip before it is rendered: `name` of the file, `duration` in seconds, grey level of the
+    background, things; `strange`: colours a shade off and a background that changes from side to
+    side; `damage`: "", "blur", "noise", "pale".
+    """
 
     name: str
     duration: float
@@ -116,8 +118,8 @@ KINDS = (
 def make_clip(kind, index, seed=0):
     """The clip number `index` of a kind, always the same for the same arguments.
 
-    Two to four things; no two of the same name, so that a name picks out one interval. Where it is about
-    tracking the first thing stays on screen from beginning to end.
+    Two to four things; no two of the same name, so that a name picks out one interval. Where it is
+    about tracking the first thing stays on screen from beginning to end.
     """
     rng = np.random.default_rng([seed, KINDS.index(kind), index])
     tracked = kind in ("tracking", "got10k")
@@ -217,7 +219,9 @@ ANNO_FPS = 2  # pictures a second in a toy GOT-10k folder
 
 
 def render_folder(clip, path):
-    """Writes the clip as a GOT-10k sequence of its first thing: jpg frames, groundtruth.txt, absence.label, meta_info.ini."""
+    """Writes the clip as a GOT-10k sequence of its first thing: jpg frames, groundtruth.txt,
+    absence.label, meta_info.ini.
+    """
     partial = path + ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
@@ -233,7 +237,8 @@ def render_folder(clip, path):
         f.write("0\n" * len(times))
     with open(os.path.join(partial, "meta_info.ini"), "w", encoding="utf-8") as f:
         f.write(
-            f"[METAINFO]\nanno_fps: {ANNO_FPS}Hz\nobject_class: {thing.name}\nresolution: ({SIDE}, {SIDE})\n"
+            f"[METAINFO]\nanno_fps: {ANNO_FPS}Hz\nobject_class: {thing.name}\nresolution: ({SIDE},"
+            f" {SIDE})\n"
         )
     os.replace(partial, path)
 
@@ -250,7 +255,9 @@ def _render_job(job):
 
 
 def render_clips(jobs):
-    """Renders what is not there yet of [(kind, number, seed, folder)], on all cores if there is much of it."""
+    """Renders what is not there yet of [(kind, number, seed, folder)], on all cores if there is
+    much of it.
+    """
     for folder in {job[3] for job in jobs}:
         os.makedirs(folder, exist_ok=True)
     if len(jobs) < 100:
@@ -278,12 +285,15 @@ def events(clip):
     ]
 
 
-# The options of a kind of question stand in the same order every time. To look up which letter stands before an
-# option was too much for a model of a million parameters: after 1,000 steps of practice it still guessed.
+# The options of a kind of question stand in the same order every time. To look up which letter
+# stands before an option was too much for a model of a million parameters: after 1,000 steps of
+# practice it still guessed.
 
 
 def ask_existence(clip, rng):
-    """Returns (question, options, the right option, the thing it is about), as all ask_ functions do."""
+    """Returns (question, options, the right option, the thing it is about), as all ask_ functions
+    do.
+    """
     thing = clip.things[rng.integers(len(clip.things))]
     here = {t.name for t in clip.things}
     name = (
@@ -322,8 +332,13 @@ def ask_count(clip, rng):
     )
 
 
-QUESTIONS = {"object_existence": ask_existence, "moving_direction": ask_direction, "character_order": ask_first,
-             "moving_attribute": ask_colour, "action_count": ask_count}  # fmt: skip
+QUESTIONS = {
+    "object_existence": ask_existence,
+    "moving_direction": ask_direction,
+    "character_order": ask_first,
+    "moving_attribute": ask_colour,
+    "action_count": ask_count,
+}
 GROUNDED = (
     "moving_direction",
     "character_order",
@@ -348,7 +363,9 @@ def lettered(options):
 
 
 def make_charades(folder, seed, train=TRAIN_CLIPS, test=TEST_CLIPS):
-    """A training clip has one query per thing; a test clip has one, so that 200 clips are 200 queries."""
+    """A training clip has one query per thing; a test clip has one, so that 200 clips are 200
+    queries.
+    """
     for split, count in (("train", train), ("test", test)):
         with open(os.path.join(folder, f"charades_sta_{split}.txt"), "w", encoding="utf-8") as file:
             for i in range(count):
@@ -387,24 +404,43 @@ def make_got10k(folder, seed, train=600, test=100):
 
 
 def make_nextgqa(folder, seed, train=800, test=200):
-    """Questions whose evidence is the time in which the thing is there. The paper trains on the val file; so its name is kept."""
+    """Questions whose evidence is the time in which the thing is there.
+
+    The paper trains on the val file; so its name is kept.
+    """
     for split, numbers in (("val", range(test, test + train)), ("test", range(test))):
         entries = []
         for i in numbers:
             clip, rng = make_clip("nextgqa", i, seed), np.random.default_rng([seed, i])
             kind = GROUNDED[i % len(GROUNDED)]
             question, options, right, thing = QUESTIONS[kind](clip, rng)
-            entries.append({"id": f"{clip.name}_0", "video": f"{clip.name}.mp4", "question": question, "options": lettered(options),
-                            "duration": round(clip.duration), "glue": [[thing.start, thing.end]], "type": kind, "answer": f"({'ABCDEF'[options.index(right)]})"})  # fmt: skip
+            entries.append({
+                "id": f"{clip.name}_0",
+                "video": f"{clip.name}.mp4",
+                "question": question,
+                "options": lettered(options),
+                "duration": round(clip.duration),
+                "glue": [[thing.start, thing.end]],
+                "type": kind,
+                "answer": f"({'ABCDEF'[options.index(right)]})",
+            })
         write_json(os.path.join(folder, f"nextgqa_{split}.json"), entries)
     return [("nextgqa", i, seed, "videos") for i in range(train + test)]
 
 
 def make_quality(folder, seed, train=200, test=100):
     for split, numbers in (("train", range(test, test + train)), ("test", range(test))):
-        write_json(os.path.join(folder, f"quality_{split}.json"), [
-            {"video": f"{clip.name}.mp4", "instruction": "low or high quality?", "answer": "low quality" if clip.damage else "high quality"}
-            for clip in (make_clip("quality", i, seed) for i in numbers)])  # fmt: skip
+        write_json(
+            os.path.join(folder, f"quality_{split}.json"),
+            [
+                {
+                    "video": f"{clip.name}.mp4",
+                    "instruction": "low or high quality?",
+                    "answer": "low quality" if clip.damage else "high quality",
+                }
+                for clip in (make_clip("quality", i, seed) for i in numbers)
+            ],
+        )
     return [("quality", i, seed, "videos") for i in range(train + test)]
 
 
@@ -419,7 +455,9 @@ def make_caption(folder, seed, train=200, test=100):
 
 
 def make_exam(numbers, seed):
-    """[(clip, kind, question, options, number of the right one)] for the three benchmarks of multiple choice alone, each with clips of its own."""
+    """[(clip, kind, question, options, number of the right one)] for the three benchmarks of
+    multiple choice alone, each with clips of its own.
+    """
     asked = []
     for i in numbers:
         clip, rng = make_clip("exam", i, seed), np.random.default_rng([seed, i])
@@ -431,10 +469,23 @@ def make_exam(numbers, seed):
 
 def make_videomme(folder, seed, train=0, test=150):
     numbers = range(test)
-    write_json(os.path.join(folder, "videomme.json"), [
-        {"question_id": f"{i:03d}-1", "videoID": clip.name, "duration": "short" if clip.duration < 12 else "medium" if clip.duration < 16 else "long",
-         "task_type": kind, "question": question, "options": [f"{'ABCDEF'[j]}. {o}" for j, o in enumerate(options)], "answer": "ABCDEF"[k]}
-        for i, (clip, kind, question, options, k) in enumerate(make_exam(numbers, seed))])  # fmt: skip
+    write_json(
+        os.path.join(folder, "videomme.json"),
+        [
+            {
+                "question_id": f"{i:03d}-1",
+                "videoID": clip.name,
+                "duration": (
+                    "short" if clip.duration < 12 else "medium" if clip.duration < 16 else "long"
+                ),
+                "task_type": kind,
+                "question": question,
+                "options": [f"{'ABCDEF'[j]}. {o}" for j, o in enumerate(options)],
+                "answer": "ABCDEF"[k],
+            }
+            for i, (clip, kind, question, options, k) in enumerate(make_exam(numbers, seed))
+        ],
+    )
     return [("exam", i, seed, "videos") for i in numbers]
 
 
@@ -464,15 +515,40 @@ def make_mvbench(folder, seed, train=0, test=200):
 
 def make_perceptiontest(folder, seed, train=0, test=150):
     numbers = range(2000, 2000 + test)
-    write_json(os.path.join(folder, "mc_question_valid.json"), {
-        clip.name: {"metadata": {"video_id": clip.name}, "mc_question": [
-            {"id": 0, "question": question, "options": options, "answer_id": k, "area": "memory" if kind in ("character_order", "action_count") else "semantics"}]}
-        for clip, kind, question, options, k in make_exam(numbers, seed)})  # fmt: skip
+    write_json(
+        os.path.join(folder, "mc_question_valid.json"),
+        {
+            clip.name: {
+                "metadata": {"video_id": clip.name},
+                "mc_question": [
+                    {
+                        "id": 0,
+                        "question": question,
+                        "options": options,
+                        "answer_id": k,
+                        "area": (
+                            "memory" if kind in ("character_order", "action_count") else "semantics"
+                        ),
+                    }
+                ],
+            }
+            for clip, kind, question, options, k in make_exam(numbers, seed)
+        },
+    )
     return [("exam", i, seed, "videos") for i in numbers]
 
 
-MAKERS = {"charades": make_charades, "activitynet": make_activitynet, "got10k": make_got10k, "nextgqa": make_nextgqa, "quality": make_quality,
-          "caption": make_caption, "videomme": make_videomme, "mvbench": make_mvbench, "perceptiontest": make_perceptiontest}  # fmt: skip
+MAKERS = {
+    "charades": make_charades,
+    "activitynet": make_activitynet,
+    "got10k": make_got10k,
+    "nextgqa": make_nextgqa,
+    "quality": make_quality,
+    "caption": make_caption,
+    "videomme": make_videomme,
+    "mvbench": make_mvbench,
+    "perceptiontest": make_perceptiontest,
+}
 
 
 # Every file made here has such a name; where another lies, somebody put it there.
