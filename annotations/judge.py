@@ -1,4 +1,4 @@
-"""judge.py: a language model that decides whether a caption tells of an event, for `--judge MODEL`.
+"""judge.py: a language model that decides whether a caption mentions an event, for `--judge MODEL`.
 
 The judge built into rewards.py counts content words: it is exact, free, and blind to synonyms ("a
 kid" for "a child") and to negation ("does not move"). Any local Hugging Face language model can
@@ -7,9 +7,9 @@ two words it finds likelier as the next token,
 
     log-odds = log Σ p(ways to write yes) − log Σ p(ways to write no)  > 0.
 
-That needs one forward pass a question, and there is no text to parse. It can be fooled, though, as
-every learned reward can: a policy trained long enough finds captions that please it. Read some of
-the run's, in its rollouts.jsonl.
+That needs one forward pass per question, and there is no text to parse. It can be fooled, though,
+as every learned reward can: a policy trained long enough finds captions that please it. Read some
+of them in the run's rollouts.jsonl.
 """
 
 import functools

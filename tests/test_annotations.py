@@ -347,8 +347,7 @@ def test_examples_in_docstrings():
     assert doctest.testmod(readers).failed == 0
 
 
-# Mistakes that would show much later
-# -----------------------------------------------------------------
+# Mistakes that would show much later --------------------------------------------------------------
 
 
 def test_as_many_intervals_as_sentences(tmp_path):
@@ -455,8 +454,7 @@ def test_nesting_200000_deep_is_one_sentence(tmp_path):
             read_quality(str(tmp_path / "q.json"), "v")
 
 
-# The command
-# ------------------------------------------------------------------------------------------
+# The command --------------------------------------------------------------------------------------
 
 
 def command(*args, **changes):

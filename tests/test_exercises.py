@@ -1,4 +1,4 @@
-"""The exercises: made from the reference, graded rightly, safe from submissions, of use in a run."""
+"""The exercises: made from the reference, graded rightly, safe to run, of use in a real run."""
 
 import ast
 import csv
@@ -29,7 +29,7 @@ def written(folder, solved=True):
     return str(folder)
 
 
-# The grader ----------------------------------------------------------------------------------------
+# The grader ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [e.number for e in EXERCISES])
@@ -57,7 +57,7 @@ def test_an_exception_shows_the_students_line_and_nothing_of_ours(tmp_path):
     assert "no function kl_k3" in message("def k3(logp, logp_ref):\n    pass\n")
 
 
-# From the reference --------------------------------------------------------------------------------
+# From the reference -------------------------------------------------------------------------------
 
 
 def test_what_start_writes_is_the_reference_without_its_bodies(tmp_path):
@@ -106,7 +106,7 @@ def test_every_command_line_mistake_is_one_sentence(tmp_path, capsys):
     assert "def completion_mask" in capsys.readouterr().out
 
 
-# Instructors ---------------------------------------------------------------------------------------
+# Instructors --------------------------------------------------------------------------------------
 
 
 def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
@@ -175,7 +175,7 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
         assert done.returncode == status and says in done.stdout, done.stdout + done.stderr
 
 
-# A real run ----------------------------------------------------------------------------------------
+# A real run ---------------------------------------------------------------------------------------
 
 
 def test_train_runs_with_the_students_functions(charades, tmp_path):
@@ -213,7 +213,7 @@ def test_no_folder_and_broken_files_are_one_sentence(tmp_path):
         exercises.install(str(tmp_path))
 
 
-# Before the video ----------------------------------------------------------------------------------
+# Before the video ---------------------------------------------------------------------------------
 
 
 def test_the_bandit_learns_which_arm_pays_best(capsys, monkeypatch):

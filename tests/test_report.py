@@ -97,8 +97,7 @@ def change_groups(folder, change):
         f.writelines(json.dumps(group) + "\n" for group in groups)
 
 
-# The page
-# -----------------------------------------------------------------------------------------------
+# The page -----------------------------------------------------------------------------------------
 
 
 def test_the_page_holds_the_whole_run(run):
@@ -337,8 +336,7 @@ def test_a_folder_that_is_no_run(args):
     )
 
 
-# In a browser
-# -------------------------------------------------------------------------------------------
+# In a browser -------------------------------------------------------------------------------------
 
 STEPS = """
 const seen = {errors: [], steps: []}, $$ = query => [...document.querySelectorAll(query)];
@@ -496,8 +494,7 @@ def test_other_tasks_are_drawn(copy, answer, text, drawn):
     )
 
 
-# In the terminal
-# ----------------------------------------------------------------------------------------
+# In the terminal ----------------------------------------------------------------------------------
 
 
 def test_training_shows_a_group_unless_told_not_to(run, charades, tmp_path, capsys):

@@ -94,8 +94,7 @@ def test_boxes_hold_the_thing():
     )
 
 
-# The folder it is made in
-# ---------------------------------------------------------------------------
+# The folder it is made in -------------------------------------------------------------------------
 
 
 def test_two_first_uses_at_the_same_time(tmp_path):
