@@ -99,7 +99,7 @@ def test_boxes_hold_the_thing():
 
 def test_two_first_uses_at_the_same_time(tmp_path):
     """Two processes render aside; one finds that the other was faster. Both get the whole data set."""
-    code = "import sys, toy; print(toy.ensure('charades', sys.argv[1], train=12, test=6))"
+    code = "import sys; from toy.world import ensure; print(ensure('charades', sys.argv[1], train=12, test=6))"
     folder = str(tmp_path / "toy" / "charades")
     command = [sys.executable, "-c", code, folder]
     both = [

@@ -24,7 +24,7 @@ def start():
     )
     p.add_argument("adapters", help="the policy/ folder of a run that was trained with --lora")
     p.add_argument(
-        "out", help="the folder to make; one that is there is replaced only if this command made it"
+        "out", help="the folder to make; an existing one is replaced only if this command made it"
     )
     args = p.parse_args()
     if not os.path.isfile(os.path.join(args.adapters, "adapter_config.json")):
