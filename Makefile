@@ -1,7 +1,9 @@
 # make demo    the main job: GRPO on the toy world, then the score before and after (about 5 minutes on 2 idle cores)
 # make paper   SFT against GRPO, task by task and jointly, on every toy benchmark (see tools/paper.py)
-# make test    the tests (under 5 minutes on 2 cores); GPUs are hidden from them unless TEST_GPU=1 is set
-# make docs-check   every command of the README, cut short
+# make test    the tests; GPUs are hidden from them unless TEST_GPU=1 is set
+# make test-all     those, and the slow ones
+# make lint    what ruff has to say about the code; make format: its formatting
+# make docs-check   every command of the README, docs/ and CONTRIBUTING.md, cut short
 # make gpu-check    on a machine with a GPU: does everything run there, and as the plan says (ARGS="--device cpu": at toy size)
 # make base    remake the shipped toy base model (assets/toy-base)
 #

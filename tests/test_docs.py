@@ -1,5 +1,8 @@
-"""What the README says is so: its commands are understood, its example is what the command prints."""
+"""What the README and the pages of docs/ say is so: their commands are understood, their links lead
+somewhere, the worked example is what the command prints."""
 
+import glob
+import importlib.util
 import os
 import re
 import shlex
@@ -11,25 +14,45 @@ import pytest
 import eval as evaluation
 import train
 from conftest import ROOT
-from docs_check import commands
+from docs_check import all_commands, commands, pages
 
-with open(os.path.join(ROOT, "README.md")) as f:
-    README = f.read()
+PAGES = pages()
+README = PAGES["README.md"]
+CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        c
-        for c in dict.fromkeys(commands(README))
-        if re.search(r"\b(train|eval)\.py", c) and "--help" not in c
-    ],
-    ids=str,
-)
-def test_commands_have_flags_that_exist(command):
+def heading_names(text):
+    """What a link may name after #: headings, lower case, hyphens for spaces, no punctuation."""
+    headings = re.findall(r"^#+ (.*)$", CODE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def links(path):
+    """The links of a page to files of the project: (path from the root, name of a heading)."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", PAGES[path])):
+        if not re.match(r"https?://", link):
+            file, _, heading = link.partition("#")
+            file = os.path.normpath(os.path.join(os.path.dirname(path), file)) if file else path
+            yield file, heading
+
+
+@pytest.mark.parametrize("command", all_commands(), ids=str)
+def test_commands_start_what_exists_with_flags_that_exist(command):
     """`make docs-check` runs all commands; here they are only read."""
-    program, flags = re.search(r"\b(train|eval)\.py(.*)", command).groups()
-    (train if program == "train" else evaluation).parse_args(shlex.split(flags))
+    if match := re.search(r"\b(train|eval)\.py(.*)", command):
+        if "--help" not in command:
+            program = train if match[1] == "train" else evaluation
+            program.parse_args(shlex.split(match[2]))
+    elif match := re.search(r"-m ([\w.]+)", command):
+        assert importlib.util.find_spec(match[1])
+    else:
+        assert os.path.isfile(os.path.join(ROOT, re.search(r"[\w/]+\.py", command)[0]))
+
+
+def test_commands_are_found_in_blocks_and_in_sentences():
+    text = "`python grpo.py` and\n```\npython train.py --steps 3   # short\npip install x\n```\n"
+    assert list(commands(text)) == ["python grpo.py", "python train.py --steps 3"]
+    assert len(all_commands()) > 40
 
 
 def test_the_worked_example_is_what_the_command_prints():
@@ -37,19 +60,50 @@ def test_the_worked_example_is_what_the_command_prints():
         [sys.executable, "-m", "tools.report", "assets/example", "1"],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONUTF8": "1"},
     )
     assert done.returncode == 0 and f"```\n{done.stdout.rstrip()}\n```" in README
 
 
-def test_every_file_of_the_project_is_a_chapter():
-    for name in os.listdir(ROOT):
-        if name.endswith(".py"):
-            assert f"({name})" in README or f"`{name}`" in README, name
-            with open(os.path.join(ROOT, name)) as f:
-                assert len(f.readlines()) <= 560, name
+def test_the_readme_names_every_chapter_and_every_room_and_is_short():
+    chapters = glob.glob("*.py", root_dir=ROOT)
+    rooms = [os.path.dirname(path) + "/" for path in glob.glob("*/__init__.py", root_dir=ROOT)]
+    assert len(chapters) >= 7 and len(rooms) >= 6
+    assert [name for name in [*chapters, *rooms] if f"`{name}`" not in README] == []
+    assert len(README.split()) <= 2000
+
+
+def test_the_readme_links_every_page():
+    linked = {file for file, _ in links("README.md")}
+    assert set(PAGES) - {"README.md"} <= linked
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_links_lead_somewhere(path):
+    for file, heading in links(path):
+        assert os.path.exists(os.path.join(ROOT, file)), f"{path}: {file}"
+        assert not heading or heading in heading_names(PAGES[file]), f"{path}: {file}#{heading}"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_files_that_are_named_exist(path):
+    """A page's own words for files, `runtime/folders.py`, rot when a file moves."""
+    for name in re.findall(r"`([\w/]+\.(?:py|html))`", PAGES[path]):
+        places = (ROOT, os.path.join(ROOT, "tests", "bench"))
+        assert any(os.path.isfile(os.path.join(place, name)) for place in places), name
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_make_knows_what_the_pages_ask_of_it(path):
+    with open(os.path.join(ROOT, "Makefile"), encoding="utf-8") as f:
+        targets = set(re.findall(r"^([\w-]+):", f.read(), re.MULTILINE))
+    asked = re.findall(r"(?:^|`)make ([\w-]+)", PAGES[path], re.MULTILINE)
+    assert set(asked) <= targets
 
 
 def test_every_picture_is_there_and_small():
-    for path in re.findall(r"\((assets/[^)]+)\)", README):
+    pictures = [file for path in PAGES for file, _ in links(path) if file.endswith(".png")]
+    assert pictures
+    for path in pictures:
         assert os.path.getsize(os.path.join(ROOT, path)) < 300_000, path

@@ -12,7 +12,7 @@ import torch
 
 import train
 from conftest import BASE, ROOT
-from docs_check import commands
+from docs_check import all_commands
 from grpo import sample_groups
 from model import encode_videos, group_logprobs, prefill
 from runtime import settings
@@ -249,13 +249,12 @@ def test_plan_refuses_what_the_run_would():
         train.parse_args(["--plan", "0"])
 
 
-README = list(commands(open(os.path.join(ROOT, "README.md"), encoding="utf-8").read()))
-
-
 @pytest.mark.parametrize(
-    "command", [c for c in README if "train.py" in c and re.search("nproc|--plan", c)], ids=str
+    "command",
+    [c for c in all_commands() if "train.py" in c and re.search("nproc|--plan", c)],
+    ids=str,
 )
-def test_commands_of_the_readme_share_their_prompts_evenly(command):
+def test_commands_of_the_pages_share_their_prompts_evenly(command):
     per_node, nodes = (
         int(re.search(rf"--{flag} (\d+)", command + f" --{flag} 1")[1])
         for flag in ("nproc-per-node", "nnodes")
