@@ -17,7 +17,7 @@ STAND_INS = 10  # examples tried for one prompt, before the data as a whole coun
 
 @lru_cache(maxsize=2)
 def order_of(n, seed, epoch):
-    """Each pass over the data has an order of its own, the same in every process and world size."""
+    """A permutation for each pass over the data, the same in every process and world size."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 

@@ -40,7 +40,7 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
     if args.method == "grpo":
         n, tokens, scored = sums["completions"], sums["tokens"], max(1.0, sums["scored_tokens"])
         line["reward"] = sums["reward"] / n
-        for name in sums:  # "reward/task/rule"; a task that this step had no prompt of has no mean
+        for name in sums:  # "reward/task/rule"; a task without a prompt in this step has no mean
             if name.startswith("reward/") and sums[count := f"count/{name.split('/')[1]}"]:
                 line[name] = sums[name] / sums[count]
         line |= {

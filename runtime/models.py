@@ -201,7 +201,7 @@ def check_tokens(model, tokenizer):
     """Raises ValueError unless config, generation_config.json and tokenizer mean the same tokens.
 
     Makes generation_config.eos_token_id a list of ints, <|im_end|> first: with it an answer ends.
-    Folders have a list there, one number or nothing; then the config's own is added.
+    Folders have a list there, one number or nothing; where nothing, the config's own is taken.
     """
     config, numbered = model.config, tokenizer.get_vocab()
     strangers = "and {} in the tokenizer is {}: they belong to different models".format

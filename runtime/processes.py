@@ -1,6 +1,7 @@
-"""processes.py: one run on many processes. torchrun starts the same program W times and tells each
-its rank through environment variables; what they have to agree upon goes through the functions
-here.
+"""processes.py: one run on many processes.
+
+torchrun starts the same program W times and tells each its rank through environment variables. What
+the processes have to agree upon goes through these functions.
 """
 
 import os

@@ -67,7 +67,7 @@ class Clock:
 
 
 class Run:
-    """The run's folder, opened and locked, or its newest checkpoint found and loaded (--resume).
+    """The run's folder, opened and locked. With --resume, its newest checkpoint is loaded.
 
     first: the step it begins with, counted from 0; done: how many steps it has by now.
     """
@@ -258,8 +258,8 @@ SAMPLER_LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.3)}
 
 
 def check_sampler(gaps, dtype, world):
-    """Stops a run whose sampler and scorer are two different distributions: it would train on
-    tokens that its own policy did not draw.
+    """Stops a run whose sampler and scorer are different distributions: it would train on tokens
+    that its policy did not draw.
 
     Args:    gaps (n,): |difference of the two log-probs| of this process's scored tokens of one
              step; every process calls this. dtype: what the policy computes in.

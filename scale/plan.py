@@ -154,7 +154,7 @@ def what_stays(s, args):
 
 
 def reading(s, args):
-    """Bytes of the vision tower's forward over all videos of a step at once.
+    """Bytes of the vision tower's forward, which reads all videos of a step at once.
 
     With --shard the root is gathered meanwhile (gathered_while_scoring).
     """
