@@ -3,8 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
-# The tests compare float32 numbers of one, two and four processes: they run on the CPU, and so do the processes that
-# they start. Before torch is imported. TEST_GPU=1 is for tests that are about a GPU.
+# The tests compare float32 numbers of one, two and four processes: they run on the CPU, and so do
+# the processes that they start. Set before torch is imported. TEST_GPU=1 is for tests of a GPU.
 if os.environ.get("TEST_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import sys

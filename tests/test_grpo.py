@@ -1,4 +1,4 @@
-"""The equations of grpo.py: by hand, by autograd, and the properties that a wrong version breaks."""
+"""The equations of grpo.py: by hand, by autograd, and by properties that a wrong one breaks."""
 
 import doctest
 import math
@@ -28,7 +28,7 @@ def loss_of(
     )
 
 
-# Advantages -----------------------------------------------------------------------------------------
+# Advantages ---------------------------------------------------------------------------------------
 
 
 def test_advantages_by_hand():
@@ -48,7 +48,7 @@ def test_advantages_of_each_group_sum_to_zero_and_ignore_shifts():
     assert torch.allclose(group_advantages(r), group_advantages(r + torch.arange(5)[:, None]))
 
 
-# KL -------------------------------------------------------------------------------------------------
+# KL -----------------------------------------------------------------------------------------------
 
 
 def test_kl_is_never_negative_and_zero_only_for_equal_log_probs():
@@ -57,14 +57,14 @@ def test_kl_is_never_negative_and_zero_only_for_equal_log_probs():
 
 
 def test_kl_is_unbiased():
-    """Σ p · k3 over the whole vocabulary is KL(p ‖ q) exactly; with Δ the wrong way round it is not."""
+    """Σ p · k3 over the whole vocabulary is KL(p ‖ q) exactly; with Δ turned round it is not."""
     p, q = torch.randn(2, 50).double().log_softmax(dim=1)
     exact = (p.exp() * (p - q)).sum()
     assert (p.exp() * kl_k3(p, q)).sum().item() == pytest.approx(exact.item(), rel=1e-12)
     assert (p.exp() * kl_k3(q, p)).sum().item() != pytest.approx(exact.item(), rel=1e-2)
 
 
-# Loss -----------------------------------------------------------------------------------------------
+# Loss ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("A, ratio, gradient_flows", [
@@ -209,11 +209,11 @@ def test_examples_in_docstrings():
     assert doctest.testmod(grpo).failed == 0
 
 
-# Sampling -------------------------------------------------------------------------------------------
+# Sampling -----------------------------------------------------------------------------------------
 
 
 def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
-    """2,000 first tokens against the softmax they were drawn from; a temperature or a top-k would show."""
+    """2,000 first tokens against the softmax they were drawn from; a top-k would show."""
     from annotations.readers import read_dataset
     from data import load_prompt
     from model import encode_videos, prefill

@@ -25,16 +25,7 @@ from scale.adapters import add_adapters
 sys.path.insert(0, os.path.join(ROOT, "tests", "bench"))
 from common import make_prompt, real_config  # noqa: E402
 
-TOY = [
-    "--task",
-    "grounding",
-    "--group-size",
-    "4",
-    "--max-new-tokens",
-    "32",
-    "--prompts-per-step",
-    "2",
-]
+TOY = "--task grounding --group-size 4 --max-new-tokens 32 --prompts-per-step 2".split()
 
 
 @pytest.fixture(scope="module")
@@ -218,14 +209,7 @@ def test_plan_of_7b_from_its_config_alone(folder_of_7b, capsys, flags, verdict):
 def test_plan_refuses_what_the_run_would():
     """Prompts that cannot be shared evenly, in the same words; sharding without processes."""
     uneven = ["--prompts-per-step", "3", "--group-size", "2"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
     run = subprocess.run(
         [*torchrun, "train.py", *uneven], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
