@@ -108,9 +108,8 @@ class Rules(TorchDispatchMode):
             Rules.tape.append((operation, args, kwargs, out))
         if not on_gpu:
             return out
-        same = {
-            id(x.host): x for x in ours
-        }  # an operation in place gives back the tensor it was given
+        # An operation in place gives back the tensor it was given.
+        same = {id(x.host): x for x in ours}
 
         def wrapped(x):
             if not isinstance(x, torch.Tensor):
@@ -127,9 +126,8 @@ class AboveTheDispatcher(TorchFunctionMode):
         kwargs = kwargs or {}
         to_gpu = "gpu" in str(kwargs.get("device"))
         if function is torch.Tensor.__setitem__ and args[0].device.type == "gpu":
-            if isinstance(args[2], (int, float)) and isinstance(
-                args[1], int
-            ):  # a host scalar, copied
+            # A host scalar, copied.
+            if isinstance(args[2], (int, float)) and isinstance(args[1], int):
                 args = (*args[:2], torch.tensor(args[2], dtype=args[0].dtype))
         if function is torch.tensor and to_gpu:
             return function(*args, **kwargs | {"device": "cpu"}).to("gpu")
@@ -140,7 +138,7 @@ class AboveTheDispatcher(TorchFunctionMode):
 
 
 class Graph:
-    """In the place of torch.cuda.CUDAGraph: the captured operations, run again in the same memory."""
+    """In the place of torch.cuda.CUDAGraph: the captured operations, run again."""
 
     def replay(self):
         for operation, args, kwargs, out in self.tape:
@@ -185,6 +183,6 @@ def installed(monkeypatch):
     monkeypatch.setattr(decoding, "can_record", lambda device: device.type == "gpu")
     monkeypatch.setattr(model_module, "causal_lower_right", lower_right)
     Rules.waits = 0
-    # In one thread: the modes are a thread's own, and checkpoint runs forwards in the backward pass.
+    # In one thread: the modes are a thread's own, and checkpoint runs forwards in backward.
     with torch.autograd.set_multithreading_enabled(False), Rules(), AboveTheDispatcher():
         yield Rules

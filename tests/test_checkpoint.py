@@ -66,10 +66,11 @@ def wait_for(path, job):
 def unstopped(charades, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("run") / "unstopped")
     run(charades, out)
+    # --keep 2
     assert sorted(os.listdir(os.path.join(out, "checkpoints"))) == [
         "step-000004",
         "step-000006",
-    ]  # --keep 2
+    ]
     return out
 
 

@@ -96,9 +96,8 @@ def test_the_real_clip(shared):
     frames = read_frames(os.path.join(shared, "videos", "OHOFG.mp4"), VideoBudget())
     assert frames.original_size == (360, 640) and frames.duration == pytest.approx(35.1, abs=0.1)
     assert frames.pixels.shape[0] == 72 and frames.spacing == 0.5
-    assert (
-        np.abs(frames.times[:70] - np.arange(70) / 2).max() < 0.11
-    )  # one frame of this clip lasts 0.105 s
+    # One frame of this clip lasts 0.105 s.
+    assert np.abs(frames.times[:70] - np.arange(70) / 2).max() < 0.11
     h, w = frames.pixels.shape[1:3]
     assert 36 * h * w <= 3584 * 28 * 28
 
@@ -214,9 +213,8 @@ def test_a_folder_gives_eight_frames_from_first_to_last(tmp_path):
         4.2,
         4.9,
     ]) and frames.spacing == pytest.approx(0.7)
-    part = read_frames(
-        str(tmp_path), TOY_BUDGET, (1.0, 3.0)
-    )  # the frames of seconds 1 to 3: 10 to 30
+    # The frames of seconds 1 to 3: 10 to 30
+    part = read_frames(str(tmp_path), TOY_BUDGET, (1.0, 3.0))
     assert part.pixels[:, 0, 0, 0].tolist() == [
         5 * k for k in (10, 13, 16, 19, 21, 24, 27, 30)
     ] and part.duration == pytest.approx(2.1)
@@ -241,9 +239,8 @@ def test_a_span_is_the_part_of_the_file(tmp_path):
     assert [round(float(p.float().mean()) / 2) for p in frames.pixels] == pytest.approx(
         [40, 45, 50, 55, 60, 65], abs=2
     )
-    odd = read_frames(
-        path, TOY_BUDGET, (4.0, 6.45)
-    )  # five moments and a sixth, which is past the end: its last frame once more
+    # Five moments and a sixth, which is past the end: its last frame once more.
+    odd = read_frames(path, TOY_BUDGET, (4.0, 6.45))
     assert round(float(odd.pixels[-1].float().mean()) / 2) in (64, 65) and odd.times.max() < 2.45
     with pytest.raises(BadInput, match="is not in it"):
         read_frames(path, TOY_BUDGET, (20.0, 30.0))

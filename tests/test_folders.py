@@ -221,18 +221,16 @@ def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades,
         ("tools.merge", f"{run}/policy", f"{home}/new"): 0,
         ("tools.paper", "--out", f"{home}/table"): 2,
     }
-    assert {
-        command: ended[command] for command in wanted
-    } == wanted  # what may be done is still done
+    # What may be done is still done.
+    assert {command: ended[command] for command in wanted} == wanted
     assert [ended[c] for c in commands if c[0] == "train.py" and c not in commands[:4]] == [2] * 15
 
 
 def test_overwrite_removes_a_run_by_name_and_says_what_it_does_not(run, charades):
     assert "settings.json" in os.listdir(run)
     status, said = call("train.py", *flags_of(run, charades), "--overwrite", "--seed", 1)
-    assert status == 0 and not os.path.exists(run / "eval-charades"), (
-        said
-    )  # the evaluation was that of the run before
+    # The evaluation was that of the run before.
+    assert status == 0 and not os.path.exists(run / "eval-charades"), said
     plant(run, "notes.txt")
     before = sorted(os.listdir(run))
     status, said = call("train.py", *flags_of(run, charades), "--overwrite")
@@ -407,7 +405,7 @@ def test_a_lock_of_another_machine_is_not_taken_over_and_one_of_a_reused_number_
         assert os.listdir(tmp_path) == []
     with pytest.raises(ZeroDivisionError), folders.locks_released():
         folders.take(str(tmp_path))
-        1 / 0
+        raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
 
 
@@ -545,10 +543,8 @@ def test_a_full_disk_while_logging(run, charades):
     status, said = call("train.py", *flags_of(run, charades), "--resume")
     assert status == 0 and (run / "policy" / "adapter_model.safetensors").is_file(), said
     for name in ("metrics.jsonl", "rollouts.jsonl"):
-        assert (
-            f"{name} could not be written (OSError: [Errno 28] No space left on device); the run goes on"
-            in said
-        )
+        why = "OSError: [Errno 28] No space left on device"
+        assert f"{name} could not be written ({why}); the run goes on" in said
 
 
 def test_a_picture_that_cannot_be_drawn(run, charades):
@@ -571,9 +567,8 @@ def test_a_picture_that_cannot_be_drawn(run, charades):
 
 
 def small_files():
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (8_000, 8_000)
-    )  # bytes of a file: settings fit, weights do not
+    # Bytes of a file: settings fit, weights do not.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 
 
 def test_when_nothing_can_be_saved_all_reasons_are_given(charades, tmp_path):
@@ -794,9 +789,8 @@ def test_damaged_files_are_named_and_are_no_traceback(name, damage, run, charade
     }
     heard = ""
     for reader in FILES[name].split():
-        status, said = call(
-            *commands[reader]
-        )  # any exception but a program's own end would be raised here
+        # Any exception but a program's own end would be raised here.
+        status, said = call(*commands[reader])
         assert status in (0, 2) and "Traceback" not in said, said
         if status == 2:
             assert (

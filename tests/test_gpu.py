@@ -184,9 +184,8 @@ def test_scoring_does_not_wait(batch, gpu):
         completions = torch.randint(20, 200, (3, 7)).to("gpu")
         before = gpu.waits
         group_logprobs(model, batch[1][0], features[0], completions)
-    assert (
-        gpu.waits - before <= 5 + model.config.text_config.num_hidden_layers
-    )  # a mask per layer stands in for CausalBias
+    # A mask per layer stands in for CausalBias.
+    assert gpu.waits - before <= 5 + model.config.text_config.num_hidden_layers
 
 
 # Whole steps -------------------------------------------------------------------------------------
@@ -333,7 +332,7 @@ def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatc
 
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 def test_sharded_in_bfloat16(method, charades, tmp_path):
-    """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree; there are gradients."""
+    """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree."""
     flags = [
         "--method",
         method,

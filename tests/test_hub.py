@@ -235,9 +235,9 @@ def text(file, content):
     return damage
 
 
-def cut(share):
+def cut(share, file=PART):
     def damage(folder):
-        path = os.path.join(folder, PART)
+        path = os.path.join(folder, file)
         os.truncate(path, int(os.path.getsize(path) * share))
 
     return damage
@@ -432,7 +432,7 @@ ADAPTERS = {
     "adapter_config.json cut": (text("adapter_config.json", "{"), "adapter_config.json is damaged"),
     "no numbers": (without("adapter_model.safetensors"), "cannot be loaded"),
     "half the numbers":
-        (lambda a: os.truncate(os.path.join(a, "adapter_model.safetensors"), 5000), "cannot be loaded"),
+        (cut(0.5, "adapter_model.safetensors"), "cannot be loaded"),
     "NaN": (not_a_number, "not finite"),
 }  # fmt: skip
 

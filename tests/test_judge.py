@@ -97,12 +97,10 @@ def test_log_odds_are_those_of_the_softmax(folder):
 def test_judge_takes_the_place_of_the_embedded_one(folder, monkeypatch):
     monkeypatch.setattr(rewards, "judge", judge.load_judge(folder, "cpu"))
     events = ["a red circle moves up", "a blue square moves up"]
-    assert (
-        rewards.caption_recall("<answer>nothing.</answer>", events, False) == 0.5
-    )  # the embedded judge says 0
-    assert (
-        rewards.caption_recall("<answer></answer>", events, False) == 0.0
-    )  # who says nothing has told of nothing
+    # The embedded judge says 0
+    assert rewards.caption_recall("<answer>nothing.</answer>", events, False) == 0.5
+    # Who says nothing has told of nothing.
+    assert rewards.caption_recall("<answer></answer>", events, False) == 0.0
 
 
 def test_eval_and_train_ask_it(folder, tmp_path):
@@ -150,8 +148,8 @@ from transformers import Qwen2Config as C, Qwen2ForCausalLM as M
 
 ASK = """
 import sys
-from data import BadInput
-from judge import load_judge
+from annotations.judge import load_judge
+from runtime.errors import BadInput
 try:
     load_judge(sys.argv[1], "cpu")
 except BadInput as e:
@@ -161,7 +159,7 @@ except BadInput as e:
 
 @pytest.mark.parametrize("model_type, where, works", [
     ("never_heard_of", "config.json", False), ("never_heard_of", "both", False),
-    ("qwen2", "both", True),  # transformers has classes of its own for it, and the code is not needed
+    ("qwen2", "both", True),  # transformers has its own classes for it
 ])  # fmt: skip
 def test_code_in_a_judge_s_folder_is_never_run_and_nobody_is_asked(
     folder, tmp_path, model_type, where, works

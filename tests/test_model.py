@@ -95,6 +95,7 @@ def test_positions_of_two_videos_and_fractional_seconds():
         [0.7, 3.0],
         config_with(2),
     )
+    # floor(0, 1.4, 2.8) + 1 | 4 | floor(0, 6) + 5 | 12
     assert got[0].tolist() == [
         0,
         1,
@@ -104,7 +105,7 @@ def test_positions_of_two_videos_and_fractional_seconds():
         5,
         11,
         12,
-    ]  # floor(0, 1.4, 2.8) + 1 | 4 | floor(0, 6) + 5 | 12
+    ]
 
 
 def test_positions_notice_a_lost_video():

@@ -140,11 +140,12 @@ def test_kv_cache_is_what_is_sampled_with(base):
     held = lambda by_layer: sum(x.nbytes for pair in by_layer.values() for x in pair)
     assert of_prompts == listed == held(cache.prompt) and own == held(cache.own)
     assert moving["sampling: KV cache"] >= max(2 * of_prompts, of_prompts + own)
+    # Such prompts can be sampled from.
     assert sample_groups(model, prompts, features, 4, 2, [1])[0].shape == (
         2,
         4,
         2,
-    )  # such prompts can be sampled from
+    )
 
 
 def test_offloaded_weights_are_in_the_cpu_memory(folder_of_7b, capsys):

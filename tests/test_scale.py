@@ -228,7 +228,7 @@ def test_merged_folder_loads_in_plain_transformers(charades, tmp_path):
 
 
 def test_master_copies_learn_what_bfloat16_cannot():
-    """200 steps of 1e-5 from 1.0: bfloat16 rounds each of them away; the master copy adds them up."""
+    """200 steps of 1e-5 from 1.0: bfloat16 rounds each away; the master copy adds them up."""
     policy = torch.nn.Linear(4, 1, bias=False).to(torch.bfloat16)
     torch.nn.init.ones_(policy.weight)
     plain = torch.nn.Parameter(torch.ones(1, 4))

@@ -123,7 +123,7 @@ KINDS += ("other file", "zero size", "audio only", "one frame")
 
 
 def fuzz_videos(count, seed):
-    """One pass of training over `count` damaged clips and 20 times as many questions about others."""
+    """One pass of training over `count` damaged clips and 20 times as many good questions."""
     from toy import world
 
     rng, home = random.Random(seed), tempfile.mkdtemp()

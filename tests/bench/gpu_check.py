@@ -11,8 +11,8 @@ paste into the docs, with the device's name. Exit status 1 if anything failed.
     kernels      which attention kernels ran, for prompt, completions and vision
     flash-attn   its log-probs against PyTorch's attention, where the package is installed
     toy step     one GRPO step of the toy base: completions, rewards and gradient norm of the CPU's
-    3b, 7b       a step of random weights, adapters of rank 64, recomputed, the paper's video budget:
-                 seconds by phase, decoding against the memory's bandwidth, peak memory beside --plan
+    3b, 7b       a step of random weights, rank 64, recomputed, the paper's video budget:
+                 seconds by phase, decoding against the bandwidth, peak memory beside --plan
     sharded      a run on all GPUs (FSDP2) against the same run on one process
     resume       a run killed with SIGKILL and resumed against one that was not
 """

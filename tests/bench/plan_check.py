@@ -34,7 +34,8 @@ from runtime.optimizer import MasterAdamW
 from runtime.processes import start_processes
 from scale import plan
 from scale.adapters import add_adapters, reference_policy
-from scale.sharding import gathered, recompute_activations, shard
+from scale.decoding import gathered
+from scale.sharding import recompute_activations, shard
 
 P, G, C, PROMPTS = 1500, 8, 128, 2  # PROMPTS: of each process
 PHASES = ("reading", "sampling", "scoring", "optimizer")  # the first words of the plan's lines

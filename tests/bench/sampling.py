@@ -91,9 +91,8 @@ def weights_once(model):
     big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     copy = by_turns({"copy": lambda: big.clone()}, 5, "cuda")["copy"]
     weights = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
-    return sum(w.numel() * w.element_size() for w in weights) / (
-        2 * 2**30 / copy
-    )  # a copy reads and writes
+    # A copy reads and writes.
+    return sum(w.numel() * w.element_size() for w in weights) / (2 * 2**30 / copy)
 
 
 if __name__ == "__main__":
