@@ -183,9 +183,8 @@ def test_scoring_does_not_wait(batch, gpu):
         completions = torch.randint(20, 200, (3, 7)).to("gpu")
         before = gpu.waits
         group_logprobs(model, batch[1][0], features[0], completions)
-    assert (
-        gpu.waits - before <= 5 + model.config.text_config.num_hidden_layers
-    )  # a mask per layer stands in for CausalBias
+    # A mask per layer stands in for CausalBias.
+    assert gpu.waits - before <= 5 + model.config.text_config.num_hidden_layers
 
 
 # Whole steps -------------------------------------------------------------------------------------
@@ -201,13 +200,14 @@ VARIANTS = {
 
 
 def one_step(device, dtype, flags, batch):
-    """One step of train.py. Returns {parameter: its float32 value after it}, gradient norm, texts, gaps."""
+    """One step of train.py.
+
+    Returns {parameter: its float32 value after it}, gradient norm, texts, gaps.
+    """
     args = train.parse_args([
         *SMALL,
-        "--device",
-        "cpu",
-        "--dtype",
-        str(dtype).removeprefix("torch."),
+        *("--device", "cpu"),
+        *("--dtype", str(dtype).removeprefix("torch.")),
         *flags,
     ])
     policy, tokenizer, reference = load_models(args, "cpu")
@@ -236,8 +236,9 @@ def one_step(device, dtype, flags, batch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_whole_step_is_the_cpus(variant, dtype, batch, monkeypatch):
-    """Adam's first step moves every weight by about lr whatever its gradient's size, so weights are compared
-    where the gradient is not rounding alone; the norm of all gradients is compared as it is."""
+    """Adam's first step moves every weight by about lr whatever its gradient's size, so weights are
+    compared where the gradient is not rounding alone; the norm of all gradients is compared as it
+    is."""
     steps = [one_step("cpu", dtype, VARIANTS[variant], batch)]
     with installed(monkeypatch):
         steps.append(one_step("gpu", dtype, VARIANTS[variant], batch))
@@ -320,37 +321,18 @@ def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatc
 
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 def test_sharded_in_bfloat16(method, charades, tmp_path):
-    """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree, and gradients are there."""
+    """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree."""
     flags = [
         "--method",
         method,
-        "--shard",
-        "--dtype",
-        "bfloat16",
-        "--prompts-per-step",
-        "2",
-        "--group-size",
-        "4",
+        *"--shard --dtype bfloat16 --prompts-per-step 2 --group-size 4".split(),
     ]
     flags += [
-        "--max-new-tokens",
-        "32",
-        "--steps",
-        "1",
-        "--quiet",
-        "--data",
-        charades,
-        "--out",
-        tmp_path / "run",
+        *"--max-new-tokens 32 --steps 1 --quiet".split(),
+        *("--data", charades),
+        *("--out", tmp_path / "run"),
     ]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    launcher = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
     done = subprocess.run(
         [*launcher, "train.py", *map(str, flags)], cwd=ROOT, capture_output=True, text=True
     )
