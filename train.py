@@ -27,15 +27,12 @@ import os
 import sys
 from functools import partial
 
-# Before torch is imported: its CPU threads otherwise spin while they wait, and on a machine that
-# does anything else at the same time a decoding step took 40 times as long (0.24 → 9 s for 30
-# tokens here).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
 
+# isort: split
 import torch
 
-import rewards
-from annotations.judge import load_judge
+from annotations.judge import install_judge
 from annotations.readers import find_data, read_dataset
 from data import VideoBudget
 from grpo import grpo_step, video_features
@@ -131,7 +128,7 @@ def train(settings):
     budget = VideoBudget.of_model(settings.model, **vars(settings))
     optimizer = MasterAdamW(policy, settings.lr, settings.offload)
     if settings.judge:
-        rewards.judge = load_judge(settings.judge, device)
+        install_judge(settings.judge, device)
     model_name = "toy base" if os.path.abspath(settings.model) == TOY_MODEL else settings.model
     about = {
         "steps": steps,

@@ -1,4 +1,4 @@
-"""python -m annotations DATASET FILE …: how many examples an annotation file holds, and the first."""
+"""python -m annotations DATASET FILE …: how many examples they hold, and the first."""
 
 import argparse
 import os
@@ -15,12 +15,12 @@ def main():
     dataset = DATASETS[args.dataset]
     for path in args.files:
         home = os.path.dirname(path.rstrip("/"))
-        home = home.removesuffix("json") if args.dataset == "mvbench" else home
+        if args.dataset == "mvbench":  # its files are in json/, beside the folder of videos
+            home = home.removesuffix("json")
         examples = dataset.reader(path, os.path.join(home, dataset.videos))
-        about = len({e.video for e in examples})
-        print(
-            f"{path}: {len(examples):,} examples about {about:,} videos; the first:\n  {examples[0]}"
-        )
+        videos = len({e.video for e in examples})
+        print(f"{path}: {len(examples):,} examples about {videos:,} videos; the first:")
+        print(f"  {examples[0]}")
 
 
 if __name__ == "__main__":

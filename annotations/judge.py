@@ -1,15 +1,15 @@
 """judge.py: a language model that decides whether a caption tells of an event, for `--judge MODEL`.
 
-The judge built into rewards.py counts content words: it is exact, free, and blind to synonyms ("a kid" for
-"a child") and to negation ("does not move"). Any local Hugging Face language model can take its place. It is
-asked a yes-or-no question and never generates: what counts is which of the two words it finds likelier as
-the next token,
+The judge built into rewards.py counts content words: it is exact, free, and blind to synonyms
+("a kid" for "a child") and to negation ("does not move"). Any local Hugging Face language model can
+take its place. It is asked a yes-or-no question and never generates: what counts is which of the
+two words it finds likelier as the next token,
 
     log-odds = log Σ p(ways to write yes) − log Σ p(ways to write no)  > 0.
 
-That needs one forward pass a question, and there is no text to parse. It can be fooled, though, as every
-learned reward can: a policy trained long enough finds captions that please it. Read some of the run's, in
-its rollouts.jsonl.
+That needs one forward pass per question, and there is no text to parse. It can be fooled, though,
+as every learned reward can: a policy trained long enough finds captions that please it. Read some
+of the run's, in its rollouts.jsonl.
 """
 
 import functools
@@ -17,10 +17,15 @@ import functools
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import rewards
 from runtime.errors import BadInput
 from runtime.models import finite, first_few, one_sentence
 
-QUESTION = "A caption of a video says:\n{caption}\n\nDoes it follow from this caption that this happens in the video: {event}?\nAnswer with one word, yes or no."
+QUESTION = (
+    "A caption of a video says:\n{caption}\n\n"
+    "Does it follow from this caption that this happens in the video: {event}?\n"
+    "Answer with one word, yes or no."
+)
 
 
 def token_ids(tokenizer, word):
@@ -59,8 +64,9 @@ def log_odds(model, tokenizer, caption, event):
 def load_judge(name, device):
     """The judge as a function (caption, event) → bool, to be put in the place of `rewards.judge`.
 
-    name: a local folder or hub name of a causal language model; code that lies in it is never run. Raises
-    BadInput if it is none, if its files are damaged, or if its tokenizer begins yes and no alike.
+    name: a local folder or hub name of a causal language model; code that lies in it is never run.
+    Raises BadInput if it is none, if its files are damaged, or if its tokenizer begins yes and no
+    alike.
     """
     with one_sentence(f"--judge {name} is not a language model that transformers can load"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -85,3 +91,8 @@ def load_judge(name, device):
         return bool(caption.strip()) and log_odds(model, tokenizer, caption[:4000], event) > 0
 
     return judge
+
+
+def install_judge(name, device):
+    """Lets a language model decide from here on, in every caption reward and metric."""
+    rewards.judge = load_judge(name, device)

@@ -1,19 +1,19 @@
 """readers.py: the files that data sets come as → Examples.
 
-Each reader takes one annotation file (or folder, for GOT-10k) and the folder of its videos, and gives a
-list of Examples, in the file's order. What it cannot use it reports in one sentence, with file and line,
-and leaves out; a file in which nothing can be used is an error.
+Each reader takes one annotation file (or folder, for GOT-10k) and the folder of its videos, and
+gives a list of Examples, in the file's order. It leaves out every entry that it cannot use and
+reports it in one sentence, with file and line. A file without any usable entry is an error.
 
-    data set           reader               file                                     videos
-    Charades-STA       read_charades        charades_sta_train.txt, or the JSON      videos/3MSZA.mp4
-    ActivityNet        read_charades        test.json                                videos/v_uqiMw7tQ1Cc.mp4
-    GOT-10k            read_got10k          val/ (list.txt), or the 8-box JSON       val/GOT-10k_Val_000010/00000001.jpg
-    NExT-GQA           read_nextgqa         nextgqa_val.json                         videos/1101/2574374895.mp4
-    VidTAB quality     read_quality         quality_test.json                        videos/0012.mp4
-    captions           read_captions        captions_train.json (our own form)       videos/…
-    Video-MME          read_videomme        test-00000-of-00001.parquet, or JSON     videos/fFjv93ACGo8.mp4
-    MVBench            read_mvbench         json/action_sequence.json, 20 of them    video/star/Charades_v1_480/…
-    Perception Test    read_perceptiontest  mc_question_valid.json                   videos/video_8241.mp4
+    data set        read_…          file                              videos
+    Charades-STA    charades        charades_sta_train.txt, or JSON   videos/3MSZA.mp4
+    ActivityNet     charades        test.json                         videos/v_uqiMw7tQ1Cc.mp4
+    GOT-10k         got10k          val/ (list.txt), or 8-box JSON    val/GOT-10k_Val_000010/….jpg
+    NExT-GQA        nextgqa         nextgqa_val.json                  videos/1101/2574374895.mp4
+    VidTAB quality  quality         quality_test.json                 videos/0012.mp4
+    captions        captions        captions_train.json (our own)     videos/…
+    Video-MME       videomme        test-….parquet, or JSON           videos/fFjv93ACGo8.mp4
+    MVBench         mvbench         json/action_sequence.json, …      video/star/Charades_v1_480/…
+    Perception Test perceptiontest  mc_question_valid.json            videos/video_8241.mp4
 
     python -m annotations charades FILE …    # how many examples, and the first one
 
@@ -32,7 +32,7 @@ from data import TRACKED, Example, uniform_indices
 from runtime.errors import BadInput
 
 # ------------------------------------------------------------------------------------------------
-# Reading files with a sense of place
+# Reading files with line numbers
 # ------------------------------------------------------------------------------------------------
 
 
@@ -51,10 +51,10 @@ def read_text(path):
 
 
 def json_entries(path):
-    """The top-level entries of a JSON list or dictionary as [(line number, key, value)]; a list's keys are 0, 1, …
+    """The top-level entries of a JSON list or dictionary, as [(line number, key, value)].
 
-    json.loads would forget where an entry stood, and an error that names no line helps nobody in a file of
-    ten thousand questions.
+    The keys of a list are 0, 1, …. json.loads would forget where an entry stands, and an error
+    without a line helps nobody in a file of ten thousand questions.
     """
     text, decoder, space = read_text(path), json.JSONDecoder(), re.compile(r"[\s,]*")
     at = space.match(text).end()
@@ -63,7 +63,12 @@ def json_entries(path):
         raise BadInput(f"{path} is not JSON: it begins with {text[:20]!r}")
     line, counted, at = 1, 0, at + 1
     try:
-        while (at := space.match(text, at).end()) == len(text) or text[at] not in "]}":
+        while True:
+            at = space.match(text, at).end()
+            if at == len(text):
+                raise ValueError("the closing bracket is missing")
+            if text[at] in "]}":
+                return entries
             line, counted, key = line + text.count("\n", counted, at), at, len(entries)
             if opening == "{":
                 key, at = decoder.raw_decode(text, at)
@@ -72,20 +77,27 @@ def json_entries(path):
             entries.append((line, key, value))
     except (ValueError, AttributeError, RecursionError) as e:
         # ValueError: no JSON, or a number of thousands of digits; RecursionError: nested too deep
+        line = text.count("\n", 0, at) + 1
         raise BadInput(
-            f"{path}, line {text.count(chr(10), 0, at) + 1}: broken JSON after {len(entries)} entries; download the file again"
+            f"{path}, line {line}: broken JSON after {len(entries)} entries; download the file"
+            " again"
         ) from e
-    return entries
 
 
-# What reading an entry of another form ends in.
+# What a reader raises when an entry has another form.
 UNUSABLE = (
-    KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError
-)  # fmt: skip
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+)
 
 
 def each_usable(rows, make):
-    """Of an entry with several questions: `make(row)` of each, or a Malformed in the place of one that cannot be used."""
+    """For an entry with several questions: `make(row)` of each, or a Malformed in its place."""
     made = []
     for k, row in enumerate(rows):
         try:
@@ -98,9 +110,12 @@ def each_usable(rows, make):
 
 
 def collect(path, entries, make, report, form):
-    """All Examples that `make(key, value)` yields over the entries; what raises, or is Malformed, is reported and left out.
+    """The Examples of all entries that can be used; the others are reported.
 
-    form: what an entry looks like, for the error if none is usable.
+    Args:    entries: [(line, key, value)]; make(key, value) gives a list of Examples, with a
+             Malformed in place of one that cannot be used, or raises; form: what an entry looks
+             like, for the errors.
+    Raises BadInput if no entry is usable.
     """
     examples = []
     for line, key, value in entries:
@@ -134,9 +149,10 @@ def whole_text(made):
 
 
 def video_path(folder, name):
-    """`name` inside `folder`, with the extension that exists there; .mp4 where none does (an error later names it).
+    """`name` inside `folder`, with the extension that exists there.
 
-    Names come from downloaded files and become paths: nothing that could lead out of the folder is taken.
+    Where none exists it is .mp4: an error names that file later. Names come from downloaded files
+    and become paths, so a name that could lead out of the folder is refused.
     """
     name = str(name)
     if not re.fullmatch(r"[\w-][\w.() -]*(/[\w-][\w.() -]*)*", name):
@@ -190,20 +206,21 @@ def bare_options(options):
 def read_charades(path, videos, report=print):
     """Charades-STA annotations, in either of the two forms in circulation.
 
-    The original text file, one query a line, times in seconds:
+    The original text file, one query per line, times in seconds:
 
         3MSZA 24.3 30.4##person turn a light on.
 
     and the JSON dictionary, which ActivityNet Captions uses too:
 
-        {"3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4]], "sentences": ["person turn a light on."]}}
+        {"3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4]],
+                   "sentences": ["person turn a light on."]}}
 
     Args:    path of the file; videos: the folder of the clips; report: called with one sentence for
              every malformed entry, which is then skipped.
     Returns: list of Example. Raises BadInput if the file is missing or holds no valid entry.
 
-    End times may exceed the clip (30.0 in a clip of 29.46 s): annotators worked in whole steps. They
-    are kept as they are, as everyone who reports scores on this data does.
+    End times may exceed the clip (30.0 in a clip of 29.46 s): annotators worked in whole steps.
+    They are kept as they are, as everyone who reports scores on this data does.
     """
     counts = {}
 
@@ -225,23 +242,12 @@ def read_charades(path, videos, report=print):
 
     text = read_text(path)
     if text.lstrip().startswith("{"):
-        return collect(
-            path,
-            json_entries(path),
-            of_json,
-            report,
-            "equally many 'timestamps' [start, end] and 'sentences'",
-        )
-    lines = [
-        (number, None, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()
-    ]
-    return collect(
-        path,
-        lines,
-        of_line,
-        report,
-        "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on.",
-    )
+        form = "equally many 'timestamps' [start, end] and 'sentences'"
+        return collect(path, json_entries(path), of_json, report, form)
+    lines = enumerate(text.splitlines(), 1)
+    entries = [(number, None, line) for number, line in lines if line.strip()]
+    form = "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on."
+    return collect(path, entries, of_line, report, form)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -250,100 +256,93 @@ def read_charades(path, videos, report=print):
 
 
 def read_got10k(path, videos, report=print):
-    """GOT-10k, as the raw folders of its authors or as the JSON with eight boxes that VideoChat-R1 published.
+    """GOT-10k, as its authors' raw folders or as the JSON that VideoChat-R1 published.
 
-    Raw: `path` is a split's folder. It holds list.txt with a sequence's name a line, and for each a folder of
-    frames 00000001.jpg …, groundtruth.txt (a line a frame: x, y, width, height in pixels), absence.label (a
-    line a frame: 1 where the object cannot be seen) and meta_info.ini (object_class, resolution).
+    Raw: `path` is the folder of a split. It holds list.txt with one sequence name per line, and for
+    each sequence a folder of frames 00000001.jpg …, groundtruth.txt (one line per frame: x, y,
+    width, height in pixels), absence.label (one line per frame: 1 where the object cannot be seen)
+    and meta_info.ini (object_class, resolution).
 
-    JSON: [{"path": "GOT-10k/val/GOT-10k_Val_000010", "object": "sloth", "gt": [[x0, y0, x1, y1], … 8]}], boxes
-    normalised to the frame, at eight frames spaced uniformly.
+    JSON: [{"path": "GOT-10k/val/GOT-10k_Val_000010", "object": "sloth",
+            "gt": [[x0, y0, x1, y1], … 8]}]
+    with boxes normalised to the frame, at eight frames spaced uniformly.
 
-    Either way an Example's answer is eight boxes (x0, y0, x1, y1) in [0, 1], its question the object's name and
-    its video the folder of frames. A raw sequence whose object is absent at one of the eight frames is left out, and
-    one whose frames, boxes and absence labels are not equally many: later pairs of them would be wrong.
+    Either way an Example's answer is eight boxes (x0, y0, x1, y1) in [0, 1], its question the
+    object's name and its video the folder of frames. A raw sequence is left out if its object is
+    absent at one of the eight frames, or if the numbers of frames, boxes and absence labels differ:
+    they would be paired wrongly.
     """
+    if os.path.isdir(path):
+        listed = os.path.join(path, "list.txt")
+        names = read_text(listed).splitlines()
+        lines = [(number, None, name) for number, name in enumerate(names, 1) if name.strip()]
+        form = "a folder with frames, groundtruth.txt, absence.label and meta_info.ini"
+        return collect(listed, lines, lambda _, name: [raw_sequence(path, name)], report, form)
 
-    def boxes_in_frame(boxes):
-        boxes = [tuple(float(v) for v in box) for box in boxes]
-        if len(boxes) != TRACKED or any(len(box) != 4 for box in boxes):
-            raise Malformed(f"{len(boxes)} boxes instead of {TRACKED} of 4 numbers")
-        boxes = [tuple(min(1.0, max(0.0, v)) for v in box) for box in boxes]
-        if any(x1 <= x0 or y1 <= y0 for x0, y0, x1, y1 in boxes):
-            raise Malformed("a box has no area inside the frame")
-        return boxes
-
-    def of_json(_, entry):
+    def make(_, entry):
         name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])  # published with its authors' paths
         folder = video_path(videos, name).removesuffix(".mp4")
-        return [
-            Example(
-                os.path.basename(name),
-                "tracking",
-                folder,
-                sentence(entry["object"]),
-                boxes_in_frame(entry["gt"]),
-            )
-        ]
+        boxes = boxes_in_frame(entry["gt"])
+        return [tracking_example(os.path.basename(name), folder, entry["object"], boxes)]
 
-    def of_folder(_, name):
-        folder = video_path(path, name.strip()).removesuffix(".mp4")
-        meta = configparser.ConfigParser(interpolation=None, strict=False)
-        meta.read(os.path.join(folder, "meta_info.ini"), encoding="utf-8")
-        if "METAINFO" not in meta:
-            raise Malformed(f"{folder} has no meta_info.ini")
-        info = meta["METAINFO"]
-        width, height = (float(v) for v in re.findall(r"\d+", info["resolution"]))
-        with open(os.path.join(folder, "groundtruth.txt"), encoding="utf-8") as f:
-            boxes = [[float(v) for v in line.split(",")] for line in f if line.strip()]
-        with open(os.path.join(folder, "absence.label"), encoding="utf-8") as f:
-            absent = [int(line) for line in f if line.strip()]
-        frames = sum(
-            re.fullmatch(r"\d+\.jpg", name.lower()) is not None for name in os.listdir(folder)
+    form = "'path', 'object' and 'gt' with 8 boxes"
+    return collect(path, json_entries(path), make, report, form)
+
+
+def tracking_example(name, folder, thing, boxes):
+    return Example(name, "tracking", folder, sentence(thing), boxes)
+
+
+def boxes_in_frame(boxes):
+    """Eight normalised boxes, cut to the frame. Raises Malformed if there are not eight."""
+    boxes = [tuple(float(v) for v in box) for box in boxes]
+    if len(boxes) != TRACKED or any(len(box) != 4 for box in boxes):
+        raise Malformed(f"{len(boxes)} boxes instead of {TRACKED} of 4 numbers")
+    boxes = [tuple(min(1.0, max(0.0, v)) for v in box) for box in boxes]
+    if any(x1 <= x0 or y1 <= y0 for x0, y0, x1, y1 in boxes):
+        raise Malformed("a box has no area inside the frame")
+    return boxes
+
+
+def raw_sequence(split, name):
+    """The Example of one raw sequence. Raises Malformed if its files are not complete."""
+    name = name.strip()
+    folder = video_path(split, name).removesuffix(".mp4")
+    try:
+        thing, width, height, pixel_boxes, absent = read_sequence_files(folder)
+        frames = sum(bool(re.fullmatch(r"\d+\.jpg", f.lower())) for f in os.listdir(folder))
+    except OSError as e:
+        raise Malformed(f"{e.filename} cannot be read ({e.strerror})") from e
+    except configparser.Error as e:
+        raise Malformed(f"meta_info.ini: {' '.join(str(e).split())}") from e
+    if not frames == len(pixel_boxes) == len(absent):
+        raise Malformed(
+            f"{folder} holds {frames} frames, {len(pixel_boxes)} boxes and {len(absent)} absence"
+            " labels: unpack it again"
         )
-        if not frames == len(boxes) == len(absent):
-            raise Malformed(
-                f"{folder} holds {frames} frames, {len(boxes)} boxes and {len(absent)} absence labels: unpack it again"
-            )
-        chosen = uniform_indices(len(boxes))
-        if any(absent[i] for i in chosen):
-            raise Malformed("the object is out of sight at one of the eight frames")
-        normalised = [
-            (x / width, y / height, (x + w) / width, (y + h) / height)
-            for x, y, w, h in (boxes[i] for i in chosen)
-        ]
-        return [
-            Example(
-                name.strip(),
-                "tracking",
-                folder,
-                sentence(info["object_class"]),
-                boxes_in_frame(normalised),
-            )
-        ]
+    chosen = uniform_indices(len(pixel_boxes))
+    if any(absent[i] for i in chosen):
+        raise Malformed("the object is out of sight at one of the eight frames")
+    boxes = [
+        (x / width, y / height, (x + w) / width, (y + h) / height)
+        for x, y, w, h in (pixel_boxes[i] for i in chosen)
+    ]
+    return tracking_example(name, folder, thing, boxes_in_frame(boxes))
 
-    if os.path.isdir(path):
-        names = read_text(os.path.join(path, "list.txt")).splitlines()
-        lines = [(number, None, name) for number, name in enumerate(names, 1) if name.strip()]
 
-        def of_folder_or_malformed(key, name):
-            try:
-                return of_folder(key, name)
-            except OSError as e:
-                raise Malformed(f"{e.filename} cannot be read ({e.strerror})") from e
-            except configparser.Error as e:
-                raise Malformed(f"meta_info.ini: {' '.join(str(e).split())}") from e
-
-        return collect(
-            os.path.join(path, "list.txt"),
-            lines,
-            of_folder_or_malformed,
-            report,
-            "a folder with frames, groundtruth.txt, absence.label and meta_info.ini",
-        )
-    return collect(
-        path, json_entries(path), of_json, report, "'path', 'object' and 'gt' with 8 boxes"
-    )
+def read_sequence_files(folder):
+    """(object, width, height, boxes (x, y, w, h) in pixels, absence labels) of a raw sequence."""
+    meta = configparser.ConfigParser(interpolation=None, strict=False)
+    meta.read(os.path.join(folder, "meta_info.ini"), encoding="utf-8")
+    if "METAINFO" not in meta:
+        raise Malformed(f"{folder} has no meta_info.ini")
+    info = meta["METAINFO"]
+    width, height = (float(v) for v in re.findall(r"\d+", info["resolution"]))
+    with open(os.path.join(folder, "groundtruth.txt"), encoding="utf-8") as f:
+        boxes = [[float(v) for v in line.split(",")] for line in f if line.strip()]
+    with open(os.path.join(folder, "absence.label"), encoding="utf-8") as f:
+        absent = [int(line) for line in f if line.strip()]
+    return info["object_class"], width, height, boxes, absent
 
 
 # ------------------------------------------------------------------------------------------------
@@ -352,10 +351,11 @@ def read_got10k(path, videos, report=print):
 
 
 def read_nextgqa(path, videos, report=print):
-    """NExT-GQA: [{"id", "video": "1101/2574374895.mp4", "question", "options": ["(A) …", …], "glue": [[23.0, 27.7]], "answer": "(C)"}].
+    """NExT-GQA: [{"id", "video": "1101/2574374895.mp4", "question", "options": ["(A) …", …],
+                  "glue": [[23.0, 27.7]], "answer": "(C)"}].
 
-    answer: (letter, [(start, end), …] in seconds). Its training split has no intervals: the paper trains on
-    the validation file and evaluates on the test file, and so do we.
+    answer: (letter, [(start, end), …] in seconds). Its training split has no intervals: the paper
+    trains on the validation file and evaluates on the test file, and so do we.
     """
 
     def make(_, entry):
@@ -376,13 +376,8 @@ def read_nextgqa(path, videos, report=print):
             )
         ]
 
-    return collect(
-        path,
-        json_entries(path),
-        make,
-        report,
-        "'id', 'video', 'question', 'options', 'glue' and 'answer'",
-    )
+    form = "'id', 'video', 'question', 'options', 'glue' and 'answer'"
+    return collect(path, json_entries(path), make, report, form)
 
 
 def read_videomme(path, videos, report=print):
@@ -390,69 +385,84 @@ def read_videomme(path, videos, report=print):
 
     group: its split by length, "short", "medium" or "long".
     """
-    if path.endswith(".parquet"):
-        try:
-            from pyarrow.parquet import read_table
-        except ImportError as e:
-            raise BadInput(
-                f"{path} is a parquet file: pip install pyarrow, or save it as JSON"
-            ) from e
-        if not os.path.isfile(path):
-            raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
-        try:
-            entries = [(k + 1, k, row) for k, row in enumerate(read_table(path).to_pylist())]
-        except (
-            ValueError,
-            OSError,
-            NotImplementedError,
-        ) as e:  # what pyarrow's own errors are kinds of
-            raise BadInput(
-                f"{path} cannot be read as parquet; download it again ({' '.join(str(e).split())})"
-            ) from e
-    else:
-        entries = json_entries(path)
 
     def make(_, entry):
         options = bare_options(entry["options"])
-        return [Example(str(entry["question_id"]), "qa", video_path(videos, entry["videoID"]), sentence(entry["question"]),
-                        letter_of(entry["answer"], options), options, group=str(entry["duration"]))]  # fmt: skip
+        return [
+            Example(
+                str(entry["question_id"]),
+                "qa",
+                video_path(videos, entry["videoID"]),
+                sentence(entry["question"]),
+                letter_of(entry["answer"], options),
+                options,
+                group=str(entry["duration"]),
+            )
+        ]
 
-    return collect(
-        path,
-        entries,
-        make,
-        report,
-        "'question_id', 'videoID', 'duration', 'question', 'options' and 'answer'",
-    )
+    entries = parquet_entries(path) if path.endswith(".parquet") else json_entries(path)
+    form = "'question_id', 'videoID', 'duration', 'question', 'options' and 'answer'"
+    return collect(path, entries, make, report, form)
+
+
+def parquet_entries(path):
+    """The rows of a parquet file as [(number from 1, number from 0, {column: value})]."""
+    try:
+        from pyarrow.parquet import read_table
+    except ImportError as e:
+        raise BadInput(f"{path} is a parquet file: pip install pyarrow, or save it as JSON") from e
+    if not os.path.isfile(path):
+        raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
+    try:
+        return [(k + 1, k, row) for k, row in enumerate(read_table(path).to_pylist())]
+    # pyarrow's own errors are kinds of these.
+    except (ValueError, OSError, NotImplementedError) as e:
+        said = " ".join(str(e).split())
+        raise BadInput(f"{path} cannot be read as parquet; download it again ({said})") from e
 
 
 # Where MVBench's own archive keeps the clips of each of its 20 sub-tasks.
 MVBENCH_FOLDERS = {
-    **dict.fromkeys(("action_sequence", "action_prediction", "object_interaction"), "star/Charades_v1_480"),
-    **dict.fromkeys(("object_existence", "moving_direction", "moving_count", "moving_attribute", "counterfactual_inference"), "clevrer/video_validation"),
-    **dict.fromkeys(("object_shuffle", "action_count", "state_change", "character_order"), "perception/videos"),
-    "action_antonym": "ssv2_video", "fine_grained_action": "Moments_in_Time_Raw/videos", "unexpected_action": "FunQA_test/test",
-    "action_localization": "sta/sta_video", "scene_transition": "scene_qa/video", "fine_grained_pose": "nturgbd",
-    "egocentric_navigation": "vlnqa", "episodic_reasoning": "tvqa/frames_fps3_hq",
-}  # fmt: skip
+    "action_sequence": "star/Charades_v1_480",
+    "action_prediction": "star/Charades_v1_480",
+    "object_interaction": "star/Charades_v1_480",
+    "object_existence": "clevrer/video_validation",
+    "moving_direction": "clevrer/video_validation",
+    "moving_count": "clevrer/video_validation",
+    "moving_attribute": "clevrer/video_validation",
+    "counterfactual_inference": "clevrer/video_validation",
+    "object_shuffle": "perception/videos",
+    "action_count": "perception/videos",
+    "state_change": "perception/videos",
+    "character_order": "perception/videos",
+    "action_antonym": "ssv2_video",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "unexpected_action": "FunQA_test/test",
+    "action_localization": "sta/sta_video",
+    "scene_transition": "scene_qa/video",
+    "fine_grained_pose": "nturgbd",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/frames_fps3_hq",
+}
 
 
 def read_mvbench(path, videos, report=print):
-    """One of MVBench's 20 JSON files: [{"video", "question", "candidates": […], "answer": "…", "start", "end"}].
+    """MVBench, one of its 20 JSON files:
+    [{"video", "question", "candidates": […], "answer": "…", "start", "end"}].
 
-    group: the sub-task, which is the file's name. start and end, where given, are the seconds of the file that
-    the question is about. The clips of episodic_reasoning are folders of frames, three a second.
+    group: the sub-task, which is the file's name. start and end, where given, are the seconds of
+    the video that the question is about. The clips of episodic_reasoning are folders of frames,
+    three per second.
     """
     subtask = os.path.splitext(os.path.basename(path))[0]
     folder = os.path.join(videos, MVBENCH_FOLDERS.get(subtask, subtask))
 
     def make(k, entry):
-        options = bare_options(entry["candidates"])
-        if str(entry["answer"]) not in map(str, entry["candidates"]):
-            raise Malformed(f"the answer {str(entry['answer'])[:60]!r} is none of the candidates")
-        answer = letter_of(
-            [str(c) for c in entry["candidates"]].index(str(entry["answer"])), options
-        )
+        options, candidates = bare_options(entry["candidates"]), list(map(str, entry["candidates"]))
+        answer = str(entry["answer"])
+        if answer not in candidates:
+            raise Malformed(f"the answer {answer[:60]!r} is none of the candidates")
+        letter = letter_of(candidates.index(answer), options)
         span = interval(entry["start"], entry["end"]) if entry.get("end") is not None else None
         video = video_path(folder, entry["video"])
         return [
@@ -461,36 +471,39 @@ def read_mvbench(path, videos, report=print):
                 "qa",
                 video.removesuffix(".mp4") if "frames" in folder else video,
                 sentence(entry["question"]),
-                answer,
+                letter,
                 options,
                 span,
                 subtask,
             )
         ]
 
-    return collect(
-        path, json_entries(path), make, report, "'video', 'question', 'candidates' and 'answer'"
-    )
+    form = "'video', 'question', 'candidates' and 'answer'"
+    return collect(path, json_entries(path), make, report, form)
 
 
 def read_perceptiontest(path, videos, report=print):
-    """Perception Test: {"video_8241": {"mc_question": [{"id", "question", "options": [3 of them], "answer_id", "area"}]}}."""
+    """Perception Test: {"video_8241": {"mc_question": [
+    {"id", "question", "options": [3 of them], "answer_id", "area"}]}}.
+    """
 
     def make(name, entry):
         def ask(question):
             options = bare_options(question["options"])
-            return Example(f"{name}/{question['id']}", "qa", video_path(videos, name), sentence(question["question"]),
-                           letter_of(int(question["answer_id"]), options), options, group=str(question.get("area", "")))  # fmt: skip
+            return Example(
+                f"{name}/{question['id']}",
+                "qa",
+                video_path(videos, name),
+                sentence(question["question"]),
+                letter_of(int(question["answer_id"]), options),
+                options,
+                group=str(question.get("area", "")),
+            )
 
         return each_usable(entry["mc_question"], ask)
 
-    return collect(
-        path,
-        json_entries(path),
-        make,
-        report,
-        "'mc_question', each with 'id', 'question', 'options' and 'answer_id'",
-    )
+    form = "'mc_question', each with 'id', 'question', 'options' and 'answer_id'"
+    return collect(path, json_entries(path), make, report, form)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -499,37 +512,32 @@ def read_perceptiontest(path, videos, report=print):
 
 
 def read_quality(path, videos, report=print):
-    """VidTAB's video quality: [{"video": "0012.mp4", "instruction": "…", "answer": "low quality"}]."""
+    """VidTAB's quality: [{"video": "0012.mp4", "instruction": "…", "answer": "low quality"}]."""
 
     def make(k, entry):
         answer = sentence(entry["answer"])
         if answer not in ("low quality", "high quality"):
             raise Malformed(f"the answer {answer!r} is neither 'low quality' nor 'high quality'")
-        return [
-            Example(
-                f"{entry['video']}/{k}", "quality", video_path(videos, entry["video"]), "", answer
-            )
-        ]
+        name = entry["video"]
+        return [Example(f"{name}/{k}", "quality", video_path(videos, name), "", answer)]
 
     return collect(path, json_entries(path), make, report, "'video' and 'answer'")
 
 
 def read_captions(path, videos, report=print):
-    """Our own form, for want of a published one: [{"video": "a.mp4", "events": ["a boy kicks a ball", "the dog runs away"]}]."""
+    """Captions, in our own form, because none is published:
+    [{"video": "a.mp4", "events": ["a boy kicks a ball", "the dog runs away"]}].
+    """
 
     def make(k, entry):
         if not isinstance(entry["events"], list) or not entry["events"]:
             raise Malformed("'events' is no list of sentences, or an empty one")
         events = [sentence(event) for event in entry["events"]]
-        return [
-            Example(
-                f"{entry['video']}/{k}", "caption", video_path(videos, entry["video"]), "", events
-            )
-        ]
+        name = entry["video"]
+        return [Example(f"{name}/{k}", "caption", video_path(videos, name), "", events)]
 
-    return collect(
-        path, json_entries(path), make, report, "'video' and 'events', a list of sentences"
-    )
+    form = "'video' and 'events', a list of sentences"
+    return collect(path, json_entries(path), make, report, form)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -539,44 +547,115 @@ def read_captions(path, videos, report=print):
 
 @dataclass(frozen=True)
 class Dataset:
-    """reader: of its files; train, test: patterns of their names inside the data set's folder (None: there is
-    no such split); videos: its folder of videos; source: where people get it."""
-
-    reader: object
-    train: str
+    reader: object  # the function that reads its files
+    train: str  # pattern of the training files' names in the data set's folder; None: has none
     test: str
-    videos: str
-    source: str
+    videos: str  # its folder of videos
+    source: str  # where people get it
 
 
 DATASETS = {
-    "charades": Dataset(read_charades, r"charades(_sta)?_train\b.*\.(txt|json)", r"charades(_sta)?_test\b.*\.(txt|json)", "videos",
-        "charades_sta_train.txt and charades_sta_test.txt from github.com/jiyanggao/TALL; Charades_v1_480.zip from prior.allenai.org/projects/charades, unpacked as videos/*.mp4"),
-    "activitynet": Dataset(read_charades, None, r"(activitynet_)?(test|val_2)\b.*\.json", "videos",
-        "test.json of ActivityNet Captions' grounding split; the videos from activity-net.org as videos/v_*.mp4"),
-    "got10k": Dataset(read_got10k, r"train|got_train.*\.json", r"val|got_val.*\.json", ".",
-        "full_data.zip from got-10k.aitestunion.com: folders train/ and val/, each with list.txt"),
-    "nextgqa": Dataset(read_nextgqa, r"nextgqa_val.*\.json", r"nextgqa_test.*\.json", "videos",
-        "nextgqa_val.json and nextgqa_test.json from huggingface.co/datasets/OpenGVLab/VideoChat-R1-training-annotations; NExT-QA's videos as videos/1101/*.mp4"),
-    "quality": Dataset(read_quality, r"quality_train.*\.json", r"quality_test.*\.json", "videos",
-        "VidTAB's video quality task, from huggingface.co/datasets/OpenGVLab/VideoChat-R1-training-annotations; videos/*.mp4"),
-    "caption": Dataset(read_captions, r"captions_train.*\.json", r"captions_test.*\.json", "videos",
-        'your own: captions_train.json and captions_test.json, [{"video": "a.mp4", "events": ["…"]}]; videos/*.mp4'),
-    "videomme": Dataset(read_videomme, None, r"(test|videomme).*\.(parquet|json)", "videos",
-        "huggingface.co/datasets/lmms-lab/Video-MME: test-00000-of-00001.parquet, and the videos as videos/*.mp4"),
-    "mvbench": Dataset(read_mvbench, None, r"[a-z_-]+\.json", "video",
-        "huggingface.co/datasets/OpenGVLab/MVBench: json/*.json, and the archives unpacked under video/"),
-    "perceptiontest": Dataset(read_perceptiontest, None, r"(all|mc_question)_valid.*\.json", "videos",
-        "mc_question_valid.json and valid videos from github.com/google-deepmind/perception_test; videos/*.mp4"),
-}  # fmt: skip
+    "charades": Dataset(
+        read_charades,
+        train=r"charades(_sta)?_train\b.*\.(txt|json)",
+        test=r"charades(_sta)?_test\b.*\.(txt|json)",
+        videos="videos",
+        source=(
+            "charades_sta_train.txt and charades_sta_test.txt from github.com/jiyanggao/TALL;"
+            " Charades_v1_480.zip from prior.allenai.org/projects/charades, unpacked as"
+            " videos/*.mp4"
+        ),
+    ),
+    "activitynet": Dataset(
+        read_charades,
+        train=None,
+        test=r"(activitynet_)?(test|val_2)\b.*\.json",
+        videos="videos",
+        source=(
+            "test.json of ActivityNet Captions' grounding split; the videos from activity-net.org"
+            " as videos/v_*.mp4"
+        ),
+    ),
+    "got10k": Dataset(
+        read_got10k,
+        train=r"train|got_train.*\.json",
+        test=r"val|got_val.*\.json",
+        videos=".",
+        source=(
+            "full_data.zip from got-10k.aitestunion.com: folders train/ and val/, each with"
+            " list.txt"
+        ),
+    ),
+    "nextgqa": Dataset(
+        read_nextgqa,
+        train=r"nextgqa_val.*\.json",
+        test=r"nextgqa_test.*\.json",
+        videos="videos",
+        source=(
+            "nextgqa_val.json and nextgqa_test.json from"
+            " huggingface.co/datasets/OpenGVLab/VideoChat-R1-training-annotations; NExT-QA's videos"
+            " as videos/1101/*.mp4"
+        ),
+    ),
+    "quality": Dataset(
+        read_quality,
+        train=r"quality_train.*\.json",
+        test=r"quality_test.*\.json",
+        videos="videos",
+        source=(
+            "VidTAB's video quality task, from"
+            " huggingface.co/datasets/OpenGVLab/VideoChat-R1-training-annotations; videos/*.mp4"
+        ),
+    ),
+    "caption": Dataset(
+        read_captions,
+        train=r"captions_train.*\.json",
+        test=r"captions_test.*\.json",
+        videos="videos",
+        source=(
+            'your own: captions_train.json and captions_test.json, [{"video": "a.mp4", "events":'
+            ' ["…"]}]; videos/*.mp4'
+        ),
+    ),
+    "videomme": Dataset(
+        read_videomme,
+        train=None,
+        test=r"(test|videomme).*\.(parquet|json)",
+        videos="videos",
+        source=(
+            "huggingface.co/datasets/lmms-lab/Video-MME: test-00000-of-00001.parquet, and the"
+            " videos as videos/*.mp4"
+        ),
+    ),
+    "mvbench": Dataset(
+        read_mvbench,
+        train=None,
+        test=r"[a-z_-]+\.json",
+        videos="video",
+        source=(
+            "huggingface.co/datasets/OpenGVLab/MVBench: json/*.json, and the archives unpacked"
+            " under video/"
+        ),
+    ),
+    "perceptiontest": Dataset(
+        read_perceptiontest,
+        train=None,
+        test=r"(all|mc_question)_valid.*\.json",
+        videos="videos",
+        source=(
+            "mc_question_valid.json and valid videos from"
+            " github.com/google-deepmind/perception_test; videos/*.mp4"
+        ),
+    ),
+}
 
 
 def read_dataset(name, split, folder, report=print):
-    """All Examples of a data set for a split, "train" or "test", from whichever file of it is in `folder`.
+    """All Examples of a data set's split, "train" or "test", from the files in `folder`.
 
-    MVBench is 20 files, in json/; of the others the first that fits is taken, text before JSON.
-    Ids are unique: an id that came before is numbered ("x" again is "x#2"), and that is reported.
-    Raises BadInput with where to get what is missing.
+    MVBench has 20 files, in json/; of the others the first that fits is read, text before JSON.
+    Ids are unique: a repeated id is numbered (the second "x" is "x#2"), and that is reported.
+    Raises BadInput, which says where to get what is missing.
     """
     dataset = DATASETS[name]
     pattern = getattr(dataset, split)
@@ -585,22 +664,19 @@ def read_dataset(name, split, folder, report=print):
     if not os.path.isdir(folder):
         raise BadInput(f"data folder {folder} does not exist. What belongs in it: {dataset.source}")
     files = os.path.join(folder, "json") if name == "mvbench" else folder
-    found = (
-        [f for f in os.listdir(files) if re.fullmatch(pattern, f)] if os.path.isdir(files) else []
-    )
-    if not found:
-        raise BadInput(
-            f"no {split} annotations of {name} in {files}. What belongs in {folder}: {dataset.source}"
-        )
+    belongs = f"What belongs in {folder}: {dataset.source}"
+    names = os.listdir(files) if os.path.isdir(files) else []
+    names = [n for n in names if re.fullmatch(pattern, n)]
+    if not names:
+        raise BadInput(f"no {split} annotations of {name} in {files}. {belongs}")
     videos = os.path.join(folder, dataset.videos)
     if not os.path.isdir(videos):
-        raise BadInput(
-            f"no folder {videos} with the clips. What belongs in {folder}: {dataset.source}"
-        )
-    found.sort(key=lambda f: (not f.endswith(".txt"), f))
-    paths = [os.path.join(files, f) for f in (found if name == "mvbench" else found[:1])]
+        raise BadInput(f"no folder {videos} with the clips. {belongs}")
+    names.sort(key=lambda n: (not n.endswith(".txt"), n))
+    paths = [os.path.join(files, n) for n in (names if name == "mvbench" else names[:1])]
     examples = [e for path in paths for e in dataset.reader(path, videos, report)]
-    number_repeated(examples, f"{paths[0]}{' and the files beside it' * (len(paths) > 1)}", report)
+    source = paths[0] if len(paths) == 1 else f"{paths[0]} and the files beside it"
+    number_repeated(examples, source, report)
     return examples
 
 
@@ -624,16 +700,14 @@ def number_repeated(examples, source, report):
 def find_data(name, folder, stand_in):
     """(folder, name to show) of a data set, for train.py and eval.py.
 
-    folder: what --data says: the data set's own, or one that holds it under its name. Without: data/NAME where
-    it exists, else the stand-in: `stand_in(name)` makes it where it is not there, and returns its folder.
+    folder: what --data says: the data set's own folder, or one that holds it under its name. None:
+    data/NAME where it exists, else the stand-in; `stand_in(name)` makes that if it is not there yet
+    and returns its folder.
     """
-    if folder:
-        folder = os.path.join(folder, name) if os.path.isdir(os.path.join(folder, name)) else folder
-    else:
-        folder = (
-            os.path.join("data", name)
-            if os.path.isdir(os.path.join("data", name))
-            else stand_in(name)
-        )
+    inside = os.path.join(folder or "data", name)
+    if os.path.isdir(inside):
+        folder = inside
+    elif not folder:
+        folder = stand_in(name)
     made_up = os.path.isfile(os.path.join(folder, MARK))
     return folder, f"toy {name} (made up)" if made_up else f"{name} ({folder})"

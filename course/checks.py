@@ -1,9 +1,10 @@
-"""checks.py: what `python -m course check` tries on a student's functions, and what a failure usually means.
+"""checks.py: the cases that `python -m course check` tries, and what a failure usually means.
 
-Each exercise is a list of cases, the smallest first. A case is a call, what it should give, and the mistake that
-usually makes it fail; the first case that fails is what the student sees. What a call should give is written down
-by hand or comes from a slow_ function, which computes it another way than the project does: interval by counting
-quarter seconds, tensors by loops over Python floats, sampling without a cache. So the checks test the reference too.
+Each exercise is a list of cases, the smallest first. A case is a call, what it should give, and the
+mistake that usually makes it fail; the student sees the first case that fails. What a call should
+give is written down by hand or comes from a slow_ function, which computes it in another way than
+the project does: interval by counting quarter seconds, tensors by loops over Python floats,
+sampling without a cache. So the checks test the reference, too.
 """
 
 import copy
@@ -31,91 +32,103 @@ class Unfit(Wrong):
     """There is nothing to compare; the text says all."""
 
 
+def called_alone(function, *args):
+    return function(*args)
+
+
 @dataclass
 class Case:
     args: tuple
     want: object  # what the call should give, or a slow_ function that computes it from args
     usually: str  # the mistake that usually fails this case
-    known: dict = field(
-        default_factory=dict
-    )  # {numbers that a known mistake gives here: which mistake}; ("loss", numbers) where only there
+    # {what a known mistake gives here: that mistake}. The key is a number, a tuple of numbers, or
+    # (label, numbers) where only the part of that name tells.
+    known: dict = field(default_factory=dict)
     name: str = ""  # of the function, where an exercise has two
-    call: object = lambda function, *args: function(
-        *args
-    )  # what is done with it; gives what is compared with want
+    call: object = called_alone  # calls the function and gives what is compared with `want`
     shown: str = ""  # the call as text, where args do not say it
 
     def expected(self):
         return self.want(*copy.deepcopy(self.args)) if callable(self.want) else self.want
 
 
-def run(cases, found, path, tell, stored=None):
-    """Tries all cases of an exercise on a student's functions {name: function}. Returns their number, or raises Wrong.
+def run(cases, functions, path, tell, stored=None):
+    """Tries all cases of an exercise on a student's functions, {name: function}.
 
-    tell: is told each case before it is tried; stored: what the cases should give, in a hand-out.
+    path: of the student's file; tell: is told each case before it is tried; stored: what the cases
+    should give, in a hand-out. Returns how many cases there are, or raises Wrong at the first that
+    fails.
     """
     warnings.simplefilter("ignore")
     for i, case in enumerate(cases):
-        name = case.name or list(found)[-1]
-        called = "  called   " + (case.shown or f"{name}({', '.join(map(show, case.args))})") + "\n"
-        tell(called.split("called", 1)[1].strip())
-        args, want = copy.deepcopy(case.args), stored[i] if stored else case.expected()
-        try:
-            got = guard(lambda: case.call(found[name], *args), path)
-        except Unfit as e:
-            raise Wrong(f"{called}{e}") from None
-        except Wrong as e:
-            raise Wrong(f"{called}{e}\n  usually  {case.usually}") from None
-        if different := difference(got, want):
-            label, got, want, note = different
-            usually = case.usually
-            for key, mistake in case.known.items():
-                where, values = (
-                    key if isinstance(key, tuple) and isinstance(key[0], str) else (label, key)
-                )
-                if where == label and close(
-                    flat(got), values if isinstance(values, tuple) else (values,), 1e-6
-                ):
-                    usually = mistake
-            label = label and label + ": "
-            raise Wrong(
-                f"{called}  expected {label}{show(want)}\n  got      {label}{show(got)}\n"
-                + (f"  that is  {note}\n" if note else "")
-                + f"  usually  {usually}"
-            )
-        for before, after in zip(case.args, args):
-            if difference(after, before):
-                raise Wrong(f"{called}  your function changed its argument from {show(before)} to {show(after)}\n"
-                            "  usually  an operation in place (+=, x[…] = …, .sort(), a method whose name ends in _): the caller still needs its values")  # fmt: skip
+        name = case.name or list(functions)[-1]
+        call = case.shown or f"{name}({', '.join(map(show, case.args))})"
+        tell(call)
+        try_case(case, functions[name], stored[i] if stored else case.expected(), path, call)
     return i + 1
 
 
+def try_case(case, function, want, path, call):
+    """Raises Wrong if the function does not give `want`, or changes its arguments."""
+    called = f"  called   {call}\n"
+    args = copy.deepcopy(case.args)
+    try:
+        got = guard(lambda: case.call(function, *args), path)
+    except Unfit as e:
+        raise Wrong(f"{called}{e}") from None
+    except Wrong as e:
+        raise Wrong(f"{called}{e}\n  usually  {case.usually}") from None
+    if different := difference(got, want):
+        label, got, want, note = different
+        usually = known_mistake(case, label, got) or case.usually
+        label = label and label + ": "
+        raise Wrong(
+            f"{called}  expected {label}{show(want)}\n  got      {label}{show(got)}\n"
+            + (f"  that is  {note}\n" if note else "")
+            + f"  usually  {usually}"
+        )
+    for before, after in zip(case.args, args):
+        if difference(after, before):
+            raise Wrong(
+                f"{called}  your function changed its argument from {show(before)} to {show(after)}"
+                "\n  usually  an operation in place (+=, x[…] = …, .sort(), a method whose name"
+                " ends in _): the caller still needs its values"
+            )
+
+
+def known_mistake(case, label, got):
+    """The known mistake that gives these numbers, or None."""
+    mistake = None
+    for key, text in case.known.items():
+        labelled = isinstance(key, tuple) and isinstance(key[0], str)
+        where, values = key if labelled else (label, key)
+        values = values if isinstance(values, tuple) else (values,)
+        if where == label and close(flat(got), values, 1e-6):
+            mistake = text
+    return mistake
+
+
 def guard(work, path):
-    """work(), with whatever goes wrong in it told by the student's line."""
+    """work(); whatever goes wrong in it is told by the line of the student's file, `path`."""
+    path = os.path.abspath(path)
+    name = os.path.basename(path)
     try:
         return work()
     except Wrong:
         raise
     except SyntaxError as e:
-        raise Wrong(
-            f"  {os.path.basename(path)} line {e.lineno}: {e.msg}: {(e.text or '').strip()}"
-        ) from None
+        raise Wrong(f"  {name} line {e.lineno}: {e.msg}: {(e.text or '').strip()}") from None
     except NotImplementedError as e:
         raise Unfit(f"  {e}") from None
     except BaseException as e:  # SystemExit too
-        lines = [
-            f.lineno
-            for f in traceback.extract_tb(e.__traceback__)
-            if os.path.abspath(f.filename) == os.path.abspath(path)
-        ]
-        where = (
-            f"{os.path.basename(path)} line {lines[-1]}: {linecache.getline(os.path.abspath(path), lines[-1]).strip()}\n  raised   "
-            if lines
-            else ""
-        )
-        raise Wrong(
-            f"  {where}{type(e).__name__}: {' '.join(str(e).split())[:300]}".rstrip(": ")
-        ) from None
+        frames = traceback.extract_tb(e.__traceback__)
+        lines = [f.lineno for f in frames if os.path.abspath(f.filename) == path]
+        where = ""
+        if lines:
+            code = linecache.getline(path, lines[-1]).strip()
+            where = f"{name} line {lines[-1]}: {code}\n  raised   "
+        said = " ".join(str(e).split())[:300]
+        raise Wrong(f"  {where}{type(e).__name__}: {said}".rstrip(": ")) from None
 
 
 def need(condition, text):
@@ -124,44 +137,49 @@ def need(condition, text):
 
 
 def difference(got, want):
-    """None, or (what differs, that part of got and of want, a note or None). Numbers may differ by rounding."""
+    """None, or (what differs, that part of got and of want, a note or None).
+
+    Numbers may differ by rounding.
+    """
     if isinstance(want, dict):
         return next(((k, *d[1:]) for k in want if (d := difference(got.get(k), want[k]))), None)
     if got is None and want is not None:
         return "", got, want, "no value at all: a return is missing"
     if isinstance(want, torch.Tensor):
-        if not isinstance(got, torch.Tensor):
-            return "", got, want, f"a {type(got).__name__}, and a tensor is asked for"
-        if got.shape != want.shape:
-            return (
-                "",
-                got,
-                want,
-                f"the shape {tuple(got.shape)}, and {tuple(want.shape)} is asked for: a dimension was summed up or lost (dim=, keepdim=), or two were broadcast",
-            )
-        if got.dtype != want.dtype:
-            return "", got, want, f"the dtype {got.dtype}, and {want.dtype} is asked for"
+        note = wrong_tensor(got, want)
         tolerance = 2e-4 if want.dtype == torch.float32 else 1e-6
-        return None if close(flat(got), flat(want), tolerance) else ("", got, want, None)
+        same = not note and close(flat(got), flat(want), tolerance)
+        return None if same else ("", got, want, note)
+    kind = type(got).__name__
+    note = None
     if isinstance(want, (tuple, list)):
-        same = (
-            isinstance(got, (tuple, list))
-            and len(got) == len(want)
-            and not any(difference(g, w) for g, w in zip(got, want))
-        )
-        return None if same else ("", got, want, None)
-    if isinstance(want, bool):
-        kind = (
-            None
-            if isinstance(got, bool)
-            else f"a {type(got).__name__}, and True or False is asked for: bool(…) makes it one"
-        )
-        return ("", got, want, kind) if kind or got != want else None
-    if isinstance(want, (int, float)):
+        same = isinstance(got, (tuple, list)) and len(got) == len(want)
+        same = same and not any(difference(g, w) for g, w in zip(got, want))
+    elif isinstance(want, bool):
+        if not isinstance(got, bool):
+            note = f"a {kind}, and True or False is asked for: bool(…) makes it one"
+        same = not note and got == want
+    elif isinstance(want, (int, float)):
         if not isinstance(got, (int, float)):
-            return "", got, want, f"a {type(got).__name__}, and a number is asked for"
-        return None if close([got], [want], 1e-6) else ("", got, want, None)
-    return None if got == want else ("", got, want, None)
+            note = f"a {kind}, and a number is asked for"
+        same = not note and close([got], [want], 1e-6)
+    else:
+        same = got == want
+    return None if same else ("", got, want, note)
+
+
+def wrong_tensor(got, want):
+    """What is wrong with the type, shape or dtype of `got`; None if it is a tensor like `want`."""
+    if not isinstance(got, torch.Tensor):
+        return f"a {type(got).__name__}, and a tensor is asked for"
+    if got.shape != want.shape:
+        return (
+            f"the shape {tuple(got.shape)}, and {tuple(want.shape)} is asked for: a dimension was"
+            " summed up or lost (dim=, keepdim=), or two were broadcast"
+        )
+    if got.dtype != want.dtype:
+        return f"the dtype {got.dtype}, and {want.dtype} is asked for"
+    return None
 
 
 def flat(x):
@@ -222,13 +240,25 @@ def temporal_iou_cases():
     def case(a, b, usually, known=None):
         return Case((a, b), slow_temporal_iou, usually, known or {})
 
-    yield case((0, 4), (2, 6), "the intersection goes from the later start to the earlier end; what it is divided by is the union, 0 to 6 here",
-               {0.25: "the union holds the shared seconds once: the sum of the lengths minus the intersection", 0.5: "divided by the length of one interval: that is coverage; the union is asked for",
-                2.0: "these are seconds: divide by the union"})  # fmt: skip
+    yield case(
+        (0, 4),
+        (2, 6),
+        "the intersection goes from the later start to the earlier end; what it is divided by is"
+        " the union, 0 to 6 here",
+        {
+            0.25: (
+                "the union holds the shared seconds once: the sum of the lengths minus the"
+                " intersection"
+            ),
+            0.5: "divided by the length of one interval: that is coverage; the union is asked for",
+            2.0: "these are seconds: divide by the union",
+        },
+    )
     yield case(
         (0, 1),
         (3, 5),
-        "intervals that lie apart: earlier end − later start is negative, and no overlap is 0: max(0, …)",
+        "intervals that lie apart: earlier end − later start is negative, and no overlap is 0:"
+        " max(0, …)",
     )
     yield case((0, 2), (2, 4), "intervals that only touch share no time")
     yield case(
@@ -268,8 +298,17 @@ def box_iou_cases():
         return Case((a, b), slow_box_iou, usually, known or {})
 
     xywh = "the boxes were read as x, y, width, height; they are two corners, x0, y0, x1, y1"
-    yield case((0.25, 0, 0.75, 1), (0.5, 0, 1, 1), "area of the intersection over area of the union",
-               {0.25: "the union holds the shared area once: area a + area b − shared", 0.5: "divided by the area of one box: the union is asked for", 0.4: xywh, 2 / 3: xywh})  # fmt: skip
+    yield case(
+        (0.25, 0, 0.75, 1),
+        (0.5, 0, 1, 1),
+        "area of the intersection over area of the union",
+        {
+            0.25: "the union holds the shared area once: area a + area b − shared",
+            0.5: "divided by the area of one box: the union is asked for",
+            0.4: xywh,
+            2 / 3: xywh,
+        },
+    )
     yield case(
         (0, 0, 0.5, 0.5),
         (0.25, 0.25, 0.75, 0.75),
@@ -284,7 +323,8 @@ def box_iou_cases():
     yield case(
         (0, 0, 0.25, 0.25),
         (0.5, 0.5, 1, 1),
-        "apart in both directions: two negative overlaps multiply to a positive area; clamp each at 0 before multiplying",
+        "apart in both directions: two negative overlaps multiply to a positive area; clamp each at"
+        " 0 before multiplying",
     )
     yield case(
         (0.5, 0.5, 0, 0),
@@ -347,9 +387,6 @@ def interval_set_iou_cases():
     def merge(intervals, want, usually):
         return Case((intervals,), want, usually, name="merged")
 
-    def case(a, b, usually, known=None):
-        return Case((a, b), slow_interval_set_iou, usually, known or {})
-
     yield merge([], [], "nothing merged is an empty list")
     yield merge(
         [(5, 7), (1, 3)], [(1, 3), (5, 7)], "intervals come in any order: sort them by their start"
@@ -365,9 +402,28 @@ def interval_set_iou_cases():
         "an interval inside the one before it: the end is the later of the two, max(end, end)",
     )
     yield merge([(9, 8), (1, 1)], [], "reversed and empty intervals hold nothing and are left out")
-    yield case([(0, 2), (4, 6)], [(1, 5)], "seconds in both over seconds in either",
-               {0.2: "the mean (or best) IoU of pairs: sets of seconds are compared, not one interval with another", 2 / 3: "the hull was taken: what lies between two intervals is in neither",
-                0.25: "the union holds shared seconds once: merge both sets together, then add up lengths"})  # fmt: skip
+    yield from set_iou_cases()
+
+
+def set_iou_cases():
+    def case(a, b, usually, known=None):
+        return Case((a, b), slow_interval_set_iou, usually, known or {})
+
+    yield case(
+        [(0, 2), (4, 6)],
+        [(1, 5)],
+        "seconds in both over seconds in either",
+        {
+            0.2: (
+                "the mean (or best) IoU of pairs: sets of seconds are compared, not one interval"
+                " with another"
+            ),
+            2 / 3: "the hull was taken: what lies between two intervals is in neither",
+            0.25: (
+                "the union holds shared seconds once: merge both sets together, then add up lengths"
+            ),
+        },
+    )
     yield case([], [], "the union of two empty sets is 0 seconds long, and 0 / 0 is no reward")
     yield case([(3, 1)], [(0, 4)], "a reversed interval holds nothing")
     yield case(
@@ -420,37 +476,56 @@ def slow_well_formed(text, think, glue=False):
     return tags == wanted and not any(piece.strip() for piece in pieces[::2])
 
 
-def well_formed_cases():
+def texts_by_hand():
+    """(text, think, glue, what it tests)"""
     good, bare = "<think>a</think><answer>b</answer>", "<answer>b</answer>"
-    for text, think, glue, usually in (
+    return (
         (bare, False, False, "an answer alone is all that is asked for here"),
         (good, True, False, "a thought, then an answer: this is the form asked for"),
         ("", False, False, "no text has no answer"),
         (bare, True, False, "the <think> block is missing though it was asked for"),
         (good, False, False, "there is a <think> block though none was asked for"),
-        (bare + bare, False, False, "two <answer> blocks: each tag must be there exactly once, or the policy learns to answer twice"),
-        ("<think>a</think>" + good, True, False, "two <think> blocks: each tag must be there exactly once"),
-        ("Sure! " + bare, False, False, "text before the block: all of the text must match (re.fullmatch), not only its end"),
-        (bare + " I hope it helps", False, False, "text after the block: all of the text must match (re.fullmatch), not only its beginning"),
+        (bare + bare, False, False,
+         "two <answer> blocks: each tag must be there exactly once, or the policy learns to "
+         "answer twice"),
+        ("<think>a</think>" + good, True, False,
+         "two <think> blocks: each tag must be there exactly once"),
+        ("Sure! " + bare, False, False,
+         "text before the block: all of the text must match (re.fullmatch), not only its end"),
+        (bare + " I hope it helps", False, False,
+         "text after the block: all of the text must match (re.fullmatch), not only its beginning"),
         ("<think>a</think> so <answer>b</answer>", True, False, "text between the blocks"),
-        ("\n<think>a</think>\n <answer>b</answer>\n", True, False, "white space before, between and after the blocks is allowed"),
-        ("<think>a\nb</think><answer>c</answer>", True, False, "a thought may have several lines: . matches no line break without re.DOTALL"),
+        ("\n<think>a</think>\n <answer>b</answer>\n", True, False,
+         "white space before, between and after the blocks is allowed"),
+        ("<think>a\nb</think><answer>c</answer>", True, False,
+         "a thought may have several lines: . matches no line break without re.DOTALL"),
         ("<answer>b</answer><think>a</think>", True, False, "the order is wrong: think first"),
         ("<think><answer>b</answer></think>", True, False, "the answer is inside the thought"),
-        ("<think>is it <answer>a</answer>?</think><answer>b</answer>", True, False, "a second answer hides in the thought: count the tags"),
-        ("<think>a<think>b</think><answer>c</answer>", True, False, "a tag is opened twice and closed once: count opening and closing tags, both"),
-        ("<think>a</think>b</think><answer>c</answer>", True, False, "a tag is closed twice: count opening and closing tags, both"),
+        ("<think>is it <answer>a</answer>?</think><answer>b</answer>", True, False,
+         "a second answer hides in the thought: count the tags"),
+        ("<think>a<think>b</think><answer>c</answer>", True, False,
+         "a tag is opened twice and closed once: count opening and closing tags, both"),
+        ("<think>a</think>b</think><answer>c</answer>", True, False,
+         "a tag is closed twice: count opening and closing tags, both"),
         ("<answer>b", False, False, "the answer is not closed"),
         ("</answer>b<answer>", False, False, "closing comes after opening"),
-        ("<answer>x < y > z</answer>", False, False, "inside a block anything may stand but a tag: < alone is none"),
-        ("<answer></answer>", False, False, "an empty block is a block: whether its content is right is another rule's business"),
+        ("<answer>x < y > z</answer>", False, False,
+         "inside a block anything may stand but a tag: < alone is none"),
+        ("<answer></answer>", False, False,
+         "an empty block is a block: whether its content is right is another rule's business"),
         (bare + "<glue>c</glue>", False, True, "an answer and its evidence, as asked for"),
-        (good + "\n<glue>c</glue>", True, True, "a thought, an answer and its evidence, as asked for"),
+        (good + "\n<glue>c</glue>", True, True,
+         "a thought, an answer and its evidence, as asked for"),
         (bare, False, True, "the <glue> block is missing though it was asked for"),
-        (bare + "<glue>c</glue>", False, False, "there is a <glue> block though none was asked for"),
+        (bare + "<glue>c</glue>", False, False,
+         "there is a <glue> block though none was asked for"),
         ("<glue>c</glue>" + bare, False, True, "the order is wrong: the evidence comes last"),
         (bare + "<glue>", False, False, "a stray tag"),
-    ):  # fmt: skip
+    )  # fmt: skip
+
+
+def well_formed_cases():
+    for text, think, glue, usually in texts_by_hand():
         yield Case((text, think, glue), slow_well_formed, usually)
     rng = random.Random(4)
     for i in range(400):
@@ -488,11 +563,27 @@ def slow_group_advantages(r, divide_by_std=True):
 
 
 def group_advantages_cases():
-    population = "this is the population's standard deviation (divided by n); the sample's divides by n − 1, as torch.std does unless told otherwise"
-    known = {(2 / (8 / 3) ** 0.5, 0, -2 / (8 / 3) ** 0.5): population, (2 / ((8 / 3) ** 0.5 + 1e-4), 0, -2 / ((8 / 3) ** 0.5 + 1e-4)): population,
-             (1, 0, -1): "1e-4 is missing beside the std", (2 / 4.0001**0.5,) + (0, -2 / 4.0001**0.5): "1e-4 belongs beside the std, not under its root",
-             (2 / 4.0001, 0, -2 / 4.0001): "divided by the variance: its root is the standard deviation", (2, 0, -2): "not divided by the standard deviation",
-             (4 / 2.0001, 2 / 2.0001, 0): "the group's mean was not taken off: every answer would look good"}  # fmt: skip
+    population = (
+        "this is the population's standard deviation (divided by n); the sample's divides by n − 1,"
+        " as torch.std does unless told otherwise"
+    )
+    known = {
+        (2 / (8 / 3) ** 0.5, 0, -2 / (8 / 3) ** 0.5): population,
+        (2 / ((8 / 3) ** 0.5 + 1e-4), 0, -2 / ((8 / 3) ** 0.5 + 1e-4)): population,
+        (1, 0, -1): "1e-4 is missing beside the std",
+        (2 / 4.0001**0.5,)
+        + (
+            0,
+            -2 / 4.0001**0.5,
+        ): "1e-4 belongs beside the std, not under its root",
+        (2 / 4.0001, 0, -2 / 4.0001): "divided by the variance: its root is the standard deviation",
+        (2, 0, -2): "not divided by the standard deviation",
+        (
+            4 / 2.0001,
+            2 / 2.0001,
+            0,
+        ): "the group's mean was not taken off: every answer would look good",
+    }
     yield Case(
         (t(4, 2, 0),),
         slow_group_advantages,
@@ -502,12 +593,14 @@ def group_advantages_cases():
     yield Case(
         (t(0.5, 0.5, 0.5),),
         slow_group_advantages,
-        "equal rewards: the std is 0, and 0 / 0 is NaN, which one step later is in every weight: 1e-4 in the denominator",
+        "equal rewards: the std is 0, and 0 / 0 is NaN, which one step later is in every weight:"
+        " 1e-4 in the denominator",
     )
     yield Case(
         (t([2, 0], [10, 0]),),
         slow_group_advantages,
-        "each group has its own mean and std: over the last dimension alone, with keepdim=True, not over the whole batch or over the prompts",
+        "each group has its own mean and std: over the last dimension alone, with keepdim=True, not"
+        " over the whole batch or over the prompts",
     )
     yield Case(
         (t([2, 0], [10, 0]), False),
@@ -521,7 +614,8 @@ def group_advantages_cases():
                 yield Case(
                     (numbers(rng, *shape, low=0, high=2, dtype=dtype), divide),
                     slow_group_advantages,
-                    "mean and std of each group, over the last dimension, whatever dimensions come before it",
+                    "mean and std of each group, over the last dimension, whatever dimensions come"
+                    " before it",
                 )
 
 
@@ -547,14 +641,33 @@ def slow_kl_exact(logp, logp_ref):
 
 def kl_k3_cases():
     e = math.e
-    known = {e - 2: "Δ the wrong way round: Δ = logp_ref − logp; turned, it is biased for tokens of the policy", 1.0: "logp − logp_ref (k1): unbiased, but negative for many tokens; the −1 + exp(Δ) is missing",
-             -1.0: "logp_ref − logp: the sign is turned, and exp(Δ) − 1 is missing", 0.5: "half the square (k2): never negative, but biased",
-             -1 / e: "the sign is turned: a KL is never negative", 1 + 1 / e: "the −1 is missing: where both policies agree, it would be 1 and not 0",
-             1 / e - 2: "+ Δ in place of − Δ", 1 / e - 1: "−Δ is missing: exp(Δ) − 1 alone has mean 0 whatever the policies are"}  # fmt: skip
+    known = {
+        e - 2: (
+            "Δ the wrong way round: Δ = logp_ref − logp; turned, it is biased for tokens of the"
+            " policy"
+        ),
+        1.0: (
+            "logp − logp_ref (k1): unbiased, but negative for many tokens; the −1 + exp(Δ) is"
+            " missing"
+        ),
+        -1.0: "logp_ref − logp: the sign is turned, and exp(Δ) − 1 is missing",
+        0.5: "half the square (k2): never negative, but biased",
+        -1 / e: "the sign is turned: a KL is never negative",
+        1 + 1 / e: "the −1 is missing: where both policies agree, it would be 1 and not 0",
+        1 / e - 2: "+ Δ in place of − Δ",
+        1 / e - 1: "−Δ is missing: exp(Δ) − 1 alone has mean 0 whatever the policies are",
+    }
     yield Case((t(-1.0), t(-2.0)), slow_kl_k3, "exp(Δ) − Δ − 1 with Δ = logp_ref − logp", known)
     yield Case((t(-1.5), t(-1.5)), slow_kl_k3, "where both policies agree the KL is 0")
-    yield Case((t(-1.0), t(-2.0)), t(1 - 1 / e), "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way; the penalty would pull at nothing",
-               {-(1 - 1 / e): "the gradient's sign is turned"}, call=kl_gradient, shown="the gradient of kl_k3(logp=-1, logp_ref=-2) by logp")  # fmt: skip
+    yield Case(
+        (t(-1.0), t(-2.0)),
+        t(1 - 1 / e),
+        "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way; the penalty"
+        " would pull at nothing",
+        {-(1 - 1 / e): "the gradient's sign is turned"},
+        call=kl_gradient,
+        shown="the gradient of kl_k3(logp=-1, logp_ref=-2) by logp",
+    )
     p, q = t(0.7, 0.2, 0.1).log(), t(0.1, 0.3, 0.6).log()
     yield Case(
         (p, q),
@@ -594,28 +707,43 @@ def completion_mask_cases():
             (torch.tensor(rows), torch.tensor(stop)), slow_completion_mask, usually, known or {}
         )
 
-    excluded = "the stop token itself is left out: it is sampled like any other, and without it the policy never learns to stop"
-    yield case([[5, 9, 7, 7]], [9], "True up to and with the first stop token",
-               {(1, 0, 0, 0): excluded, (1, 1, 1, 0): "one too many: what follows the stop token is padding", (1, 0, 1, 1): "only the stop token was masked: what follows it is padding",
-                (0, 0, 1, 1): "turned round: True is for the completion's own tokens", (1, 1, 1, 1): "nothing was masked: what follows the stop token is padding"})  # fmt: skip
-    yield case([[5, 6, 7]], [9], "without a stop token the completion ran out of room, and all of it is its own",
-               {(0, 0, 0): "argmax of a row without a stop token is 0: this row looks as if it ended at once, but it ran out of room", (1, 0, 0): "argmax of a row without a stop token is 0: this row looks as if it ended at once, but it ran out of room"})  # fmt: skip
-    yield case(
-        [[9, 5, 5]], [9], "a completion may stop with its first token", {(0, 0, 0): excluded}
+    excluded = (
+        "the stop token itself is left out: it is sampled like any other, and without it the policy"
+        " never learns to stop"
     )
-    yield case([[5, 9, 9, 9]], [9], "padding is the stop token again: only the first one is the completion's own",
-               {(1, 0, 0, 0): excluded, (1, 1, 1, 1): "all stop tokens were counted as its own: only the first one is, the others are padding"})  # fmt: skip
+    yield case(
+        [[5, 9, 7, 7]],
+        [9],
+        "True up to and with the first stop token",
+        {
+            (1, 0, 0, 0): excluded,
+            (1, 1, 1, 0): "one too many: what follows the stop token is padding",
+            (1, 0, 1, 1): "only the stop token was masked: what follows it is padding",
+            (0, 0, 1, 1): "turned round: True is for the completion's own tokens",
+            (1, 1, 1, 1): "nothing was masked: what follows the stop token is padding",
+        },
+    )
+    argmax = (
+        "argmax of a row without a stop token is 0: this row looks as if it ended at once, but it"
+        " ran out of room"
+    )
+    usually = "without a stop token the completion ran out of room, and all of it is its own"
+    yield case([[5, 6, 7]], [9], usually, {(0, 0, 0): argmax, (1, 0, 0): argmax})
+    usually = "a completion may stop with its first token"
+    yield case([[9, 5, 5]], [9], usually, {(0, 0, 0): excluded})
+    usually = "padding is the stop token again: only the first one is the completion's own"
+    all_stops = (
+        "all stop tokens were counted as its own: only the first one is, the others are padding"
+    )
+    yield case([[5, 9, 9, 9]], [9], usually, {(1, 0, 0, 0): excluded, (1, 1, 1, 1): all_stops})
     yield case(
         [[5, 9, 6, 9]],
         [9],
         "the first stop token ends it, not the last",
         {(1, 1, 1, 1): "the last stop token was looked for: the first one ends it"},
     )
-    yield case(
-        [[5, 8, 9, 5]],
-        [9, 8],
-        "there may be several stop tokens, in any order: any of them ends a completion (torch.isin)",
-    )
+    usually = "there may be several stop tokens, in any order: any of them ends a completion"
+    yield case([[5, 8, 9, 5]], [9, 8], f"{usually} (torch.isin)")
     yield case([[5, 9, 7], [5, 6, 7]], [9], "rows end at different times: each has its own mask")
     rng = random.Random(7)
     for shape in ((2, 2), (3, 4), (2, 3, 5), (4, 12)):
@@ -640,18 +768,11 @@ def slow_token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
 
 def slow_policy_loss(logp, old, ref, A, mask, weights, low, high, beta, loss="grpo"):
     G, C = logp.shape
-    lp, old, rf, w = (
-        logp.tolist(),
-        old.tolist(),
-        ref if ref is None else ref.tolist(),
-        weights.tolist(),
-    )
-    value, gradient, kl, clipped = (
-        0.0,
-        [[0.0] * C for _ in range(G)],
-        [[0.0] * C for _ in range(G)],
-        [[False] * C for _ in range(G)],
-    )
+    lp, old, w = logp.tolist(), old.tolist(), weights.tolist()
+    rf = ref if ref is None else ref.tolist()
+    value = 0.0
+    gradient, kl = ([[0.0] * C for _ in range(G)] for _ in range(2))
+    clipped = [[False] * C for _ in range(G)]
     for g in range(G):
         own = [c for c in range(C) if mask[g, c]]
         a = A[g].item()
@@ -661,12 +782,9 @@ def slow_policy_loss(logp, old, ref, A, mask, weights, low, high, beta, loss="gr
             held = min(max(rho, 1 - low), 1 + high)
             clipped[g][c] = held * a < rho * a
             value -= w[g][c] * min(rho * a, held * a)
-            for other in own if loss == "gspo" else [c]:
-                gradient[g][other] -= (
-                    0.0
-                    if clipped[g][c]
-                    else w[g][c] * rho * a / (len(own) if loss == "gspo" else 1)
-                )
+            through = own if loss == "gspo" else [c]  # the tokens that ρ depends on
+            for other in through if not clipped[g][c] else []:
+                gradient[g][other] -= w[g][c] * rho * a / len(through)
             if rf is not None:
                 d = rf[g][c] - lp[g][c]
                 kl[g][c] = math.exp(d) - d - 1
@@ -695,7 +813,8 @@ def loss_and_gradient(function, logp, old, ref, A, mask, weights, low, high, bet
     total, per_token = got
     need(
         isinstance(total, torch.Tensor) and total.ndim == 0,
-        "the loss should be one number, as a tensor without dimensions: the weighted sum over all tokens",
+        "the loss should be one number, as a tensor without dimensions: the weighted sum over all"
+        " tokens",
     )
     need(
         isinstance(per_token["kl"], torch.Tensor) and per_token["kl"].shape == logp.shape,
@@ -712,117 +831,239 @@ def loss_and_gradient(function, logp, old, ref, A, mask, weights, low, high, bet
 
 
 def policy_loss_cases():
+    rng = random.Random(9)
+    yield from token_weights_cases(rng)
+    yield from one_token_cases()
+    yield from two_completions_cases()
+    together = "everything together: ratio, clip, KL, mask, weights"
+    for G, C in ((2, 3), (3, 3), (4, 6)):
+        for loss in grpo.LOSSES:
+            lengths = torch.tensor([rng.randrange(1, C + 1) for _ in range(G)])
+            mask = torch.arange(C) < lengths[:, None]
+            logp, A = numbers(rng, G, C), numbers(rng, G, low=-2, high=2)
+            yield loss_case(
+                logp,
+                logp + numbers(rng, G, C, low=-0.4, high=0.4),
+                logp + numbers(rng, G, C, low=-1, high=1),
+                A,
+                mask,
+                mask / mask.sum(dim=1, keepdim=True).double() / G,
+                "everything together; for gspo the mean counts own tokens only"
+                if loss == "gspo"
+                else together,
+                high=0.28,
+                beta=0.04,
+                loss=loss,
+            )
+
+
+def token_weights_cases(rng):
     long_short = torch.tensor([[True] * 4, [True, False, False, False]])
 
-    def weigh(loss, usually, known=None, mask=long_short, n=2):
+    def case(loss, usually, known=None, mask=long_short, n=2):
         return Case(
             (mask, loss, 8, n, 5), slow_token_weights, usually, known or {}, name="token_weights"
         )
 
-    eighth, half = (0.125,) * 4, (0.5, 0.0, 0.0, 0.0)
-    yield weigh("grpo", "1 / (length · n_completions) on a completion's own tokens",
-                {(0.2,) * 5 + (0.0,) * 3: "the mean over all tokens: long completions would weigh more; first over each completion's own tokens, then over completions (that is dapo's)",
-                 (0.125,) * 8: "padding has weight: 0 outside the mask", eighth + (0.125, 0, 0, 0): "padding counted in the length: the second completion has 1 token, not 4",
-                 (0.25,) * 4 + (1.0, 0, 0, 0): "not divided by n_completions"})  # fmt: skip
-    yield weigh(
+    all_tokens = (
+        "the mean over all tokens: long completions would weigh more; first over each completion's"
+        " own tokens, then over completions (that is dapo's)"
+    )
+    padding_counted = "padding counted in the length: the second completion has 1 token, not 4"
+    by_length = "divided by the length, as grpo does: dr_grpo divides by max_new_tokens"
+    yield case(
         "grpo",
-        "n_completions is that of the whole step, over all prompts and processes, not the mask's rows: so that losses of parts add up",
+        "1 / (length · n_completions) on a completion's own tokens",
+        {
+            (0.2,) * 5 + (0.0,) * 3: all_tokens,
+            (0.125,) * 8: "padding has weight: 0 outside the mask",
+            (0.125,) * 5 + (0.0,) * 3: padding_counted,
+            (0.25,) * 4 + (1.0, 0, 0, 0): "not divided by n_completions",
+        },
+    )
+    yield case(
+        "grpo",
+        "n_completions is that of the whole step, over all prompts and processes, not the mask's"
+        " rows: so that losses of parts add up",
         n=16,
     )
-    yield weigh(
+    yield case(
         "dr_grpo",
         "dr_grpo divides by max_new_tokens, the same for all, not by the completion's length",
-        {eighth + half: "divided by the length, as grpo does: dr_grpo divides by max_new_tokens"},
+        {(0.125,) * 4 + (0.5, 0.0, 0.0, 0.0): by_length},
     )
-    yield weigh("dapo", "dapo: every token of the step counts 1 / n_tokens")
-    yield weigh("gspo", "gspo weighs as grpo does")
-    rng = random.Random(9)
+    yield case("dapo", "dapo: every token of the step counts 1 / n_tokens")
+    yield case("gspo", "gspo weighs as grpo does")
+    usually = "over the last dimension, whatever dimensions come before it"
     for G, C in ((2, 3), (3, 3), (4, 6)):
         lengths = torch.tensor([rng.randrange(1, C + 1) for _ in range(2 * G)]).view(2, G, 1)
         for loss in grpo.LOSSES:
-            yield weigh(
-                loss,
-                "over the last dimension, whatever dimensions come before it",
-                mask=torch.arange(C) < lengths,
-                n=2 * G,
-            )
+            yield case(loss, usually, mask=torch.arange(C) < lengths, n=2 * G)
 
-    def case(
-        logp, old, ref, A, mask, weights, low, high, beta, loss, usually, known=None, shown=""
-    ):
-        return Case(
-            (logp, old, ref, A, mask, weights, low, high, beta, loss),
-            slow_policy_loss,
-            usually,
-            known or {},
-            call=loss_and_gradient,
-            shown=shown,
-        )
 
-    def one(ratio, A, usually, known=None, high=0.2, ref=None, beta=0.0, old=-1.0):
-        logp = t([old]) + math.log(ratio)
-        shown = (
-            f"policy_loss of one token with ρ = {ratio}, A = {A:g}, clip at 0.8 and {1 + high:g}, β = {beta:g}"
-            + (f", logp = {old:g}, logp_ref = {ref:g}" if ref else "")
-        )
-        return case(
-            logp,
-            t([old]),
-            ref and t([ref]),
-            t(A),
-            torch.tensor([[True]]),
-            t([1.0]),
-            0.2,
-            high,
-            beta,
-            "grpo",
-            usually,
-            known,
-            shown,
-        )
-
-    gone = "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way. The loss may be right and the policy would learn nothing"
-    ignored = "logp_old is ignored: ρ = exp(logp − logp_old); only before the first update the two are equal"
-    yield one(1.0, 1.0, "loss −1 with gradient −1: the objective is to grow, so the loss is its negative, and d(ρ A) = A · d logp",
-              {("loss", 1.0): "the sign: the objective is to grow, a loss is made small: minus", ("loss", 0.0): "the log of the ratio in place of the ratio: exp is missing",
-               ("gradient of logp", 0.0): gone, ("gradient of logp", 1.0): "the ratio is turned: new over old, exp(logp − logp_old)"})  # fmt: skip
-    yield one(0.7, 1.0, "a good completion that became less likely is always corrected: min keeps ρ A", {
-        -1.0: ignored, -0.8: "clip(ρ) A alone, or the larger of the two: min(ρ A, clip(ρ) A) keeps correcting what went the wrong way", -1 - math.log(0.7): "1 + log ρ is the ratio only near 1: exp", -1 / 0.7: "the ratio is turned: new over old", 0.0: gone})  # fmt: skip
-    yield one(1.3, 1.0, "a good completion that has become likely enough: min takes the constant 1.2 A, and the gradient is 0",
-              {-1.3: "not clipped: min(ρ A, clip(ρ) A)", -1.0: ignored, -1.0 / 1.3: "the ratio is turned: new over old"})  # fmt: skip
-    yield one(0.7, -1.0, "a bad completion that has become unlikely enough: min takes the constant 0.8 A, and the gradient is 0",
-              {0.7: "the larger of the two was taken, or none was clipped: with A < 0 the smaller of ρ A = −0.7 and clip(ρ) A = −0.8 is −0.8"})  # fmt: skip
-    yield one(1.3, -1.0, "a bad completion that became likelier is always corrected: min keeps ρ A",
-              {1.2: "clip(ρ) A alone, or the maximum: min(ρ A, clip(ρ) A) keeps correcting what went the wrong way"})  # fmt: skip
-    yield one(
-        1.25,
-        1.0,
-        "clip_high belongs to the upper side: 1 + clip_high",
-        {-1.2: "clip_low was used on both sides: the upper one is 1 + clip_high"},
-        high=0.28,
+def loss_case(
+    logp,
+    old,
+    ref,
+    A,
+    mask,
+    weights,
+    usually,
+    known=None,
+    shown="",
+    high=0.2,
+    beta=0.0,
+    loss="grpo",
+):
+    return Case(
+        (logp, old, ref, A, mask, weights, 0.2, high, beta, loss),
+        slow_policy_loss,
+        usually,
+        known or {},
+        call=loss_and_gradient,
+        shown=shown,
     )
-    kl = math.exp(-1)
-    yield one(1.0, 0.0, "β · KL is a penalty: the loss grows with it", {-0.1 * kl: "the KL's sign is turned: the loss must grow with the KL, or the policy is driven away from the reference",
-              0.0: "the KL is not in the loss, or was detached before it came there: it must pull with a gradient", 0.1 * (math.e - 2): "Δ the wrong way round: Δ = logp_ref − logp",
-              kl: "β is missing", ("kl carries a gradient", True): '"kl" is for people to watch: detach it, or the graph of every step stays in memory'}, ref=-2.0, beta=0.1)  # fmt: skip
+
+
+def one_token_case(ratio, A, usually, known=None, high=0.2, ref=None, beta=0.0):
+    old = -1.0
+    shown = (
+        f"policy_loss of one token with ρ = {ratio}, A = {A:g}, clip at 0.8 and {1 + high:g},"
+        f" β = {beta:g}"
+    )
+    if ref:
+        shown += f", logp = {old:g}, logp_ref = {ref:g}"
+    return loss_case(
+        t([old]) + math.log(ratio),
+        t([old]),
+        ref and t([ref]),
+        t(A),
+        torch.tensor([[True]]),
+        t([1.0]),
+        usually,
+        known,
+        shown,
+        high,
+        beta,
+    )
+
+
+GONE = (
+    "no gradient arrives at logp: a detach, .item(), .data or no_grad on the way. The loss may be"
+    " right and the policy would learn nothing"
+)
+IGNORED = (
+    "logp_old is ignored: ρ = exp(logp − logp_old); only before the first update the two are equal"
+)
+TURNED = "the ratio is turned: new over old"
+CLIP_ALONE = "min(ρ A, clip(ρ) A) keeps correcting what went the wrong way"
+
+
+def one_token_cases():
+    yield one_token_case(
+        1.0,
+        1.0,
+        "loss −1 with gradient −1: the objective is to grow, so the loss is its negative, and"
+        " d(ρ A) = A · d logp",
+        {
+            ("loss", 1.0): "the sign: the objective is to grow, a loss is made small: minus",
+            ("loss", 0.0): "the log of the ratio in place of the ratio: exp is missing",
+            ("gradient of logp", 0.0): GONE,
+            ("gradient of logp", 1.0): f"{TURNED}, exp(logp − logp_old)",
+        },
+    )
+    yield one_token_case(
+        0.7,
+        1.0,
+        "a good completion that became less likely is always corrected: min keeps ρ A",
+        {
+            -1.0: IGNORED,
+            -0.8: f"clip(ρ) A alone, or the larger of the two: {CLIP_ALONE}",
+            -1 - math.log(0.7): "1 + log ρ is the ratio only near 1: exp",
+            -1 / 0.7: TURNED,
+            0.0: GONE,
+        },
+    )
+    yield one_token_case(
+        1.3,
+        1.0,
+        "a good completion that has become likely enough: min takes the constant 1.2 A, and the"
+        " gradient is 0",
+        {-1.3: "not clipped: min(ρ A, clip(ρ) A)", -1.0: IGNORED, -1.0 / 1.3: TURNED},
+    )
+    larger = (
+        "the larger of the two was taken, or none was clipped: with A < 0 the smaller of ρ A = −0.7"
+        " and clip(ρ) A = −0.8 is −0.8"
+    )
+    yield one_token_case(
+        0.7,
+        -1.0,
+        "a bad completion that has become unlikely enough: min takes the constant 0.8 A, and the"
+        " gradient is 0",
+        {0.7: larger},
+    )
+    usually = "a bad completion that became likelier is always corrected: min keeps ρ A"
+    known = {1.2: f"clip(ρ) A alone, or the maximum: {CLIP_ALONE}"}
+    yield one_token_case(1.3, -1.0, usually, known)
+    usually = "clip_high belongs to the upper side: 1 + clip_high"
+    known = {-1.2: "clip_low was used on both sides: the upper one is 1 + clip_high"}
+    yield one_token_case(1.25, 1.0, usually, known, high=0.28)
+    yield kl_penalty_case()
+
+
+def kl_penalty_case():
+    turned = (
+        "the KL's sign is turned: the loss must grow with the KL, or the policy is driven away from"
+        " the reference"
+    )
+    absent = (
+        "the KL is not in the loss, or was detached before it came there: it must pull with a"
+        " gradient"
+    )
+    watched = '"kl" is for people to watch: detach it, or the graph of every step stays in memory'
+    known = {
+        -0.1 * math.exp(-1): turned,
+        0.0: absent,
+        0.1 * (math.e - 2): "Δ the wrong way round: Δ = logp_ref − logp",
+        math.exp(-1): "β is missing",
+        ("kl carries a gradient", True): watched,
+    }
+    usually = "β · KL is a penalty: the loss grows with it"
+    return one_token_case(1.0, 0.0, usually, known, ref=-2.0, beta=0.1)
+
+
+def two_completions_cases():
     yes = torch.ones(2, 2, dtype=torch.bool)
-    yield case(t([-1, -2], [-1, -3]), t([-1, -2], [-1, -3]), None, t(1, -2), yes, t([0.1, 0.2], [0.3, 0.4]), 0.2, 0.2, 0.0, "grpo",
-               "advantages (G,) belong to completions, which are rows: advantages[:, None]. With G = C the wrong way broadcasts without a word. And each token has its weight: a weighted sum, no mean")  # fmt: skip
+    yield loss_case(
+        t([-1, -2], [-1, -3]),
+        t([-1, -2], [-1, -3]),
+        None,
+        t(1, -2),
+        yes,
+        t([0.1, 0.2], [0.3, 0.4]),
+        "advantages (G,) belong to completions, which are rows: advantages[:, None]. With G = C the"
+        " wrong way broadcasts without a word. And each token has its weight: a weighted sum, no"
+        " mean",
+    )
     for junk in (7.0, -math.inf):
-        yield case(t([-1, -2], [-1, junk]), t([-1.1, -1.9], [-1.1, junk]), t([-1.2, -1.5], [-1.3, junk]), t(1, -1), torch.tensor([[True, True], [True, False]]), t([0.25, 0.25], [0.5, 0.0]), 0.2, 0.2, 0.04, "grpo",
-                   f"padding ({junk:g} here) reached the loss or the gradient: 0 · inf is NaN, so torch.where(mask, …, 0.0) before any exp, not a product after it")  # fmt: skip
-    yield case(t([-1, -2], [-1, -3]), t([-1.3, -1.9], [-1, -2.9]), None, t(1, -1), yes, t([0.25, 0.25], [0.25, 0.25]), 0.2, 0.2, 0.0, "gspo",
-               "gspo: one ratio for a completion, exp of the mean of logp − logp_old over its own tokens")  # fmt: skip
-    for G, C in ((2, 3), (3, 3), (4, 6)):
-        for loss in grpo.LOSSES:
-            mask = (
-                torch.arange(C) < torch.tensor([rng.randrange(1, C + 1) for _ in range(G)])[:, None]
-            )
-            logp, A = numbers(rng, G, C), numbers(rng, G, low=-2, high=2)
-            weights = mean_weights(mask)
-            yield case(logp, logp + numbers(rng, G, C, low=-0.4, high=0.4), logp + numbers(rng, G, C, low=-1, high=1), A, mask, weights, 0.2, 0.28, 0.04, loss,
-                       "everything together; for gspo the mean counts own tokens only" if loss == "gspo" else "everything together: ratio, clip, KL, mask, weights")  # fmt: skip
-
-
-def mean_weights(mask):
-    return mask / mask.sum(dim=1, keepdim=True).double() / len(mask)
+        yield loss_case(
+            t([-1, -2], [-1, junk]),
+            t([-1.1, -1.9], [-1.1, junk]),
+            t([-1.2, -1.5], [-1.3, junk]),
+            t(1, -1),
+            torch.tensor([[True, True], [True, False]]),
+            t([0.25, 0.25], [0.5, 0.0]),
+            f"padding ({junk:g} here) reached the loss or the gradient: 0 · inf is NaN, so"
+            " torch.where(mask, …, 0.0) before any exp, not a product after it",
+            beta=0.04,
+        )
+    yield loss_case(
+        t([-1, -2], [-1, -3]),
+        t([-1.3, -1.9], [-1, -2.9]),
+        None,
+        t(1, -1),
+        yes,
+        t([0.25, 0.25], [0.25, 0.25]),
+        "gspo: one ratio for a completion, exp of the mean of logp − logp_old over its own tokens",
+        loss="gspo",
+    )

@@ -1,4 +1,7 @@
-"""checks_model.py: the cases of the exercises that live where the model is: 8, 10, 11 and 12. How they work: checks.py."""
+"""checks_model.py: the cases of the exercises about the model: 8, 10, 11 and 12.
+
+How cases work: see checks.py.
+"""
 
 import functools
 import math
@@ -26,15 +29,15 @@ def slow_predicting_states(hidden, group):
     )
 
 
+def weighted_sum(x):
+    """1 · first + 2 · second + …: a sum to which every number of x has another gradient."""
+    return (x * torch.arange(1.0, 1 + x.numel()).view(x.shape)).sum()
+
+
 def states_gradient(function, hidden, group):
     x = hidden.clone().requires_grad_()
     got = function(x, group)
-    return {
-        "states": got,
-        "gradient": gradients((got * torch.arange(1.0, 1 + got.numel()).view(got.shape)).sum(), x)[
-            0
-        ],
-    }
+    return {"states": got, "gradient": gradients(weighted_sum(got), x)[0]}
 
 
 def slow_token_logprobs(logits, tokens):
@@ -60,6 +63,10 @@ def pair_of(got):
     return dict(zip(("log-probs", "entropy"), got))
 
 
+def called_for_pair(function, *args):
+    return pair_of(function(*args))
+
+
 def logprobs_gradient(function, logits, tokens):
     x = logits.clone().requires_grad_()
     got = pair_of(function(x, tokens))
@@ -79,56 +86,44 @@ def slow_logprobs_gradient(logits, tokens):
 
 
 def token_logprobs_cases():
-    def states(P, G, C, D, usually, known=None):
-        hidden = torch.arange(float((P + G * C) * D)).view(-1, D)
-        return Case(
-            (hidden, (G, C)), slow_predicting_states, usually, known or {}, name="predicting_states"
-        )
+    yield from predicting_states_cases()
 
-    late = "the state at the token itself predicts the token after it: one place too late"
-    yield states(1, 2, 2, 1, "the state before each token: the prompt's last one for every first token, then the completion's own",
-                 {(1, 2, 3, 4): late, (0, 1, 2, 3): "shifting the whole row by one gives the second completion's first token to the end of the first: every first token is predicted by the prompt's last state",
-                  (0, 1, 0, 2): "the completions got mixed: completion g is the g-th stretch of C states after the prompt"})  # fmt: skip
-    yield states(
-        3,
-        2,
-        1,
-        1,
-        "with one token each, all are predicted by the prompt's last state",
-        {(3, 4): late, (0, 0): "hidden[0] is the prompt's first state; its last is hidden[P − 1]"},
-    )
-    for P, G, C, D in ((2, 2, 2, 2), (3, 4, 3, 2), (5, 3, 6, 4)):
-        yield states(P, G, C, D, "completion g is the g-th stretch of C states after the prompt")
-    yield Case((torch.arange(5.0)[:, None], (2, 2)), {"states": t([[0], [1]], [[0], [3]], dtype=torch.float32), "gradient": t([4], [2], [0], [4], [0], dtype=torch.float32)},
-               "the prompt's last state gets gradient from every completion's first token: it must not be detached", name="predicting_states", call=states_gradient)  # fmt: skip
-
-    def case(
-        logits,
-        tokens,
-        usually,
-        known=None,
-        call=lambda f, *args: pair_of(f(*args)),
-        want=slow_token_logprobs,
-    ):
+    def case(logits, tokens, usually, known=None, call=called_for_pair, want=slow_token_logprobs):
         return Case((logits, torch.tensor(tokens)), want, usually, known or {}, call=call)
 
-    yield case(t([0.0, math.log(3)], dtype=torch.float32), [1], "log softmax over the vocabulary, at the token; entropy −Σ p log p in nats",
-               {("log-probs", 0.0): "softmax over the wrong dimension: each row is a distribution over the vocabulary, dim=-1", 0.75: "this is the probability, not its log", math.log(4 / 3): "the sign is turned: a log-prob is at most 0", math.log(3): "this is the logit: what is missing is log Σ exp, the normalisation",
-                0.811278: "the entropy is in bits; nats are asked for, with the natural logarithm", -0.562335: "the entropy's sign is turned"})  # fmt: skip
+    wrong_dimension = (
+        "softmax over the wrong dimension: each row is a distribution over the vocabulary, dim=-1"
+    )
+    yield case(
+        t([0.0, math.log(3)], dtype=torch.float32),
+        [1],
+        "log softmax over the vocabulary, at the token; entropy −Σ p log p in nats",
+        {
+            ("log-probs", 0.0): wrong_dimension,
+            0.75: "this is the probability, not its log",
+            math.log(4 / 3): "the sign is turned: a log-prob is at most 0",
+            math.log(3): "this is the logit: what is missing is log Σ exp, the normalisation",
+            0.811278: "the entropy is in bits; nats are asked for, with the natural logarithm",
+            -0.562335: "the entropy's sign is turned",
+        },
+    )
     yield case(
         t([1000.0, 0.0], dtype=torch.float32),
         [1],
-        "exp(1000) overflows: log_softmax takes off the largest logit first, log(softmax) or log(sum(exp)) does not",
+        "exp(1000) overflows: log_softmax takes off the largest logit first, log(softmax) or"
+        " log(sum(exp)) does not",
     )
     yield case(
         t([0.0, 0.0, -math.inf], dtype=torch.float32),
         [0],
-        "a token that is ruled out has p = 0 and log p = −inf, and 0 · −inf is NaN: clamp log p, or torch.where",
+        "a token that is ruled out has p = 0 and log p = −inf, and 0 · −inf is NaN: clamp log p, or"
+        " torch.where",
     )
     yield case(
         t([0.5, -1.0, 2.0], [1.0, 0.0, 0.0]),
         [2, 0],
-        "the log-prob's gradient is one-hot − softmax: it must reach the logits; the entropy must carry none (torch.no_grad())",
+        "the log-prob's gradient is one-hot − softmax: it must reach the logits; the entropy must"
+        " carry none (torch.no_grad())",
         call=logprobs_gradient,
         want=slow_logprobs_gradient,
     )
@@ -139,6 +134,48 @@ def token_logprobs_cases():
             [rng.randrange(V) for _ in range(n)],
             "softmax over the last dimension, the vocabulary, and each row's own token",
         )
+
+
+def predicting_states_cases():
+    def case(sizes, usually, known=None):
+        P, G, C, D = sizes
+        hidden = torch.arange(float((P + G * C) * D)).view(-1, D)
+        return Case(
+            (hidden, (G, C)), slow_predicting_states, usually, known or {}, name="predicting_states"
+        )
+
+    late = "the state at the token itself predicts the token after it: one place too late"
+    shifted = (
+        "shifting the whole row by one gives the second completion's first token to the end of the"
+        " first: every first token is predicted by the prompt's last state"
+    )
+    mixed = (
+        "the completions got mixed: completion g is the g-th stretch of C states after the prompt"
+    )
+    yield case(
+        (1, 2, 2, 1),
+        "the state before each token: the prompt's last one for every first token, then the"
+        " completion's own",
+        {(1, 2, 3, 4): late, (0, 1, 2, 3): shifted, (0, 1, 0, 2): mixed},
+    )
+    yield case(
+        (3, 2, 1, 1),
+        "with one token each, all are predicted by the prompt's last state",
+        {(3, 4): late, (0, 0): "hidden[0] is the prompt's first state; its last is hidden[P − 1]"},
+    )
+    for sizes in ((2, 2, 2, 2), (3, 4, 3, 2), (5, 3, 6, 4)):
+        yield case(sizes, "completion g is the g-th stretch of C states after the prompt")
+    yield Case(
+        (torch.arange(5.0)[:, None], (2, 2)),
+        {
+            "states": t([[0], [1]], [[0], [3]], dtype=torch.float32),
+            "gradient": t([4], [2], [0], [4], [0], dtype=torch.float32),
+        },
+        "the prompt's last state gets gradient from every completion's first token: it must not be"
+        " detached",
+        name="predicting_states",
+        call=states_gradient,
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -160,14 +197,24 @@ def in_parts(ids, positions):
     is_video = (ids == VIDEO).tolist()
     first = is_video.index(True) if True in is_video else len(ids)
     video = [i for i, v in enumerate(is_video) if v]
-    return {"text before the video": positions[:, :first], "time of the video's tokens": positions[0, video], "rows of the video's tokens": positions[1, video],
-            "columns of the video's tokens": positions[2, video], "text after the video": positions[:, [i for i in range(first, len(ids)) if not is_video[i]]]}  # fmt: skip
+    after = [i for i in range(first, len(ids)) if not is_video[i]]
+    return {
+        "text before the video": positions[:, :first],
+        "time of the video's tokens": positions[0, video],
+        "rows of the video's tokens": positions[1, video],
+        "columns of the video's tokens": positions[2, video],
+        "text after the video": positions[:, after],
+    }
 
 
 def positions_of(function, ids, grids, seconds, tokens_per_second):
     got = function(ids, grids, seconds, config_with(tokens_per_second))
-    need(isinstance(got, torch.Tensor) and tuple(got.shape) == (3, len(ids)) and got.dtype == torch.int64, f"an int64 tensor (3, {len(ids)}) is asked for; this is "
-         + (f"{got.dtype} {tuple(got.shape)}" if isinstance(got, torch.Tensor) else show(got)))  # fmt: skip
+    is_tensor = isinstance(got, torch.Tensor)
+    given = f"{got.dtype} {tuple(got.shape)}" if is_tensor else show(got)
+    need(
+        is_tensor and tuple(got.shape) == (3, len(ids)) and got.dtype == torch.int64,
+        f"an int64 tensor (3, {len(ids)}) is asked for; this is {given}",
+    )
     return in_parts(ids, got)
 
 
@@ -190,89 +237,123 @@ def slow_positions(ids, grids, seconds, tokens_per_second):
     return in_parts(ids, torch.tensor(rows).T.contiguous().view(3, -1))
 
 
-def mrope_positions_cases():
-    def case(pieces, grids, seconds, usually, known=None, tokens_per_second=2):
-        ids = torch.tensor([
-            i for piece in pieces for i in ([VIDEO] * piece if isinstance(piece, int) else piece)
-        ])
-        shown = (
-            f"mrope_positions(ids, grids={grids}, seconds_per_grid={seconds}, config), {tokens_per_second} tokens per second, ids: "
-            + ", then ".join(
-                f"{p} video tokens" if isinstance(p, int) else f"{len(p)} of text" for p in pieces
-            )
-        )
-        return Case(
-            (ids, grids, seconds, tokens_per_second),
-            slow_positions,
-            usually,
-            known or {},
-            call=positions_of,
-            shown=shown,
-        )
-
-    yield case([[7, 8]], [], [], "text alone counts all three positions up together: 0, 1, …")
-    counted = "tokens were counted: text continues after the largest *position*, and many video tokens share one"
-    unmoved = "the video's own start is missing: positions go on from the text before it"
-    swapped = "h and w are swapped: the grid is (t, h, w), and the tokens of a frame go row by row"
-    yield case([[7], 2, [8]], [(1, 2, 4)], [1.0], "grids count patches, 2 × 2 of them a token; h is rows, w columns", {("rows of the video's tokens", (1, 2)): swapped,
-               ("text after the video", (2, 2, 2)): "one too few: the next position is the largest so far + 1", ("time of the video's tokens", (0, 0)): unmoved, ("rows of the video's tokens", (0, 0)): unmoved})  # fmt: skip
-    yield case(
-        [[7], 6, [8]],
-        [(1, 4, 6)],
-        [1.0],
-        swapped,
-        {
-            ("text after the video", (7, 7, 7)): counted,
-            (
-                "text after the video",
-                (3, 3, 3),
-            ): "the rows alone were looked at: the largest position of all three axes + 1",
-        },
+def positions_case(pieces, grids, seconds, usually, known=None, tokens_per_second=2):
+    """pieces: of the prompt, in order: the ids of some text, or how many tokens a video has."""
+    ids, told = [], []
+    for piece in pieces:
+        is_video = isinstance(piece, int)
+        ids += [VIDEO] * piece if is_video else piece
+        told.append(f"{piece} video tokens" if is_video else f"{len(piece)} of text")
+    shown = (
+        f"mrope_positions(ids, grids={grids}, seconds_per_grid={seconds}, config),"
+        f" {tokens_per_second} tokens per second, ids: {', then '.join(told)}"
     )
-    yield case([[7], 12, [8]], [(3, 4, 4)], [1.0], "the text after a video continues at the largest position so far, on any of the three axes, + 1",
-               {(3, 3, 3): "this is what transformers ≥ 5.3 does, start + max(h, w) / 2, inside the video; the text continues at the largest position so far + 1, here the time's",
-                (13, 13, 13): counted,
-                (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2): "the video starts at the next free position, and pair k lies k · seconds · tokens_per_second after that",
-                (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3): "pairs were counted: time is k · seconds_per_grid · tokens_per_second", (0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4): unmoved})  # fmt: skip
-    yield case([[7], 4, [8, 9]], [(4, 2, 2)], [0.7], "floor(k · seconds · tokens_per_second): multiply first, then take the floor",
-               {(1, 2, 4, 5): "rounded: the floor is asked for", (1, 2, 3, 4): "the floor came before the multiplication by k"})  # fmt: skip
+    return Case(
+        (torch.tensor(ids), grids, seconds, tokens_per_second),
+        slow_positions,
+        usually,
+        known or {},
+        call=positions_of,
+        shown=shown,
+    )
+
+
+COUNTED = (
+    "tokens were counted: text continues after the largest *position*, and many video tokens share"
+    " one"
+)
+UNMOVED = "the video's own start is missing: positions go on from the text before it"
+SWAPPED = "h and w are swapped: the grid is (t, h, w), and the tokens of a frame go row by row"
+
+
+def mrope_positions_cases():
+    case, after = positions_case, "text after the video"
+    yield case([[7, 8]], [], [], "text alone counts all three positions up together: 0, 1, …")
     yield case(
         [[7], 2, [8]],
-        [(2, 2, 2)],
-        [0.25],
-        "a video slower than the text: pairs may share a position",
-    )
-    yield case(
-        [2, [8]],
         [(1, 2, 4)],
         [1.0],
-        "a video at the very beginning starts at 0; here the columns reach farther than the time",
+        "grids count patches, 2 × 2 of them a token; h is rows, w columns",
+        {
+            ("rows of the video's tokens", (1, 2)): SWAPPED,
+            (after, (2, 2, 2)): "one too few: the next position is the largest so far + 1",
+            ("time of the video's tokens", (0, 0)): UNMOVED,
+            ("rows of the video's tokens", (0, 0)): UNMOVED,
+        },
     )
+    rows_alone = "the rows alone were looked at: the largest position of all three axes + 1"
+    known = {(after, (7, 7, 7)): COUNTED, (after, (3, 3, 3)): rows_alone}
+    yield case([[7], 6, [8]], [(1, 4, 6)], [1.0], SWAPPED, known)
+    yield after_the_video_case()
+    yield case(
+        [[7], 4, [8, 9]],
+        [(4, 2, 2)],
+        [0.7],
+        "floor(k · seconds · tokens_per_second): multiply first, then take the floor",
+        {
+            (1, 2, 4, 5): "rounded: the floor is asked for",
+            (1, 2, 3, 4): "the floor came before the multiplication by k",
+        },
+    )
+    usually = "a video slower than the text: pairs may share a position"
+    yield case([[7], 2, [8]], [(2, 2, 2)], [0.25], usually)
+    usually = "a video at the very beginning starts at 0; here the columns reach farther than the"
+    yield case([2, [8]], [(1, 2, 4)], [1.0], f"{usually} time")
     yield case(
         [[7, 7], 4, [8], 12, [9, 9]],
         [(2, 4, 2), (3, 2, 8)],
         [1.0, 0.5],
-        "a second video starts at the next free position after the text between, and has its own grid and seconds",
+        "a second video starts at the next free position after the text between, and has its own"
+        " grid and seconds",
     )
-    yield case(
-        [[1, 2, 3], 40, [4, 5, 6, 7, 8]],
-        [(10, 4, 4)],
-        [1.0],
-        "the text after the video starts at 40 here: 3 + 9 · 4 + 1",
-        tokens_per_second=4,
-    )
+    usually = "the text after the video starts at 40 here: 3 + 9 · 4 + 1"
+    pieces = [[1, 2, 3], 40, [4, 5, 6, 7, 8]]
+    yield case(pieces, [(10, 4, 4)], [1.0], usually, tokens_per_second=4)
     rng = random.Random(10)
     for _ in range(40):
-        pieces, grids, seconds = [[7] * rng.randrange(1, 4)], [], []
-        for _ in range(rng.randrange(1, 4)):
-            grid = (rng.randrange(1, 5), 2 * rng.randrange(1, 4), 2 * rng.randrange(1, 4))
-            grids, seconds = grids + [grid], seconds + [rng.choice([0.3, 0.55, 1.0, 1.7])]
-            pieces += [math.prod(grid) // 4, [8] * rng.randrange(1, 4)]
-        yield case(pieces, grids, seconds, "each video its own start, grid and seconds")
+        yield case(*random_videos(rng), "each video its own start, grid and seconds")
+
+
+def after_the_video_case():
+    library = (
+        "this is what transformers ≥ 5.3 does, start + max(h, w) / 2, inside the video; the text"
+        " continues at the largest position so far + 1, here the time's"
+    )
+    in_pairs = (
+        "the video starts at the next free position, and pair k lies"
+        " k · seconds · tokens_per_second after that"
+    )
+    pairs_counted = "pairs were counted: time is k · seconds_per_grid · tokens_per_second"
+    return positions_case(
+        [[7], 12, [8]],
+        [(3, 4, 4)],
+        [1.0],
+        "the text after a video continues at the largest position so far, on any of the three axes,"
+        " + 1",
+        {
+            (3,) * 3: library,
+            (13,) * 3: COUNTED,
+            (0,) * 4 + (1,) * 4 + (2,) * 4: in_pairs,
+            (1,) * 4 + (2,) * 4 + (3,) * 4: pairs_counted,
+            (0,) * 4 + (2,) * 4 + (4,) * 4: UNMOVED,
+        },
+    )
+
+
+def random_videos(rng):
+    """(pieces, grids, seconds) of a prompt with one to three videos."""
+    pieces, grids, seconds = [[7] * rng.randrange(1, 4)], [], []
+    for _ in range(rng.randrange(1, 4)):
+        grid = (rng.randrange(1, 5), 2 * rng.randrange(1, 4), 2 * rng.randrange(1, 4))
+        grids.append(grid)
+        seconds.append(rng.choice([0.3, 0.55, 1.0, 1.7]))
+        pieces += [math.prod(grid) // 4, [8] * rng.randrange(1, 4)]
+    return pieces, grids, seconds
 
 
 # ------------------------------------------------------------------------------------------------
-# 11: sampling, on a Qwen2.5-VL of 20,000 random numbers. Slowly: the whole text read again for every token
+# 11: sampling, on a Qwen2.5-VL of 20,000 random numbers. Slowly: the whole text read again for
+# every token
 # ------------------------------------------------------------------------------------------------
 
 NEVER = range(36, 40)  # the tokens of vision
@@ -281,12 +362,27 @@ NEVER = range(36, 40)  # the tokens of vision
 @functools.cache
 def tiny_model():
     config = Qwen2_5_VLConfig(
-        text_config=dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         bos_token_id=None, eos_token_id=None, pad_token_id=None,
-                         rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1])),
-        vision_config=dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32),
-        image_token_id=36, video_token_id=37, vision_start_token_id=38, vision_end_token_id=39, tie_word_embeddings=True,
-    )  # fmt: skip
+        text_config=dict(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1]),
+        ),
+        vision_config=dict(
+            depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32
+        ),
+        image_token_id=36,
+        video_token_id=37,
+        vision_start_token_id=38,
+        vision_end_token_id=39,
+        tie_word_embeddings=True,
+    )
     model = Qwen2_5_VLForConditionalGeneration(config)
     rng = random.Random(11)
     with torch.no_grad():
@@ -319,12 +415,15 @@ def next_logprobs(ids):
 
 
 def read_again(rows):
-    """Log-probs (rows, V) of the next token after each list of ids, each read from its beginning."""
+    """Log-probs (rows, V) of the token after each list of ids, each read from its beginning."""
     return torch.cat([next_logprobs(tuple(ids)) for ids in rows])
 
 
 def sample(function, prompts, G, C, stop, seeds=None, on_token=None):
-    """The student's sample_groups on the tiny model: completions, mask, log-probs, and how many tokens were read."""
+    """The student's sample_groups on the tiny model.
+
+    Returns completions, mask, log-probs (each (B, G, C)), and how many tokens were read.
+    """
     prompts, read = [text_prompt(ids) for ids in prompts], []
     hook = tiny_model().model.language_model.embed_tokens.register_forward_hook(
         lambda module, args, out: read.append(args[0].numel())
@@ -346,15 +445,18 @@ def sample(function, prompts, G, C, stop, seeds=None, on_token=None):
     B = len(prompts)
     need(
         all(x.ndim == 3 and tuple(x.shape[:2]) == (B, G) for x in got),
-        f"all three should be (B, G, C), here ({B}, {G}, …); they are {', '.join(str(tuple(x.shape)) for x in got)}",
+        f"all three should be (B, G, C), here ({B}, {G}, …); they are "
+        + ", ".join(str(tuple(x.shape)) for x in got),
     )
     need(
         tokens.dtype == torch.int64 and mask.dtype == torch.bool and logp.dtype == torch.float32,
-        f"int64, bool and float32 are asked for; they are {tokens.dtype}, {mask.dtype}, {logp.dtype}",
+        f"int64, bool and float32 are asked for; they are {tokens.dtype}, {mask.dtype},"
+        f" {logp.dtype}",
     )
     need(
         not logp.requires_grad,
-        "the log-probs carry a gradient: sampling needs none, and its graph would fill the memory (torch.no_grad())",
+        "the log-probs carry a gradient: sampling needs none, and its graph would fill the memory"
+        " (torch.no_grad())",
     )
     need(
         not torch.isin(tokens, torch.tensor(NEVER)).any(),
@@ -378,21 +480,24 @@ def slow_greedy(lengths, G, C, stop):
             logps.append(float(logp.max()))
         rows += [(tokens, logps)] * G
     longest = max(len(tokens) for tokens, _ in rows)
-    B = len(lengths)
-    return {"completions": torch.tensor([tokens + [stop[0]] * (longest - len(tokens)) for tokens, _ in rows]).view(B, G, longest),
-            "mask": torch.tensor([[i < len(tokens) for i in range(longest)] for tokens, _ in rows]).view(B, G, longest),
-            "log-probs": torch.tensor([logps + [0.0] * (longest - len(logps)) for _, logps in rows]).view(B, G, longest)}  # fmt: skip
+    tokens = [tokens + [stop[0]] * (longest - len(tokens)) for tokens, _ in rows]
+    mask = [[i < len(tokens) for i in range(longest)] for tokens, _ in rows]
+    logps = [logps + [0.0] * (longest - len(logps)) for _, logps in rows]
+    parts = {"completions": tokens, "mask": mask, "log-probs": logps}
+    return {name: torch.tensor(x).view(len(lengths), G, longest) for name, x in parts.items()}
 
 
 def sampled(function, lengths, G, room, stop, seeds):
-    """What holds for any draw: each token's log-prob is what reading everything again gives, and masks and padding fit."""
+    """What holds for any draw, as {property: value}.
+
+    Each token's log-prob is what reading everything again gives, and masks and padding fit.
+    """
     tokens, mask, logp, read = sample(function, prompts_of(lengths), G, room, stop, seeds)
     C, worst = tokens.shape[2], 0.0
     need(C > 0, "no tokens came back: the longest completion has 0")
     lengths_said, is_stop = mask.sum(dim=2, keepdim=True), torch.isin(tokens, torch.tensor(stop))
-    last = is_stop.gather(
-        2, lengths_said.clamp_min(1) - 1
-    )  # a completion ends with a stop token, or there was no more room
+    # A completion ends with a stop token, or there was no more room.
+    last = is_stop.gather(2, lengths_said.clamp_min(1) - 1)
     fits = (
         (mask == (torch.arange(C) < lengths_said)).all(dim=2)
         & ~(is_stop & mask)[:, :, :-1].logical_and(mask[:, :, 1:]).any(dim=2)
@@ -400,28 +505,26 @@ def sampled(function, lengths, G, room, stop, seeds):
     )
     for b, ids in enumerate(prompts_of(lengths)):
         for i in range(C):
-            again = read_again([ids + row[:i] for row in tokens[b].tolist()]).gather(
-                1, tokens[b, :, i, None]
-            )[:, 0]
-            worst = max(
-                worst,
-                float((again - logp[b, :, i])[mask[b, :, i]].nan_to_num(99.0).abs().max())
-                if mask[b, :, i].any()
-                else 0.0,
-            )
-    return {"largest error of a log-prob": round(worst, 2), "masks that do not go up to and with the first stop token": int((~fits).sum()),
-            "padding that is not stop_ids[0]": int((tokens[~mask] != stop[0]).sum()), "C is the length of the longest": bool(mask.any(dim=0).any(dim=0).all()),
-            "completions of a group that are all the same": bool((tokens == tokens[:, :1]).all()), "each prompt read once": read <= sum(lengths) + len(lengths) * G * room}  # fmt: skip
+            again = read_again([ids + row[:i] for row in tokens[b].tolist()])
+            again = again.gather(1, tokens[b, :, i, None])[:, 0]
+            errors = (again - logp[b, :, i])[mask[b, :, i]].nan_to_num(99.0).abs().tolist()
+            worst = max([worst, *errors])
+    return {
+        "largest error of a log-prob": round(worst, 2),
+        "masks that do not go up to and with the first stop token": int((~fits).sum()),
+        "padding that is not stop_ids[0]": int((tokens[~mask] != stop[0]).sum()),
+        "C is the length of the longest": bool(mask.any(dim=0).any(dim=0).all()),
+        "completions of a group that are all the same": bool((tokens == tokens[:, :1]).all()),
+        "each prompt read once": read <= sum(lengths) + len(lengths) * G * room,
+    }
 
 
 def frequencies(function, lengths, G):
     tokens, *_ = sample(function, prompts_of(lengths), G, 1, [35], [5])
-    seen = torch.bincount(tokens.flatten(), minlength=40) / G
-    return {
-        "as often as it is probable": bool(
-            0.5 * (seen - read_again(prompts_of(lengths))[0].exp()).abs().sum() < 0.06
-        )
-    }
+    share = torch.bincount(tokens.flatten(), minlength=40) / G
+    probable = read_again(prompts_of(lengths))[0].exp()
+    total_variation = 0.5 * (share - probable).abs().sum()
+    return {"as often as it is probable": bool(total_variation < 0.06)}
 
 
 def neighbours(function, lengths, G, C):
@@ -443,101 +546,105 @@ def streamed(function, lengths, C):
     return {"on_token heard the completion": heard[: int(mask.sum())] == tokens[mask].tolist()}
 
 
+ALL_THE_SAME = "completions of a group that are all the same"
+ONCE = "each prompt read once"
+FINE = {  # what `sampled` gives of a right function
+    "largest error of a log-prob": 0.0,
+    "masks that do not go up to and with the first stop token": 0,
+    "padding that is not stop_ids[0]": 0,
+    "C is the length of the longest": True,
+    ALL_THE_SAME: False,
+    ONCE: True,
+}
+
+
+def sampling_in_words(how, lengths, G, C, stop):
+    return (
+        f"sample_groups, {how}: prompts of {' and '.join(map(str, lengths))} tokens,"
+        f" group_size={G}, max_new_tokens={C}, stop_ids={stop}"
+    )
+
+
+def greedy_case(args, usually):
+    """args: lengths of the prompts, G, C, stop."""
+    shown = sampling_in_words("greedy (generators=None)", *args)
+    return Case(args, slow_greedy, usually, call=greedy, shown=shown)
+
+
+def sampled_case(args, usually):
+    """args: lengths of the prompts, G, C, stop."""
+    read_again = (
+        "a prompt is read once: prefill the B prompts and repeat the logits, not the prompts; after"
+        " that decode_step alone"
+    )
+    same = "every completion needs a random number of its own in every step"
+    known = {(ONCE, False): read_again, (ALL_THE_SAME, True): same}
+    seeds, shown = [3, 4, 5][: len(args[0])], sampling_in_words("sampling", *args)
+    return Case((*args, seeds), FINE, usually, known, call=sampled, shown=shown)
+
+
 def sample_groups_cases():
     many = list(range(0, 36, 5))  # with many tokens that stop, completions have all lengths
-    fine = {"largest error of a log-prob": 0.0, "masks that do not go up to and with the first stop token": 0, "padding that is not stop_ids[0]": 0, "C is the length of the longest": True,
-            "completions of a group that are all the same": False, "each prompt read once": True}  # fmt: skip
-
-    def shown(what, lengths, G, C, stop):
-        return f"sample_groups, {what}: prompts of {' and '.join(map(str, lengths))} tokens, group_size={G}, max_new_tokens={C}, stop_ids={stop}"
-
-    def take(lengths, G, C, stop, usually):
-        return Case(
-            (lengths, G, C, stop),
-            slow_greedy,
-            usually,
-            call=greedy,
-            shown=shown("greedy (generators=None)", lengths, G, C, stop),
-        )
-
-    def draw(lengths, G, C, stop, usually):
-        known = {("each prompt read once", False): "a prompt is read once: prefill the B prompts and repeat the logits, not the prompts; after that decode_step alone",
-                 ("completions of a group that are all the same", True): "every completion needs a random number of its own in every step"}  # fmt: skip
-        return Case(
-            (lengths, G, C, stop, [3, 4, 5][: len(lengths)]),
-            fine,
-            usually,
-            known,
-            call=sampled,
-            shown=shown("sampling", lengths, G, C, stop),
-        )
-
-    yield take(
-        [4],
-        1,
-        1,
-        [35],
+    interleave = (
+        "row b·G + g is completion g of prompt b: repeat_interleave (a a b b), not repeat (a b a b)"
+    )
+    yield greedy_case(
+        ([4], 1, 1, [35]),
         "the first token is the likeliest by prefill's logits; nothing is decoded yet",
     )
-    yield take(
-        [4],
-        1,
-        5,
-        [35],
-        "decode_step gets the token just chosen and its position: that from prefill for the first, one more for each next (position + step)",
+    yield greedy_case(
+        ([4], 1, 5, [35]),
+        "decode_step gets the token just chosen and its position: that from prefill for the first,"
+        " one more for each next (position + step)",
     )
-    yield take(
-        [4],
-        1,
-        12,
-        many,
-        "the mask goes up to and with the stop token, what follows is padded with stop_ids[0], and all is cut to the longest completion",
+    yield greedy_case(
+        ([4], 1, 12, many),
+        "the mask goes up to and with the stop token, what follows is padded with stop_ids[0], and"
+        " all is cut to the longest completion",
     )
-    yield draw(
-        [4],
-        3,
-        6,
-        [35],
-        "completions of one prompt share its cache and nothing else: each row gets its own token, in every step; a log-prob is log softmax at the token that was drawn, without a temperature",
+    yield sampled_case(
+        ([4], 3, 6, [35]),
+        "completions of one prompt share its cache and nothing else: each row gets its own token,"
+        " in every step; a log-prob is log softmax at the token that was drawn, without a"
+        " temperature",
     )
-    yield take(
-        [3, 6],
-        2,
-        4,
-        [35],
-        "row b·G + g is completion g of prompt b: repeat_interleave (a a b b), not repeat (a b a b)",
+    yield greedy_case(([3, 6], 2, 4, [35]), interleave)
+    yield sampled_case(
+        ([4], 4, 12, many),
+        "rows that have ended: from the stop token on they are padded with stop_ids[0], and all is"
+        " cut to the longest completion",
     )
-    yield draw(
-        [4],
-        4,
-        12,
-        many,
-        "rows that have ended: from the stop token on they are padded with stop_ids[0], and all is cut to the longest completion",
-    )
-    yield draw(
-        [3, 6],
-        3,
-        8,
-        many,
-        "row b·G + g is completion g of prompt b: repeat_interleave (a a b b), not repeat (a b a b), for logits and positions alike",
-    )
-    yield draw(
-        [6, 2, 4],
-        2,
-        6,
-        [35],
+    yield sampled_case(([3, 6], 3, 8, many), f"{interleave}, for logits and positions alike")
+    yield sampled_case(
+        ([6, 2, 4], 2, 6, [35]),
         "several prompts of different lengths: each row's positions continue its own prompt",
     )
-    yield Case(([4], 4000), {"as often as it is probable": True}, "tokens must come from the full distribution at temperature 1: no top-k, no temperature, and a number of its own for every completion",
-               call=frequencies, shown="the first tokens of 4,000 completions, counted")  # fmt: skip
-    yield Case(([4, 3], 3, 6), {"alone as in company": True, "another seed gives others": True}, "each prompt draws from its own generator, as many numbers whoever is beside it; not all from the first, and not from the global one",
-               call=neighbours, shown="sample_groups of two prompts together, and of each alone with the same generator")  # fmt: skip
+    yield from random_number_cases()
     yield Case(
         ([4], 5),
         {"on_token heard the completion": True},
         "on_token(token) is to be called in every step, where it is given",
         call=streamed,
         shown="sample_groups with on_token",
+    )
+
+
+def random_number_cases():
+    yield Case(
+        ([4], 4000),
+        {"as often as it is probable": True},
+        "tokens must come from the full distribution at temperature 1: no top-k, no temperature,"
+        " and a number of its own for every completion",
+        call=frequencies,
+        shown="the first tokens of 4,000 completions, counted",
+    )
+    yield Case(
+        ([4, 3], 3, 6),
+        {"alone as in company": True, "another seed gives others": True},
+        "each prompt draws from its own generator, as many numbers whoever is beside it; not all"
+        " from the first, and not from the global one",
+        call=neighbours,
+        shown="sample_groups of two prompts together, and of each alone with the same generator",
     )
 
 
@@ -564,85 +671,112 @@ def slow_packed_attention(query, key, value, group, scale, attend):
     return out
 
 
+GRADIENTS = ("gradient of query", "gradient of key", "gradient of value")
+
+
 def prompt_gradient(function, query, key, value, group, scale, attend):
     inputs = [x.clone().requires_grad_() for x in (query, key, value)]
     got = function(*inputs, group, scale, attend)
-    return dict(
-        zip(
-            ("gradient of query", "gradient of key", "gradient of value"),
-            gradients((got * torch.arange(1.0, 1 + got.numel()).view(got.shape)).sum(), *inputs),
-        )
-    )
+    return dict(zip(GRADIENTS, gradients(weighted_sum(got), *inputs)))
 
 
 def slow_prompt_gradient(query, key, value, group, scale, attend):
     (G, C), L = group, query.shape[2]
     P = L - G * C
-    own = (torch.arange(L) - P).div(C, rounding_mode="floor").clamp_min(-1)
-    mask = (torch.arange(L)[:, None] >= torch.arange(L)) & ((own[:, None] == own) | (own == -1))
+    completion = (torch.arange(L) - P).div(C, rounding_mode="floor").clamp_min(-1)
+    same = completion[:, None] == completion
+    mask = (torch.arange(L)[:, None] >= torch.arange(L)) & (same | (completion == -1))
     inputs = [x.clone().requires_grad_() for x in (query, key, value)]
-    weights = (
-        (scale * inputs[0] @ inputs[1].transpose(2, 3)).masked_fill(~mask, -math.inf).softmax(dim=3)
+    scores = scale * inputs[0] @ inputs[1].transpose(2, 3)
+    out = scores.masked_fill(~mask, -math.inf).softmax(dim=3) @ inputs[2]
+    weighted_sum(out).backward()
+    return dict(zip(GRADIENTS, (x.grad for x in inputs)))
+
+
+def equal_scores_case(values, group, usually, known=None):
+    value = t(*values).view(1, 1, -1, 1)
+    zero = torch.zeros_like(value)
+    shown = (
+        "packed_attention with all scores equal (so that outputs are means of what is visible),"
+        f" values {show(list(values))}, (G, C) = {group}, P = {len(values) - group[0] * group[1]}"
     )
-    out = weights @ inputs[2]
-    (out * torch.arange(1.0, 1 + out.numel()).view(out.shape)).sum().backward()
-    return dict(
-        zip(("gradient of query", "gradient of key", "gradient of value"), (x.grad for x in inputs))
-    )
+    args = (zero, zero, value, group, 1.0, sdpa)
+    return Case(args, slow_packed_attention, usually, known or {}, shown=shown)
 
 
 def packed_attention_cases():
-    def plain(values, group, usually, known=None):
-        value = t(*values).view(1, 1, -1, 1)
-        shown = f"packed_attention with all scores equal (so that outputs are means of what is visible), values {show(list(values))}, (G, C) = {group}, P = {len(values) - group[0] * group[1]}"
-        return Case(
-            (torch.zeros_like(value), torch.zeros_like(value), value, group, 1.0, sdpa),
-            slow_packed_attention,
-            usually,
-            known or {},
-            shown=shown,
-        )
-
-    yield plain((1, 3, 5), (2, 1), "the prompt sees itself; each completion sees the prompt and itself",
-                {(1, 2, 9 / 3): "the second completion sees the first: siblings are hidden from each other", (1, 1, 1): "completions do not see themselves: aligned to the upper left, their first token sees one key, the prompt's",
-                 (1, 3, 5): "the prompt is hidden from the completions"})  # fmt: skip
-    yield plain((1, 2, 4, 8, 16), (2, 2), "token j of a completion sees the prompt and its completion's first j + 1 tokens",
-                {(1, 1, 1.5, 1, 4.5): "causality is aligned to the upper left (is_causal=True, torch.tril): with more keys than queries it must be aligned to the lower right",
-                 (1, 1.5, 7 / 3, 3.75, 6.2): "this is plain causal attention over the row: the second completion sees the first; siblings are hidden from each other",
-                 (1, 7 / 3, 7 / 3, 25 / 3, 25 / 3): "a completion sees its own future: the second call is causal too", (1, 2, 3, 8, 12): "the prompt is hidden from the completions",
-                 (1, 1.5, 11 / 3, 2.5, 7): "the completions got mixed: completion g is the g-th stretch of C tokens, unflatten(1, (G, C))", (1, 1.5, 4.5, 7 / 3, 25 / 3): "the outputs are in the wrong order: completion after completion, transpose before flattening"})  # fmt: skip
-    yield plain(
-        (1, 2, 4, 8, 16, 32),
-        (2, 1),
-        "the prompt is causal on itself: no token of it sees a later one",
-    )
+    yield from visible_cases()
     rng = random.Random(12)
+    usually = (
+        "heads, or the scale: key and value have K heads, each of which serves H / K query heads"
+        " (attend takes care of it); pass scale on"
+    )
     for H, K, P, G, C, d in (
         (1, 1, 2, 2, 2, 2),
         (2, 2, 1, 2, 3, 2),
         (4, 2, 3, 3, 2, 2),
         (4, 1, 4, 2, 3, 4),
     ):
-        L = P + G * C
-        args = (
-            numbers(rng, 1, H, L, d, low=-2, high=2),
-            numbers(rng, 1, K, L, d, low=-2, high=2),
-            numbers(rng, 1, K, L, d, low=-2, high=2),
-            (G, C),
-            0.7,
-            sdpa,
+        inputs = (numbers(rng, 1, heads, P + G * C, d, low=-2, high=2) for heads in (H, K, K))
+        shown = (
+            f"packed_attention of random numbers: H = {H}, K = {K}, P = {P}, (G, C) = ({G}, {C}),"
+            f" d = {d}, scale = 0.7"
         )
-        yield Case(
-            args,
-            slow_packed_attention,
-            "heads, or the scale: key and value have K heads, each of which serves H / K query heads (attend takes care of it); pass scale on",
-            shown=f"packed_attention of random numbers: H = {H}, K = {K}, P = {P}, (G, C) = ({G}, {C}), d = {d}, scale = 0.7",
-        )
-    args = (*(numbers(rng, 1, 2, 7, 2, low=-1, high=1) for _ in range(3)), (2, 2), 0.7, sdpa)
+        args = (*inputs, (G, C), 0.7, sdpa)
+        yield Case(args, slow_packed_attention, usually, shown=shown)
     yield Case(
-        args,
+        (*(numbers(rng, 1, 2, 7, 2, low=-1, high=1) for _ in range(3)), (2, 2), 0.7, sdpa),
         slow_prompt_gradient,
-        "gradients must flow from every completion into the prompt's keys and values: no detach there",
+        "gradients must flow from every completion into the prompt's keys and values: no detach"
+        " there",
         call=prompt_gradient,
         shown="the gradients of packed_attention: P = 3, (G, C) = (2, 2)",
     )
+
+
+def visible_cases():
+    """What each token sees, told by means of the values that it sees."""
+    upper_left_one = (
+        "completions do not see themselves: aligned to the upper left, their first token sees one"
+        " key, the prompt's"
+    )
+    upper_left = (
+        "causality is aligned to the upper left (is_causal=True, torch.tril): with more keys than"
+        " queries it must be aligned to the lower right"
+    )
+    siblings = "the second completion sees the first: siblings are hidden from each other"
+    plain_causal = (
+        "this is plain causal attention over the row: the second completion sees the first;"
+        " siblings are hidden from each other"
+    )
+    future = "a completion sees its own future: the second call is causal too"
+    hidden = "the prompt is hidden from the completions"
+    mixed = (
+        "the completions got mixed: completion g is the g-th stretch of C tokens,"
+        " unflatten(1, (G, C))"
+    )
+    order = (
+        "the outputs are in the wrong order: completion after completion, transpose before"
+        " flattening"
+    )
+    yield equal_scores_case(
+        (1, 3, 5),
+        (2, 1),
+        "the prompt sees itself; each completion sees the prompt and itself",
+        {(1, 2, 3): siblings, (1, 1, 1): upper_left_one, (1, 3, 5): hidden},
+    )
+    yield equal_scores_case(
+        (1, 2, 4, 8, 16),
+        (2, 2),
+        "token j of a completion sees the prompt and its completion's first j + 1 tokens",
+        {
+            (1, 1, 1.5, 1, 4.5): upper_left,
+            (1, 1.5, 7 / 3, 3.75, 6.2): plain_causal,
+            (1, 7 / 3, 7 / 3, 25 / 3, 25 / 3): future,
+            (1, 2, 3, 8, 12): hidden,
+            (1, 1.5, 11 / 3, 2.5, 7): mixed,
+            (1, 1.5, 4.5, 7 / 3, 25 / 3): order,
+        },
+    )
+    usually = "the prompt is causal on itself: no token of it sees a later one"
+    yield equal_scores_case((1, 2, 4, 8, 16, 32), (2, 1), usually)

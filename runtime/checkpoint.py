@@ -1,17 +1,18 @@
 """checkpoint.py: what a run must keep to go on as if it had never stopped.
 
     RUN/checkpoints/step-000300/
-        part-000.safetensors, …    float32 weights and Adam's two moments of every trained parameter
-        state.json                 the step, counters, and size and checksum of each part; written last
+        part-000.safetensors, …  float32 weights and Adam's two moments of every trained parameter
+        state.json               the step, counters, size and checksum of each part; written last
 
 That is all. Nothing random is carried from step to step: the order of the data and every sampled
 token come from (seed, step, number of the prompt), so a run that continues at step 301 sees and
 says what it would have seen and said.
 
 A checkpoint is complete or it is not there: it is written under another name, flushed to the disk,
-and renamed. Whatever moment a machine dies in, the one before is whole.
+and renamed. Whenever a machine dies, the checkpoint before is whole.
 """
 
+import itertools
 import json
 import os
 import re
@@ -23,11 +24,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from runtime.errors import NUMBER, BadInput, read_object, wrong_key
-from runtime.folders import (  # fmt: skip
+from runtime.folders import (
     clear,
     expect_kind,
     remove_checkpoint,
     remove_lines,
+    replace_file,
     rescue,
     take,
 )
@@ -41,10 +43,9 @@ def folders(run):
     """Complete checkpoints, newest first."""
     home = os.path.join(run, "checkpoints")
     names = os.listdir(home) if os.path.isdir(home) else []
-    found = [os.path.join(home, name) for name in names if re.fullmatch(r"step-\d+", name)]
-    return sorted(
-        (f for f in found if os.path.lexists(os.path.join(f, "state.json"))), reverse=True
-    )
+    paths = [os.path.join(home, name) for name in names if re.fullmatch(r"step-\d+", name)]
+    complete = [path for path in paths if os.path.lexists(os.path.join(path, "state.json"))]
+    return sorted(complete, reverse=True)
 
 
 def checksum(path):
@@ -56,14 +57,16 @@ def checksum(path):
 
 
 def flush(path):
-    """To the disk itself: a rename may otherwise outlive the data when the power fails."""
+    """Puts a file or folder on the disk itself: a rename could outlive a power cut, and its data
+    not."""
     fd = os.open(path, os.O_RDONLY)
     os.fsync(fd)
     os.close(fd)
 
 
 def save_checkpoint(run, step, tensors, state, keep, rank):
-    """Writes one and removes all but the last `keep`. Every process calls it; the first writes.
+    """Writes a checkpoint and removes all but the last `keep`. Every process calls it, and the
+    first writes.
 
     Args:    tensors: {name: tensor}, sharded or not, gathered a few at a time; state: what else to
              remember, as JSON.
@@ -113,7 +116,10 @@ def save_checkpoint(run, step, tensors, state, keep, rank):
             remove_checkpoint(old)
     except (OSError, SafetensorError) as e:
         remove_checkpoint(partial)
-        return f"checkpoint of step {step} could not be written ({e}); the run goes on, the one before it is kept"
+        return (
+            f"checkpoint of step {step} could not be written ({e}); "
+            "the run goes on, the one before it is kept"
+        )
     return None
 
 
@@ -140,117 +146,106 @@ def newest_checkpoint(run, say):
 
 def read_checkpoint(folder, state):
     """A function name → CPU tensor, reading from the disk only what is asked for."""
-    where, handles = {}, {}
+    file_of = {}  # name of a tensor: the open file that holds it
     for name in state["files"]:
-        handles[name] = safe_open(os.path.join(folder, name), "pt")
-        where |= dict.fromkeys(handles[name].keys(), name)
+        file = safe_open(os.path.join(folder, name), "pt")
+        file_of |= dict.fromkeys(file.keys(), file)
 
     def tensor(key):
-        if key not in where:
+        if key not in file_of:
             raise BadInput(
-                f"checkpoint {folder} has no {key}: it belongs to another model or to other settings"
+                f"checkpoint {folder} has no {key}: "
+                "it belongs to another model or to other settings"
             )
-        return handles[where[key]].get_tensor(key)
+        return file_of[key].get_tensor(key)
 
     return tensor
 
 
 def check_room(run, needed):
-    """Raises BadInput if the disk has less than `needed` bytes left: better now than after a
-    day."""
+    """Raises BadInput if the disk has less than `needed` bytes left: now, not after a day."""
     free = shutil.disk_usage(run).free
     if free < needed:
-        raise BadInput(f"the disk of {run} has {free / 1e9:.1f} GB left and this run's checkpoints and policy need {needed / 1e9:.1f} GB: "
-                       "choose another --out, a lower --keep, or make room")  # fmt: skip
+        raise BadInput(
+            f"the disk of {run} has {free / 1e9:.1f} GB left "
+            f"and this run's checkpoints and policy need {needed / 1e9:.1f} GB: "
+            "choose another --out, a lower --keep, or make room"
+        )
 
 
 # ------------------------------------------------------------------------------------------------
 # The run's folder
 # ------------------------------------------------------------------------------------------------
 
-MAY_CHANGE = (
-    "processes",
-    "device",
-    "dtype",
-    "quiet",
-    "save_every",
-    "rollouts_every",
-    "keep",
-    "resume",
-    "overwrite",
-    "decode_timeout",
-    "tensorboard",
-    "offload",
-    "recompute",
-    "versions",
-    "out",
-    "kind",
-    "score_every_group",
-)
+# Settings that decide nothing about what is learned: a resumed run may have others.
+MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep",
+              "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute",
+              "versions", "out", "kind", "score_every_group")  # fmt: skip
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl")
 
 
 def open_run_folder(settings, room):
-    """The run's folder, made and locked (on one process only). Returns (its path, its newest
-    checkpoint or None).
+    """Makes the run's folder and locks it; one process alone calls this.
 
-    room: bytes that the run will need there, what it holds already included. With --resume the
-    settings that decide what is learned must be those the run was begun with.
+    Args:    settings: a dict, of which "out" and "kind" are set here; room: bytes that the run
+             needs there, including what the folder already holds.
+    Returns: (the folder's path, its newest checkpoint or None).
+    Raises:  BadInput, also where --resume is given with other settings than the run began with
+             (except those in MAY_CHANGE).
     """
-    folder = settings["out"]
-    if folder is None:
-        k = 1
-        while os.path.exists(
-            folder := os.path.join("runs", f"{settings['task']}-{settings['method']}-{k}")
-        ):
-            k += 1
-    settings["out"], settings["kind"], found = folder, "run", None
+    folder = settings["out"] or unused_folder(settings)
+    settings["out"], settings["kind"], checkpoint = folder, "run", None
     if settings["resume"] and os.path.exists(path := os.path.join(folder, "settings.json")):
         read_object(path)  # says what is wrong with it, where something is
     try:
         is_run = expect_kind(folder, "run")
         if is_run and not settings["resume"] and not settings["overwrite"]:
             raise BadInput(
-                f"{folder} already holds a run: give another --out, --resume to go on with it, or --overwrite to replace it"
+                f"{folder} already holds a run: give another --out, --resume to go on with it, "
+                "or --overwrite to replace it"
             )
         os.makedirs(folder, exist_ok=True)
         take(folder)
         if is_run and settings["overwrite"]:
-            clear(
-                folder,
-                {f"--{name}": settings[name] for name in ("data", "model", "student", "judge")},
-            )
+            inputs = ("data", "model", "student", "judge")
+            clear(folder, {f"--{name}": settings[name] for name in inputs})
         elif is_run:
-            found = resumable(folder, settings)
-        check_room(
-            folder,
-            room
-            - sum(
-                os.lstat(os.path.join(at, name)).st_size
-                for at, _, names in os.walk(folder)
-                for name in names
-            ),
-        )
+            checkpoint = resumable(folder, settings)
+        check_room(folder, room - size_of(folder))
         write_settings(folder, settings)
-        step = found[1]["step"] if found else 0
-        for path in (os.path.join(folder, name) for name in LOGS):
-            if os.path.isfile(path):  # lines after the checkpoint will be written again
-                remove_lines(
-                    path,
-                    lambda record: not wrong_key(record, {"step": int}) and record["step"] <= step,
-                )
+        step = checkpoint[1]["step"] if checkpoint else 0
+        for name in LOGS:
+            remove_lines_after(step, os.path.join(folder, name))
     except OSError as e:
         raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
-    return folder, found
+    return folder, checkpoint
+
+
+def unused_folder(settings):
+    """runs/TASK-METHOD-K with the first K that is free."""
+    for k in itertools.count(1):
+        folder = os.path.join("runs", f"{settings['task']}-{settings['method']}-{k}")
+        if not os.path.exists(folder):
+            return folder
+
+
+def size_of(folder):
+    """Bytes of all files in a folder and below it."""
+    paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
+    return sum(os.lstat(path).st_size for path in paths)
+
+
+def remove_lines_after(step, path):
+    """Removes the lines of a log that are later than a checkpoint: they will be written again."""
+    if os.path.isfile(path):
+        has_step = lambda record: not wrong_key(record, {"step": int})
+        remove_lines(path, lambda record: has_step(record) and record["step"] <= step)
 
 
 def resumable(folder, settings):
-    """The checkpoint that --resume goes on from; None where the run was stopped before its first
-    one."""
-    before, now = (
-        read_object(os.path.join(folder, "settings.json")),
-        json.loads(json.dumps(settings)),
-    )
+    """The checkpoint that --resume goes on from; None where the run ended before its first."""
+    before = read_object(os.path.join(folder, "settings.json"))
+    now = json.loads(json.dumps(settings))  # as a file would give them: no tuples
     changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
     if changed:
         raise BadInput(
@@ -258,43 +253,41 @@ def resumable(folder, settings):
             + ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in changed[:5])
             + f", and {len(changed) - 5} more" * (len(changed) > 5)
         )
-    found = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
-    if found is None and folders(folder):
+    checkpoint = newest_checkpoint(folder, lambda sentence: print(sentence, file=sys.stderr))
+    if checkpoint is None and folders(folder):
         raise BadInput(
-            f"none of the checkpoints of {folder} can be read: give --overwrite in place of --resume to begin anew"
+            f"none of the checkpoints of {folder} can be read: "
+            "give --overwrite in place of --resume to begin anew"
         )
-    if found is None and os.path.exists(os.path.join(folder, "policy")):
+    if checkpoint is None and os.path.exists(os.path.join(folder, "policy")):
         raise BadInput(
-            f"{folder} holds a policy and no checkpoint to go on from: give another --out, or --overwrite in place of --resume to begin anew"
+            f"{folder} holds a policy and no checkpoint to go on from: "
+            "give another --out, or --overwrite in place of --resume to begin anew"
         )
-    return found
+    return checkpoint
 
 
 def write_settings(folder, settings):
-    path = os.path.join(folder, "settings.json")
-    with open(path + ".partial", "w", encoding="utf-8") as f:
-        json.dump(settings, f, indent=2)
-    os.replace(path + ".partial", path)
+    replace_file(os.path.join(folder, "settings.json"), json.dumps(settings, indent=2))
 
 
 def save_all(run, step, counts, policy, tokenizer, budget, optimizer, settings, args, rank):
     """The checkpoint and the policy of a step. Every process calls it; the first writes.
 
-    Returns what could not be written, a sentence each. A full disk must not end a run that is
-    otherwise well, and neither must a folder that was removed: it is made again.
+    Returns what could not be written, one sentence each. Neither a full disk nor a folder that was
+    removed (it is made again) must end a run that is otherwise well.
     """
-    problems = [
-        save_checkpoint(run, step, optimizer.tensors(), {"counts": counts}, args.keep, rank)
-    ]
+    state = {"counts": counts}
+    problems = [save_checkpoint(run, step, optimizer.tensors(), state, args.keep, rank)]
     try:
         if rank == 0 and not os.path.isfile(os.path.join(run, "settings.json")):
             os.makedirs(run, exist_ok=True)
             write_settings(run, settings)
-        if rank == 0 and (place := rescue(run, "policy")):
-            print(
-                f"{run}/policy held files that are not the policy's: they are now in {place}",
-                file=sys.stderr,
-            )
+        # Those that a save removes.
+        for name in ("policy", "policy.old", "policy.partial") if rank == 0 else ():
+            if place := rescue(run, name):
+                held = f"{run}/{name} held files that are not the policy's"
+                print(f"{held}: they are now in {place}", file=sys.stderr)
     except OSError as e:
         problems.append(f"{run} could not be written ({e}); the run goes on")
     try:
@@ -304,17 +297,21 @@ def save_all(run, step, counts, policy, tokenizer, budget, optimizer, settings, 
     return [problem for problem in problems if problem]
 
 
-# skipped examples, as a share of those read; up to the hundredth, five are allowed in any case
+# Skipped examples as a share of those read. Among the first hundred, five are allowed in any case.
 SKIPPED_AT_MOST = 0.05
 
 
 def check_counts(counts, skipped_file):
     """Raises BadInput where a run would go on learning from nothing."""
     if counts["skipped"] > SKIPPED_AT_MOST * max(100, counts["drawn"]):
+        tried = counts["drawn"] + counts["skipped"]
         raise BadInput(
-            f"{counts['skipped']:.0f} of {counts['drawn'] + counts['skipped']:.0f} examples could not be read, and above {SKIPPED_AT_MOST:.0%} the run stops; each is named in {skipped_file}, with the reason"
+            f"{counts['skipped']:.0f} of {tried:.0f} examples could not be read, "
+            f"and above {SKIPPED_AT_MOST:.0%} the run stops; "
+            f"each is named in {skipped_file}, with the reason"
         )
     if counts["dropped_in_a_row"] >= 10:
         raise BadInput(
-            "the gradient was not finite (NaN or infinite) in 10 steps in a row: lower --lr; the last checkpoint is intact"
+            "the gradient was not finite (NaN or infinite) in 10 steps in a row: "
+            "lower --lr; the last checkpoint is intact"
         )

@@ -1,7 +1,7 @@
 """container.py: a video file → when each of its frames is on screen, and the pictures themselves.
 
-Every answer of the model is in seconds, so a frame shown at the wrong second is a wrong lesson, and
-nothing would say so. A file is read in one of two ways:
+Every answer of the model is in seconds, so a frame shown at the wrong second is a wrong lesson that
+nothing would report. A file is read in one of two ways:
 
     H.264 in mp4 or mov whose packets prove that jumps are exact   decord jumps to what is asked for
     everything else                                                PyAV decodes from the beginning
@@ -25,7 +25,7 @@ decord.logging.set_level(decord.logging.QUIET)  # C++ errors would interleave wi
 av.logging.set_level(av.logging.PANIC)
 
 BATCH = 16  # pictures at a time: a long video at full size would not fit in memory
-REFUSED = (av.FFmpegError, decord.DECORDError, RuntimeError, IndexError)  # what the two raise
+REFUSED = (av.FFmpegError, decord.DECORDError, RuntimeError, IndexError)  # what PyAV, decord raise
 GUESSED = ("avi", "mpeg")  # containers that do not hold every frame's time: libraries guess
 CONVERT = "convert it with ffmpeg -i IN -c:v libx264 OUT.mp4"
 UNTIMED = f"does not say when its frames are shown (stamps missing or out of order): {CONVERT}"
@@ -55,9 +55,11 @@ def open_clip(path):
 
 @dataclass
 class Packets:
-    """Of the video stream's packets in the file's order: pts and dts (F,) in seconds, nan where
-    missing; key and discard (F,) bool. last: seconds that the last frame stays; stated: duration
-    in the file's head, or None."""
+    """What the video stream's packets say, in the file's order.
+
+    pts, dts (F,): in seconds, nan where missing; key, discard (F,) bool; last: seconds that the
+    last frame stays; stated: duration in the file's head, or None.
+    """
 
     container: str
     codec: str
@@ -70,6 +72,7 @@ class Packets:
 
 
 def look(path):
+    """Packets of a video file; no frame is decoded. Raises Unreadable, or one of REFUSED."""
     with av.open(path) as file:
         stream = file.streams.best("video")
         if stream is None:
@@ -115,7 +118,7 @@ def jumps_are_exact(packets):
 
 
 def refuse_cut(packets):
-    """Frames that end much before the time that the file's head states are a download cut short."""
+    """Refuses a download cut short: its frames end long before the stated duration."""
     if packets.stated is None or packets.discard.any() or not np.isfinite(packets.pts).any():
         return
     end = np.nanmax(packets.pts) - np.nanmin(packets.pts) + packets.last
@@ -154,8 +157,8 @@ class Jumping:
 
 
 class InOrder:
-    """A file decoded with PyAV from its beginning. Times come from the packets if they are whole,
-    else from decoding once more."""
+    """A file decoded with PyAV from its beginning. Times come from the packets if they have all of
+    them, otherwise from decoding the file once more."""
 
     def __init__(self, path, packets):
         self.path, self.times = path, None
@@ -174,8 +177,8 @@ class InOrder:
         """Yields (seconds, frame) of all frames that are shown, in order; nan: no stamp."""
         with av.open(self.path) as file:
             for k, frame in enumerate(file.decode(file.streams.best("video"))):
-                own = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
-                yield (own if self.times is None else self.times[k]), frame
+                stamp = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
+                yield (stamp if self.times is None else self.times[k]), frame
 
     def size(self):
         first = next(self.frames(), None)

@@ -2,7 +2,7 @@
 
 Video decoders are C code that meets whatever the internet has: a damaged file can make them crash
 or never return. In the run's own process that would be the end of the run. So another process
-decodes, and if it dies or takes too long it is replaced, and the one video counts as unreadable. It
+decodes. If it dies or takes too long it is replaced, and the one video counts as unreadable. It
 does not outlive the run's process.
 
     python -m runtime.decoder FD      # that process; started by Decoder alone
@@ -39,7 +39,7 @@ class Decoder:
     What comes back is JSON and raw pixels, never a pickle: a decoder that a file has taken over can
     send wrong pictures, and nothing that would be executed here.
 
-    `cancel` and `stop` may be called while another thread reads; `cancel` in a signal handler, too.
+    `cancel` and `stop` may be called while another thread reads; `cancel` also in a signal handler.
     """
 
     def __init__(self, limit):
@@ -47,13 +47,11 @@ class Decoder:
 
     def start(self):
         ours, theirs = Pipe()
-        path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "runtime.decoder", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=os.environ
-            | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path},
-        )
+        fd, path = theirs.fileno(), [ROOT, os.environ.get("PYTHONPATH")]
+        changed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        changed["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        command = [sys.executable, "-m", "runtime.decoder", str(fd)]
+        process = subprocess.Popen(command, pass_fds=[fd], env=os.environ | changed)
         theirs.close()
         self.process, self.pipe = process, ours
         try:
@@ -106,7 +104,8 @@ class Decoder:
             if not self.wait(process, pipe, self.limit):
                 self.stop()
                 raise BadInput(
-                    f"video file {path} was not decoded within {self.limit:g} s (--decode-timeout): it may be damaged or very long"
+                    f"video file {path} was not decoded within {self.limit:g} s "
+                    "(--decode-timeout): it may be damaged or very long"
                 )
             answer = json.loads(pipe.recv_bytes())
             if "error" in answer:
@@ -119,12 +118,8 @@ class Decoder:
             self.stop()
             crash = f"made the decoder crash (exit status {process.poll()})"
             raise BadInput(f"video file {path} {crash}: it is damaged") from e
-        return Frames(
-            pixels,
-            np.array(answer["times"]),
-            answer["spacing"],
-            answer["duration"],
-        )
+        times = np.array(answer["times"])
+        return Frames(pixels, times, answer["spacing"], answer["duration"])
 
 
 WAIT = 0.2  # seconds between two looks at whether a read was cancelled
@@ -154,11 +149,9 @@ def serve(pipe):
             pipe.send_bytes(json.dumps({"error": str(e)}).encode())
             continue
         except Exception as e:  # whatever a decoder raises on what it was never meant to read
-            pipe.send_bytes(
-                json.dumps({
-                    "error": f"video file {path} cannot be decoded ({type(e).__name__}: {str(e)[:150]})"
-                }).encode()
-            )
+            why = f"{type(e).__name__}: {str(e)[:150]}"
+            error = f"video file {path} cannot be decoded ({why})"
+            pipe.send_bytes(json.dumps({"error": error}).encode())
             continue
         about = {
             "shape": list(frames.pixels.shape),

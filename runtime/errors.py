@@ -1,8 +1,8 @@
 """errors.py: mistakes of the user, told in one sentence; and how every program here ends.
 
-A mistake is `BadInput`. Whatever else is not the program's own fault (no memory, no room on the
-disk, a terminal that is closed or cannot show a letter, another process that died) is met here as
-well, once for all programs: `run_program`. Only a fault of ours ends with a traceback.
+A mistake is `BadInput`. Whatever else is not the program's fault (no memory, no room on the disk, a
+terminal that is closed or cannot show a letter, another process that died) is handled here as well,
+once for all programs: `run_program`. Only our own faults end with a traceback.
 
 It imports nothing of the project, so that every file can import it.
 """
@@ -96,9 +96,8 @@ def check_device(device):
     if kind == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"--device {device}: PyTorch finds no CUDA GPU here; give --device cpu")
     if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
-        raise BadInput(
-            f"--device {device}: there are {torch.cuda.device_count()} GPUs, from cuda:0"
-        )
+        count = torch.cuda.device_count()
+        raise BadInput(f"--device {device}: there are {count} GPUs, from cuda:0")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -115,16 +114,16 @@ def read_object(path, **types):
     """
     try:
         with open(path, encoding="utf-8") as f:
-            found = json.load(f)
+            value = json.load(f)
     except OSError as e:
         raise BadInput(f"{path} cannot be read ({e.strerror})") from e
     except (ValueError, RecursionError) as e:
         why = "it is empty" if os.path.getsize(path) == 0 else str(e).splitlines()[0][:100]
         raise BadInput(f"{path} is damaged: it is no JSON ({why})") from e
-    wrong = wrong_key(found, types)
+    wrong = wrong_key(value, types)
     if wrong:
         raise BadInput(f"{path} is damaged: {wrong}")
-    return found
+    return value
 
 
 def wrong_key(record, types):
@@ -205,21 +204,15 @@ def lost_process(error):
     """Whether an exception says that another process of the run has gone."""
     dist = sys.modules.get("torch.distributed")  # where it was never imported there is none
     started = dist is not None and dist.is_available() and dist.is_initialized()
-    return isinstance(error, RuntimeError) and (
-        type(error).__name__ == "DistBackendError" or started and any(w in str(error) for w in LOST)
-    )
+    if not isinstance(error, RuntimeError):
+        return False
+    told = started and any(word in str(error) for word in LOST)
+    return told or type(error).__name__ == "DistBackendError"
 
 
 # What the machine refuses, not the program: full or read-only disks, quotas, permissions.
-REFUSED = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-)
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS,
+           errno.EACCES, errno.EPERM, errno.EIO)  # fmt: skip
 
 
 def first_line(error, most=200):
@@ -228,9 +221,9 @@ def first_line(error, most=200):
 
 
 def reason(error, memory, interrupted):
-    """(exit status, sentence) of what is not the program's fault; None of any other."""
+    """(exit status, sentence) of an error that is not the program's fault; None of any other."""
     rank = os.environ.get("RANK", "0")
-    if isinstance(error, BadInput):  # what all processes found wrong, one says
+    if isinstance(error, BadInput):  # where all processes know of the mistake, one of them says it
         speaks = rank == str(getattr(error, "process", 0))
         return 2, f"error: {error}" if speaks else None
     if isinstance(error, KeyboardInterrupt):

@@ -34,7 +34,8 @@ OWN = {
     "evaluation": EVALUATION,
     "checkpoint": r"part-\d+\.safetensors|state\.json",
     "run": (r"(settings\.json|(metrics|rollouts|skipped)\.jsonl|report\.html)(\.partial)?"
-            r"|curves(\.partial)?\.png|lock(\.\d+)?|tensorboard/events\.out\.tfevents\.[^/]+"
+            r"|curves\.png(\.partial)?|curves\.partial\.png|lock(\.\d+)?"
+            r"|tensorboard/events\.out\.tfevents\.[^/]+"
             r"|checkpoints/step-\d+(\.partial)?/(part-\d+\.safetensors|state\.json)"
             rf"|policy(\.partial|\.old)?/({MODEL})|eval-[^/]+/({EVALUATION})"),
 }  # fmt: skip
@@ -69,15 +70,14 @@ def own_and_foreign(folder, kind):
                 folders.remove(name)
                 foreign.append(path(name))
         for name in files:
-            ours = re.fullmatch(OWN[kind], path(name)) and not os.path.islink(
-                os.path.join(at, name)
-            )
+            is_link = os.path.islink(os.path.join(at, name))
+            ours = re.fullmatch(OWN[kind], path(name)) and not is_link
             (own if ours else foreign).append(path(name))
     return own, foreign
 
 
 def kind_of(folder):
-    """ "run", "evaluation", or "other"; None where there is no such folder or nothing in it.
+    """The kind of a folder: "run", "evaluation" or "other"; None where it is empty or not there.
 
     A folder from before kinds were written down is known by its settings; one whose settings are
     damaged is known by its other files, if they are all of one kind.
@@ -102,12 +102,12 @@ def kind_of(folder):
 
 def expect_kind(folder, kind, flag="--out"):
     """Raises BadInput if a folder holds anything else. Returns whether it holds that kind."""
-    found = kind_of(folder)
-    if found not in (None, kind):
+    actual = kind_of(folder)
+    if actual not in (None, kind):
         raise BadInput(
-            f"{flag} {folder} holds {CALLED[found]}, not {CALLED[kind]}: give another folder"
+            f"{flag} {folder} holds {CALLED[actual]}, not {CALLED[kind]}: give another folder"
         )
-    return found == kind
+    return actual == kind
 
 
 MERGED = "merged.json"  # what tools/merge.py puts into the model folders that it makes
@@ -181,25 +181,25 @@ def remove_checkpoint(folder):
 
 
 def free_name(path):
-    """The path itself, or with -2, -3, … where there is something."""
-    k, found = 1, path
-    while os.path.lexists(found):
+    """The path itself, or the path with -2, -3, … where it is taken."""
+    k, free = 1, path
+    while os.path.lexists(free):
         k += 1
-        found = f"{path}-{k}"
-    return found
+        free = f"{path}-{k}"
+    return free
 
 
 def rescue(run, name, kind="model"):
-    """Moves what is not ours out of a run's folder that will be replaced. Returns where to."""
+    """Moves what is not ours out of a folder of a run that will be replaced. Returns where to, or
+    None."""
     foreign = own_and_foreign(os.path.join(run, name), kind)[1]
     if not foreign:
         return None
     place = os.path.join(run, f"kept-from-{name}")
     os.makedirs(place, exist_ok=True)
     for path in foreign:
-        os.rename(
-            os.path.join(run, name, path), free_name(os.path.join(place, os.path.basename(path)))
-        )
+        kept = free_name(os.path.join(place, os.path.basename(path)))
+        os.rename(os.path.join(run, name, path), kept)
     return place
 
 
@@ -226,16 +226,15 @@ def born(pid):
             with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
                 state, *fields = f.read().rpartition(")")[2].split()
             return None if state == "Z" else fields[18]
-        done = subprocess.run(
-            ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True
-        )
+        command = ["ps", "-o", "lstart=", "-p", str(pid)]
+        done = subprocess.run(command, capture_output=True, text=True)
         return done.stdout.strip() or None
     except OSError:
         return None
 
 
 def read_lock(path):
-    """Who holds a lock; {} if it is not to be read, None if there is none."""
+    """Who holds a lock; {} if it cannot be read, None if there is none."""
     for _ in range(3):
         try:
             with open(path, encoding="utf-8", errors="replace") as f:
@@ -246,13 +245,16 @@ def read_lock(path):
             return None
         except (ValueError, RecursionError, OSError):
             pass
-        time.sleep(0.1)  # it may be being written
+        time.sleep(0.1)  # its owner may still be writing it
     return {}
 
 
 def check_free(folder):
-    """Raises BadInput if a process that may be alive holds the lock. Returns a dead one's."""
+    """Raises BadInput if a process that may be alive holds the lock. Returns what read_lock gives
+    for a stale one."""
     path = os.path.join(folder, LOCK)
+    if os.path.isdir(path):
+        raise BadInput(f"{path} is a folder, and the lock of {folder} has that name: move it away")
     held = read_lock(path)
     if not held:
         return held
@@ -273,7 +275,7 @@ HELD = []  # the locks of this process
 
 
 def take(folder):
-    """Locks a folder for this process, or raises BadInput. Says so if it takes over one."""
+    """Locks a folder for this process, or raises BadInput. Says so if it takes over a lock."""
     path, pid = os.path.join(folder, LOCK), os.getpid()
     me = {
         "pid": pid,
@@ -289,18 +291,17 @@ def take(folder):
             stale = check_free(folder)
         if stale is None:  # released meanwhile
             continue
-        moved = f"{path}.{pid}"  # two find it stale at once: one moves it, and looks what it got
+        # Two processes may find it stale at once: one of them moves it, then looks what it got.
+        moved = f"{path}.{pid}"
         with suppress(FileNotFoundError):
             os.rename(path, moved)
             if read_lock(moved) != stale:
                 os.rename(moved, path)
                 continue
             os.remove(moved)
-            whose = (
-                f"process {stale['pid']}, which is no longer there"
-                if stale
-                else "nobody knows whom"
-            )
+            whose = "nobody knows whom"
+            if stale:
+                whose = f"process {stale['pid']}, which is no longer there"
             print(f"{folder}: took over the lock of {whose}", file=sys.stderr)
     with os.fdopen(file, "w", encoding="utf-8") as f:
         json.dump(me, f)
@@ -309,7 +310,7 @@ def take(folder):
 
 @contextmanager
 def locks_released():
-    """At its end, however it comes, the locks that were taken within are given back."""
+    """Gives back the locks that were taken within, however the block ends."""
     before = len(HELD)
     try:
         yield
@@ -322,15 +323,26 @@ def locks_released():
 
 
 # ------------------------------------------------------------------------------------------------
-# Files of one JSON object a line
+# Files: replaced as a whole, or one JSON object per line
 # ------------------------------------------------------------------------------------------------
+
+
+def replace_file(path, content):
+    """Writes a file aside (FILE.partial) and renames it, so that nobody ever sees half of it.
+
+    content: str, written as UTF-8, or bytes. Raises OSError, and keeps the old file, if the disk is
+    full.
+    """
+    with open(path + ".partial", "wb") as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+    os.replace(path + ".partial", path)
 
 
 def read_lines(path, **types):
     """The records of a .jsonl file; [] where there is no file.
 
-    types: of the keys that each record must have. A line that is damaged is named and left out; a
-    last one that is still being written is left out without a word.
+    types: of the keys that each record must have. A damaged line is named and left out; a last line
+    that is still being written is left out without a word.
     """
     records = []
     if not os.path.exists(path):
@@ -354,9 +366,19 @@ def read_lines(path, **types):
     return records
 
 
+def append_line(path, record):
+    """Adds one record to a .jsonl file. After a line that was cut short (a kill, a full disk) it
+    begins a new one."""
+    line = json.dumps(record) + "\n"
+    with open(path, "ab+") as f:
+        size = f.seek(0, os.SEEK_END)
+        if size:
+            f.seek(size - 1)
+            line = line if f.read(1) == b"\n" else "\n" + line
+        f.write(line.encode())
+
+
 def remove_lines(path, keep):
     """Rewrites a .jsonl file with the records that `keep` is true of. Atomic."""
     kept = [record for record in read_lines(path) if keep(record)]
-    with open(path + ".partial", "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(record) + "\n" for record in kept)
-    os.replace(path + ".partial", path)
+    replace_file(path, "".join(json.dumps(record) + "\n" for record in kept))

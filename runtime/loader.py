@@ -17,7 +17,7 @@ STAND_INS = 10  # examples tried for one prompt, before the data as a whole coun
 
 @lru_cache(maxsize=2)
 def order_of(n, seed, epoch):
-    """Each pass over the data has an order of its own, the same in every process and world size."""
+    """A permutation for each pass over the data, the same in every process and world size."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
@@ -32,8 +32,8 @@ def candidates(examples, position, seed):
 
 
 def generator_for(seed, step, k):
-    """Random numbers of prompt k of a step: the same in whichever process, on whichever device, and
-    beside whichever other prompts it is sampled."""
+    """Random numbers of prompt k of a step: the same in any process, on any device, and beside any
+    other prompts."""
     state = np.random.SeedSequence([seed, step, k]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
@@ -42,13 +42,8 @@ class Loader:
     """Gives one process its share of each step: prompts rank · B / world and on, of B per step."""
 
     def __init__(self, examples, tokenizer, budget, settings, rank, world, device):
-        self.examples, self.tokenizer, self.budget, self.settings = (
-            examples,
-            tokenizer,
-            budget,
-            settings,
-        )
-        self.rank, self.world, self.device = rank, world, device
+        self.examples, self.tokenizer, self.budget = examples, tokenizer, budget
+        self.settings, self.rank, self.world, self.device = settings, rank, world, device
         self.decoder = Decoder(settings.decode_timeout)
         self.thread = ThreadPoolExecutor(max_workers=1)
 
@@ -84,7 +79,7 @@ class Loader:
         return Batch(examples, prompts, generators, self.tokenizer, skipped)
 
     def readable(self, step, k, skipped):
-        """The example of prompt k of a step, or the first stand-in that can be read, and its Prompt."""
+        """(Example, Prompt) of prompt k of a step, or of the first stand-in that can be read."""
         position = step * self.settings.prompts_per_step + k
         for example in candidates(self.examples, position, self.settings.seed):
             try:
@@ -92,9 +87,8 @@ class Loader:
                 return example, load_prompt(example, self.budget, self.tokenizer, think, read=read)
             except BadInput as e:
                 skipped.append({"step": step + 1, "id": example.id, "why": str(e)})
-        error = BadInput(
-            f"{STAND_INS} examples in a row cannot be read, the last because: {skipped[-1]['why']}"
-        )
+        why = skipped[-1]["why"]
+        error = BadInput(f"{STAND_INS} examples in a row cannot be read, the last because: {why}")
         error.process = self.rank  # the only process that knows about it
         raise error
 
@@ -103,6 +97,7 @@ class Loader:
         self.decoder.cancel()
 
     def close(self):
+        """Ends the thread and the decoder's process, whatever they are reading."""
         self.decoder.cancel()
         self.thread.shutdown(wait=False, cancel_futures=True)
         self.decoder.stop()

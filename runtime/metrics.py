@@ -1,12 +1,10 @@
 """metrics.py: what is written down about each step, and what it means.
 
-A line of metrics.jsonl is made of sums over all processes (train.py adds them up), so that a mean
-is the mean of the whole step however many processes shared it.
+A line of metrics.jsonl is made of sums over all processes (Run.log adds them up), so that a mean is
+the mean of the whole step, however many processes shared it.
 """
 
-import json
 import math
-import os
 import platform
 import resource
 import sys
@@ -14,12 +12,15 @@ import sys
 import torch
 
 from runtime.errors import BadInput
-from scale.plan import GPUS
+from scale.plan import GPUS, known_gpu
 
 HINT = """
-The loss of step 1 is 0 and that is right (nearly 0 with several updates per rollout, or --loss dapo or dr_grpo): before
-the first update every ratio is 1, and advantages have mean 0. Watch instead (all in metrics.jsonl and curves.png):
-  reward     mean over completions; its parts are reward/TASK/format (0 or 1) and the task's own, as reward/grounding/iou
+The loss of step 1 is 0 and that is right (nearly 0 with several updates per rollout, or --loss \
+dapo or dr_grpo): before
+the first update every ratio is 1, and advantages have mean 0. Watch instead (all in \
+metrics.jsonl and curves.png):
+  reward     mean over completions; its parts are reward/TASK/format (0 or 1) and the task's own, \
+as reward/grounding/iou
   spread     standard deviation of rewards within a group: what there is to learn from
   no_spread  share of groups whose completions all earn the same; they teach nothing
   kl         distance to the reference policy in nats per token: should grow slowly, not jump
@@ -28,25 +29,29 @@ the first update every ratio is 1, and advantages have mean 0. Watch instead (al
 
 
 def step_metrics(step, sums, grad_norm, lr, seconds, args):
-    """The step's line in metrics.jsonl, from sums over all processes.
+    """A step's line in metrics.jsonl, from sums over all processes.
 
     kl, entropy: mean per token in nats, before the step's first update. clip_share: share of tokens
-    whose gradient the clip stopped, in the updates after the first. train.py adds what was counted
-    since the run began: skipped, videos that could not be read; dropped, steps that changed nothing
+    whose gradient the clip stopped, in the updates after the first. Run.log adds two counts since
+    the run began: skipped, videos that could not be read; dropped, steps that changed nothing
     because their gradient was NaN or infinite.
     """
     line = {"step": step, "loss": sums["loss"]}
     if args.method == "grpo":
         n, tokens, scored = sums["completions"], sums["tokens"], max(1.0, sums["scored_tokens"])
         line["reward"] = sums["reward"] / n
-        for name in sums:  # "reward/task/rule"; a task that this step had no prompt of has no mean
+        for name in sums:  # "reward/task/rule"; a task without a prompt in this step has no mean
             if name.startswith("reward/") and sums[count := f"count/{name.split('/')[1]}"]:
                 line[name] = sums[name] / sums[count]
         line |= {
-            "spread": sums["spread"] / sums["groups"], "no_spread": sums["no_spread"] / sums["groups"],
-            "kl": sums["kl"] / scored, "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
-            "entropy": sums["entropy"] / scored, "length": tokens / n, "unfinished": sums["unfinished"] / n,
-        }  # fmt: skip
+            "spread": sums["spread"] / sums["groups"],
+            "no_spread": sums["no_spread"] / sums["groups"],
+            "kl": sums["kl"] / scored,
+            "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
+            "entropy": sums["entropy"] / scored,
+            "length": tokens / n,
+            "unfinished": sums["unfinished"] / n,
+        }
     line |= {
         "grad_norm": grad_norm,
         "lr": lr,
@@ -61,41 +66,30 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
 
 
 def speed(line, n_weights, n_trained, args, world, device):
-    """Tokens and completions a second, peak memory of process 0 in GB, and the share of the GPUs'
+    """Tokens and completions per second, peak memory of process 0 in GB, and the share of the GPUs'
     arithmetic that is used (MFU)."""
     seconds, groups = line["seconds_total"], args.group_size if args.method == "grpo" else 1
-    found = {
+    measured = {
         "tokens_per_second": line["completion_tokens"] / seconds,
         "samples_per_second": args.prompts_per_step * groups / seconds,
     }
     if args.method == "grpo" and line["seconds"].get("sample"):
-        found["decoded_per_second"] = line["completion_tokens"] / line["seconds"]["sample"]
+        measured["decoded_per_second"] = line["completion_tokens"] / line["seconds"]["sample"]
     if "cuda" in str(device):
-        found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        peak = next(
-            (
-                operations
-                for name, (_, operations, _) in GPUS.items()
-                if name in torch.cuda.get_device_name()
-            ),
-            None,
-        )
-        if peak and args.method == "grpo":
+        measured["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        gpu = known_gpu(torch.cuda.get_device_name())
+        if gpu and args.method == "grpo":
+            _, peak, _ = GPUS[gpu]
             tokens = line["prompt_tokens"] + line["completion_tokens"]
-            passes = (
-                1 + (args.beta > 0) + 3 * args.updates_per_rollout
-            )  # sampled, scored by the reference; forward and twice that backward
-            passes -= args.updates_per_rollout * (
-                n_trained < n_weights / 2
-            )  # frozen weights need no gradient of their own
-            found["mfu"] = 2 * n_weights * tokens * passes / seconds / peak / world
+            # In forwards: sampling, the reference policy; per update one, and a backward of two.
+            passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout
+            if n_trained < n_weights / 2:  # frozen weights need no gradients of their own
+                passes -= args.updates_per_rollout
+            measured["mfu"] = 2 * n_weights * tokens * passes / seconds / peak / world
     else:
-        found["memory_gb"] = (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            * (1 if sys.platform == "darwin" else 1024)
-            / 1e9
-        )  # Linux counts in KiB
-    return {k: float(f"{v:.4g}") for k, v in found.items()}
+        unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+        measured["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return {k: float(f"{v:.4g}") for k, v in measured.items()}
 
 
 def versions():
@@ -112,6 +106,7 @@ def versions():
 
 
 def tensorboard(folder):
+    """A SummaryWriter for a folder. Raises BadInput where the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
@@ -119,15 +114,3 @@ def tensorboard(folder):
             "--tensorboard needs a package that is not installed: pip install tensorboard"
         ) from e
     return SummaryWriter(folder)
-
-
-def append_line(path, record):
-    """Adds one record to a .jsonl file. After a line that was cut short (a kill, a full disk) it
-    begins a new one."""
-    line = json.dumps(record) + "\n"
-    with open(path, "ab+") as f:
-        size = f.seek(0, os.SEEK_END)
-        if size:
-            f.seek(size - 1)
-            line = line if f.read(1) == b"\n" else "\n" + line
-        f.write(line.encode())

@@ -9,7 +9,7 @@ nothing that could be executed. A model is loaded in two steps, whole or sharded
     fill     numbers from the files to where they will live, one tensor after the other
 
 So a folder that does not fit is refused before any memory is taken, nothing is read twice, and no
-weight keeps the random number that it was born with.
+weight is left at a random initial value.
 """
 
 import importlib.util
@@ -162,12 +162,12 @@ def read_json(path):
     """The object in a JSON file. Raises ValueError, with the file's name, if there is none."""
     try:
         with open(path, encoding="utf-8") as f:
-            found = json.load(f)
-    except (ValueError, RecursionError) as e:  # nested too deep
+            value = json.load(f)
+    except (ValueError, RecursionError) as e:  # RecursionError: nested too deep
         raise ValueError(f"{os.path.basename(path)} is damaged: {e}") from e
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError(f"{os.path.basename(path)} is damaged: it holds no JSON object")
-    return found
+    return value
 
 
 def under_adapters(name):
@@ -201,7 +201,7 @@ def check_tokens(model, tokenizer):
     """Raises ValueError unless config, generation_config.json and tokenizer mean the same tokens.
 
     Makes generation_config.eos_token_id a list of ints, <|im_end|> first: with it an answer ends.
-    Folders have a list there, one number or nothing; then the config's own is added.
+    Folders have a list there, one number or nothing; where nothing, the config's own is taken.
     """
     config, numbered = model.config, tokenizer.get_vocab()
     strangers = "and {} in the tokenizer is {}: they belong to different models".format
@@ -252,61 +252,57 @@ def weights_in(folder):
     Raises ValueError if two files hold the same weight, or the index says something else than the
     files: one of them is a leftover, and nobody can tell which.
     """
-    found = {}
+    stored = {}
     for path in sorted(glob(os.path.join(escape(folder), "*.safetensors"))):
         with safe_open(path, "pt") as file:
             for key in file.keys():
                 name, part = from_hub(key), file.get_slice(key)
-                if name in found:
-                    both = f"{os.path.basename(found[name].path)} and {os.path.basename(path)}"
-                    raise ValueError(
-                        f"weight {key} is in it twice ({both}): one file is a leftover"
-                    )
-                found[name] = Stored(path, key, tuple(part.get_shape()), part.get_dtype())
-    if not found:
+                if name in stored:
+                    both = f"{os.path.basename(stored[name].path)} and {os.path.basename(path)}"
+                    twice = f"weight {key} is in it twice ({both})"
+                    raise ValueError(f"{twice}: one file is a leftover")
+                stored[name] = Stored(path, key, tuple(part.get_shape()), part.get_dtype())
+    if not stored:
         raise ValueError(
             "it has no weights in *.safetensors (pickles, *.bin, are never read: they can run code)"
         )
     if os.path.isfile(os.path.join(folder, INDEX)):
         said = read_json(os.path.join(folder, INDEX)).get("weight_map")
-        true = {weight.key: os.path.basename(weight.path) for weight in found.values()}
+        true = {weight.key: os.path.basename(weight.path) for weight in stored.values()}
         if not isinstance(said, dict):
             raise ValueError(f"{INDEX} is damaged: it has no weight_map")
         if said != true:
             wrong = sorted(key for key in {*said, *true} if said.get(key) != true.get(key))
             raise ValueError(f"{INDEX} and the files disagree about {first_few(wrong)}")
-    return found
+    return stored
 
 
 def needed(model):
-    """{name of a weight in the files: parameter} of all that is read; adapters are drawn."""
+    """{name of a weight in the files: parameter} of all that is read; adapters are in no file."""
     model.tie_weights()  # to_empty makes two of the one matrix that is both embedding and head
-    every = model.named_parameters()
-    return {name.replace(".base.", "."): p for name, p in every if "lora_" not in name}
+    named = model.named_parameters()
+    return {name.replace(".base.", "."): p for name, p in named if "lora_" not in name}
 
 
 def check_weights(model, files):
     """Raises ValueError unless the files hold this model's weights, all of them and no others."""
     wanted = needed(model)
-    twice = (
-        {HEAD} if model.config.tie_word_embeddings else set()
-    )  # some folders save the head as well
+    # Some folders save the head although it is the embedding.
+    twice = {HEAD} if model.config.tie_word_embeddings else set()
     if missing := sorted(wanted.keys() - files.keys()):
         raise ValueError(f"it lacks {first_few(missing)}: it is incomplete or of another family")
     if unknown := sorted(files.keys() - wanted.keys() - twice):
         raise ValueError(f"it has weights that the model does not know: {first_few(unknown)}")
     if twice & files.keys() and not torch.equal(*map(read, (files[HEAD], files[EMBEDDING]))):
-        raise ValueError(
-            f"by config.json {HEAD} is the embedding, and the files hold another matrix"
-        )
+        said = f"by config.json {HEAD} is the embedding"
+        raise ValueError(f"{said}, and the files hold another matrix")
     for name, p in wanted.items():
         if files[name].shape != tuple(p.shape):
-            found, right = list(files[name].shape), list(p.shape)
-            raise ValueError(f"{name} is of shape {found}, and by config.json it is {right}")
-        if files[name].dtype not in ("F64", "F32", "F16", "BF16"):
-            raise ValueError(
-                f"{name} is of type {files[name].dtype}: quantised weights do not train"
-            )
+            shape, right = list(files[name].shape), list(p.shape)
+            raise ValueError(f"{name} is of shape {shape}, and by config.json it is {right}")
+        dtype = files[name].dtype
+        if dtype not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(f"{name} is of type {dtype}: quantised weights do not train")
 
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -323,11 +319,11 @@ def first_few(names):
 
 @torch.no_grad()
 def fill(model, files, device):
-    """Reads the weights of `empty`'s files, in a sharded model this process's rows.
+    """Fills the model of `empty` from its files; in a sharded model, this process's rows.
 
-    The files are mapped, not read, and let go one after the other: a process holds what is its own,
-    and the processes of a machine share what is in memory of the files. Raises BadInput for a
-    number that is not finite; in a sharded model one process alone may see it.
+    The files are mapped, not read, and released one after the other: a process holds only its own
+    rows, and the processes of a machine share the mapped files. Raises BadInput for a number that
+    is not finite; in a sharded model one process alone may see it.
     """
     wanted = needed(model)
     folder = os.path.dirname(next(iter(files.values())).path)
@@ -352,20 +348,21 @@ def share(p):
 
 
 def finite(tensor):
-    """Whether all numbers are: NaN and ±inf show in the smallest or largest, without a copy."""
+    """Whether all numbers are finite: NaN and ±inf show in the smallest or largest, and no copy is
+    made."""
     return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def compute_buffers(model, device):
-    """Rotary frequencies are in no file: made anew, in float32. Nothing else may be left empty."""
+    """Computes the rotary frequencies, which are in no file, in float32. No other buffer may be
+    empty."""
     for part in (model.model.language_model, model.model.visual):
         for key, module in part.named_children():
             if "rot" in key:
                 setattr(part, key, type(module)(part.config).to(device))
     left = [name for name, _ in model.named_buffers() if ".rot" not in name]
-    assert not left, (
-        f"nobody has computed {left}: this transformers needs another models.compute_buffers"
-    )
+    need = "this transformers needs another models.compute_buffers"
+    assert not left, f"nobody has computed {left}: {need}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -388,9 +385,11 @@ def to_hub(name):
 
 
 def call(model, function, *args):
-    """function(model, *args), as a method: model.call(function, …). With --shard, FSDP2 gathers the
-    weights only when a method registered with it is called, and scale/sharding.py registers this
-    one. For weights that are whole it changes nothing."""
+    """function(model, *args), as a method: model.call(function, …).
+
+    With --shard, FSDP2 gathers the weights only when a method registered with it is called, and
+    scale/sharding.py registers this one. For weights that are whole it changes nothing.
+    """
     return function(model, *args)
 
 
@@ -404,7 +403,7 @@ PART = 4e9  # bytes of a file: the first process holds one part at a time, besid
 
 
 def in_parts(model):
-    """[[(name, parameter)]], what goes into each file. Every process finds the same."""
+    """[[(name, parameter)]]: what goes into each file, the same in every process."""
     parts, room = [[]], PART
     for name, p in model.named_parameters():
         size = p.numel() * stored_in(p, model).itemsize
@@ -421,8 +420,11 @@ def stored_in(p, model):
 
 
 def whole_parts(model, keep=True):
-    """Yields for each file {name: whole tensor on the CPU}. Gathers sharded weights, so every
-    process must run through all of it; keep: whether this one gets the tensors (or empty dicts)."""
+    """Yields for each file {name: whole tensor on the CPU}.
+
+    Gathers sharded weights, so every process must run through all of it. keep: whether this process
+    gets the tensors; otherwise the dicts are empty.
+    """
     for part in in_parts(model):
         tensors = {}
         for name, p in part:
@@ -434,7 +436,7 @@ def whole_parts(model, keep=True):
 
 
 def write_parts(model, folder, parts=None):
-    """A Hugging Face model folder. parts: of `whole_parts`, where other processes take part."""
+    """Writes a Hugging Face model folder. parts: of `whole_parts`, where other processes help."""
     os.makedirs(folder)
     set_dtype(model.config, stored_in(next(model.parameters()), model))
     model.config.architectures = ["Qwen2_5_VLForConditionalGeneration"]

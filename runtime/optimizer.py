@@ -2,8 +2,8 @@
 
 Bytes per weight, trained in full with AdamW: bfloat16 2, its gradient 2, a float32 master copy 4,
 and two float32 moments 8: 16 in all, 133 GB for the 8.3 billion of "7B". Why a master copy:
-bfloat16 has 8 bits of precision, so a weight of 0.1 cannot be changed by 1e-6 at all; adding lr ·
-step to it would round to nothing for a whole run.
+bfloat16 has 8 bits of precision, so a weight of 0.1 cannot be changed by 1e-6 at all. Each of a
+run's updates would be rounded away.
 """
 
 import math
@@ -17,17 +17,16 @@ from runtime.models import share
 
 
 def add_up_gradients(parameters, world):
-    """grad ← Σ over processes of grad, some 100 MB a message. Losses are shares of the step's
-    whole, so a sum is right.
+    """grad ← Σ over processes of grad, in messages of about 100 MB.
+
+    Each process's loss is its share of the step's loss, so a sum is right.
 
     Sharded weights are DTensors, of which each process holds some rows; FSDP2 has added up their
     gradients in the backward pass.
     """
     if world == 1 or isinstance(parameters[0], DTensor):
         return
-    for (
-        p
-    ) in parameters:  # a parameter that one process did not use still has its place in the message
+    for p in parameters:  # one that this process did not use still has its place in the message
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     start, size = 0, 0
     for end, p in enumerate(parameters, 1):
@@ -49,7 +48,7 @@ class MasterAdamW:
     masters and moments stay in the CPU's memory, 12 bytes per weight that the GPU need not hold,
     and are updated there.
 
-    Each parameter has an AdamW of its own, which steps and lets its gradient go before the next
+    Each parameter has an AdamW of its own, which steps and releases its gradient before the next
     one's turn. One for all would hold float32 copies of all gradients and as many temporaries: 24
     bytes per weight, not 16.
     """
@@ -74,9 +73,8 @@ class MasterAdamW:
         norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         for name, p in self.parameters.items():
-            if (
-                math.isfinite(norm) and p.grad is not None
-            ):  # None: no group of the step had anything to teach
+            # A gradient is None where no group of the step had anything to teach.
+            if math.isfinite(norm) and p.grad is not None:
                 self.update(p, self.masters[name], self.adams[name], lr)
             p.grad = None
         return norm
@@ -93,8 +91,8 @@ class MasterAdamW:
                 p.copy_(master)
 
     def tensors(self):
-        """{name: tensor} of all that a checkpoint must hold to go on as if nothing had happened,
-        sharded and where they are (save_checkpoint gathers them)."""
+        """{name: tensor} of all that a checkpoint must hold to go on as if nothing had happened.
+        They are still sharded and on their devices; save_checkpoint gathers them."""
         kept = {}
         for name, m in self.masters.items():
             state = self.adams[name].state[m] or {
@@ -106,7 +104,7 @@ class MasterAdamW:
         return kept
 
     def load_tensors(self, kept):
-        """kept: a function, name → whole CPU tensor, for the names that `tensors` gives
+        """Restores what `tensors` gave. kept: a function, name → whole CPU tensor
         (checkpoint.read_checkpoint makes it)."""
         for name, m in self.masters.items():
             with torch.no_grad():
@@ -114,16 +112,14 @@ class MasterAdamW:
                 if self.parameters[name] is not m:
                     self.parameters[name].copy_(m)
             state = {"step": kept(f"{name}.step").clone()}
-            for k in (
-                "exp_avg",
-                "exp_avg_sq",
-            ):  # made like the master, so where it is: with --offload on the CPU
+            for k in ("exp_avg", "exp_avg_sq"):
+                # On the master's device: with --offload the CPU.
                 state[k] = torch.zeros_like(m)
                 fill_own_part(state[k], kept(f"{name}.{k}"))
             self.adams[name].state[m] = state
 
 
 def fill_own_part(p, tensor):
-    """p ← tensor, of which a sharded p takes its own rows. No process needs another for it."""
+    """p ← tensor, of which a sharded p takes its own rows. No communication between processes."""
     local, rows = share(p)
     local.copy_(tensor[rows])

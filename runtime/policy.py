@@ -13,28 +13,28 @@ from scale.sharding import load_sharded, recompute_activations
 
 
 def load_models(args, device):
-    """(policy, tokenizer, reference): `with reference() as fixed` gives the policy as it was before
-    training."""
+    """(policy, tokenizer, reference): `with reference() as reference_model` gives the policy as it
+    was before training, or None where the loss has no KL."""
     wanted = dict(attn=args.attn, adapters=args.lora, recompute=args.recompute)
     dtype = getattr(torch, args.dtype)
-    kl = args.method == "grpo" and args.beta > 0
+    needs_copy = args.method == "grpo" and args.beta > 0 and not args.lora
+    frozen = None
     if args.shard:
         policy, tokenizer = load_sharded(args.model, device, dtype, offload=args.offload, **wanted)
-        fixed = (
-            load_sharded(args.model, device, dtype, attn=args.attn, trained=False)[0]
-            if kl and not args.lora
-            else None
-        )
+        if needs_copy:
+            frozen, _ = load_sharded(args.model, device, dtype, attn=args.attn, trained=False)
     else:
         policy, tokenizer = load(args.model, device, dtype, args.attn)
-        fixed = copy.deepcopy(policy).requires_grad_(False) if kl and not args.lora else None
+        if needs_copy:
+            frozen = copy.deepcopy(policy).requires_grad_(False)
         if args.lora:
             add_adapters(policy, args.lora)
         if args.recompute:
             recompute_activations(policy)
     if not args.train_vision:
         policy.model.visual.requires_grad_(False)
-    return policy, tokenizer, lambda: reference_policy(policy) if args.lora else nullcontext(fixed)
+    reference = lambda: reference_policy(policy) if args.lora else nullcontext(frozen)
+    return policy, tokenizer, reference
 
 
 def save_policy(policy, tokenizer, budget, out, args, rank):
@@ -48,19 +48,14 @@ def save_policy(policy, tokenizer, budget, out, args, rank):
         base = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
         tensors = {name: whole(p) for name, p in policy.named_parameters() if p.requires_grad}
         if rank == 0:
-            save(
-                policy,
-                tokenizer,
-                budget,
-                folder,
-                lambda to: save_adapters(tensors, to, base, args.lora),
-            )
+            write = lambda to: save_adapters(tensors, to, base, args.lora)
+            save(policy, tokenizer, budget, folder, write)
         return
     parts = whole_parts(policy, keep=rank == 0)
     try:
         if rank == 0:
             save(policy, tokenizer, budget, folder, lambda to: write_parts(policy, to, parts))
-    finally:  # where writing failed, the other processes still wait for this one's share of the rest
-        if args.shard:
+    finally:
+        if args.shard:  # where writing failed, the others still wait for this process's share
             for _ in parts:
                 pass

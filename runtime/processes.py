@@ -1,6 +1,7 @@
-"""processes.py: one run on many processes. torchrun starts the same program W times and tells each
-its rank through environment variables; what they have to agree upon goes through the functions
-here.
+"""processes.py: one run on many processes.
+
+torchrun starts the same program W times and tells each its rank through environment variables. What
+the processes have to agree upon goes through these functions.
 """
 
 import os
@@ -22,17 +23,18 @@ def start_processes(device, patience=timedelta(minutes=30)):
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, device
     rank, world, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # processes on this machine
+    on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if device == "cuda":
-        if here > torch.cuda.device_count():
+        if on_machine > torch.cuda.device_count():
             raise BadInput(
-                f"{here} processes and {torch.cuda.device_count()} GPU(s) on this machine: "
-                "each needs one of its own, so give torchrun --nproc-per-node as many as there are GPUs"
+                f"{on_machine} processes and {torch.cuda.device_count()} GPU(s) on this machine: "
+                "each needs one of its own, "
+                "so give torchrun --nproc-per-node as many as there are GPUs"
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
     # torchrun leaves each process one thread. --offload's optimizer works on the CPU as well.
-    torch.set_num_threads(max(1, os.cpu_count() // here))
+    torch.set_num_threads(max(1, os.cpu_count() // on_machine))
     dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=patience)
     return rank, world, device
 
@@ -69,9 +71,11 @@ def on_first(rank, world, work):
 
 
 def on_each(world, work):
-    """Runs `work` in every process and returns its result; the BadInput of any one is raised in
-    all, so that none waits for a process that has given up, and process 0 says what is wrong. Of
-    what went well only this is heard elsewhere: everybody waits until all have done it."""
+    """Runs `work` in every process, waits until all have done so, and returns its result here.
+
+    The BadInput of any one is raised in all, so that none waits for a process that has given up,
+    and process 0 says what is wrong.
+    """
     result, problem = None, None
     try:
         result = work()

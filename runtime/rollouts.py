@@ -1,4 +1,4 @@
-"""rollouts.py: what is written down of a step, computed from its result (grpo.Step) after it.
+"""rollouts.py: what is written down about a step, computed afterwards from its grpo.Step.
 
 step_sums       sums over this process's share, which become a line of metrics.jsonl
 sampler_gaps    how far the sampler's log-probs are from the scorer's
@@ -17,14 +17,12 @@ from tasks import TASKS
 
 @dataclass
 class Outcome:
-    """What is written down of a step, on this process: sums (added up over all, they are the
-    step's), the gradient's norm, for GRPO the first group as JSON, and |sampler − scorer| of each
-    scored token."""
+    """What one process writes down about a step."""
 
-    sums: dict
+    sums: dict  # of its share; added up over all processes, they are the step's
     grad_norm: float
-    group: dict = None
-    sampler_gaps: torch.Tensor = None
+    group: dict = None  # its first group as JSON; None for SFT, as the next
+    sampler_gaps: torch.Tensor = None  # |sampler − scorer| of each scored token's log-prob
 
 
 def outcome_of(step, policy, tokenizer, settings, clock, number):
@@ -87,36 +85,29 @@ def sampler_gaps(step):
 
 def group_record(group):
     """A Group as JSON: the question, and each completion with what it earned."""
-    columns = (
-        group.texts,
-        group.scores,
-        group.rewards.tolist(),
-        group.advantages.tolist(),
-        group.mask.sum(dim=1).tolist(),
-    )
-    names = ("text", "rewards", "reward", "advantage", "tokens")
-    e = group.example
-    completions = [dict(zip(names, row)) for row in zip(*columns)]
-    return {
-        "id": e.id,
-        "video": e.video,
-        "answer": e.answer,
-        "prompt": group.prompt.text,
-        "completions": completions,
+    columns = {
+        "text": group.texts,
+        "rewards": group.scores,
+        "reward": group.rewards.tolist(),
+        "advantage": group.advantages.tolist(),
+        "tokens": group.mask.sum(dim=1).tolist(),
     }
+    completions = [dict(zip(columns, row)) for row in zip(*columns.values())]
+    example, prompt = group.example, group.prompt.text
+    record = {name: getattr(example, name) for name in ("id", "video", "answer")}
+    return record | {"prompt": prompt, "completions": completions}
 
 
 @torch.no_grad()
 def token_records(policy, tokenizer, group):
-    """What a step did to each token of a group, for the report: one more scoring forward, after the
-    update.
+    """What a step did to each token of a group, for the report. It takes one more scoring forward,
+    after the update.
 
-    Returns: per completion {"token_texts", "logp": before the update, "logp_change": by it, "kl":
-             before it}.
+    Returns: per completion {"token_texts", "logp" and "kl" before the update, "logp_change" by it}.
 
-    Every process does this for its first group, though one alone writes: where weights are spread
-    over processes, all of them must take part in a forward. A group that was not scored (without a
-    KL it teaches nothing) has the sampler's log-probs, the same but for rounding.
+    Every process does this for its first group, though only one writes: where weights are sharded,
+    all processes must take part in a forward. A group that was not scored (without spread and
+    without a KL it teaches nothing) has the sampler's log-probs, the same but for rounding.
     """
     before = group.logp_sampled if group.logp_old is None else group.logp_old
     features = video_features(policy, [group.prompt], with_gradient=False)[0]
@@ -124,8 +115,8 @@ def token_records(policy, tokenizer, group):
     kl = torch.zeros_like(before) if group.logp_ref is None else kl_k3(before, group.logp_ref)
     values = {"logp": before, "logp_change": change, "kl": kl}
     records = []
-    for g, (ids, own) in enumerate(zip(group.completions, group.mask)):
-        record = {"token_texts": [tokenizer.decode([i]) for i in ids[own].tolist()]}
-        record |= {name: [round(v, 4) for v in x[g][own].tolist()] for name, x in values.items()}
+    for g, (ids, mask) in enumerate(zip(group.completions, group.mask)):
+        record = {"token_texts": [tokenizer.decode([i]) for i in ids[mask].tolist()]}
+        record |= {name: [round(v, 4) for v in x[g][mask].tolist()] for name, x in values.items()}
         records.append(record)
     return records

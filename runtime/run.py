@@ -1,4 +1,4 @@
-"""run.py: one run of train.py. What it writes down, shows and saves, and how it is told to stop.
+"""run.py: one run of train.py: what it writes down, shows and saves, and how it is told to stop.
 
 Every process has a Run and calls its methods in the same order; process 0 writes and shows. Logs
 and pictures may fail, with one line; the work is saved before them.
@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from runtime.checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
 from runtime.errors import BadInput, first_line
-from runtime.folders import read_lines
-from runtime.metrics import HINT, append_line, speed, step_metrics, tensorboard, versions
+from runtime.folders import append_line, read_lines
+from runtime.metrics import HINT, speed, step_metrics, tensorboard, versions
 from runtime.processes import add_up, largest, on_first
 from runtime.shown import draw_curves, group_text
 
@@ -36,15 +36,12 @@ def stop_on_signals():
 
 def stopped(signum, frame):
     rank = os.environ.get("RANK", "0")
+    who, which = f"process {rank}: told to stop", f"(signal {signum})"
     if STOP["signal"] is not None:
-        said = (
-            f"process {rank}: told to stop twice (signal {signum}): the last checkpoint is intact"
-        )
-        print(said, file=sys.stderr)
+        print(f"{who} twice {which}: the last checkpoint is intact", file=sys.stderr)
         sys.exit(1)
     STOP["signal"] = signum
-    said = f"process {rank}: told to stop (signal {signum}): finishing this step, then saving"
-    print(said, file=sys.stderr, flush=True)
+    print(f"{who} {which}: finishing this step, then saving", file=sys.stderr, flush=True)
     if STOP["cancel"]:
         STOP["cancel"]()
 
@@ -70,50 +67,37 @@ class Clock:
 
 
 class Run:
-    """The run's folder, opened and locked, or its newest checkpoint found and loaded (--resume).
+    """The run's folder, opened and locked. With --resume, its newest checkpoint is loaded.
 
     first: the step it begins with, counted from 0; done: how many steps it has by now.
     """
 
     def __init__(self, settings, about, policy, tokenizer, budget, optimizer, rank, world, device):
-        self.settings, self.about, self.rank, self.world, self.device = (
-            settings,
-            about,
-            rank,
-            world,
-            device,
-        )
-        self.policy, self.tokenizer, self.budget, self.optimizer = (
-            policy,
-            tokenizer,
-            budget,
-            optimizer,
-        )
-        self.steps = about["steps"]
+        self.settings, self.about, self.steps = settings, about, about["steps"]
+        self.policy, self.tokenizer, self.budget = policy, tokenizer, budget
+        self.optimizer, self.rank, self.world, self.device = optimizer, rank, world, device
         self.n_weights = sum(p.numel() for p in policy.parameters())
         self.n_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-        self.record = (
-            vars(settings)
-            | about
-            | {"processes": world, "video_budget": vars(budget), "versions": versions()}
-        )
-        self.out, found = on_first(rank, world, lambda: open_run_folder(self.record, self.room()))
+        also = {"processes": world, "video_budget": vars(budget), "versions": versions()}
+        self.record = vars(settings) | about | also  # settings.json
+        opened = on_first(rank, world, lambda: open_run_folder(self.record, self.room()))
+        self.out, checkpoint = opened
         self.first, self.lines, self.said, self.checked, self.problems = 0, [], set(), False, []
         self.counts = {"drawn": 0, "skipped": 0, "dropped": 0, "dropped_in_a_row": 0}
-        if found:
-            optimizer.load_tensors(read_checkpoint(*found))
-            self.first, self.counts = found[1]["step"], found[1]["counts"]
+        if checkpoint:
+            optimizer.load_tensors(read_checkpoint(*checkpoint))
+            state = checkpoint[1]
+            self.first, self.counts = state["step"], state["counts"]
         if rank == 0 and self.first:
             self.lines = read_lines(self.path("metrics.jsonl"))
         self.done = self.saved = self.first
         self.stopping = False
         self.greet()
-        self.board = (
-            tensorboard(self.path("tensorboard")) if settings.tensorboard and rank == 0 else None
-        )
-        self.bar = tqdm(
-            total=self.steps, initial=self.first, disable=rank != 0, dynamic_ncols=True, unit="step"
-        )
+        self.board = None
+        if settings.tensorboard and rank == 0:
+            self.board = tensorboard(self.path("tensorboard"))
+        position = dict(total=self.steps, initial=self.first, unit="step")
+        self.bar = tqdm(**position, disable=rank != 0, dynamic_ncols=True)
 
     def room(self):
         """Bytes that the checkpoints need, and the policy while it is replaced."""
@@ -127,15 +111,19 @@ class Run:
         if self.rank == 0:
             s, a = self.settings, self.about
             again = f"; going on after step {self.first}" if self.first else ""
-            print(f"{s.method} on {s.task}: {a['model_name']}, {self.n_weights:,} parameters, {self.n_trained:,} trained; "
-                  f"data: {a['data_name']}, {a['examples']} examples; {self.steps} steps on {self.world} process(es), "
-                  f"{self.device}; run folder {self.out}{again}")  # fmt: skip
+            print(
+                f"{s.method} on {s.task}: "
+                f"{a['model_name']}, {self.n_weights:,} parameters, {self.n_trained:,} trained; "
+                f"data: {a['data_name']}, {a['examples']} examples; "
+                f"{self.steps} steps on {self.world} process(es), {self.device}; "
+                f"run folder {self.out}{again}"
+            )
 
-    # What is written down of a step ------------------------------------------------------------
+    # What is written down about a step ---------------------------------------------------------
 
     def log(self, step, batch, outcome, lr, clock):
-        """Adds up the processes' sums, counts, judges the sampler once, and writes the step's
-        lines."""
+        """Adds up the processes' sums and counts, checks the sampler once per run, and writes the
+        step's lines."""
         sums = outcome.sums | {"drawn": len(batch.examples), "skipped": len(batch.skipped)}
         sums["stop"] = float(STOP["signal"] is not None)
         sums = add_up(sums, self.device, self.world)
@@ -143,10 +131,8 @@ class Run:
         self.agreement = None
         if not self.checked and sums.get("scored_tokens", 0) > 0:
             dtype = getattr(torch, self.settings.dtype)
-            self.agreement, self.checked = (
-                check_sampler(outcome.sampler_gaps, dtype, self.world),
-                True,
-            )
+            self.agreement = check_sampler(outcome.sampler_gaps, dtype, self.world)
+            self.checked = True
         self.count(sums, outcome.grad_norm)
         for record in batch.skipped:
             self.may_fail("skipped.jsonl", append_line, self.path("skipped.jsonl"), record)
@@ -170,10 +156,10 @@ class Run:
         self.counts["dropped"] += dropped
         self.counts["dropped_in_a_row"] = (self.counts["dropped_in_a_row"] + 1) * dropped
 
-    def may_fail(self, what, work, *given):
-        """For what a run can do without: why it failed is said once, and the run goes on."""
+    def may_fail(self, what, work, *args):
+        """Does work that a run can do without: if it fails, the run says why, once, and goes on."""
         try:
-            work(*given)
+            work(*args)
         except Exception as e:
             why = f"{what} could not be written ({type(e).__name__}: {first_line(e)})"
             if why not in self.said:
@@ -192,8 +178,9 @@ class Run:
             self.save()
 
     def save(self):
-        self.problems = save_all(self.out, self.done, self.counts, self.policy, self.tokenizer, self.budget,
-                                 self.optimizer, self.record, self.settings, self.rank)  # fmt: skip
+        models = (self.policy, self.tokenizer, self.budget, self.optimizer)
+        how = (self.record, self.settings, self.rank)
+        self.problems = save_all(self.out, self.done, self.counts, *models, *how)
         self.saved = self.done
         if self.rank == 0:
             for problem in self.problems:
@@ -215,9 +202,8 @@ class Run:
             self.bar.set_postfix({short(k): f"{line[k]:.3g}" for k in names if line[k] is not None})
             self.bar.update()
             if self.agreement:
-                self.bar.write(
-                    f"step {step + 1}: {self.agreement}\n" + (HINT if self.first == 0 else "")
-                )
+                hint = HINT if self.first == 0 else ""
+                self.bar.write(f"step {step + 1}: {self.agreement}\n{hint}")
             if self.done % 10 == 0 or self.ending:
                 self.may_fail("curves.png", draw_curves, self.out, self.lines, self.record)
         check_counts(self.counts, self.path("skipped.jsonl"))
@@ -229,7 +215,7 @@ class Run:
     # The end -------------------------------------------------------------------------------------
 
     def finish(self, next_commands):
-        """Saves what a cancelled wait left unsaved and says how the run ended. Exits with 128 + the
+        """Saves the steps since the last save and says how the run ended. Exits with 128 + the
         signal if it was told to stop; raises BadInput if the last save failed."""
         if self.done < self.steps and self.saved < self.done:
             self.save()
@@ -244,7 +230,8 @@ class Run:
                 then = f"the same command with --resume --out {self.out} goes on"
             seconds = self.bar.format_dict["elapsed"]
             print(
-                f"{how} in {seconds:.0f} s; curves: {self.out}/curves.png; policy: {self.out}/policy\n{then}"
+                f"{how} in {seconds:.0f} s; curves: {self.out}/curves.png; "
+                f"policy: {self.out}/policy\n{then}"
             )
         if self.world > 1:
             dist.destroy_process_group()
@@ -271,25 +258,26 @@ SAMPLER_LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.3)}
 
 
 def check_sampler(gaps, dtype, world):
-    """Stops a run whose sampler and scorer are two different distributions: it would train on
-    tokens that its own policy did not draw.
+    """Stops a run whose sampler and scorer are different distributions: it would train on tokens
+    that its policy did not draw.
 
     Args:    gaps (n,): |difference of the two log-probs| of this process's scored tokens of one
              step; every process calls this. dtype: what the policy computes in.
-    Returns: a sentence for people. Raises BadInput over SAMPLER_LIMITS (percentiles: of the process
-             where it is largest).
+    Returns: a sentence for people.
+    Raises:  BadInput over SAMPLER_LIMITS (percentiles: of the process where it is largest).
     """
     device, values = gaps.device, gaps.float()
     sums = add_up({"sum": float(values.sum()), "tokens": len(values)}, device, world)
     mean = sums["sum"] / sums["tokens"]
     p99 = largest(float(values.quantile(0.99)) if len(values) else 0.0, device, world)
     worst = largest(float(values.max()) if len(values) else 0.0, device, world)
-    said = (
-        f"differ by {mean:.1e} on average, {p99:.1e} in the 99th percentile and {worst:.1e} at most"
-    )
-    if not (mean <= SAMPLER_LIMITS[dtype][0] and p99 <= SAMPLER_LIMITS[dtype][1]):
+    said = f"differ by {mean:.1e} on average, {p99:.1e} in the 99th percentile"
+    said += f" and {worst:.1e} at most"
+    most_mean, most_p99 = SAMPLER_LIMITS[dtype]
+    if not (mean <= most_mean and p99 <= most_p99):  # not (…): NaN is beyond every limit
         raise BadInput(
-            f"the sampler's and the scorer's log-probs {said}; rounding alone explains {SAMPLER_LIMITS[dtype][0]:g} "
-            f"and {SAMPLER_LIMITS[dtype][1]:g}: positions, masks or weights disagree; please report it with your versions"
+            f"the sampler's and the scorer's log-probs {said}; "
+            f"rounding alone explains {most_mean:g} and {most_p99:g}: "
+            "positions, masks or weights disagree; please report it with your versions"
         )
     return f"the log-probs of sampling (token by token) and scoring (one forward) {said}: rounding."

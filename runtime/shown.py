@@ -1,5 +1,6 @@
 """shown.py: what a run shows of itself: a group as text in the terminal, and its curves."""
 
+import io
 import os
 import re
 import textwrap
@@ -14,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import rewards
+from runtime.folders import replace_file
 
 # ------------------------------------------------------------------------------------------------
 # Question and answers
@@ -35,8 +37,8 @@ def duration_of(prompt, truth):
 
 
 def true_answer(answer):
-    """An annotated answer as {"words", "intervals", "boxes"}: what can be said of it, and what
-    drawn. Its shape tells its task.
+    """An annotated answer as {"words", "intervals", "boxes"}: what to say of it and what to draw.
+    Its shape tells its task.
 
     >>> true_answer((2.0, 9.7))
     {'words': '2.0 to 9.7', 'intervals': [(2.0, 9.7)], 'boxes': []}
@@ -57,16 +59,15 @@ def true_answer(answer):
 
 
 def given_answer(text, answer):
-    """The same of a completion, read by the rules that pay for it; all of its text where it has no
+    """The same for a completion, read by the rules that pay for it; its whole text where it has no
     answer.
 
     >>> given_answer("<answer>B</answer><glue>[(5.2, 10.4)]</glue>", ["C", [[1.0, 2.0]]])
     {'words': 'B [(5.2, 10.4)]', 'intervals': [(5.2, 10.4)], 'boxes': []}
     """
     said, glue = rewards.inside(text, "answer"), rewards.inside(text, "glue")
-    lettered = not isinstance(answer, (list, tuple)) or isinstance(
-        answer[0], str
-    )  # then seconds count as evidence alone, else as the answer alone
+    # Where the answer is a letter, seconds count only as evidence; otherwise only as the answer.
+    lettered = not isinstance(answer, (list, tuple)) or isinstance(answer[0], str)
     intervals = rewards.parse_intervals(glue) if lettered else [rewards.parse_interval(said)]
     return {
         "words": " ".join(part for part in (said, glue) if part) or text.strip() or "(nothing)",
@@ -84,13 +85,10 @@ def group_text(step, group, width=100):
     """A group as train.py shows it: the question, then true and given answers on a time axis, the
     best first.
 
-    Args:    group: a record of rollouts.jsonl; width in characters. Returns lines that are no
-             wider.
+    Args:    group: a record of rollouts.jsonl; width: of the longest line, in characters.
     """
-    truth, given = (
-        true_answer(group["answer"]),
-        [given_answer(c["text"], group["answer"]) for c in group["completions"]],
-    )
+    truth = true_answer(group["answer"])
+    given = [given_answer(c["text"], group["answer"]) for c in group["completions"]]
     duration = duration_of(group["prompt"], truth)
     cells = max(10, width - 46) if truth["intervals"] and duration else 0
 
@@ -98,23 +96,20 @@ def group_text(step, group, width=100):
         bar = ["·"] * cells
         for start, end in answer["intervals"] if cells else []:
             first, last = round(start / duration * cells), round(end / duration * cells)
-            for k in range(
-                first, min(cells, max(last, first + (start <= end)))
-            ):  # one cell at least, but none if it is reversed
+            if start <= end:  # at least one cell; a reversed interval has none
+                last = max(last, first + 1)
+            for k in range(first, min(cells, last)):
                 bar[k] = "█"
-        words = "".join(
-            c if c.isprintable() else " " for c in answer["words"]
-        )  # a control character could garble the terminal
+        # A control character could garble the terminal.
+        words = "".join(c if c.isprintable() else " " for c in answer["words"])
         return shorten(f"{label:17}  {''.join(bar)}{'  ' * bool(cells)}{words}".rstrip(), width)
 
-    lines = textwrap.wrap(f"step {step}: {asked(group['prompt'])}", width) + [
-        row("reward  advantage", truth | {"words": f"true: {truth['words']}"})
-    ]
+    lines = textwrap.wrap(f"step {step}: {asked(group['prompt'])}", width)
+    lines.append(row("reward  advantage", truth | {"words": f"true: {truth['words']}"}))
     best_first = sorted(zip(group["completions"], given), key=lambda pair: -pair[0]["reward"])
-    return "\n".join(
-        lines
-        + [row(f"{c['reward']:6.2f}  {c['advantage']:+9.2f}", answer) for c, answer in best_first]
-    )
+    for c, answer in best_first:
+        lines.append(row(f"{c['reward']:6.2f}  {c['advantage']:+9.2f}", answer))
+    return "\n".join(lines)
 
 
 def example_text(group):
@@ -127,31 +122,29 @@ def example_text(group):
     """
     completions = group["completions"]
     r = np.array([c["reward"] for c in completions])
+    parts = " + ".join(completions[0]["rewards"])
     lines = [
         f"step {group['step']}: {asked(group['prompt'])}",
         f"the truth: {true_answer(group['answer'])['words']}",
         "",
-    ]
-    lines += [
-        "  "
-        + " + ".join(completions[0]["rewards"])
-        + " = reward   advantage    log-prob: before → after   answer"
+        f"  {parts} = reward   advantage    log-prob: before → after   answer",
     ]
     for c in completions:
         parts = " + ".join(f"{v:.2f}" for v in c["rewards"].values())
-        change = (
-            f"{sum(c['logp']):8.2f} → {sum(c['logp']) + sum(c['logp_change']):7.2f} ({sum(c['logp_change']):+.2f})"
-            if "logp" in c
-            else ""
-        )
+        change = ""
+        if "logp" in c:
+            before, difference = sum(c["logp"]), sum(c["logp_change"])
+            change = f"{before:8.2f} → {before + difference:7.2f} ({difference:+.2f})"
+        answer = shorten(given_answer(c["text"], group["answer"])["words"], 70)
         lines.append(
-            f"  {parts} = {c['reward']:.2f}   {c['advantage']:+9.2f}   {change}   {shorten(given_answer(c['text'], group['answer'])['words'], 70)}"
+            f"  {parts} = {c['reward']:.2f}   {c['advantage']:+9.2f}   {change}   {answer}"
         )
-    return "\n".join([
-        *lines,
+    lines += [
         "",
-        f"mean {r.mean():.3f}, standard deviation {r.std(ddof=1):.3f}; over these {len(r)} answers the advantages add up to 0",
-    ])
+        f"mean {r.mean():.3f}, standard deviation {r.std(ddof=1):.3f}; "
+        f"over these {len(r)} answers the advantages add up to 0",
+    ]
+    return "\n".join(lines)
 
 
 def shorten(text, width):
@@ -163,35 +156,36 @@ def shorten(text, width):
 # ------------------------------------------------------------------------------------------------
 
 
+EXPLAINED = {
+    "reward": "reward (sum of the parts)",
+    "spread": "spread of rewards within a group",
+    "no_spread": "share of groups without spread",
+    "kl": "KL to the reference policy (nats per token)",
+    "entropy": "entropy (nats per token)",
+    "length": "tokens per completion",
+    "grad_norm": "gradient norm",
+    "loss": "loss",
+}
+
+
 def curves_of(lines):
     """[(name, title, steps, values)] of what a run's metrics say, rewards first."""
-    explained = {
-        "reward": "reward (sum of the parts)", "spread": "spread of rewards within a group", "no_spread": "share of groups without spread",
-        "kl": "KL to the reference policy (nats per token)", "entropy": "entropy (nats per token)", "length": "tokens per completion",
-        "grad_norm": "gradient norm", "loss": "loss",
-    }  # fmt: skip
     parts = sorted({k for line in lines for k in line if k.startswith("reward/")})
-    names = (
-        parts + [k for k in explained if k in lines[0] and k != "loss"]
-        if parts
-        else ["loss", "grad_norm"]
-    )
-    titles = [
-        explained.get(name, f"mean {name.removeprefix('reward/').replace('/', ' ')} reward")
-        for name in names
-    ]
-    found = [
-        [line for line in lines if line.get(name) is not None] for name in names
-    ]  # not every step has prompts of every task
-    return [
-        (name, title, [x["step"] for x in has], [float(x[name]) for x in has])
-        for name, title, has in zip(names, titles, found)
-    ]
+    names = ["loss", "grad_norm"]  # SFT
+    if parts:
+        names = parts + [k for k in EXPLAINED if k in lines[0] and k != "loss"]
+    curves = []
+    for name in names:
+        mean = f"mean {name.removeprefix('reward/').replace('/', ' ')} reward"
+        has = [x for x in lines if x.get(name) is not None]  # a step may lack prompts of a task
+        steps, values = [x["step"] for x in has], [float(x[name]) for x in has]
+        curves.append((name, EXPLAINED.get(name, mean), steps, values))
+    return curves
 
 
 def draw_curves(folder, lines, settings):
-    """{folder}/curves.png: each quantity of a run's metrics over its steps, pale as it was, dark as
-    a running mean.
+    """{folder}/curves.png: each quantity of a run's metrics over its steps, the values pale and
+    their running mean dark.
 
     Args:    lines: those of metrics.jsonl, as dictionaries; settings: those of settings.json.
     """
@@ -214,16 +208,12 @@ def draw_curves(folder, lines, settings):
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(curves) :]:
         axis.axis("off")
-    figure.suptitle(
-        "{} on {data_name}, from {model_name}, seed {seed}".format(
-            settings["method"].upper(), **settings
-        ),
-        fontsize=11,
-    )
-    path, partial = os.path.join(folder, "curves.png"), os.path.join(folder, "curves.partial.png")
-    figure.savefig(partial, dpi=110)
+    title = "{} on {data_name}, from {model_name}, seed {seed}"
+    figure.suptitle(title.format(settings["method"].upper(), **settings), fontsize=11)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
     plt.close(figure)
-    os.replace(partial, path)
+    replace_file(os.path.join(folder, "curves.png"), png.getvalue())
 
 
 def running_mean(values):

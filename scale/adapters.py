@@ -3,7 +3,7 @@ the reference policy for nothing.
 
 A linear layer y = W x is left as it is and gets a detour through r numbers:
 
-    y = W x + (α / r) · B (A x)        A (r, in) starts random, B (out, r) at zero; r = 8 … 64; α = 2 r
+    y = W x + (α / r) · B (A x)    A (r, in) starts random, B (out, r) at zero; r = 8 … 64; α = 2 r
 
 B = 0 makes the first policy equal to the reference policy, and switching the detour off makes it so
 at any later time: the KL needs no second copy of 8 billion weights. Only A and B have gradients and
@@ -11,8 +11,8 @@ optimizer states.
 
     python -m tools.merge runs/x/policy merged/      # W + (α / r) B A as an ordinary model folder
 
-Saved in the format of Hugging Face's PEFT, so that other programs read it; written by hand, so that
-it can be read.
+Adapters are saved in the format of Hugging Face's PEFT, so that other programs can read them. The
+code is written by hand, so that people can read it.
 """
 
 import json
@@ -26,37 +26,25 @@ from torch import nn
 
 from runtime.errors import BadInput
 
-TARGETS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-)  # of the language model's layers
+# The linear layers of each of the language model's layers.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class WithDetour(nn.Module):
-    """A linear layer and its detour. `on` is False while the reference policy is asked; `ready`: A
-    and B in the dtype that the layer computes in, during a rollout (see adapters_ready)."""
+    """A linear layer and its detour.
+
+    on: False while the reference policy is asked; ready: A and B in the dtype that the layer
+    computes in, during a rollout (see adapters_ready).
+    """
 
     def __init__(self, base, rank, alpha):
         super().__init__()
-        self.base, self.scale, self.on, self.ready = (
-            base.requires_grad_(False),
-            alpha / rank,
-            True,
-            None,
-        )
-        like = dict(
-            device=base.weight.device, dtype=torch.float32
-        )  # few and small: no need to be thrifty with their bits
+        self.base, self.scale = base.requires_grad_(False), alpha / rank
+        self.on, self.ready = True, None
+        like = dict(device=base.weight.device, dtype=torch.float32)  # small: bits need not be saved
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **like))
-        if (
-            not self.lora_A.is_meta
-        ):  # on "meta" there are shapes and no numbers (sharding.py, plan.py)
+        if not self.lora_A.is_meta:  # "meta" has shapes and no numbers (sharding.py, plan.py)
             nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
 
     def forward(self, x):
@@ -68,8 +56,10 @@ class WithDetour(nn.Module):
 
 
 def add_adapters(model, rank, alpha=None, seed=0):
-    """Freezes the model and gives every linear layer of its language model a detour. alpha: 2 ·
-    rank unless given."""
+    """Freezes the model and gives every linear layer of its language model a detour.
+
+    alpha: 2 · rank unless given.
+    """
     torch.manual_seed(seed)  # every process draws the same A
     model.requires_grad_(False)
     for layer in model.model.language_model.layers:
@@ -81,6 +71,7 @@ def add_adapters(model, rank, alpha=None, seed=0):
 
 
 def detours(model):
+    """{name: WithDetour} of all layers that have a detour."""
     return {name: m for name, m in model.named_modules() if isinstance(m, WithDetour)}
 
 
@@ -117,14 +108,22 @@ def save_adapters(tensors, folder, base, rank, alpha=None):
     os.makedirs(folder, exist_ok=True)
     # No bare target names: "gate_proj" is also a layer of the vision tower, which has no detours.
     pattern = rf"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(TARGETS)})"
-    config = dict(peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, r=rank, lora_alpha=alpha or 2 * rank,
-                  target_modules=pattern, lora_dropout=0.0, bias="none", fan_in_fan_out=False, inference_mode=True)  # fmt: skip
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha or 2 * rank,
+        "target_modules": pattern,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
     with open(os.path.join(folder, "adapter_config.json"), "w", encoding="utf-8") as f:
         json.dump(config, f, indent=2)
-    save_file(
-        {f"base_model.model.{name}.weight": t.contiguous() for name, t in tensors.items()},
-        os.path.join(folder, "adapter_model.safetensors"),
-    )
+    weights = {f"base_model.model.{name}.weight": t.contiguous() for name, t in tensors.items()}
+    save_file(weights, os.path.join(folder, "adapter_model.safetensors"))
 
 
 def load_adapters(model, folder):
@@ -136,14 +135,17 @@ def load_adapters(model, folder):
         config = json.load(f)
     rank, alpha = checked(config, folder)
     base = config.get("base_model_name_or_path")
-    misfit = f"the adapters in {folder} belong to other layers, another rank or another model than {base}"
+    misfit = (
+        f"the adapters in {folder} belong to other layers, "
+        f"another rank or another model than {base}"
+    )
     path = os.path.join(folder, "adapter_model.safetensors")
     with safe_open(path, "pt") as f, torch.no_grad():
         shapes = {key: f.get_slice(key).get_shape() for key in f.keys()}
         if any(shape[:1] != [rank] for key, shape in shapes.items() if "lora_A" in key):
             raise BadInput(misfit)  # before memory is taken for them
-        found, wanted = detours(add_adapters(model, rank, alpha)), {}
-        for name, m in found.items():
+        wanted = {}
+        for name, m in detours(add_adapters(model, rank, alpha)).items():
             for half in ("lora_A", "lora_B"):
                 wanted[f"base_model.model.{name}.{half}.weight"] = getattr(m, half)
         if shapes != {key: list(p.shape) for key, p in wanted.items()}:
@@ -155,14 +157,13 @@ def load_adapters(model, folder):
     return model
 
 
-# What PEFT can do besides W + (α / r) B A. Loaded without it, such adapters would be other
-# adapters.
+# What PEFT can do besides W + (α / r) B A. Adapters that use it mean something else without it.
 NOT_HERE = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias",
             "modules_to_save", "fan_in_fan_out", "trainable_token_indices")  # fmt: skip
 
 
 def checked(config, folder):
-    """(r, lora_alpha) of an adapter_config.json."""
+    """(r, lora_alpha) of an adapter_config.json. Raises BadInput for what is not computed here."""
     rank, alpha = config.get("r"), config.get("lora_alpha")
     right = type(rank) is int and rank >= 1 and type(alpha) in (int, float)
     if not right or not 0 < alpha < float("inf"):

@@ -1,10 +1,10 @@
 """decoding.py: the same tokens, sooner.
 
-Sampling calls `decode_step` (model.py) once per token. On a GPU most of that time is spent starting
-kernels, on a CPU on completions that have long ended and on threads that wait for each other. What
-is done about it changes no number, so grpo.py does not have to know:
+Sampling calls `decode_step` (model.py) once per token. On a GPU most of that time goes into
+starting kernels; on a CPU, into completions that have long ended and threads that wait for each
+other. What is done about it changes no number, so grpo.py does not have to know:
 
-    all    weights that are spread over processes are gathered once (gathered), adapters cast once
+    all    sharded weights are gathered once (gathered), adapters cast once (adapters_ready)
     GPU    the step is recorded once as a CUDA graph and replayed (record)
     CPU    completions that have ended leave the batch (worth_keeping), and a small model runs on
            one thread (threads_for_one_token)
@@ -19,12 +19,11 @@ import torch
 
 from scale.adapters import adapters_ready
 
-ASK_EVERY = (
-    8  # tokens. Whether all completions have ended is known to the GPU; asking makes the CPU wait
-)
-NARROW_EVERY = (
-    4  # tokens between two looks at whether a narrower batch is worth copying the cache for
-)
+# Whether all completions have ended is known on the GPU. Asking synchronises CPU and GPU, so it is
+# done only every 8th token.
+ASK_EVERY = 8
+# Every 4th token, a CPU looks whether a narrower batch is worth copying the cache for.
+NARROW_EVERY = 4
 
 
 @contextmanager
@@ -32,18 +31,17 @@ def fast_decoding(decode_step, model, cache, B, G):
     """Gives next_logits(tokens, positions, alive) → logits (B·G, V) of every row's next token.
 
     Args:    decode_step: model.decode_step, which does the work; cache: a GroupCache after
-             start_decoding, of B prompts and G completions of each. Of next_logits: tokens (B·G,)
-             just sampled, their positions (B·G,), and alive (B·G,) bool: which completions have not
-    ended. What it returns for the others means nothing. It returns None once no completion is alive
-    (on a GPU up to ASK_EVERY tokens later).
+             start_decoding, of B prompts and G completions of each.
+    Args of next_logits: tokens (B·G,) just sampled; positions (B·G,) of them; alive (B·G,) bool:
+             which completions have not ended. For the others its logits mean nothing. It returns
+             None once no completion is alive (on a GPU up to ASK_EVERY tokens later).
     """
     with gathered(model), adapters_ready(model), threads_for_one_token(model):
         yield Decoding(partial(decode_step, model, cache), cache, B, G)
 
 
 class Decoding:
-    """next_logits of fast_decoding: rows (B', G') are the completions that are still in the
-    batch."""
+    """next_logits of fast_decoding. rows (B', G'): the completions that are still in the batch."""
 
     def __init__(self, step, cache, B, G):
         self.step, self.cache, self.steps = step, cache, 0
@@ -65,6 +63,7 @@ class Decoding:
         return logits.new_zeros(len(tokens), logits.shape[1]).index_copy_(0, rows, logits)
 
     def narrow(self, alive):
+        """Drops ended completions from the batch where that is worth it."""
         kept = worth_keeping(alive[self.rows])
         if kept is not None:
             keep(self.cache, kept)
@@ -75,11 +74,12 @@ def worth_keeping(alive):
     """Which rows of the batch to go on with, if a narrower batch is worth copying the cache for.
 
     Args:    alive (B, G): which completions have not ended yet.
-    Returns: (B', G') numbers of rows, the prompts that have any living, each with its living ones
-             first and filled up with ended ones to the same width; None if that would save less
-             than a quarter.
+    Returns: (B', G') numbers of rows. The prompts with living completions stay, each with its
+             living ones first, filled up with ended ones to the same width. None if that would
+             save less than a quarter.
 
-    >>> worth_keeping(torch.tensor([[True, False, True], [False, False, False], [False, False, True]])).tolist()
+    >>> alive = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 0, 1]]).bool()
+    >>> worth_keeping(alive).tolist()
     [[0, 2], [8, 6]]
     """
     prompts, most = alive.any(dim=1), int(alive.sum(dim=1).max())
@@ -90,8 +90,10 @@ def worth_keeping(alive):
 
 
 def keep(cache, rows):
-    """Keeps only the completions `rows` (B', G') of a GroupCache: indices into all B·G of them,
-    those of one prompt in a line."""
+    """Keeps only some completions of a GroupCache.
+
+    rows (B', G'): their indices among all B·G, one row per prompt.
+    """
     prompts = rows[:, 0] // (len(cache.completions[0][0]) // len(cache.prompt[0][0]))
     rows = rows.flatten()
     cache.mask = cache.mask[prompts]
@@ -109,8 +111,8 @@ def rewind(cache):
 
 @contextmanager
 def gathered(model):
-    """The weights of a model that is spread over processes (scale.shard), whole in each of them:
-    once for a rollout, not once for each of a thousand tokens."""
+    """Gathers the weights of a sharded model (scale/sharding.py) in every process, once per rollout
+    and not once for each of a thousand tokens. For weights that are whole it does nothing."""
     units = [m for m in model.modules() if hasattr(m, "unshard")]
     for unit in units:
         unit.unshard()
@@ -123,7 +125,7 @@ def gathered(model):
 
 @contextmanager
 def threads_for_one_token(model):
-    """One CPU thread for the decoding of a small model: its products are done before a second
+    """One CPU thread for the decoding of a small model, whose products are done before a second
     thread has woken up.
 
     (The toy on 2 cores, one decoding step: one thread 2.9 ms; two threads that sleep while they
@@ -153,9 +155,8 @@ def recorded_or_plain(step, cache, tokens, positions):
         return record(step, cache, tokens, positions)
     except RuntimeError as e:
         rewind(cache)
-        say_once(
-            f"sampling goes on without a CUDA graph, more slowly: {str(e).strip().splitlines()[0][:200]}"
-        )
+        why = str(e).strip().splitlines()[0][:200]
+        say_once(f"sampling goes on without a CUDA graph, more slowly: {why}")
         return step
 
 
@@ -168,15 +169,14 @@ def record(step, cache, tokens, positions):
     """A step as a CUDA graph: recorded once, then replayed by a single call.
 
     A step of a 7B model is about a thousand small kernels, and Python needs longer to launch them
-    than the GPU to run them. A graph launches them all at once; in return every address in it is
+    than the GPU to run them. A graph launches them all at once. In return every address in it is
     fixed, which is why the cache is allocated in full beforehand and the inputs are copied into
     place.
 
-    It is recorded anew for each rollout, because the cache is another one: the price of three steps
+    It is recorded anew for each rollout, because each has another cache. That costs three steps
     (two for practice, one recorded) among the hundreds that are replayed.
 
-    Args:    step: (tokens, positions) → logits, of which the first are only looked at for their
-             shapes.
+    Args:    step: (tokens, positions) → logits; tokens, positions: of the shapes that will come.
     Returns: a function (tokens, positions) → logits (B·G, V), overwritten by the next call.
     Raises:  RuntimeError where a step cannot be recorded; the cache then needs rewinding.
     """
@@ -184,17 +184,14 @@ def record(step, cache, tokens, positions):
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(
-        stream
-    ):  # kernels choose and load themselves on their first runs, which cannot be recorded
-        for _ in range(2):
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # kernels are chosen and loaded on first runs, which cannot be recorded
             step(tokens, positions)
-            rewind(cache)  # it was only practice
+            rewind(cache)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(
-        graph, capture_error_mode="thread_local"
-    ):  # what other threads do meanwhile is theirs
+    # thread_local: what other threads do meanwhile does not spoil the recording.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         logits = step(tokens, positions)
     rewind(cache)
 

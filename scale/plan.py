@@ -29,8 +29,8 @@ from runtime.models import check_family
 from runtime.settings import TOY_MODEL, check_processes
 from scale.adapters import add_adapters
 
-# name: (memory in bytes, bfloat16 operations a second, bytes a second from memory), by the makers'
-# data sheets
+# name: (memory in bytes, bfloat16 operations per second, bytes per second from memory), by the
+# maker's data sheets
 GPUS = {
     "H200": (141e9, 989e12, 4.8e12),
     "H100": (80e9, 989e12, 3.35e12),
@@ -42,6 +42,11 @@ USED = 0.4  # share of the arithmetic that large matrix products reach in practi
 PER_NODE = 8  # GPUs, and so processes, of one machine, where torchrun does not say
 FOR_CUDA = 1.5e9  # bytes of each process that no tensor holds
 PATCH = 1176  # numbers of a patch: 2 frames × 3 colours × 14 × 14 pixels; four patches make a token
+
+
+def known_gpu(device_name):
+    """The key of GPUS that a device's name holds; None where there is none."""
+    return next((name for name in GPUS if name in device_name), None)
 
 
 def empty_model(name, lora):
@@ -119,12 +124,8 @@ def sizes_of(model, args, world, number, P):
         largest=max(p.numel() for p in trained),
         layer=count(units[0].parameters()),
         # what is in no layer of the language model and no block of the vision tower
-        root=count(
-            p for name, p in named.items() if ".layers." not in name and ".blocks." not in name
-        ),
-        language=count(
-            p for n, p in named.items() if "visual" not in n and "embed_tokens" not in n
-        ),
+        root=count(p for n, p in named.items() if ".layers." not in n and ".blocks." not in n),
+        language=count(p for n, p in named.items() if not ("visual" in n or "embed_tokens" in n)),
         **dict(D=c.hidden_size, I=c.intermediate_size, V=c.vocab_size),
         **dict(H=c.num_attention_heads, layers=c.num_hidden_layers),
         kv=c.num_key_value_heads * (c.hidden_size // c.num_attention_heads),  # of a token's keys
@@ -140,9 +141,8 @@ def what_stays(s, args):
     gradient = 4 if args.shard or args.lora else s.number
     master = 0 if args.shard or args.lora or s.number == 4 else 4
     kl = args.method == "grpo" and args.beta > 0
-    away = (
-        args.shard and args.offload
-    )  # FSDP2 keeps its shards and their gradients in the CPU's memory as well
+    # With both flags, FSDP2 keeps its shards and their gradients in the CPU's memory as well.
+    away = args.shard and args.offload
     reference = s.N * s.number / s.share
     return {
         "weights": 0 if away else s.N * stored / s.share,
@@ -154,7 +154,7 @@ def what_stays(s, args):
 
 
 def reading(s, args):
-    """Bytes of the vision tower's forward over all videos of a step at once.
+    """Bytes of the vision tower's forward, which reads all videos of a step at once.
 
     With --shard the root is gathered meanwhile (gathered_while_scoring).
     """
@@ -188,18 +188,17 @@ def kv_cache(s):
 
 def sampling(s, args):
     """Bytes of the KV cache, of what one decoded token needs, and of what --shard gathers."""
-    of_prompts, own = kv_cache(s)
-    logits = (
-        s.B * s.G * s.V * (4 + 4 + 8 + 8)
-    )  # float32 logits and log-softmax, float64 probabilities and their sums
-    scores = (
-        s.B * s.G * s.H * (s.P + s.C) * (3 * 4 + s.number)
-    )  # of one layer; masked and normalised in float32
-    stacking = 2 * of_prompts  # the prompts' caches are stacked into new tensors, and then let go
-    gathered = (
-        (s.N + s.layer) * s.number if args.shard else 0
-    )  # a layer arrives in one buffer and is then cut up
-    return max(stacking, of_prompts + own + logits + scores) + gathered + vision_graph(s, args)
+    of_prompts, of_completions = kv_cache(s)
+    # float32 logits and log-softmax, float64 probabilities and their sums
+    logits = s.B * s.G * s.V * (4 + 4 + 8 + 8)
+    # attention scores of one layer, masked and normalised in float32
+    scores = s.B * s.G * s.H * (s.P + s.C) * (3 * 4 + s.number)
+    # Before that, the prompts' caches are stacked into new tensors, and the old ones released.
+    stacking = 2 * of_prompts
+    decoding = of_prompts + of_completions + logits + scores
+    # A layer arrives in one buffer and is then cut up.
+    gathered = (s.N + s.layer) * s.number if args.shard else 0
+    return max(stacking, decoding) + gathered + vision_graph(s, args)
 
 
 def layer_activations(s, args):
@@ -243,33 +242,30 @@ def gathered_while_scoring(s, args):
 
 def optimizer_step(s, args, world):
     """Bytes of what AdamW makes on the way, one parameter after the other: the largest counts."""
-    # The gradient in float32, where masters are copies; root of the second moment, and that divided
-    # by its correction.
+    # The gradient in float32, where masters are copies; the root of the second moment, and the
+    # root divided by its correction.
     copied = not (args.shard or args.lora or s.number == 4)
     update = 0 if args.offload else s.largest / s.share * (4 * copied + 8)
-    # Before that, copies add up their gradients in messages (add_up_gradients in runtime/optimizer.py).
+    # Before that, copies add up their gradients in messages (runtime/optimizer.py).
     message = min(s.trained, 25e6 + s.largest) * (4 if args.lora else s.number)
     return max(update, message if world > 1 and not args.shard else 0)
 
 
 def cpu_memory(s, args):
-    """Bytes that one process takes of the CPU's memory, beside Python and its libraries.
+    """Bytes of the CPU's memory that one process takes, besides Python and its libraries.
 
     s: sizes, as estimate returns. Masters and moments are 12 per weight. Their float32 gradients
     come one at a time, as AdamW's two temporaries do (optimizer_step). With --shard all weights
     live there, trained or not, and the gradients too.
     """
     s = SimpleNamespace(**s)
-    frames = (
-        3 * s.videos * s.P * 4 * PATCH * 4
-    )  # float32: of this step, of the next, and of one on the way to the GPU
+    # float32 frames: of this step, of the next, and of one on the way to the GPU
+    frames = 3 * s.videos * s.P * 4 * PATCH * 4
     if not args.offload:
         return frames
     if args.shard:
-        return (
-            frames
-            + (s.N * (s.number if args.lora else 4) + s.trained * 12 + s.largest * 8) / s.share
-        )
+        weights = s.N * (s.number if args.lora else 4)
+        return frames + (weights + s.trained * 12 + s.largest * 8) / s.share
     return frames + s.trained * 12 + s.largest * (4 + 8)
 
 
@@ -292,14 +288,15 @@ def operations(s, args):
     }
 
 
-def seconds(found, sizes, args, gpu):
-    """Rough seconds of each phase: matrix products at 40 % of the GPU's arithmetic; for each
-    decoded token all weights are read, at 60 % of its bandwidth.
+def seconds(phases, sizes, args, gpu):
+    """Rough seconds of each phase, from its operations.
 
-    Not counted: the vision tower, attention's own products, reading the KV cache.
+    Matrix products run at 40 % of the GPU's arithmetic; for each decoded token all weights are
+    read, at 60 % of its bandwidth. Not counted: the vision tower, the products inside attention,
+    reading the KV cache.
     """
     _, peak, bandwidth = GPUS[gpu]
-    parts = {name: n / (peak * USED) for name, n in found.items()}
+    parts = {name: n / (peak * USED) for name, n in phases.items()}
     decoded = args.max_new_tokens if args.method == "grpo" else 0
     return parts | {"decoding": decoded * sizes["N"] * 2 / (0.6 * bandwidth)}
 
@@ -318,12 +315,12 @@ def show(args):
     check_processes(args, world)
     if os.environ.get("RANK", "0") != "0":
         return
-    stays, moving, found, sizes = estimate(empty_model(args.model, args.lora), args, world)
-    here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    gpu = next((name for name in GPUS if name in here), "H100")
-    memory = torch.cuda.get_device_properties(0).total_memory if here else GPUS[gpu][0]
+    stays, moving, phases, sizes = estimate(empty_model(args.model, args.lora), args, world)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    gpu = known_gpu(device) or "H100"
+    memory = torch.cuda.get_device_properties(0).total_memory if device else GPUS[gpu][0]
     peak = sum(stays.values()) + max(moving.values()) + FOR_CUDA
-    where = here or f"none here; figures for an {gpu}"
+    where = device or f"none here; figures for an {gpu}"
     print(
         f"{args.model}: {sizes['N'] / 1e9:.2f} billion weights, "
         f"{sizes['trained'] / 1e9:.3f} trained; {world} process(es), one GPU each ({where})"
@@ -338,19 +335,13 @@ def show(args):
         line(name, n)
     for name, n in moving.items():
         line(name, n, "(comes and goes)")
-    line(
-        "at most, with 1.5 GB for CUDA",
-        peak,
-        f"{'fits' if peak < memory else 'DOES NOT FIT'} in {memory / 1e9:.0f} GB",
-    )
+    fits = "fits" if peak < memory else "DOES NOT FIT"
+    line("at most, with 1.5 GB for CUDA", peak, f"{fits} in {memory / 1e9:.0f} GB")
     of_node = int(os.environ.get("LOCAL_WORLD_SIZE", min(world, PER_NODE)))
     on_cpu = cpu_memory(sizes, args)
-    line(
-        "CPU memory of a process",
-        on_cpu,
-        f"{on_cpu * of_node / 1e9:.2f} GB for the {of_node} of a node",
-    )
-    parts = seconds(found, sizes, args, gpu)
+    all_of_node = f"{on_cpu * of_node / 1e9:.2f} GB for the {of_node} of a node"
+    line("CPU memory of a process", on_cpu, all_of_node)
+    parts = seconds(phases, sizes, args, gpu)
     each = ", ".join(f"{name} {s:.1f}" for name, s in parts.items())
     print(f"\nabout {sum(parts.values()):.0f} s per step on an {gpu}: {each}")
     if peak >= memory:
@@ -358,7 +349,7 @@ def show(args):
 
 
 def hints(stays, moving, args, memory):
-    """The flags that would take something off the largest items."""
+    """The flags that would make the largest items smaller."""
     large = sum(stays.values()) > memory / 2
     scored_is_most = max(moving.values()) == moving["scoring: activations and logits"]
     useful = {

@@ -3,10 +3,11 @@
 A step's work is shared by prompts: each process samples, scores and differentiates its own, and the
 gradients are added up. What differs is where the weights are:
 
-    copied       every process holds all of them, and gradients are added up by hand (runtime/optimizer.py)
-    sharded      --shard: each of W holds 1/W of every weight, gradient and optimizer state (FSDP2, arXiv
-                 2304.11277 and torch.distributed.fsdp.fully_shard); a layer's weights are gathered
-                 when it runs
+    copied     every process holds all of them, and gradients are added up by hand
+               (runtime/optimizer.py)
+    sharded    --shard: each of W processes holds 1/W of every weight, gradient and optimizer state
+               (FSDP2, arXiv 2304.11277 and torch.distributed.fsdp.fully_shard); a layer's weights
+               are gathered when it runs
 """
 
 import warnings
@@ -35,11 +36,10 @@ from scale.adapters import add_adapters
 
 
 def recompute_activations(policy):
-    """Keeps of each language layer only its input, and computes the rest again in the backward
-    pass.
+    """Keeps only each language layer's input, and computes the rest again in the backward pass.
 
-    A third more arithmetic; of a layer's activations 2 · D bytes a token remain (its input, in 16
-    bits) of about 34 · D (arXiv 2205.05198, table 2, for an MLP 4 · D wide; plan.py counts
+    A third more arithmetic. Of a layer's activations, 2 · D bytes per token remain (its input, in
+    16 bits) of about 34 · D (arXiv 2205.05198, table 2, for an MLP 4 · D wide; plan.py counts
     Qwen2.5-VL's).
     """
     for layer in policy.model.language_model.layers:
@@ -47,23 +47,27 @@ def recompute_activations(policy):
 
 
 def recomputed(forward, *args, **kwargs):
-    return (
-        checkpoint(forward, *args, use_reentrant=False, **kwargs)
-        if torch.is_grad_enabled()
-        else forward(*args, **kwargs)
-    )
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def shard(model, dtype, offload=False):
-    """Splits every weight over all processes, each layer a unit of its own; the rest (embeddings,
-    head, norms) is one.
+    """Splits every weight over all processes. Each layer is a unit; the rest (embeddings, head,
+    norms) is one more.
 
     dtype: what is gathered and computed in; the shards stay in the dtype they have, float32 where
     they are trained.
     """
-    settings = dict(reshard_after_forward=True,  # the root too, or the reference policy's would stay whole
-                    mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
-                    offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy())  # fmt: skip
+    precision = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    settings = {
+        # of the root too, or the reference policy's would stay whole
+        "reshard_after_forward": True,
+        "mp_policy": precision,
+        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+    }
     for unit in (*model.model.language_model.layers, *model.model.visual.blocks, model):
         fully_shard(unit, **settings)
         unit.set_gradient_divide_factor(1.0)  # a sum, not a mean: see add_up_gradients
@@ -84,16 +88,20 @@ def load_sharded(
     recompute=False,
     offload=False,
 ):
-    """(model, tokenizer) like weights.load, but sharded; while loading, no process holds or reads
+    """(model, tokenizer) like models.load, but sharded; while loading, no process holds or reads
     more than its share.
 
-    The model without numbers (weights.empty) is split, and filled with this process's rows. Trained
-    weights are stored in float32, others in the dtype they are computed in. Raises BadInput as
-    weights.load does.
+    The model without numbers (models.empty) is split, and filled with this process's rows. Trained
+    weights are stored in float32, others in the dtype they are computed in.
+
+    Args:    as of models.load; trained: whether weights get gradients; adapters: their rank, or
+             None; recompute, offload: as the flags of train.py.
+    Raises:  BadInput as models.load does, and for a folder of adapters.
     """
     if under_adapters(name)[1]:
         raise BadInput(
-            f"--shard cannot start from adapters: make a model of them first (python -m tools.merge {name} DIR)"
+            "--shard cannot start from adapters: make a model of them first "
+            f"(python -m tools.merge {name} DIR)"
         )
     model, tokenizer, files = empty(name, device, dtype, attn)
     dtype = model.dtype
@@ -112,8 +120,7 @@ def load_sharded(
 
 @torch.no_grad()
 def draw_adapters(model):
-    """B = 0, and A random: drawn whole in every process, the same in all, of which each keeps its
-    rows."""
+    """Sets B = 0 and A random. Every process draws the same whole A and keeps its own rows."""
     generator = torch.Generator().manual_seed(0)
     for name, p in model.named_parameters():
         if "lora_" in name:

@@ -1,8 +1,8 @@
 """windows.py: the vision tower's attention, and what it derives from a video's grid.
 
-Numbers are those of transformers; what is gained is that a GPU is not waited for in each of 32
-layers, and that windows of one size are attended to together: a clip has hundreds of them and a
-handful of sizes.
+The numbers are those of transformers. Two things are gained: none of the 32 layers makes the CPU
+wait for the GPU, and windows of one size are attended to together (a clip has hundreds of windows
+and a handful of sizes).
 """
 
 from functools import lru_cache, partial
@@ -45,8 +45,7 @@ def register_windows(attention):
 def window_attention(
     module, query, key, value, attention_mask, scaling, cu_seq_lens_q, attend, **_
 ):
-    """What each layer of the vision tower calls: attention inside windows (or frames), never
-    across.
+    """What each layer of the vision tower calls: attention inside windows (or frames), not across.
 
     query, key, value (1, H, N, d); cu_seq_lens_q: where windows begin and end among the N patches.
     Returns (1, N, H, d), None, as transformers expects.
@@ -69,8 +68,8 @@ def windows_by_size(boundaries, device):
     Returns: a list of (windows of that size, size) patch numbers, and (N,): the place of each patch
              in these lists, one after the other; both on `device`.
 
-    Remembered by the tensor itself (tensors are equal as keys only to themselves): all layers of a
-    forward are handed the same two, of windows and of frames.
+    Remembered by the tensor itself (as keys, tensors are equal only to themselves): all layers of a
+    forward get the same two, of windows and of frames.
 
     >>> places, back = windows_by_size(torch.tensor([0, 2, 3, 5]), torch.device("cpu"))
     >>> [place.tolist() for place in places], back.tolist()

@@ -1,20 +1,21 @@
 """What all tests share: real objects at a size that a laptop runs in seconds."""
 
 import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
-# The tests compare float32 numbers of one, two and four processes: they run on the CPU, and so do the processes that
-# they start. Before torch is imported. TEST_GPU=1 is for tests that are about a GPU.
-if os.environ.get("TEST_GPU") != "1":
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import sys
 
-import pytest
-import torch
-
+# The tests compare float32 numbers of one, two and four processes: they run on the CPU, and so do
+# the processes that they start. Set before torch is imported. TEST_GPU=1 is for tests of a GPU.
+if os.environ.get("TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
+
+import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
+import pytest
+import torch
 
 from model import prepare  # noqa: E402
 from runtime.models import load  # noqa: E402

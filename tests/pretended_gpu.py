@@ -7,9 +7,9 @@ operation and enforces CUDA's manners:
     - while a graph is captured nothing may wait for the device: .item(), .tolist(), nonzero,
       boolean indexing, x[i] = number, copies between host and device
 
-Graph keeps what was captured and replays it, so that a recorded decoding step really runs. What this
-cannot see: kernels, NCCL, memory, time. What it replaces (`installed`): CausalBias, which cannot be
-made here, by the mask it stands for; CUDA's streams, by nothing.
+Graph keeps what was captured and replays it, so that a recorded decoding step really runs. What
+this cannot see: kernels, NCCL, memory, time. What it replaces (`installed`): CausalBias, which
+cannot be made here, by the mask it stands for; CUDA's streams, by nothing.
 
     with installed(monkeypatch) as gpu:
         model.to("gpu"); …; gpu.waits       # how often the host waited so far
@@ -47,8 +47,13 @@ class Gpu(torch.Tensor):
 
     def __new__(cls, host):
         return torch.Tensor._make_wrapper_subclass(
-            cls, host.size(), strides=host.stride(), storage_offset=host.storage_offset(),
-            dtype=host.dtype, device="gpu:0")  # fmt: skip
+            cls,
+            host.size(),
+            strides=host.stride(),
+            storage_offset=host.storage_offset(),
+            dtype=host.dtype,
+            device="gpu:0",
+        )
 
     def __init__(self, host):
         self.host = host
@@ -103,9 +108,8 @@ class Rules(TorchDispatchMode):
             Rules.tape.append((operation, args, kwargs, out))
         if not on_gpu:
             return out
-        same = {
-            id(x.host): x for x in ours
-        }  # an operation in place gives back the tensor it was given
+        # An operation in place gives back the tensor it was given.
+        same = {id(x.host): x for x in ours}
 
         def wrapped(x):
             if not isinstance(x, torch.Tensor):
@@ -122,9 +126,8 @@ class AboveTheDispatcher(TorchFunctionMode):
         kwargs = kwargs or {}
         to_gpu = "gpu" in str(kwargs.get("device"))
         if function is torch.Tensor.__setitem__ and args[0].device.type == "gpu":
-            if isinstance(args[2], (int, float)) and isinstance(
-                args[1], int
-            ):  # a host scalar, copied
+            # A host scalar, copied.
+            if isinstance(args[2], (int, float)) and isinstance(args[1], int):
                 args = (*args[:2], torch.tensor(args[2], dtype=args[0].dtype))
         if function is torch.tensor and to_gpu:
             return function(*args, **kwargs | {"device": "cpu"}).to("gpu")
@@ -135,7 +138,7 @@ class AboveTheDispatcher(TorchFunctionMode):
 
 
 class Graph:
-    """In the place of torch.cuda.CUDAGraph: the captured operations, run again on the same memory."""
+    """In the place of torch.cuda.CUDAGraph: the captured operations, run again."""
 
     def replay(self):
         for operation, args, kwargs, out in self.tape:
@@ -165,13 +168,21 @@ def lower_right(n, m):
 
 @contextlib.contextmanager
 def installed(monkeypatch):
-    """Within it there is a device "gpu" on which decoding is recorded. Gives Rules, whose `waits` is 0."""
-    for name, stand_in in {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "graph": capture,
-                           "stream": lambda stream: contextlib.nullcontext()}.items():  # fmt: skip
+    """Within it there is a device "gpu" on which decoding is recorded.
+
+    Gives Rules, whose `waits` is 0.
+    """
+    for name, stand_in in {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "CUDAGraph": Graph,
+        "graph": capture,
+        "stream": lambda stream: contextlib.nullcontext(),
+    }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(decoding, "can_record", lambda device: device.type == "gpu")
     monkeypatch.setattr(model_module, "causal_lower_right", lower_right)
     Rules.waits = 0
-    # In one thread: the modes are a thread's own, and checkpoint runs forwards during the backward pass.
+    # In one thread: the modes are a thread's own, and checkpoint runs forwards in backward.
     with torch.autograd.set_multithreading_enabled(False), Rules(), AboveTheDispatcher():
         yield Rules

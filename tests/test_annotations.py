@@ -1,4 +1,6 @@
-"""Every reader on what people actually have: real excerpts, files as the toy writes them, and broken ones."""
+"""Every reader on what people actually have: real excerpts, files as the toy writes them, and
+broken ones.
+"""
 
 import doctest
 import json
@@ -31,11 +33,23 @@ from toy import world
 def test_charades_text_and_json_read_the_same(tmp_path):
     text, js = tmp_path / "charades_sta_test.txt", tmp_path / "charades_test.json"
     text.write_text(
-        "3MSZA 24.3 30.4##person turn a light on.\n3MSZA 0.0 4##a person  sits\n\nAMT7R 4.3 12.5##puts a picture up.\n"
+        "3MSZA 24.3 30.4##person turn a light on.\n3MSZA 0.0 4##a person  sits\n\nAMT7R 4.3"
+        " 12.5##puts a picture up.\n"
     )
-    js.write_text(json.dumps({
-        "3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4], [0.0, 4]], "sentences": ["person turn a light on.", "a person sits"]},
-        "AMT7R": {"duration": 30.08, "timestamps": [[4.3, 12.5]], "sentences": ["puts a picture up."]}}))  # fmt: skip
+    js.write_text(
+        json.dumps({
+            "3MSZA": {
+                "duration": 30.96,
+                "timestamps": [[24.3, 30.4], [0.0, 4]],
+                "sentences": ["person turn a light on.", "a person sits"],
+            },
+            "AMT7R": {
+                "duration": 30.08,
+                "timestamps": [[4.3, 12.5]],
+                "sentences": ["puts a picture up."],
+            },
+        })
+    )
     a, b = read_charades(str(text), "v"), read_charades(str(js), "v")
     assert a == b and len(a) == 3
     assert a[0] == Example(
@@ -60,7 +74,8 @@ def test_the_real_excerpts(shared):
 def test_malformed_lines_are_reported_with_file_and_line_and_skipped(tmp_path):
     path = tmp_path / "charades_sta_test.txt"
     path.write_text(
-        "A 1 2##good\nnonsense\nB 5 2##ends before it starts\nC x y##no numbers\n../etc/passwd 1 2##leaves the folder\nD 1 2##\nE nan inf##z\nF 3 4##good\n"
+        "A 1 2##good\nnonsense\nB 5 2##ends before it starts\nC x y##no numbers\n../etc/passwd 1"
+        " 2##leaves the folder\nD 1 2##\nE nan inf##z\nF 3 4##good\n"
     )
     said = []
     examples = read_charades(str(path), "v", said.append)
@@ -158,8 +173,8 @@ def test_got10k_folders_give_normalised_boxes_at_the_eight_frames(tmp_path):
 def test_got10k_leaves_out_what_cannot_be_seen(tmp_path):
     folder = world.ensure("got10k", str(tmp_path), train=0, test=3)
     label = os.path.join(folder, "val", "got10k00001", "absence.label")
-    lines = open(label).read().splitlines()
-    with open(label, "w") as f:
+    lines = open(label, encoding="utf-8").read().splitlines()
+    with open(label, "w", encoding="utf-8") as f:
         f.write("\n".join(["1", *lines[1:]]))
     os.remove(os.path.join(folder, "val", "got10k00002", "groundtruth.txt"))
     said = []
@@ -178,7 +193,9 @@ def test_got10k_leaves_out_what_cannot_be_seen(tmp_path):
     (lambda clip: rewrite(clip, "groundtruth.txt", lambda text: "x" + text), "needs a folder"),
 ])  # fmt: skip
 def test_a_sequence_that_is_not_whole_is_named_and_left_out(tmp_path, change, says):
-    """Boxes and frames are paired by their number: where one is missing, every later pair would be wrong."""
+    """Boxes and frames are paired by their number: where one is missing, every later pair would be
+    wrong.
+    """
     folder = world.ensure("got10k", str(tmp_path), train=0, test=2)
     change(os.path.join(folder, "val", "got10k00001"))
     said = []
@@ -187,9 +204,9 @@ def test_a_sequence_that_is_not_whole_is_named_and_left_out(tmp_path, change, sa
 
 
 def rewrite(folder, name, change):
-    with open(os.path.join(folder, name)) as f:
+    with open(os.path.join(folder, name), encoding="utf-8") as f:
         text = f.read()
-    with open(os.path.join(folder, name), "w") as f:
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
         f.write(change(text))
 
 
@@ -229,8 +246,24 @@ def write(path, content):
 
 def test_the_multiple_choice_files(tmp_path):
     said = []
-    mme = [{"question_id": "001-1", "videoID": "fFjv93ACGo8", "duration": "short", "question": "What?", "options": ["A. a cat.", "B. a dog."], "answer": "B"},
-           {"question_id": "001-2", "videoID": "x", "duration": "long", "question": "What?", "options": ["A. a", "B. b"], "answer": "E"}]  # fmt: skip
+    mme = [
+        {
+            "question_id": "001-1",
+            "videoID": "fFjv93ACGo8",
+            "duration": "short",
+            "question": "What?",
+            "options": ["A. a cat.", "B. a dog."],
+            "answer": "B",
+        },
+        {
+            "question_id": "001-2",
+            "videoID": "x",
+            "duration": "long",
+            "question": "What?",
+            "options": ["A. a", "B. b"],
+            "answer": "E",
+        },
+    ]
     (e,) = read_videomme(write(tmp_path / "videomme.json", mme), "v", said.append)
     assert (
         (e.answer, e.options, e.group, e.task) == ("B", ("a cat.", "a dog."), "short", "qa")
@@ -314,11 +347,13 @@ def test_examples_in_docstrings():
     assert doctest.testmod(readers).failed == 0
 
 
-# Mistakes that would show much later -----------------------------------------------------------------
+# Mistakes that would show much later --------------------------------------------------------------
 
 
 def test_as_many_intervals_as_sentences(tmp_path):
-    """zip would cut the longer list off, and give the first sentences the first intervals, right or not."""
+    """zip would cut the longer list off, and give the first sentences the first intervals, right or
+    not.
+    """
     for times, sentences in (([[1, 2], [3, 4]], ["a"]), ([[1, 2]], ["a", "b"])):
         entries = {
             "A": {"timestamps": times, "sentences": sentences},
@@ -391,8 +426,16 @@ def test_half_a_character_is_left_out_where_it_is_read(tmp_path):
         "options": ["A. a cat", "B. a dog"],
         "answer": "B",
     }
-    bad = [good | change for change in (
-        {"question": "Who \ud800?"}, {"options": ["A. \udfff", "B. b"]}, {"question_id": "\ud800"}, {"videoID": "\ud800"}, {"duration": "\ud800"})]  # fmt: skip
+    bad = [
+        good | change
+        for change in (
+            {"question": "Who \ud800?"},
+            {"options": ["A. \udfff", "B. b"]},
+            {"question_id": "\ud800"},
+            {"videoID": "\ud800"},
+            {"duration": "\ud800"},
+        )
+    ]
     said = []
     path = write(tmp_path / "videomme.json", [*bad, good | {"question": "a whole one: \U0001f600"}])
     (example,) = read_videomme(path, "v", said.append)
@@ -411,7 +454,7 @@ def test_nesting_200000_deep_is_one_sentence(tmp_path):
             read_quality(str(tmp_path / "q.json"), "v")
 
 
-# The command ------------------------------------------------------------------------------------------
+# The command --------------------------------------------------------------------------------------
 
 
 def command(*args, **changes):
@@ -433,7 +476,8 @@ def test_the_command_counts_and_shows_the_first(tmp_path):
     assert (
         code == 0
         and out.count(
-            f"{path}: 2 examples about 2 videos; the first:\n  Example(id='action_count/0', task='qa'"
+            f"{path}: 2 examples about 2 videos; the first:\n  Example(id='action_count/0',"
+            " task='qa'"
         )
         == 2
         and not err
@@ -444,15 +488,18 @@ def test_the_command_counts_and_shows_the_first(tmp_path):
     )  # the clip is found beside the file
 
 
-def test_mistakes_of_the_command_are_one_line(tmp_path):
+def test_mistakes_of_the_command_are_named(tmp_path):
+    code, out, err = command("charades", str(tmp_path / "no.txt"))
+    assert code == 2 and not out and len(err.splitlines()) == 1
+    assert re.search("error: annotation file .*no.txt does not exist", err)
     for args, says in (
-        (["charades", str(tmp_path / "no.txt")], "error: annotation file .*no.txt does not exist"),
-        (["nowhere", "x"], "usage: .*charades, activitynet"),
-        ([], "usage"),
-        (["charades"], "usage"),
+        (["nowhere", "x"], "charades.*activitynet"),
+        ([], "FILE"),
+        (["mvbench"], "FILE"),
     ):
         code, out, err = command(*args)
-        assert code == 1 and not out and len(err.splitlines()) == 1 and re.search(says, err)
+        assert code == 2 and not out and "usage: python -m annotations" in err
+        assert re.search(says, err.splitlines()[-1])
 
 
 def test_help_ends_well_whatever_reads_it():
@@ -475,9 +522,9 @@ def test_help_ends_well_whatever_reads_it():
 
 def test_a_reader_that_goes_away_early(tmp_path):
     """More output than a pipe holds, and nobody reads on."""
-    write(tmp_path / "q.json", [{"video": "a.mp4", "answer": "low quality"}])
-    line = f"'{sys.executable}' -m annotations quality {'q.json ' * 2000} | head -1"
+    path = write(tmp_path / "q.json", [{"video": "a.mp4", "answer": "low quality"}])
+    line = f"'{sys.executable}' -m annotations quality {f'{path} ' * 1000} | head -1"
     ends = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {line}"], cwd=tmp_path, capture_output=True, text=True
+        ["bash", "-c", f"set -o pipefail; {line}"], cwd=ROOT, capture_output=True, text=True
     )
     assert ends.returncode == 0 and not ends.stderr

@@ -22,20 +22,8 @@ from runtime.errors import BadInput
 from runtime.run import STOP
 
 QUICK = [
-    "--task",
-    "grounding",
-    "--group-size",
-    "2",
-    "--prompts-per-step",
-    "2",
-    "--max-new-tokens",
-    "16",
-    "--steps",
-    "6",
-    "--save-every",
-    "2",
-    "--rollouts-every",
-    "1",
+    *"--task grounding --group-size 2 --prompts-per-step 2 --max-new-tokens 16".split(),
+    *"--steps 6 --save-every 2 --rollouts-every 1".split(),
 ]
 
 
@@ -64,7 +52,7 @@ def same(a, b):
 
 
 def lines(out, name="metrics.jsonl"):
-    with open(os.path.join(out, name)) as f:
+    with open(os.path.join(out, name), encoding="utf-8") as f:
         return [json.loads(line) for line in f]
 
 
@@ -78,10 +66,11 @@ def wait_for(path, job):
 def unstopped(charades, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("run") / "unstopped")
     run(charades, out)
+    # --keep 2
     assert sorted(os.listdir(os.path.join(out, "checkpoints"))) == [
         "step-000004",
         "step-000006",
-    ]  # --keep 2
+    ]
     return out
 
 
@@ -142,7 +131,7 @@ def test_damaged_checkpoint_is_passed_over(charades, unstopped, tmp_path, capsys
 
 
 def test_a_policy_that_a_kill_left_aside_is_put_back(base, tmp_path):
-    """Killed between the two renames of `save`, and killed again while the next one is being written."""
+    """Killed between the two renames of `save`, and again while the next one is written."""
     from runtime.models import save
 
     def killed(folder):
@@ -181,7 +170,7 @@ def test_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
 
 
 def test_unreadable_videos_are_replaced_and_named(charades, tmp_path):
-    """One of 12 training clips is damaged: whoever draws it takes the next one; the run ends well and says so."""
+    """One of 12 training clips is damaged: whoever draws it takes the next; the run ends well."""
     broken = tmp_path / "charades"
     shutil.copytree(charades, broken)
     (broken / "videos" / "train00003.mp4").write_bytes(b"not a video")
@@ -219,14 +208,9 @@ def test_steps_that_are_not_finite_are_dropped_and_ten_in_a_row_stop(
     monkeypatch.setattr(grpo, "policy_loss", infinite)
     args = [
         *QUICK,
-        "--data",
-        charades,
-        "--out",
-        str(tmp_path / "x"),
-        "--steps",
-        "12",
-        "--save-every",
-        "100",
+        *("--data", charades),
+        *("--out", str(tmp_path / "x")),
+        *"--steps 12 --save-every 100".split(),
     ]
     with pytest.raises(BadInput, match="10 steps in a row"):
         train.train(train.parse_args(args))

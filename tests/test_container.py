@@ -169,10 +169,11 @@ def test_an_edit_list_hides_what_it_cuts_off(tmp_path):
     (tmp_path / "a.mp4").write_bytes(content)
     frames = read_frames(str(tmp_path / "a.mp4"), SEEN)
     assert frames.duration == pytest.approx(9.5, abs=0.1)
+    # 19 moments, made even.
     assert [read_number(p) for p in frames.pixels] == [
         *range(25, 120, 5),
         119,
-    ]  # 19 moments, made even
+    ]
 
 
 def test_a_picture_that_was_filmed_sideways_is_upright_both_ways(tmp_path):
@@ -182,7 +183,7 @@ def test_a_picture_that_was_filmed_sideways_is_upright_both_ways(tmp_path):
             stream = file.add_stream("libx264", rate=10)
             stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
             stream.set_display_rotation(angle)
-            for k in range(20):
+            for _ in range(20):
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(draw(5), "rgb24")))
             file.mux(stream.encode())
         packets = container.look(path)
@@ -237,9 +238,8 @@ def test_a_download_that_was_cut_short_is_one_sentence(tmp_path):
 
 
 def test_files_without_times_or_video_are_one_sentence(tmp_path):
-    bare = write_clip(
-        tmp_path / "a.h264", "libx264", TENTHS, form="h264"
-    )  # a stream without a container
+    # A stream without a container.
+    bare = write_clip(tmp_path / "a.h264", "libx264", TENTHS, form="h264")
     with pytest.raises(BadInput, match="does not say when its frames are shown .* -c:v libx264"):
         read_frames(bare, SEEN)
     with av.open(str(tmp_path / "sound.mp4"), "w") as file:

@@ -1,4 +1,4 @@
-"""From files to prompts: patches against a slow loop, times against the file, and every way a user's input can be broken."""
+"""From files to prompts: patches, times, and every way in which a user's input can be broken."""
 
 import doctest
 import os
@@ -26,7 +26,10 @@ from toy.base import TOY_BUDGET
 
 
 def write_video(path, n_frames, fps=10, size=(56, 84), times=None):
-    """An mp4 whose frame k is grey level 2k (so a frame says which one it is). times: seconds of each frame, for a variable rate."""
+    """An mp4 whose frame k is grey level 2k (so a frame says which one it is).
+
+    times: the second of each frame, for a variable rate.
+    """
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "1"})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
@@ -41,7 +44,7 @@ def write_video(path, n_frames, fps=10, size=(56, 84), times=None):
     return str(path)
 
 
-# Frames and times -------------------------------------------------------------------------------------
+# Frames and times ---------------------------------------------------------------------------------
 
 
 def test_two_frames_a_second_even_and_at_least_four():
@@ -78,7 +81,7 @@ def test_frames_never_outgrow_the_total_budget():
 
 
 def test_times_come_from_the_file_not_from_the_average_rate(tmp_path):
-    """A clip that runs at 20 frames a second for 2 s and then at 2 for 10 s: frame 40 is at 2 s, not at 40 / average."""
+    """20 frames per second for 2 s, then 2 for 10 s: frame 40 is at 2 s, not at 40 / average."""
     times = [k / 20 for k in range(40)] + [2 + k / 2 for k in range(20)]
     frames = read_frames(
         write_video(tmp_path / "vfr.mp4", 60, times=times), VideoBudget(min_frame_pixels=28 * 28)
@@ -93,14 +96,13 @@ def test_the_real_clip(shared):
     frames = read_frames(os.path.join(shared, "videos", "OHOFG.mp4"), VideoBudget())
     assert frames.duration == pytest.approx(35.1, abs=0.1)
     assert frames.pixels.shape[0] == 72 and frames.spacing == 0.5
-    assert (
-        np.abs(frames.times[:70] - np.arange(70) / 2).max() < 0.11
-    )  # one frame of this clip lasts 0.105 s
+    # One frame of this clip lasts 0.105 s.
+    assert np.abs(frames.times[:70] - np.arange(70) / 2).max() < 0.11
     h, w = frames.pixels.shape[1:3]
     assert 36 * h * w <= 3584 * 28 * 28
 
 
-# Patches ------------------------------------------------------------------------------------------------
+# Patches ------------------------------------------------------------------------------------------
 
 
 def test_patches_against_a_slow_obvious_loop():
@@ -142,7 +144,7 @@ def test_blind_keeps_everything_but_the_picture(charades):
     )
 
 
-# Prompts ------------------------------------------------------------------------------------------------
+# Prompts ------------------------------------------------------------------------------------------
 
 
 def test_prompt_has_a_place_for_every_video_token(base, charades):
@@ -170,7 +172,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_that_names_the_flags(base, chara
         data.build_prompt("what?", video, base[1], max_tokens=20)
 
 
-# Broken videos ------------------------------------------------------------------------------------------
+# Broken videos ------------------------------------------------------------------------------------
 
 
 def test_broken_videos_are_one_sentence(tmp_path, charades):
@@ -211,9 +213,8 @@ def test_a_folder_gives_eight_frames_from_first_to_last(tmp_path):
         4.2,
         4.9,
     ]) and frames.spacing == pytest.approx(0.7)
-    part = read_frames(
-        str(tmp_path), TOY_BUDGET, (1.0, 3.0)
-    )  # the frames of seconds 1 to 3: 10 to 30
+    # The frames of seconds 1 to 3: 10 to 30
+    part = read_frames(str(tmp_path), TOY_BUDGET, (1.0, 3.0))
     assert part.pixels[:, 0, 0, 0].tolist() == [
         5 * k for k in (10, 13, 16, 19, 21, 24, 27, 30)
     ] and part.duration == pytest.approx(2.1)
@@ -238,9 +239,8 @@ def test_a_span_is_the_part_of_the_file(tmp_path):
     assert [round(float(p.float().mean()) / 2) for p in frames.pixels] == pytest.approx(
         [40, 45, 50, 55, 60, 65], abs=2
     )
-    odd = read_frames(
-        path, TOY_BUDGET, (4.0, 6.45)
-    )  # five moments and a sixth, which is past the end: its last frame once more
+    # Five moments and a sixth, which is past the end: its last frame once more.
+    odd = read_frames(path, TOY_BUDGET, (4.0, 6.45))
     assert round(float(odd.pixels[-1].float().mean()) / 2) in (64, 65) and odd.times.max() < 2.45
     with pytest.raises(BadInput, match="is not in it"):
         read_frames(path, TOY_BUDGET, (20.0, 30.0))
@@ -251,7 +251,7 @@ def test_a_short_video_still_gives_four_frames(tmp_path):
     assert frames.pixels.shape[0] == 4 and frames.duration == pytest.approx(0.5, abs=0.01)
 
 
-# Budget -------------------------------------------------------------------------------------------------
+# Budget -------------------------------------------------------------------------------------------
 
 
 def test_budget_travels_with_the_model_and_flags_win(tmp_path):
@@ -273,11 +273,11 @@ def test_examples_in_docstrings():
     assert doctest.testmod(data).failed == 0
 
 
-# What mistakes cost ----------------------------------------------------------------------------------
+# What mistakes cost -------------------------------------------------------------------------------
 
 
 def test_small_frames_are_enlarged_to_the_least_the_budget_allows():
-    """By the square root of what is missing, rounded up: no frame gets fewer pixels than the least."""
+    """By the square root of what is missing, rounded up: no frame gets fewer than the least."""
     budget = VideoBudget(min_frame_pixels=16 * 28 * 28, max_frame_pixels=64 * 28 * 28)
     for height, width, size in (
         (28, 28, (112, 112)),

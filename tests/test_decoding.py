@@ -80,8 +80,11 @@ decoder.read(sys.argv[1], TOY_BUDGET)
 
 
 def test_it_is_no_orphan_and_leaves_ctrl_c_to_the_run(hanging):
-    """The run is killed while a video hangs: within seconds its decoder is gone. Before that, what a
-    terminal or a queue sends to all processes must not kill it: its clip would count as damaged."""
+    """The run is killed while a video hangs: within seconds its decoder is gone.
+
+    Before that, what a terminal or a queue sends to all processes must not kill it: its clip would
+    count as damaged.
+    """
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, hanging], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,5 @@
-"""Scores that can be trusted, evaluations that can be interrupted, and answers about one's own video."""
+"""Scores that can be trusted, evaluations that can be interrupted, and a question about one's own
+video."""
 
 import contextlib
 import io
@@ -17,6 +18,7 @@ from conftest import BASE, ROOT
 from data import Example, VideoBudget
 from rewards import temporal_iou
 from tools import paper
+from tools.second_look import second_look
 from toy import world
 
 
@@ -31,7 +33,10 @@ def program(*args):
 
 
 def run(*args):
-    """The same within this process: the five seconds of its imports, twenty times over, would be most of this file's time."""
+    """The same within this process.
+
+    The five seconds of its imports, twenty times over, would be most of this file's time.
+    """
     out, err, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
     try:
         sys.argv = ["eval.py", *map(str, args)]
@@ -49,7 +54,7 @@ def run(*args):
 
 
 def records(folder):
-    with open(os.path.join(folder, "predictions.jsonl")) as f:
+    with open(os.path.join(folder, "predictions.jsonl"), encoding="utf-8") as f:
         return [json.loads(line) for line in f]
 
 
@@ -72,7 +77,7 @@ def test_metrics_against_a_slow_computation(evaluated, charades):
             found[e.id]["text"].partition("<answer>")[2].partition("</answer>")[0].split(" to ")
         )
         ious.append(temporal_iou(tuple(map(float, inside)), e.answer) if len(inside) == 2 else 0.0)
-    with open(os.path.join(out, "results.json")) as f:
+    with open(os.path.join(out, "results.json"), encoding="utf-8") as f:
         results = json.load(f)
     assert results["metrics"]["mIoU"] == pytest.approx(100 * sum(ious) / len(ious))
     for m in (0.3, 0.5, 0.7):
@@ -82,7 +87,7 @@ def test_metrics_against_a_slow_computation(evaluated, charades):
 
 
 def test_a_score_is_saved_with_how_it_was_made(evaluated):
-    with open(os.path.join(evaluated[0], "results.json")) as f:
+    with open(os.path.join(evaluated[0], "results.json"), encoding="utf-8") as f:
         s = json.load(f)["settings"]
     assert (
         s["decoding"] == "greedy"
@@ -97,11 +102,11 @@ def test_a_score_is_saved_with_how_it_was_made(evaluated):
 def test_an_interrupted_evaluation_continues_and_comes_to_the_same(evaluated, charades, tmp_path):
     out = tmp_path / "again"
     shutil.copytree(evaluated[0], out)
-    lines = (out / "predictions.jsonl").read_text().splitlines(keepends=True)
+    lines = (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     marked = json.loads(lines[0]) | {"mark": "kept"}
-    (out / "predictions.jsonl").write_text(
-        json.dumps(marked) + "\n" + lines[1] + lines[2][:20]
-    )  # killed while writing the third
+    # Killed while it was writing the third.
+    cut = json.dumps(marked) + "\n" + lines[1] + lines[2][:20]
+    (out / "predictions.jsonl").write_text(cut, encoding="utf-8")
     done = run("--bench", "charades", "--data", charades, "--out", out)
     assert done.returncode == 0, done.stderr
     again = records(out)
@@ -129,7 +134,7 @@ def test_a_damaged_video_counts_as_wrong_and_is_named(charades, tmp_path):
     done = run("--bench", "charades", "--data", tmp_path / "data", "--out", tmp_path / "out")
     assert done.returncode == 0 and broken.video in done.stderr
     assert len(records(tmp_path / "out")) == 6
-    with open(tmp_path / "out" / "results.json") as f:
+    with open(tmp_path / "out" / "results.json", encoding="utf-8") as f:
         assert json.load(f)["failed"] == [broken.id]
 
 
@@ -178,7 +183,7 @@ def test_a_clip_that_can_no_longer_be_had_counts_as_wrong_and_is_listed(tmp_path
         and "WARNING: 1 of the 10 videos of charades are missing" in done.stderr
         and gone.id in done.stderr
     )
-    with open(tmp_path / "out" / "results.json") as f:
+    with open(tmp_path / "out" / "results.json", encoding="utf-8") as f:
         results = json.load(f)
     assert (
         results["failed"] == [gone.id]
@@ -221,8 +226,8 @@ def test_two_processes_give_the_figures_of_one(evaluated, charades, tmp_path):
     )
     assert one == two and len(records(tmp_path / "two")) == 6
     with (
-        open(os.path.join(evaluated[0], "results.json")) as a,
-        open(tmp_path / "two" / "results.json") as b,
+        open(os.path.join(evaluated[0], "results.json"), encoding="utf-8") as a,
+        open(tmp_path / "two" / "results.json", encoding="utf-8") as b,
     ):
         assert json.load(a)["metrics"] == json.load(b)["metrics"]
 
@@ -278,20 +283,12 @@ def test_clues_look_twice(tmp_path):
     )
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     lines = records(tmp_path / "other" / "eval-nextgqa-clues")
-    with open(
-        tmp_path / "other" / "eval-nextgqa-clues" / "predictions-second-look.jsonl", "w"
-    ) as f:  # all right at the second look
-        f.writelines(
-            json.dumps(
-                r
-                | {
-                    "text": f"<think>x</think><answer>{r['answer'][0]}</answer><glue>[(0, 1)]</glue>"
-                }
-            )
-            + "\n"
-            for r in lines
-        )
-    with open(out / "results.json") as f:
+    path = tmp_path / "other" / "eval-nextgqa-clues" / "predictions-second-look.jsonl"
+    with open(path, "w", encoding="utf-8") as f:  # all right at the second look
+        for r in lines:
+            answer = f"<answer>{r['answer'][0]}</answer><glue>[(0, 1)]</glue>"
+            f.write(json.dumps(r | {"text": f"<think>x</think>{answer}"}) + "\n")
+    with open(out / "results.json", encoding="utf-8") as f:
         accuracy = json.load(f)["metrics"]["accuracy"]
     done = run(
         "--bench",
@@ -313,22 +310,22 @@ def test_the_second_look_is_at_the_interval_that_was_named():
         "a", "gqa", "x.mp4", "why", ("A", [(1.0, 2.0)]), ("x", "y"), span=(100.0, 200.0)
     )
     said = {"a": {"text": "<answer>A</answer><glue>[(10, 12), (20, 30)]</glue>", "seconds": 100.0}}
-    (again,), finer = evaluation.second_look([example], said, VideoBudget())
+    (again,), finer = second_look([example], said, VideoBudget())
     assert again.span == (110.0, 130.0) and finer.fps == 4.0
     for glue, span in (
         ("(90, 400)", (190.0, 200.0)),
         ("(0, 0.5)", (100.0, 101.25)),
         ("(99.9, 500)", (198.95, 200.0)),
     ):  # never beyond the part of the video that is asked about
-        (again,), _ = evaluation.second_look(
+        (again,), _ = second_look(
             [example],
             {"a": {"text": f"<answer>A</answer><glue>[{glue}]</glue>", "seconds": 100.0}},
             VideoBudget(),
         )
         assert again.span == pytest.approx(span)
-    (again,), _ = evaluation.second_look([example], {"a": {"text": "no idea"}}, VideoBudget())
+    (again,), _ = second_look([example], {"a": {"text": "no idea"}}, VideoBudget())
     assert again.span == (100.0, 200.0)
-    (again,), _ = evaluation.second_look(
+    (again,), _ = second_look(
         [example], {"a": said["a"] | {"seconds": 9.0}}, VideoBudget()
     )  # beyond the end
     assert again.span == (100.0, 200.0)
@@ -351,15 +348,15 @@ def test_the_papers_table_of_the_tasks_that_were_run():
 
 
 def test_comparing_two_evaluations(charades, tmp_path):
-    """Two runs that differ in one answer of six: the difference by hand, and an interval around it."""
+    """Two runs that differ in one answer of six: the difference by hand, and its interval."""
     for name, texts in (
         ("a", ["<answer>0 to 1</answer>"] * 6),
         ("b", ["<answer>0 to 1</answer>"] * 5 + [None]),
     ):
         folder = tmp_path / name / "eval-charades"
         folder.mkdir(parents=True)
-        (folder / "results.json").write_text('{"settings": {}}')
-        with open(folder / "predictions.jsonl", "w") as f:
+        (folder / "results.json").write_text('{"settings": {}}', encoding="utf-8")
+        with open(folder / "predictions.jsonl", "w", encoding="utf-8") as f:
             for k, (e, text) in enumerate(zip(read_dataset("charades", "test", charades), texts)):
                 text = text or "<answer>{:.1f} to {:.1f}</answer>".format(*e.answer)
                 f.write(
@@ -385,13 +382,18 @@ def test_comparing_two_evaluations(charades, tmp_path):
 
 
 @pytest.mark.parametrize("args, says", [
-    ([], "--bench charades, or --video"), (["--bench", "juggling"], "--bench juggling is unknown"),
-    (["--video", "nowhere.mp4", "--ask", "what?"], "nowhere.mp4 does not exist"), (["--video", "x.mp4"], "needs a question"),
+    ([], "--bench charades, or --video"),
+    (["--bench", ""], "--bench  is unknown"),
+    (["--bench", "juggling"], "--bench juggling is unknown"),
+    (["--video", "nowhere.mp4", "--ask", "what?"], "nowhere.mp4 does not exist"),
+    (["--video", "x.mp4"], "needs a question"),
     (["--bench", "charades", "--data", "/nowhere"], "data folder /nowhere does not exist"),
     (["--bench", "charades", "--limit", "0"], "--limit must be at least 1"),
-    (["--bench", "charades", "--task", "gqa", "--model", BASE], "the questions of charades are of the task grounding"),
+    (["--bench", "charades", "--task", "gqa", "--model", BASE],
+     "the questions of charades are of the task grounding"),
     (["--bench", "charades", "--clues", "--model", BASE], "charades has none"),
-    (["--bench", "charades", "--model", "/nowhere", "--limit", "1"], "neither a folder here nor a hub name"),
+    (["--bench", "charades", "--model", "/nowhere", "--limit", "1"],
+     "neither a folder here nor a hub name"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_sentence(args, says, charades):
     given = [*args, "--data", charades] if "--model" in args else args

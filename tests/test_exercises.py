@@ -1,4 +1,4 @@
-"""The exercises: made from the reference, graded rightly, safe from what a submission may do, and of use in a real run."""
+"""The exercises: made from the reference, graded rightly, safe to run, of use in a real run."""
 
 import ast
 import csv
@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -15,6 +16,7 @@ from conftest import ROOT
 from course import exercises
 from course.bandit import three_armed_bandit
 from course.exercises import EXERCISES
+from runtime.errors import BadInput, run_program
 
 
 def run(*args, cwd=ROOT, timeout=120):
@@ -28,7 +30,7 @@ def written(folder, solved=True):
     return str(folder)
 
 
-# The grader ------------------------------------------------------------------------------------------
+# The grader ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [e.number for e in EXERCISES])
@@ -44,42 +46,35 @@ def test_there_are_enough_of_them():
 
 
 def test_an_exception_shows_the_students_line_and_nothing_of_ours(tmp_path):
-    status, message = wrong_solutions.graded(
-        6, "def kl_k3(logp, logp_ref):\n    delta = logp - nowhere\n", str(tmp_path)
-    )
-    assert (
-        status == "wrong" and "line 2: delta = logp - nowhere" in message and "NameError" in message
-    )
-    assert "Traceback" not in message and "checks.py" not in message
-    assert (
-        "line 1"
-        in wrong_solutions.graded(6, "def kl_k3(logp, logp_ref:\n    pass\n", str(tmp_path))[1]
-    )
-    assert (
-        "no function kl_k3"
-        in wrong_solutions.graded(6, "def k3(logp, logp_ref):\n    pass\n", str(tmp_path))[1]
-    )
+    def message(text):
+        status, message = wrong_solutions.graded(6, text, str(tmp_path))
+        assert status == "wrong"
+        return message
+
+    said = message("def kl_k3(logp, logp_ref):\n    delta = logp - nowhere\n")
+    assert "line 2: delta = logp - nowhere" in said and "NameError" in said
+    assert "Traceback" not in said and "checks.py" not in said
+    assert "line 1" in message("def kl_k3(logp, logp_ref:\n    pass\n")
+    assert "no function kl_k3" in message("def k3(logp, logp_ref):\n    pass\n")
 
 
-# From the reference ----------------------------------------------------------------------------------
+# From the reference -------------------------------------------------------------------------------
 
 
 def test_what_start_writes_is_the_reference_without_its_bodies(tmp_path):
     folder = written(tmp_path, solved=False)
     for e in EXERCISES:
-        with open(os.path.join(folder, e.file)) as f:
+        with open(os.path.join(folder, e.file), encoding="utf-8") as f:
             blank = exercises.functions_of(f.read())
-        with open(os.path.join(ROOT, e.module + ".py")) as f:
+        with open(os.path.join(ROOT, e.module + ".py"), encoding="utf-8") as f:
             ours = exercises.functions_of(f.read())
         assert list(blank) == list(e.functions)
         for name in e.functions:
             assert exercises.is_blank(blank[name]) and len(blank[name].body) == 2
-            assert ast.get_docstring(blank[name]) == ast.get_docstring(ours[name]) and ast.dump(
-                blank[name].args
-            ) == ast.dump(ours[name].args)
-        assert ">>> " in "".join(map(ast.get_docstring, blank.values())) or "Example" in e.lesson, (
-            f"exercise {e.number} has no worked example"
-        )
+            assert ast.get_docstring(blank[name]) == ast.get_docstring(ours[name])
+            assert ast.dump(blank[name].args) == ast.dump(ours[name].args)
+        has_example = ">>> " in "".join(map(ast.get_docstring, blank.values()))
+        assert has_example or "Example" in e.lesson, f"exercise {e.number} has no worked example"
         exercises.load_functions(e, folder)  # the imports are all there
         assert exercises.examine(e, folder)[0] == "to do"
 
@@ -87,10 +82,10 @@ def test_what_start_writes_is_the_reference_without_its_bodies(tmp_path):
 def test_start_leaves_work_alone(tmp_path, capsys):
     folder = written(tmp_path, solved=False)
     path = os.path.join(folder, EXERCISES[5].file)
-    with open(path, "a") as f:
+    with open(path, "a", encoding="utf-8") as f:
         f.write("\n\ndef kl_k3(a, b):\n    return 0\n")
     written(tmp_path, solved=False)
-    with open(path) as f:
+    with open(path, encoding="utf-8") as f:
         assert "return 0" in f.read()
     assert "stays as it is" in capsys.readouterr().out
 
@@ -103,18 +98,16 @@ def test_every_command_line_mistake_is_one_sentence(tmp_path, capsys):
         (["handout"], "--into"),
         (["start", "x"], "no exercise x"),
     ):
-        assert exercises.main(args) == 2
+        with pytest.raises(SystemExit) as ended:
+            run_program(partial(exercises.main, args))
         error = capsys.readouterr().err
-        assert says in error and error.count("\n") == 1
-    assert (
-        exercises.main(["list"]) == 0
-        and exercises.main(["hint", "all"]) == 0
-        and exercises.main(["solution", "7"]) == 0
-    )
+        assert ended.value.code == 2 and says in error and error.count("\n") == 1
+    for args in (["list"], ["hint", "all"], ["solution", "7"]):
+        assert exercises.main(args) == 0
     assert "def completion_mask" in capsys.readouterr().out
 
 
-# Instructors -----------------------------------------------------------------------------------------
+# Instructors --------------------------------------------------------------------------------------
 
 
 def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
@@ -125,40 +118,34 @@ def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
         "raises": "1 / 0",
         "gorges": "x = bytearray(6 * 10**9)",
     }
-    solution = exercises.write_up(EXERCISES[5], solved=True)
+    solution, first = exercises.write_up(EXERCISES[5], solved=True), "    delta = logp_ref"
+    assert first in solution
     for student in ("anna", *names):
-        os.makedirs(tmp_path / "in" / student)
-        with open(tmp_path / "in" / student / EXERCISES[5].file, "w") as f:
-            f.write(
-                solution.replace(
-                    "    delta = logp_ref", f"    {names[student]}\n    delta = logp_ref"
-                )
-                if student in names
-                else solution
-            )
-        with open(tmp_path / "in" / student / EXERCISES[6].file, "w") as f:
-            f.write(exercises.write_up(EXERCISES[6], solved=True))
+        folder, line = tmp_path / "in" / student, names.get(student, "pass")
+        folder.mkdir(parents=True)
+        text = solution.replace(first, f"    {line}\n{first}")
+        (folder / EXERCISES[5].file).write_text(text, encoding="utf-8")
+        text = exercises.write_up(EXERCISES[6], solved=True)
+        (folder / EXERCISES[6].file).write_text(text, encoding="utf-8")
     done = run(
         "-m", "course", "grade", tmp_path / "in", "--out", tmp_path / "grades.csv", "--limit", 4
     )
     assert done.returncode == 0, done.stderr
-    with open(tmp_path / "grades.csv") as f:
+    with open(tmp_path / "grades.csv", encoding="utf-8") as f:
         rows = {row["student"]: row for row in csv.DictReader(f)}
     assert set(rows) == {"anna", *names}
     for student, row in rows.items():
-        assert (
-            row["ex06"] == str(int(student == "anna")) and row["ex07"] == "1" and row["ex01"] == "0"
-        ), row
-    assert (
-        "6 hung: not done after 4 seconds" in rows["endless"]["remarks"]
-        and "6 died" in rows["leaves"]["remarks"]
-    )
+        points = (row["ex01"], row["ex06"], row["ex07"])
+        assert points == ("0", "1" if student == "anna" else "0", "1"), row
+    for student, says in (
+        ("endless", "6 hung: not done after 4 seconds"),
+        ("leaves", "6 died"),
+        ("exits", "SystemExit"),
+        ("raises", "ZeroDivisionError"),
+    ):
+        assert says in rows[student]["remarks"]
     if sys.platform == "linux":
         assert "MemoryError" in rows["gorges"]["remarks"]
-    assert (
-        "SystemExit" in rows["exits"]["remarks"]
-        and "ZeroDivisionError" in rows["raises"]["remarks"]
-    )
 
 
 def test_a_handout_checks_without_holding_the_solutions(tmp_path):
@@ -166,11 +153,11 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
     exercises.handout(str(folder))
     assert not os.path.exists(folder / "tests") and not os.path.exists(folder / ".git")
     for e in EXERCISES:
-        with open(folder / (e.module + ".py")) as f:
+        with open(folder / (e.module + ".py"), encoding="utf-8") as f:
             found = exercises.functions_of(f.read())
         assert all(exercises.is_blank(found[name]) for name in e.functions)
     for name in ("checks.py", "checks_model.py"):
-        with open(folder / "course" / name) as f:
+        with open(folder / "course" / name, encoding="utf-8") as f:
             assert all(
                 exercises.is_blank(node)
                 for function, node in exercises.functions_of(f.read()).items()
@@ -178,69 +165,56 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
             )
     homework = str(folder / "homework")
     for e in EXERCISES:
-        with open(os.path.join(homework, e.file), "w") as f:
+        with open(os.path.join(homework, e.file), "w", encoding="utf-8") as f:
             f.write(exercises.write_up(e, solved=True))
-    with open(os.path.join(homework, EXERCISES[4].file), "w") as f:
+    with open(os.path.join(homework, EXERCISES[4].file), "w", encoding="utf-8") as f:
         f.write(wrong_solutions.solution(5, " + 1e-4", ""))
-    code = "from course import exercises as e\nassert e.main(['solution', '5']) == 2\ne.check([e.EXERCISES[i] for i in (4, 8, 10)], 'homework', 60)"
-    done = run("-c", code, cwd=folder)
-    assert (
-        done.returncode == 0 and "2 of 3 right" in done.stdout and "1e-4 is missing" in done.stdout
-    ), done.stdout + done.stderr
-    assert "your instructor does" in done.stderr
+    done = run("-m", "course", "solution", 5, cwd=folder)
+    assert done.returncode == 2 and "your instructor does" in done.stderr
+    for number, status, says in ((5, 1, "1e-4 is missing"), (9, 0, "right"), (11, 0, "right")):
+        done = run("-m", "course", "check", number, "--limit", 60, cwd=folder)
+        assert done.returncode == status and says in done.stdout, done.stdout + done.stderr
 
 
-# A real run ------------------------------------------------------------------------------------------
+# A real run ---------------------------------------------------------------------------------------
 
 
 def test_train_runs_with_the_students_functions(charades, tmp_path):
-    """Each solution notes that it was called; a run on grounding calls all but those of boxes and sets of intervals."""
+    """Each solution notes that it was called.
+
+    A run on grounding calls all but those of boxes and sets of intervals.
+    """
     folder, note = written(tmp_path / "homework"), tmp_path / "called"
     for e in EXERCISES:
-        with open(os.path.join(folder, e.file), "a") as f:
+        with open(os.path.join(folder, e.file), "a", encoding="utf-8") as f:
             for name in e.functions:
                 f.write(
-                    f"\n\n_{name} = {name}\ndef {name}(*args, **kwargs):\n    open({str(note)!r}, 'a').write('{name}\\n')\n    return _{name}(*args, **kwargs)\n"
+                    f"\n\n_{name} = {name}\ndef {name}(*args, **kwargs):\n"
+                    f"    open({str(note)!r}, 'a').write('{name}\\n')\n"
+                    f"    return _{name}(*args, **kwargs)\n"
                 )
-    done = run(
-        "train.py",
-        "--student",
-        folder,
-        "--data",
-        charades,
-        "--steps",
-        1,
-        "--prompts-per-step",
-        2,
-        "--group-size",
-        4,
-        "--out",
-        tmp_path / "run",
-    )
+    flags = "--steps 1 --prompts-per-step 2 --group-size 4".split()
+    out = tmp_path / "run"
+    done = run("train.py", "--student", folder, "--data", charades, *flags, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "yours: rewards.temporal_iou" in done.stdout and "the reference's: none" in done.stdout
-    with open(note) as f:
+    with open(note, encoding="utf-8") as f:
         called = set(f.read().split())
-    assert called == {name for e in EXERCISES for name in e.functions} - {
-        "box_iou",
-        "merged",
-        "interval_set_iou",
-    }
-    with open(tmp_path / "run" / "metrics.jsonl") as f:
+    not_called = {"box_iou", "merged", "interval_set_iou"}
+    assert called == {name for e in EXERCISES for name in e.functions} - not_called
+    with open(out / "metrics.jsonl", encoding="utf-8") as f:
         assert len([json.loads(line) for line in f]) == 1
 
 
 def test_no_folder_and_broken_files_are_one_sentence(tmp_path):
-    from runtime.errors import BadInput
-
     with pytest.raises(BadInput, match="is no folder: python -m course start all"):
         exercises.install(str(tmp_path / "nowhere"))
-    (tmp_path / EXERCISES[0].file).write_text("def temporal_iou(a, b:\n")
+    (tmp_path / EXERCISES[0].file).write_text("def temporal_iou(a, b:\n", encoding="utf-8")
     with pytest.raises(BadInput, match="ex01_temporal_iou.py cannot be loaded: SyntaxError"):
         exercises.install(str(tmp_path))
 
 
-# Before the video ------------------------------------------------------------------------------------
+# Before the video ---------------------------------------------------------------------------------
 
 
 def test_the_bandit_learns_which_arm_pays_best(capsys, monkeypatch):

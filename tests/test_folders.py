@@ -1,5 +1,6 @@
-"""Nothing of the user's is lost, and no run ends for a small thing: folders, locks, flags, terminals, damaged files."""
+"""Nothing of the user's is lost, and no run ends for a small thing."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -24,18 +25,11 @@ from runtime.checkpoint import save_checkpoint
 from runtime.errors import BadInput
 from runtime.models import load
 from runtime.run import STOP
-from tools import merge, paper, report
+from tools import merge, paper, pictures, report
 
 TINY = [
-    "--group-size",
-    "2",
-    "--prompts-per-step",
-    "1",
-    "--max-new-tokens",
-    "8",
-    "--steps",
-    "1",
-    "--quiet",
+    *"--group-size 2 --prompts-per-step 1 --max-new-tokens 8 --steps 1".split(),
+    *"--quiet".split(),
 ]
 PROGRAMS = {
     "train.py": train,
@@ -47,7 +41,7 @@ PROGRAMS = {
 
 
 def call(name, *args, cwd=ROOT):
-    """(exit status, all it said) of a program, within this process: its imports would be most of the time."""
+    """(exit status, all it said) of a program, run in this process to spare its imports."""
     said, argv, status = io.StringIO(), sys.argv, 0
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     STOP.update(signal=None, cancel=None)
@@ -113,7 +107,7 @@ def flags_of(run, charades):
     return ["--data", charades, *TINY, "--lora", 2, "--rollouts-every", 1, "--out", run]
 
 
-# Foreign files ------------------------------------------------------------------------------------------
+# Foreign files ------------------------------------------------------------------------------------
 
 
 def foreign_files(home):
@@ -139,10 +133,30 @@ def plant(home, *places):
 def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades, tmp_path):
     home, run = str(tmp_path), str(tmp_path / "place" / "run")
     shutil.copytree(finished, run)
-    within = ("notes.txt", "mine/deep/notes.txt", "policy/mine.gguf", "checkpoints/notes.txt", "tensorboard/notes.txt",
-              "checkpoints/step-000001/notes.txt", "eval-charades/notes.txt", "eval-mine/notes.txt", ".hidden")  # fmt: skip
-    around = ("above.txt", "place/beside.txt", "place/policy/config.json", "merged/x.txt", "full/settings.json", "full/a.txt",
-              "merged2.old/x.txt", "table/table.md", "place/lock", "results/results.json", "models/model.safetensors")  # fmt: skip
+    within = (
+        "notes.txt",
+        "mine/deep/notes.txt",
+        "policy/mine.gguf",
+        "checkpoints/notes.txt",
+        "tensorboard/notes.txt",
+        "checkpoints/step-000001/notes.txt",
+        "eval-charades/notes.txt",
+        "eval-mine/notes.txt",
+        ".hidden",
+    )
+    around = (
+        "above.txt",
+        "place/beside.txt",
+        "place/policy/config.json",
+        "merged/x.txt",
+        "full/settings.json",
+        "full/a.txt",
+        "merged2.old/x.txt",
+        "table/table.md",
+        "place/lock",
+        "results/results.json",
+        "models/model.safetensors",
+    )
     mine = plant(home, *around, *[f"place/run/{path}" for path in within if inside])
     assert len(mine) == len(around) + inside * len(within)
     base, ask = (
@@ -151,16 +165,42 @@ def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades,
     )
     of_run = [*ask, "--model", run]
     commands = [
-        ("train.py", *base), ("train.py", *base, "--resume"), ("train.py", *base, "--resume", "--keep", 1), ("train.py", *base, "--overwrite"),
-        *[("train.py", *flags_of(f"{home}/{out}", charades), *more) for out in ("full", "place", "merged", "", "results")
-          for more in ([], ["--resume"], ["--overwrite"])],
-        ("eval.py", *of_run), ("eval.py", *of_run, "--limit", 2), ("eval.py", *of_run, "--blind"),
-        *[("eval.py", *of_run, "--limit", 1, "--out", f"{home}/{out}") for out in ("place/run", "place", "full", "results", "new-eval", "new-eval", "")],
+        ("train.py", *base),
+        ("train.py", *base, "--resume"),
+        ("train.py", *base, "--resume", "--keep", 1),
+        ("train.py", *base, "--overwrite"),
+        *[
+            ("train.py", *flags_of(f"{home}/{out}", charades), *more)
+            for out in ("full", "place", "merged", "", "results")
+            for more in ([], ["--resume"], ["--overwrite"])
+        ],
+        ("eval.py", *of_run),
+        ("eval.py", *of_run, "--limit", 2),
+        ("eval.py", *of_run, "--blind"),
+        *[
+            ("eval.py", *of_run, "--limit", 1, "--out", f"{home}/{out}")
+            for out in ("place/run", "place", "full", "results", "new-eval", "new-eval", "")
+        ],
         ("eval.py", *of_run, "--compare", run, run),
-        ("tools.report", run), ("tools.report", run, 1), ("tools.report", f"{home}/place"), ("tools.report", f"{home}/full"),
-        *[("tools.merge", f"{run}/policy", f"{home}/{out}") for out in ("merged", "place/run", "place/run/policy", "merged2", "new", "new", "place/policy", "models")],
+        ("tools.report", run),
+        ("tools.report", run, 1),
+        ("tools.report", f"{home}/place"),
+        ("tools.report", f"{home}/full"),
+        *[
+            ("tools.merge", f"{run}/policy", f"{home}/{out}")
+            for out in (
+                "merged",
+                "place/run",
+                "place/run/policy",
+                "merged2",
+                "new",
+                "new",
+                "place/policy",
+                "models",
+            )
+        ],
         ("tools.paper", "--out", f"{home}/table"),
-    ]  # fmt: skip
+    ]
     ended = {}
     for command in commands:
         status, said = call(*command)
@@ -173,20 +213,25 @@ def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades,
         status, said = call("train.py", *base, *more)
         assert foreign_files(home) == mine, (more, said)
     assert os.path.isfile(os.path.join(run, "policy", "adapter_model.safetensors"))
-    wanted = {commands[0]: 2, commands[1]: 0, commands[3]: 2 if inside else 0, ("eval.py", *of_run): 0, ("tools.report", run): 0,
-              ("tools.merge", f"{run}/policy", f"{home}/new"): 0, ("tools.paper", "--out", f"{home}/table"): 2}  # fmt: skip
-    assert {
-        command: ended[command] for command in wanted
-    } == wanted  # what may be done is still done
+    wanted = {
+        commands[0]: 2,
+        commands[1]: 0,
+        commands[3]: 2 if inside else 0,
+        ("eval.py", *of_run): 0,
+        ("tools.report", run): 0,
+        ("tools.merge", f"{run}/policy", f"{home}/new"): 0,
+        ("tools.paper", "--out", f"{home}/table"): 2,
+    }
+    # What may be done is still done.
+    assert {command: ended[command] for command in wanted} == wanted
     assert [ended[c] for c in commands if c[0] == "train.py" and c not in commands[:4]] == [2] * 15
 
 
 def test_overwrite_removes_a_run_by_name_and_says_what_it_does_not(run, charades):
     assert "settings.json" in os.listdir(run)
     status, said = call("train.py", *flags_of(run, charades), "--overwrite", "--seed", 1)
-    assert status == 0 and not os.path.exists(run / "eval-charades"), (
-        said
-    )  # the evaluation was that of the run before
+    # The evaluation was that of the run before.
+    assert status == 0 and not os.path.exists(run / "eval-charades"), said
     plant(run, "notes.txt")
     before = sorted(os.listdir(run))
     status, said = call("train.py", *flags_of(run, charades), "--overwrite")
@@ -293,27 +338,16 @@ def test_another_kind_of_folder_is_refused(run, charades, tmp_path):
     assert status == 2 and "is an evaluation of eval.py" in said
 
 
-# Locks --------------------------------------------------------------------------------------------------
+# Locks --------------------------------------------------------------------------------------------
 
 LONG = [
-    "--task",
-    "grounding",
-    "--group-size",
-    "2",
-    "--prompts-per-step",
-    "1",
-    "--max-new-tokens",
-    "8",
-    "--steps",
-    "100000",
-    "--save-every",
-    "100000",
-    "--quiet",
+    *"--task grounding --group-size 2 --prompts-per-step 1 --max-new-tokens 8".split(),
+    *"--steps 100000 --save-every 100000 --quiet".split(),
 ]
 
 
 def test_two_programs_in_one_folder(charades, tmp_path):
-    """One is refused while the other lives, takes over when it was killed, and nothing is left when it was told to stop."""
+    """Refused while the other lives, at work once it was killed, and no lock is left behind."""
     out = tmp_path / "run"
     job = process("train.py", *LONG, "--data", charades, "--out", out)
     try:
@@ -372,7 +406,7 @@ def test_a_lock_of_another_machine_is_not_taken_over_and_one_of_a_reused_number_
         assert os.listdir(tmp_path) == []
     with pytest.raises(ZeroDivisionError), folders.locks_released():
         folders.take(str(tmp_path))
-        1 / 0
+        raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
 
 
@@ -404,12 +438,9 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path):
 
 def test_an_evaluation_holds_its_folder_and_gives_it_back(finished, charades, tmp_path):
     ask = [
-        "--bench",
-        "charades",
-        "--data",
-        charades,
-        "--out",
-        tmp_path / "out",
+        *("--bench", "charades"),
+        *("--data", charades),
+        *("--out", tmp_path / "out"),
         "--max-new-tokens",
         4,
     ]
@@ -424,18 +455,36 @@ def test_an_evaluation_holds_its_folder_and_gives_it_back(finished, charades, tm
     assert call("eval.py", *ask)[0] == 0 and "lock" not in os.listdir(tmp_path / "out")
 
 
-# Flags --------------------------------------------------------------------------------------------------
+# Flags --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", ["runtime/settings.py", "eval.py", "data.py", "tools/paper.py"])
-def test_every_number_among_the_flags_has_a_range(program):
-    with open(os.path.join(ROOT, program), encoding="utf-8") as f:
-        names = re.findall(r'add_argument\("--([a-z-]+)",[^\n]*type=(?:int|float)', f.read())
-    assert names and {name.replace("-", "_") for name in names} <= set(errors.RANGES)
+class Read(Exception):
+    """Raised in the moment at which a program reads its command line, with the parser it made."""
 
 
-@pytest.mark.parametrize("flag", ["--lr", "--beta", "--clip", "--clip-high", "--grad-clip", "--fps", "--decode-timeout", "--seed", "--steps", "--group-size",
-                                  "--prompts-per-step", "--max-frames", "--total-pixels", "--min-frame-pixels", "--max-frame-pixels", "--keep", "--lora"])  # fmt: skip
+@pytest.mark.parametrize("program", ["train.py", "eval.py", "tools.paper"])
+def test_every_number_among_the_flags_has_a_range(program, monkeypatch):
+    def stop(parser, argv=None):
+        raise Read(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(train, "stop_on_signals", lambda: None)
+    with pytest.raises(Read) as e:
+        PROGRAMS[program].start()
+    (parser,) = e.value.args
+    numbers = {action.dest for action in parser._actions if action.type in (int, float)}
+    assert numbers and numbers <= set(errors.RANGES)
+    assert program == "tools.paper" or "total_pixels" in numbers  # data.add_budget_flags
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *"--lr --beta --clip --clip-high --grad-clip --fps --decode-timeout".split(),
+        *"--seed --steps --group-size --prompts-per-step --max-frames --total-pixels".split(),
+        *"--min-frame-pixels --max-frame-pixels --keep --lora".split(),
+    ],
+)
 def test_numbers_out_of_range_are_one_sentence(flag):
     zero = [] if flag in ("--beta", "--seed") else ["0"]
     floats = (
@@ -447,14 +496,7 @@ def test_numbers_out_of_range_are_one_sentence(flag):
     for value in ["-1", *zero, *floats]:
         with pytest.raises(BadInput, match=f"^{flag} must be (above|at least) .*got {value}"):
             train.parse_args([f"{flag}={value}"])
-    assert train.parse_args([
-        "--grad-clip",
-        "inf",
-        "--beta",
-        "0",
-        "--seed",
-        "0",
-    ]).grad_clip == float("inf")
+    assert train.parse_args("--grad-clip inf --beta 0 --seed 0".split()).grad_clip == float("inf")
 
 
 def test_intervals_hold_their_ends_or_not():
@@ -484,7 +526,7 @@ def test_a_device_that_is_not_there(device, says):
             program.parse_args([*args, "--device", device])
 
 
-# Small things that must not end a run -------------------------------------------------------------------
+# Small things that must not end a run -------------------------------------------------------------
 
 
 def test_dollars_are_dollars(run, charades, tmp_path):
@@ -497,12 +539,15 @@ def test_dollars_are_dollars(run, charades, tmp_path):
         "text": "<answer>0 to 1</answer>",
         "iou": 1.0,
     }
-    evaluation.draw_intervals(str(tmp_path / "x.png"), [record], r"model $a_{")
+    pictures.draw_intervals(str(tmp_path / "x.png"), [record], r"model $a_{")
     assert os.path.getsize(tmp_path / "x.png") > 5000
 
 
 def test_a_full_disk_while_logging(run, charades):
-    """/dev/full takes nothing, as a full disk does. The run is begun again, and its work is saved."""
+    """/dev/full takes nothing, as a full disk does.
+
+    The run is begun again, and its work is saved.
+    """
     for name in ("checkpoints", "policy"):
         shutil.rmtree(run / name)
     for name in ("metrics.jsonl", "rollouts.jsonl"):
@@ -511,10 +556,8 @@ def test_a_full_disk_while_logging(run, charades):
     status, said = call("train.py", *flags_of(run, charades), "--resume")
     assert status == 0 and (run / "policy" / "adapter_model.safetensors").is_file(), said
     for name in ("metrics.jsonl", "rollouts.jsonl"):
-        assert (
-            f"{name} could not be written (OSError: [Errno 28] No space left on device); the run goes on"
-            in said
-        )
+        why = "OSError: [Errno 28] No space left on device"
+        assert f"{name} could not be written ({why}); the run goes on" in said
 
 
 def test_a_picture_that_cannot_be_drawn(run, charades):
@@ -537,9 +580,8 @@ def test_a_picture_that_cannot_be_drawn(run, charades):
 
 
 def small_files():
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (8_000, 8_000)
-    )  # bytes of a file: settings fit, weights do not
+    # Bytes of a file: settings fit, weights do not.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 
 
 def test_when_nothing_can_be_saved_all_reasons_are_given(charades, tmp_path):
@@ -553,7 +595,7 @@ def test_when_nothing_can_be_saved_all_reasons_are_given(charades, tmp_path):
 
 
 def test_a_part_of_a_checkpoint_that_cannot_be_written(tmp_path):
-    """The second of three: the rest is not written, the reason is that of the first failure, the one before stays."""
+    """The second of three: the rest is not written, the older checkpoint stays."""
     code = f"""
 import sys
 sys.path.insert(0, {ROOT!r})
@@ -598,11 +640,9 @@ def test_nobody_listens(closed, charades, tmp_path):
     words = " ".join([
         sys.executable,
         "train.py",
-        "--data",
-        charades,
+        *("--data", charades),
         *TINY[:-1],
-        "--out",
-        str(tmp_path / "run"),
+        *("--out", str(tmp_path / "run")),
     ])
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{words} {closed}"],
@@ -629,18 +669,28 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     ["train.py", "eval.py", "tools.report", "tools.merge", "tools.paper", "course", "grpo.py"],
 )
 def test_help_in_an_ascii_terminal_and_through_head(program):
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{sys.executable} {words(program)} --help | head -1"],
-                          cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | ASCII)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{sys.executable} {words(program)} --help | head -1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | ASCII,
+    )
     assert done.returncode == 0 and done.stdout.startswith("usage: ") and done.stderr == ""
 
 
 def test_every_program_in_an_ascii_terminal(charades, tmp_path):
     out = tmp_path / "run"
     commands = [
-        ["train.py", "--data", charades, *TINY[:-1], "--rollouts-every", 1, "--out", out], ["train.py", "--task", "grounding", "--plan"],
-        ["eval.py", "--bench", "charades", "--data", charades, "--model", out, "--limit", 2], ["tools.report", out, 1],
-        ["grpo.py"], ["course", "list"], ["train.py", "--out", tmp_path / "zurück"],
-    ]  # fmt: skip
+        ["train.py", "--data", charades, *TINY[:-1], "--rollouts-every", 1, "--out", out],
+        ["train.py", "--task", "grounding", "--plan"],
+        ["eval.py", "--bench", "charades", "--data", charades, "--model", out, "--limit", 2],
+        ["tools.report", out, 1],
+        ["grpo.py"],
+        ["course", "list"],
+        ["train.py", "--out", tmp_path / "zurück"],
+    ]
     for command in commands:
         done = subprocess.run(
             [sys.executable, *words(command[0]).split(), *map(str, command[1:])],
@@ -699,21 +749,36 @@ sys.argv = {{args!r}}
         ), done.stderr[-2000:]
 
 
-# Damaged files ------------------------------------------------------------------------------------------
+# Damaged files ------------------------------------------------------------------------------------
 
 DAMAGE = {
-    "empty": lambda path: path.write_text(""), "cut": lambda path: path.write_text(path.read_text()[: len(path.read_text()) // 2]),
-    "list": lambda path: path.write_text("[1, 2]\n"), "number": lambda path: path.write_text("3\n"), "null": lambda path: path.write_text("null\n"),
-    "binary": lambda path: path.write_bytes(bytes(range(256)) * 20), "no keys": lambda path: path.write_text("{}\n"),
-    "deep": lambda path: path.write_text("[" * 200_000 + "\n"), "folder": lambda path: (os.remove(path), os.mkdir(path)),
+    "empty": lambda path: path.write_text(""),
+    "cut": lambda path: path.write_text(path.read_text()[: len(path.read_text()) // 2]),
+    "list": lambda path: path.write_text("[1, 2]\n"),
+    "number": lambda path: path.write_text("3\n"),
+    "null": lambda path: path.write_text("null\n"),
+    "binary": lambda path: path.write_bytes(bytes(range(256)) * 20),
+    "no keys": lambda path: path.write_text("{}\n"),
+    "deep": lambda path: path.write_text("[" * 200_000 + "\n"),
+    "folder": lambda path: (os.remove(path), os.mkdir(path)),
     "nan": lambda path: path.write_text(re.sub(r": [\d.-]+(?=[,}\n])", ": NaN", path.read_text())),
-    "strings": lambda path: path.write_text(re.sub(r": [\d.-]+(?=[,}\n])", ': "x"', path.read_text())),
-}  # fmt: skip
+    "strings": lambda path: path.write_text(
+        re.sub(r": [\d.-]+(?=[,}\n])", ': "x"', path.read_text())
+    ),
+}
 # Of each file what reads it, and the ways to damage it: all where most is read, else the commonest.
 COMMON = ("empty", "cut", "list", "binary", "folder")
-FILES = {"settings.json": "page resume evaluate", "metrics.jsonl": "page resume", "rollouts.jsonl": "page group resume", "skipped.jsonl": "resume",
-         "policy/video_budget.json": "evaluate", "checkpoints/step-000001/state.json": "resume", "eval-charades/predictions.jsonl": "page compare evaluate",
-         "eval-charades/results.json": "page compare evaluate", "eval-charades/settings.json": "evaluate"}  # fmt: skip
+FILES = {
+    "settings.json": "page resume evaluate",
+    "metrics.jsonl": "page resume",
+    "rollouts.jsonl": "page group resume",
+    "skipped.jsonl": "resume",
+    "policy/video_budget.json": "evaluate",
+    "checkpoints/step-000001/state.json": "resume",
+    "eval-charades/predictions.jsonl": "page compare evaluate",
+    "eval-charades/results.json": "page compare evaluate",
+    "eval-charades/settings.json": "evaluate",
+}
 CASES = [
     (name, damage)
     for name, readers in FILES.items()
@@ -728,13 +793,17 @@ def test_damaged_files_are_named_and_are_no_traceback(name, damage, run, charade
         path.write_text('{"step": 1, "id": "a", "why": "b"}\n')
     DAMAGE[damage](path)
     ask = ["--bench", "charades", "--data", charades]
-    commands = {"page": ("tools.report", run), "group": ("tools.report", run, 1), "compare": ("eval.py", *ask, "--compare", run, run),
-                "resume": ("train.py", *flags_of(run, charades), "--resume"), "evaluate": ("eval.py", *ask, "--model", run, "--max-new-tokens", 8, "--limit", 1)}  # fmt: skip
+    commands = {
+        "page": ("tools.report", run),
+        "group": ("tools.report", run, 1),
+        "compare": ("eval.py", *ask, "--compare", run, run),
+        "resume": ("train.py", *flags_of(run, charades), "--resume"),
+        "evaluate": ("eval.py", *ask, "--model", run, "--max-new-tokens", 8, "--limit", 1),
+    }
     heard = ""
     for reader in FILES[name].split():
-        status, said = call(
-            *commands[reader]
-        )  # any exception but a program's own end would be raised here
+        # Any exception but a program's own end would be raised here.
+        status, said = call(*commands[reader])
         assert status in (0, 2) and "Traceback" not in said, said
         if status == 2:
             assert (
@@ -742,7 +811,8 @@ def test_damaged_files_are_named_and_are_no_traceback(name, damage, run, charade
                 and len(said.strip().splitlines()[-1]) < 600
             ), said
         heard += said
-    # A log may be empty, end within a line, and hold numbers that are not finite; nothing reads skipped.jsonl but --resume.
+    # A log may be empty, end within a line, and hold numbers that are not finite; nothing reads
+    # skipped.jsonl but --resume.
     quiet = (
         name.endswith(".jsonl")
         and damage in ("empty", "cut", "nan")

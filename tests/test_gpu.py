@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tqdm import tqdm
 
 import data
 import eval as evaluation
@@ -184,9 +183,8 @@ def test_scoring_does_not_wait(batch, gpu):
         completions = torch.randint(20, 200, (3, 7)).to("gpu")
         before = gpu.waits
         group_logprobs(model, batch[1][0], features[0], completions)
-    assert (
-        gpu.waits - before <= 5 + model.config.text_config.num_hidden_layers
-    )  # a mask per layer stands in for CausalBias
+    # A mask per layer stands in for CausalBias.
+    assert gpu.waits - before <= 5 + model.config.text_config.num_hidden_layers
 
 
 # Whole steps -------------------------------------------------------------------------------------
@@ -202,13 +200,14 @@ VARIANTS = {
 
 
 def one_step(device, dtype, flags, batch):
-    """One step of train.py. Returns {parameter: its float32 value after it}, gradient norm, texts, gaps."""
+    """One step of train.py.
+
+    Returns {parameter: its float32 value after it}, gradient norm, texts, gaps.
+    """
     args = train.parse_args([
         *SMALL,
-        "--device",
-        "cpu",
-        "--dtype",
-        str(dtype).removeprefix("torch."),
+        *("--device", "cpu"),
+        *("--dtype", str(dtype).removeprefix("torch.")),
         *flags,
     ])
     policy, tokenizer, reference = load_models(args, "cpu")
@@ -237,8 +236,9 @@ def one_step(device, dtype, flags, batch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_whole_step_is_the_cpus(variant, dtype, batch, monkeypatch):
-    """Adam's first step moves every weight by about lr whatever its gradient's size, so weights are compared
-    where the gradient is not rounding alone; the norm of all gradients is compared as it is."""
+    """Adam's first step moves every weight by about lr whatever its gradient's size, so weights are
+    compared where the gradient is not rounding alone; the norm of all gradients is compared as it
+    is."""
     steps = [one_step("cpu", dtype, VARIANTS[variant], batch)]
     with installed(monkeypatch):
         steps.append(one_step("gpu", dtype, VARIANTS[variant], batch))
@@ -274,29 +274,19 @@ def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
     assert torch.equal(on_cpu(again.parameters[name]), on_cpu(optimizer.parameters[name]))
 
 
-def test_an_evaluations_batch(batch, charades, tmp_path, gpu):
+def test_an_evaluations_batch(batch, charades, gpu):
     examples = as_task(read_dataset("charades", "test", charades)[:3], "grounding")
     reader = SimpleNamespace(read=data.read_frames)
+    settings = {"think": True, "blind": False, "max_new_tokens": 24}
     said = []
     for device in ("cpu", "gpu"):
         model, tokenizer = load(BASE)
-        path = str(tmp_path / f"{device}.jsonl")
-        with tqdm(disable=True) as bar:
-            evaluation.answer_all(
-                model.to(device),
-                tokenizer,
-                examples,
-                TOY_BUDGET,
-                True,
-                False,
-                24,
-                2,
-                path,
-                bar,
-                reader,
-            )
-        with open(path, encoding="utf-8") as f:
-            said.append([json.loads(line)["text"] for line in f])
+        asked = SimpleNamespace(
+            model=model.to(device), tokenizer=tokenizer, settings=settings, decoder=reader
+        )
+        batches = (examples[:2], examples[2:])
+        records = [r for b in batches for r in evaluation.answer_batch(asked, b, TOY_BUDGET)]
+        said.append([record["text"] for record in records])
     assert said[0] == said[1] and len(said[0]) == 3
 
 
@@ -331,37 +321,18 @@ def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatc
 
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 def test_sharded_in_bfloat16(method, charades, tmp_path):
-    """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree, and gradients are there."""
+    """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree."""
     flags = [
         "--method",
         method,
-        "--shard",
-        "--dtype",
-        "bfloat16",
-        "--prompts-per-step",
-        "2",
-        "--group-size",
-        "4",
+        *"--shard --dtype bfloat16 --prompts-per-step 2 --group-size 4".split(),
     ]
     flags += [
-        "--max-new-tokens",
-        "32",
-        "--steps",
-        "1",
-        "--quiet",
-        "--data",
-        charades,
-        "--out",
-        tmp_path / "run",
+        *"--max-new-tokens 32 --steps 1 --quiet".split(),
+        *("--data", charades),
+        *("--out", tmp_path / "run"),
     ]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    launcher = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
     done = subprocess.run(
         [*launcher, "train.py", *map(str, flags)], cwd=ROOT, capture_output=True, text=True
     )

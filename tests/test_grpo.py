@@ -1,4 +1,4 @@
-"""The equations of grpo.py: by hand, by autograd, and the properties that a wrong version breaks."""
+"""The equations of grpo.py: by hand, by autograd, and by properties that a wrong one breaks."""
 
 import doctest
 import math
@@ -28,16 +28,17 @@ def loss_of(
     )
 
 
-# Advantages -----------------------------------------------------------------------------------------
+# Advantages ---------------------------------------------------------------------------------------
 
 
 def test_advantages_by_hand():
     r = torch.tensor([[2.0, 1.0, 0.0], [0.5, 0.5, 0.5]]).double()
+    # Sample std of 2, 1, 0 is 1, not 0.8165
     assert group_advantages(r)[0].tolist() == pytest.approx([
         1 / 1.0001,
         0,
         -1 / 1.0001,
-    ])  # sample std of 2, 1, 0 is 1, not 0.8165
+    ])
     assert group_advantages(r)[1].tolist() == [0, 0, 0]
     assert group_advantages(r, divide_by_std=False)[0].tolist() == [1, 0, -1]
 
@@ -48,7 +49,7 @@ def test_advantages_of_each_group_sum_to_zero_and_ignore_shifts():
     assert torch.allclose(group_advantages(r), group_advantages(r + torch.arange(5)[:, None]))
 
 
-# KL -------------------------------------------------------------------------------------------------
+# KL -----------------------------------------------------------------------------------------------
 
 
 def test_kl_is_never_negative_and_zero_only_for_equal_log_probs():
@@ -57,19 +58,21 @@ def test_kl_is_never_negative_and_zero_only_for_equal_log_probs():
 
 
 def test_kl_is_unbiased():
-    """Σ p · k3 over the whole vocabulary is KL(p ‖ q) exactly; with Δ the wrong way round it is not."""
+    """Σ p · k3 over the whole vocabulary is KL(p ‖ q) exactly; with Δ turned round it is not."""
     p, q = torch.randn(2, 50).double().log_softmax(dim=1)
     exact = (p.exp() * (p - q)).sum()
     assert (p.exp() * kl_k3(p, q)).sum().item() == pytest.approx(exact.item(), rel=1e-12)
     assert (p.exp() * kl_k3(q, p)).sum().item() != pytest.approx(exact.item(), rel=1e-2)
 
 
-# Loss -----------------------------------------------------------------------------------------------
+# Loss ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("A, ratio, gradient_flows", [
-    (1.0, 1.0, True), (1.0, 1.3, False), (1.0, 0.7, True),  # good: followed up to 1.2, always corrected from below
-    (-1.0, 1.0, True), (-1.0, 0.7, False), (-1.0, 1.3, True),  # bad: the other way round
+    # good: followed up to 1.2, always corrected from below
+    (1.0, 1.0, True), (1.0, 1.3, False), (1.0, 0.7, True),
+    # bad: the other way round
+    (-1.0, 1.0, True), (-1.0, 0.7, False), (-1.0, 1.3, True),
 ])  # fmt: skip
 def test_all_six_sides_of_the_clip(A, ratio, gradient_flows):
     logp = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
@@ -77,9 +80,8 @@ def test_all_six_sides_of_the_clip(A, ratio, gradient_flows):
     loss, per_token = loss_of(logp, torch.zeros(1, 1).double(), torch.tensor([A]).double(), one)
     loss.backward()
     assert loss.item() == pytest.approx(-min(ratio * A, min(max(ratio, 0.8), 1.2) * A))
-    assert logp.grad.item() == pytest.approx(
-        -ratio * A if gradient_flows else 0.0
-    )  # d(−ρA)/d logp = −ρA
+    # d(−ρA)/d logp = −ρA.
+    assert logp.grad.item() == pytest.approx(-ratio * A if gradient_flows else 0.0)
     assert per_token["clipped"].item() is not gradient_flows
 
 
@@ -125,7 +127,7 @@ def test_gradient_agrees_with_finite_differences():
     A = torch.tensor([1.0, -0.4, -0.6]).double()
     for kind in grpo.LOSSES:
         assert torch.autograd.gradcheck(
-            lambda x: loss_of(x, old, A, mask, ref, 0.04, kind)[0], (logp,)
+            lambda x, kind=kind: loss_of(x, old, A, mask, ref, 0.04, kind)[0], (logp,)
         )
 
 
@@ -157,10 +159,11 @@ def test_variants_weigh_tokens_as_published():
     rows = {kind: token_weights(mask, kind, 8, 2, 6).sum(dim=1).tolist() for kind in grpo.LOSSES}
     assert rows["grpo"] == pytest.approx([1 / 2, 1 / 2])  # every completion the same
     assert rows["dapo"] == pytest.approx([4 / 6, 2 / 6])  # every token the same
+    # Every token the same, whatever was sampled beside it.
     assert rows["dr_grpo"] == pytest.approx([
         4 / 16,
         2 / 16,
-    ])  # every token the same, whatever was sampled beside it
+    ])
     assert rows["gspo"] == rows["grpo"]
 
 
@@ -209,11 +212,11 @@ def test_examples_in_docstrings():
     assert doctest.testmod(grpo).failed == 0
 
 
-# Sampling -------------------------------------------------------------------------------------------
+# Sampling -----------------------------------------------------------------------------------------
 
 
 def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
-    """2,000 first tokens against the softmax they were drawn from; a temperature or a top-k would show."""
+    """2,000 first tokens against the softmax they were drawn from; a top-k would show."""
     from annotations.readers import read_dataset
     from data import load_prompt
     from model import encode_videos, prefill
@@ -253,9 +256,8 @@ def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades)
         load_prompt(e, TOY_BUDGET, tokenizer)
         for e in read_dataset("charades", "test", charades)[:2]
     ]
-    stops = list(
-        range(0, len(tokenizer), 12)
-    )  # with one token in twelve ending it, completions have all lengths
+    # With one token in twelve ending it, completions have all lengths.
+    stops = list(range(0, len(tokenizer), 12))
     with torch.no_grad():
         features = encode_videos(model, prompts)
     tokens, mask, logp = sample_groups(

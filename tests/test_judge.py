@@ -20,12 +20,22 @@ from runtime.errors import BadInput
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A judge that was taught, in some seconds, to say yes to whatever it reads about a red circle, and no otherwise."""
+    """A judge that was taught to say yes to whatever is about a red circle, and no otherwise."""
     path = str(tmp_path_factory.mktemp("judge"))
     tokenizer = AutoTokenizer.from_pretrained(os.path.join(ROOT, "assets", "toy-base"))
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                         num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True, initializer_range=0.2))  # fmt: skip
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            initializer_range=0.2,
+        )
+    )
     tokenizer.chat_template = None
     cases = [
         ("a red circle moves up", "yes"),
@@ -87,31 +97,25 @@ def test_log_odds_are_those_of_the_softmax(folder):
 def test_judge_takes_the_place_of_the_embedded_one(folder, monkeypatch):
     monkeypatch.setattr(rewards, "judge", judge.load_judge(folder, "cpu"))
     events = ["a red circle moves up", "a blue square moves up"]
-    assert (
-        rewards.caption_recall("<answer>nothing.</answer>", events, False) == 0.5
-    )  # the embedded judge says 0
-    assert (
-        rewards.caption_recall("<answer></answer>", events, False) == 0.0
-    )  # who says nothing has told of nothing
+    # The embedded judge says 0
+    assert rewards.caption_recall("<answer>nothing.</answer>", events, False) == 0.5
+    # Who says nothing has told of nothing.
+    assert rewards.caption_recall("<answer></answer>", events, False) == 0.0
 
 
 def test_eval_and_train_ask_it(folder, tmp_path):
     """The score in results.json is the judge's own, not that of matching words."""
     run = lambda *a: subprocess.run([sys.executable, *a], cwd=ROOT, capture_output=True, text=True)
     done = run(
-        "eval.py",
-        "--bench",
-        "caption",
-        "--limit",
-        "4",
-        "--judge",
-        folder,
-        "--out",
-        str(tmp_path / "e"),
+        *"eval.py --bench caption --limit 4".split(),
+        *("--judge", folder),
+        *("--out", str(tmp_path / "e")),
     )
     assert done.returncode == 0, done.stderr
-    results = json.load(open(tmp_path / "e" / "results.json"))
-    records = [json.loads(line) for line in open(tmp_path / "e" / "predictions.jsonl")]
+    results = json.load(open(tmp_path / "e" / "results.json", encoding="utf-8"))
+    records = [
+        json.loads(line) for line in open(tmp_path / "e" / "predictions.jsonl", encoding="utf-8")
+    ]
     decide = judge.load_judge(folder, "cpu")
     by_hand = [
         sum(decide(rewards.inside(r["text"], "answer") or "", event) for event in r["answer"])
@@ -122,21 +126,10 @@ def test_eval_and_train_ask_it(folder, tmp_path):
         100 * sum(by_hand) / 4
     )
     done = run(
-        "train.py",
-        "--task",
-        "caption",
-        "--steps",
-        "1",
-        "--prompts-per-step",
-        "1",
-        "--group-size",
-        "2",
-        "--max-new-tokens",
-        "8",
-        "--judge",
-        folder,
-        "--out",
-        str(tmp_path / "t"),
+        *"train.py --task caption --steps 1 --prompts-per-step 1 --group-size 2".split(),
+        *"--max-new-tokens 8".split(),
+        *("--judge", folder),
+        *("--out", str(tmp_path / "t")),
     )
     assert done.returncode == 0, done.stderr
 
@@ -155,8 +148,8 @@ from transformers import Qwen2Config as C, Qwen2ForCausalLM as M
 
 ASK = """
 import sys
-from data import BadInput
 from annotations.judge import load_judge
+from runtime.errors import BadInput
 try:
     load_judge(sys.argv[1], "cpu")
 except BadInput as e:
@@ -166,7 +159,7 @@ except BadInput as e:
 
 @pytest.mark.parametrize("model_type, where, works", [
     ("never_heard_of", "config.json", False), ("never_heard_of", "both", False),
-    ("qwen2", "both", True),  # transformers has classes of its own for it, and the code is not needed
+    ("qwen2", "both", True),  # transformers has its own classes for it
 ])  # fmt: skip
 def test_code_in_a_judge_s_folder_is_never_run_and_nobody_is_asked(
     folder, tmp_path, model_type, where, works

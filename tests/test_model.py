@@ -1,4 +1,4 @@
-"""model.py against trusted references: positions by hand, packed against repeated, sampler against scorer, ours against transformers'."""
+"""model.py against references: positions, packed and repeated, sampler and scorer, transformers."""
 
 import doctest
 import importlib.util
@@ -61,7 +61,7 @@ def repeated_logprobs(model, prompt, completion):
     return oracle(model, prompt, completion).gather(1, completion[:, None])[:, 0]
 
 
-# Positions ----------------------------------------------------------------------------------------------
+# Positions ----------------------------------------------------------------------------------------
 
 
 def config_with(tokens_per_second):
@@ -96,6 +96,7 @@ def test_positions_of_two_videos_and_fractional_seconds():
         [0.7, 3.0],
         config_with(2),
     )
+    # floor(0, 1.4, 2.8) + 1 | 4 | floor(0, 6) + 5 | 12
     assert got[0].tolist() == [
         0,
         1,
@@ -105,7 +106,7 @@ def test_positions_of_two_videos_and_fractional_seconds():
         5,
         11,
         12,
-    ]  # floor(0, 1.4, 2.8) + 1 | 4 | floor(0, 6) + 5 | 12
+    ]
 
 
 def test_positions_notice_a_lost_video():
@@ -119,7 +120,7 @@ def test_examples_in_docstrings():
     assert doctest.testmod(model_module).failed == 0
 
 
-# The video arrives ----------------------------------------------------------------------------------------
+# The video arrives --------------------------------------------------------------------------------
 
 
 def test_tokens_and_features_must_match(base, prompts):
@@ -138,7 +139,10 @@ def test_another_video_changes_the_log_probs(base, prompts):
 
 
 def test_windows_together_are_windows_apart(fresh):
-    """Our vision attention groups windows of equal size; transformers' loops over them. Odd sizes included."""
+    """Our vision attention groups windows of equal size; transformers' loops over them.
+
+    Odd sizes included.
+    """
     model = fresh[0]
     torch.manual_seed(1)
     grids = [(3, 14, 22), (2, 8, 4)]
@@ -159,7 +163,7 @@ def test_windows_together_are_windows_apart(fresh):
     assert (a - b).abs().max() < 1e-5 and (ga - gb).norm() < 1e-5 * gb.norm()
 
 
-# Scoring ------------------------------------------------------------------------------------------------
+# Scoring ------------------------------------------------------------------------------------------
 
 
 def with_videos(prompts, tokenizer):
@@ -176,14 +180,20 @@ def with_videos(prompts, tokenizer):
         if k + 1 < len(prompts):
             end = int((prompt.ids == vision_end).nonzero()) + 1
         pieces.append(prompt.ids[start:end])
-    return replace(prompts[-1], ids=torch.cat(pieces), patches=torch.cat([p.patches for p in prompts]), grids=[g for p in prompts for g in p.grids],
-                   seconds_per_grid=[s for p in prompts for s in p.seconds_per_grid])  # fmt: skip
+    return replace(
+        prompts[-1],
+        ids=torch.cat(pieces),
+        patches=torch.cat([p.patches for p in prompts]),
+        grids=[g for p in prompts for g in p.grids],
+        seconds_per_grid=[s for p in prompts for s in p.seconds_per_grid],
+    )
 
 
 @pytest.mark.parametrize("case", range(8))
 def test_packed_group_is_the_repeated_forward(fresh, prompts, case):
-    """Log-probs within 1e-5 and every parameter's gradient within 1e-4 relative, the vision tower's included,
-    for random groups of 1 to 8 ragged completions after prompts of one to three videos, thinking and not."""
+    """Log-probs within 1e-5 and every parameter's gradient within 1e-4 relative, the vision tower's
+    included, for random groups of 1 to 8 ragged completions after prompts of one to three videos,
+    thinking and not."""
     model, tokenizer = fresh
     rng = np.random.default_rng(case)
     G, C, n_videos = (1, 3, 8, 2)[case % 4], int(rng.integers(1, 14)), 1 + case % 3
@@ -232,12 +242,12 @@ def test_entropy_against_the_definition(base, prompts):
     assert entropy[0, 0].item() == pytest.approx(expected.item(), abs=1e-4)
 
 
-# Sampler against scorer -----------------------------------------------------------------------------------
+# Sampler against scorer ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", ["base", "fresh"])
 def test_sampler_and_scorer_give_each_token_the_same_log_prob(which, request, prompts):
-    """The decode loop with its cache, left padding and shared prompt, against the packed forward: within 1e-4 in float32."""
+    """The decode loop and its padded cache against the packed forward: within 1e-4 in float32."""
     model, tokenizer = request.getfixturevalue(which)
     with torch.no_grad():
         features = encode_videos(model, prompts)
@@ -267,7 +277,7 @@ def test_greedy_decoding_takes_the_likeliest_token_each_time(base, prompts):
 
 
 def test_letting_ended_rows_go_changes_nothing(fresh, prompts, monkeypatch):
-    """With one token in nine ending a completion, a group thins out at once; the rest must not notice."""
+    """With one token in nine ending a completion, a group thins out; the rest must not notice."""
     model, tokenizer = fresh
     stops = list(range(0, len(tokenizer), 9))
     thinned = []
@@ -295,7 +305,7 @@ def test_letting_ended_rows_go_changes_nothing(fresh, prompts, monkeypatch):
             assert (rows - logp[b])[mask[b]].abs().max() < 1e-4
 
 
-# Load and save --------------------------------------------------------------------------------------------
+# Load and save ------------------------------------------------------------------------------------
 
 
 def test_save_then_load_gives_the_same_model(fresh, prompts, tmp_path):
@@ -312,7 +322,7 @@ def test_save_then_load_gives_the_same_model(fresh, prompts, tmp_path):
     )
     assert data.VideoBudget.of_model(folder) == TOY_BUDGET
     assert sorted(os.listdir(tmp_path)) == ["policy"]  # no leftovers
-    with open(os.path.join(folder, "config.json")) as f:
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
         assert "shared_prompt" not in f.read()  # anybody's transformers can load it
 
 
@@ -329,8 +339,12 @@ def test_models_that_cannot_be_loaded_are_one_sentence(tmp_path):
     (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "hollow").mkdir()
     (tmp_path / "hollow" / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
-    for name, says in ((str(tmp_path), "no config.json"), (str(tmp_path / "nowhere"), "neither a folder here nor a hub name"),
-                       (str(tmp_path / "other"), "'llama'"), (str(tmp_path / "hollow"), "cannot be loaded")):  # fmt: skip
+    for name, says in (
+        (str(tmp_path), "no config.json"),
+        (str(tmp_path / "nowhere"), "neither a folder here nor a hub name"),
+        (str(tmp_path / "other"), "'llama'"),
+        (str(tmp_path / "hollow"), "cannot be loaded"),
+    ):
         with pytest.raises(BadInput, match=says) as e:
             load(name)
         assert "\n" not in str(e.value)

@@ -25,16 +25,7 @@ from scale.adapters import add_adapters
 sys.path.insert(0, os.path.join(ROOT, "tests", "bench"))
 from common import make_prompt, real_config  # noqa: E402
 
-TOY = [
-    "--task",
-    "grounding",
-    "--group-size",
-    "4",
-    "--max-new-tokens",
-    "32",
-    "--prompts-per-step",
-    "2",
-]
+TOY = "--task grounding --group-size 4 --max-new-tokens 32 --prompts-per-step 2".split()
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +67,11 @@ def bytes_kept(model, work):
     return sum(storage.nbytes() for storage in kept.values())
 
 
+def states_of(optimizer):
+    """Adam's moments of each master."""
+    return [adam.state[optimizer.masters[name]] for name, adam in optimizer.adams.items()]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_plan_counts_what_is_there(dtype):
     """Parameters and what stays in memory, against the model, its gradients and its optimizer."""
@@ -91,10 +87,7 @@ def test_plan_counts_what_is_there(dtype):
     )
     optimizer.step(1e-3, 1.0, 1)
     moments = sum(
-        t.nbytes
-        for state in optimizer.adam.state.values()
-        for name, t in state.items()
-        if name != "step"
+        t.nbytes for state in states_of(optimizer) for name, t in state.items() if name != "step"
     )
     masters = sum(
         m.nbytes for name, m in optimizer.masters.items() if m is not optimizer.parameters[name]
@@ -149,11 +142,12 @@ def test_kv_cache_is_what_is_sampled_with(base):
     held = lambda by_layer: sum(x.nbytes for pair in by_layer.values() for x in pair)
     assert of_prompts == listed == held(cache.prompt) and own == held(cache.completions)
     assert moving["sampling: KV cache"] >= max(2 * of_prompts, of_prompts + own)
+    # Such prompts can be sampled from.
     assert sample_groups(model, prompts, features, 4, 2, [1])[0].shape == (
         2,
         4,
         2,
-    )  # such prompts can be sampled from
+    )
 
 
 def test_offloaded_weights_are_in_the_cpu_memory(folder_of_7b, capsys):
@@ -165,10 +159,7 @@ def test_offloaded_weights_are_in_the_cpu_memory(folder_of_7b, capsys):
     optimizer.step(1e-3, 1.0, 1)
     held = sum(m.nbytes for m in optimizer.masters.values())
     held += sum(
-        t.nbytes
-        for state in optimizer.adam.state.values()
-        for name, t in state.items()
-        if name != "step"
+        t.nbytes for state in states_of(optimizer) for name, t in state.items() if name != "step"
     )
     args, stays, *_, sizes = toy_plan("--offload", number=2)
     plain = toy_plan(number=2)
@@ -218,14 +209,7 @@ def test_plan_of_7b_from_its_config_alone(folder_of_7b, capsys, flags, verdict):
 def test_plan_refuses_what_the_run_would():
     """Prompts that cannot be shared evenly, in the same words; sharding without processes."""
     uneven = ["--prompts-per-step", "3", "--group-size", "2"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
     run = subprocess.run(
         [*torchrun, "train.py", *uneven], cwd=ROOT, capture_output=True, text=True, timeout=120
     )

@@ -1,4 +1,6 @@
-"""What a person sees of a run: the page, clicked through in a real browser where there is one, and the group in the terminal."""
+"""What a person sees of a run: the page, clicked through in a real browser where there is one, and
+the group in the terminal.
+"""
 
 import html
 import json
@@ -33,8 +35,33 @@ def run(charades, tmp_path_factory):
     """(folder, what it said) of three real steps on the toy world, all of them recorded."""
     out = str(tmp_path_factory.mktemp("run") / "three")
     done = subprocess.run(
-        [sys.executable, "train.py", "--task", "grounding", "--data", charades, "--steps", "3", "--prompts-per-step", "2", "--group-size", "4",
-         "--lr", "1e-3", "--rollouts-every", "1", "--save-every", "1", "--out", out], cwd=ROOT, capture_output=True, text=True, timeout=120)  # fmt: skip
+        [
+            sys.executable,
+            "train.py",
+            "--task",
+            "grounding",
+            "--data",
+            charades,
+            "--steps",
+            "3",
+            "--prompts-per-step",
+            "2",
+            "--group-size",
+            "4",
+            "--lr",
+            "1e-3",
+            "--rollouts-every",
+            "1",
+            "--save-every",
+            "1",
+            "--out",
+            out,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return out, done.stdout + done.stderr
 
@@ -46,7 +73,7 @@ def copy(run, tmp_path):
 
 
 def make(folder):
-    with open(os.path.join(folder, "settings.json")) as f:
+    with open(os.path.join(folder, "settings.json"), encoding="utf-8") as f:
         settings = json.load(f)
     path = report.write_page(
         str(folder), report.read_lines(os.path.join(folder, "metrics.jsonl")), settings
@@ -66,11 +93,11 @@ def change_groups(folder, change):
     groups = report.read_lines(path)
     for group in groups:
         change(group)
-    with open(path, "w") as f:
+    with open(path, "w", encoding="utf-8") as f:
         f.writelines(json.dumps(group) + "\n" for group in groups)
 
 
-# The page -----------------------------------------------------------------------------------------------
+# The page -----------------------------------------------------------------------------------------
 
 
 def test_the_page_holds_the_whole_run(run):
@@ -82,7 +109,7 @@ def test_the_page_holds_the_whole_run(run):
         timeout=120,
     )
     assert done.returncode == 0 and "report.html" in done.stdout
-    with open(os.path.join(run[0], "report.html")) as f:
+    with open(os.path.join(run[0], "report.html"), encoding="utf-8") as f:
         page = f.read()
     shown = content(page)
     assert (
@@ -124,7 +151,9 @@ def test_the_page_holds_the_whole_run(run):
 
 
 def test_recorded_changes_are_those_of_the_weights(charades, tmp_path):
-    """The saved policy of a one-step run scores the recorded group as the record says, and the base scored it as it says before."""
+    """The saved policy of a one-step run scores the recorded group as the record says, and the base
+    scored it as it says before.
+    """
     out = str(tmp_path / "one")
     train.train(
         train.parse_args([
@@ -154,9 +183,11 @@ def test_recorded_changes_are_those_of_the_weights(charades, tmp_path):
         for c in group["completions"]:
             ids = torch.tensor([
                 [
-                    tokenizer.convert_tokens_to_ids(t)
-                    if t.startswith("<")
-                    else tokenizer(t)["input_ids"][0]
+                    (
+                        tokenizer.convert_tokens_to_ids(t)
+                        if t.startswith("<")
+                        else tokenizer(t)["input_ids"][0]
+                    )
                     for t in c["token_texts"]
                 ]
             ])
@@ -173,8 +204,25 @@ def test_recorded_changes_are_those_of_the_weights(charades, tmp_path):
 
 def test_recording_changes_nothing_that_is_learned(run, charades, tmp_path):
     out = str(tmp_path / "unrecorded")
-    train.train(train.parse_args(["--data", charades, "--steps", "3", "--prompts-per-step", "2", "--group-size", "4", "--lr", "1e-3",
-                                  "--rollouts-every", "100", "--quiet", "--out", out]))  # fmt: skip
+    train.train(
+        train.parse_args([
+            "--data",
+            charades,
+            "--steps",
+            "3",
+            "--prompts-per-step",
+            "2",
+            "--group-size",
+            "4",
+            "--lr",
+            "1e-3",
+            "--rollouts-every",
+            "100",
+            "--quiet",
+            "--out",
+            out,
+        ])
+    )
     a, b = (report.read_lines(os.path.join(folder, "metrics.jsonl")) for folder in (run[0], out))
     for x, y in zip(a, b):
         assert x["reward"] == pytest.approx(y["reward"], rel=1e-5) and x[
@@ -184,11 +232,14 @@ def test_recording_changes_nothing_that_is_learned(run, charades, tmp_path):
 
 def test_a_thousand_steps_of_long_answers_stay_under_10_mb(copy):
     first, last = (report.read_lines(os.path.join(copy, "metrics.jsonl"))[i] for i in (0, -1))
-    with open(os.path.join(copy, "metrics.jsonl"), "w") as f:
+    with open(os.path.join(copy, "metrics.jsonl"), "w", encoding="utf-8") as f:
         f.writelines(
             json.dumps(
                 (first if i < 500 else last)
-                | {"step": i + 1, "kl": float("nan") if i == 7 else 0.1}
+                | {
+                    "step": i + 1,
+                    "kl": float("nan") if i == 7 else 0.1,
+                }
             )
             + "\n"
             for i in range(1000)
@@ -201,7 +252,7 @@ def test_a_thousand_steps_of_long_answers_stay_under_10_mb(copy):
             **{name: [-0.1234] * 1024 for name in ("logp", "logp_change", "kl")},
         }
     group["completions"] *= 2
-    with open(os.path.join(copy, "rollouts.jsonl"), "w") as f:
+    with open(os.path.join(copy, "rollouts.jsonl"), "w", encoding="utf-8") as f:
         f.writelines(json.dumps(group | {"step": i + 1}) + "\n" for i in range(0, 1000, 5))
     page = make(copy)
     shown = content(page)
@@ -212,7 +263,7 @@ def test_a_thousand_steps_of_long_answers_stay_under_10_mb(copy):
 
 def test_a_run_that_is_still_going(copy):
     for name in ("metrics.jsonl", "rollouts.jsonl"):
-        with open(copy / name) as f:
+        with open(copy / name, encoding="utf-8") as f:
             lines = f.read()
         (copy / name).write_text(lines[:-40])  # killed, or read, in the middle of a line
     shown = content(make(copy))
@@ -234,7 +285,9 @@ def test_what_a_model_says_stays_text(copy):
 
 
 def test_before_and_after(copy):
-    """An evaluation is set beside the base's, if that was made alike; one that is still going is not shown."""
+    """An evaluation is set beside the base's, if that was made alike; one that is still going is
+    not shown.
+    """
     record = {
         "id": "a/0",
         "group": "",
@@ -283,7 +336,7 @@ def test_a_folder_that_is_no_run(args):
     )
 
 
-# In a browser -------------------------------------------------------------------------------------------
+# In a browser -------------------------------------------------------------------------------------
 
 STEPS = """
 const seen = {errors: [], steps: []}, $$ = query => [...document.querySelectorAll(query)];
@@ -322,21 +375,33 @@ click();
 
 
 def click_through(folder, width=1280):
-    """Opens the page in headless Chromium with a script that uses its controls; returns what the script saw.
+    """Opens the page in headless Chromium with a script that uses its controls; returns what the
+    script saw.
 
-    In a frame, because a window of headless Chromium is never narrower than 500 pixels, and a phone is.
+    In a frame, because a window of headless Chromium is never narrower than 500 pixels, and a phone
+    is.
     """
     page = make(folder)
     path = os.path.join(folder, "clicked.html")
-    with open(path, "w") as f:
+    with open(path, "w", encoding="utf-8") as f:
         page = page.replace(
             "</html>", f'<script>addEventListener("load", () => {{{STEPS}}})</script></html>'
         )
         f.write(
-            f'<!doctype html><body><iframe srcdoc="{html.escape(page)}" style="border: 0; width: {width}px; height: 800px"></iframe>'
+            f'<!doctype html><body><iframe srcdoc="{html.escape(page)}" style="border: 0; width:'
+            f' {width}px; height: 800px"></iframe>'
         )
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile", "--window-size=1400,900",
-               "--virtual-time-budget=20000", "--dump-dom", f"file://{path}"]  # fmt: skip
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder}/profile",
+        "--window-size=1400,900",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+        f"file://{path}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-500:]
@@ -386,7 +451,9 @@ def test_clicking_through_the_page(copy, width):
 
 @browser
 def test_a_run_without_tokens_and_without_its_clips(copy):
-    """Runs from before tokens were recorded, or whose clips are on another machine, are shown with what they have."""
+    """Runs from before tokens were recorded, or whose clips are on another machine, are shown with
+    what they have.
+    """
 
     def forget(group):
         group["video"] = "gone.mp4"
@@ -427,7 +494,7 @@ def test_other_tasks_are_drawn(copy, answer, text, drawn):
     )
 
 
-# In the terminal ----------------------------------------------------------------------------------------
+# In the terminal ----------------------------------------------------------------------------------
 
 
 def test_training_shows_a_group_unless_told_not_to(run, charades, tmp_path, capsys):
@@ -454,8 +521,13 @@ def test_training_shows_a_group_unless_told_not_to(run, charades, tmp_path, caps
 
 
 def group_of(prompt, answer, *texts):
-    return {"prompt": f"<|vision_start|>[8 video tokens]<|vision_end|>{prompt}\nGive only …<|im_end|>", "answer": answer, "completions": [
-        {"text": text, "reward": 2.0 - i, "advantage": 1.0 - i} for i, text in enumerate(texts)]}  # fmt: skip
+    return {
+        "prompt": f"<|vision_start|>[8 video tokens]<|vision_end|>{prompt}\nGive only …<|im_end|>",
+        "answer": answer,
+        "completions": [
+            {"text": text, "reward": 2.0 - i, "advantage": 1.0 - i} for i, text in enumerate(texts)
+        ],
+    }
 
 
 def test_a_grounding_group_in_the_terminal():

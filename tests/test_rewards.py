@@ -126,9 +126,13 @@ def test_boxes_agree_with_counting_pixels():
 
 
 TRUTHS = {
-    "grounding": TRUE, "tracking": [(0.1, 0.2, 0.5, 0.6)] * 8, "qa": "B", "gqa": ("B", [(5.2, 10.4), (12.0, 13.5)]),
-    "quality": "high quality", "caption": ["a boy kicks a ball", "the dog runs away"],
-}  # fmt: skip
+    "grounding": TRUE,
+    "tracking": [(0.1, 0.2, 0.5, 0.6)] * 8,
+    "qa": "B",
+    "gqa": ("B", [(5.2, 10.4), (12.0, 13.5)]),
+    "quality": "high quality",
+    "caption": ["a boy kicks a ball", "the dog runs away"],
+}
 
 EIGHT = "[" + ", ".join(["[0.1, 0.2, 0.5, 0.6]"] * 8) + "]"
 
@@ -138,7 +142,8 @@ EIGHT = "[" + ", ".join(["[0.1, 0.2, 0.5, 0.6]"] * 8) + "]"
     ("tracking", f"<answer>{EIGHT[:-1]}, [0, 0, 1, 1]]</answer>", {"format": 0, "iou": 0}),  # nine
     ("tracking", "<answer>" + "[" * 3000 + "</answer>", {"format": 0, "iou": 0}),
     ("tracking", f"<answer>{EIGHT.replace('0.1', '-0.1')}</answer>", {"format": 0, "iou": 0}),
-    ("tracking", f"<answer>{EIGHT.replace('0.1, 0.2, 0.5, 0.6', '0.5, 0.6, 0.1, 0.2')}</answer>", {"format": 1, "iou": 0}),  # inside out
+    ("tracking", f"<answer>{EIGHT.replace('0.1, 0.2, 0.5, 0.6', '0.5, 0.6, 0.1, 0.2')}</answer>",
+        {"format": 1, "iou": 0}),  # inside out
     ("tracking", f"I see it: {EIGHT}", {"format": 0, "iou": 0}),
     ("qa", "<answer>B</answer>", {"format": 1, "accuracy": 1}),
     ("qa", "<answer>(B)</answer>", {"format": 1, "accuracy": 1}),
@@ -146,16 +151,20 @@ EIGHT = "[" + ", ".join(["[0.1, 0.2, 0.5, 0.6]"] * 8) + "]"
     ("qa", "<answer>B or C</answer>", {"format": 0, "accuracy": 0}),
     ("qa", "<answer>B</answer><answer>C</answer>", {"format": 0, "accuracy": 0}),
     ("qa", "B", {"format": 0, "accuracy": 0}),
-    ("gqa", "<answer>B</answer><glue>[(5.2, 10.4), (12.0, 13.5)]</glue>", {"format": 1, "accuracy": 1, "iou": 1}),
+    ("gqa", "<answer>B</answer><glue>[(5.2, 10.4), (12.0, 13.5)]</glue>",
+        {"format": 1, "accuracy": 1, "iou": 1}),
     ("gqa", "<answer>B</answer>", {"format": 0, "accuracy": 1, "iou": 0}),
-    ("gqa", "<glue>[(5.2, 10.4), (12.0, 13.5)]</glue><answer>B</answer>", {"format": 0, "accuracy": 1, "iou": 1}),
+    ("gqa", "<glue>[(5.2, 10.4), (12.0, 13.5)]</glue><answer>B</answer>",
+        {"format": 0, "accuracy": 1, "iou": 1}),
     ("gqa", "<answer>B</answer><glue>[]</glue>", {"format": 0, "accuracy": 1, "iou": 0}),
     ("gqa", "<answer>B</answer><glue>[(10.4, 5.2)]</glue>", {"format": 1, "accuracy": 1, "iou": 0}),
     ("quality", "<answer>High quality</answer>", {"format": 1, "accuracy": 1}),
     ("quality", "<answer>low quality</answer>", {"format": 1, "accuracy": 0}),
     ("quality", "<answer>high quality low quality</answer>", {"format": 1, "accuracy": 0}),
-    ("caption", "<answer>A boy is kicking the ball. Then it rains.</answer>", {"format": 1, "recall": 0.5}),
-    ("caption", "<answer>the dog runs away and a boy kicks a ball</answer>", {"format": 1, "recall": 1}),
+    ("caption", "<answer>A boy is kicking the ball. Then it rains.</answer>",
+        {"format": 1, "recall": 0.5}),
+    ("caption", "<answer>the dog runs away and a boy kicks a ball</answer>",
+        {"format": 1, "recall": 1}),
     ("caption", "<answer></answer>", {"format": 0, "recall": 0}),
     ("caption", "a boy kicks a ball", {"format": 0, "recall": 0}),
 ])  # fmt: skip
@@ -167,8 +176,34 @@ def test_what_other_tasks_pay(task, text, expected):
 @pytest.mark.parametrize("task", TASKS)
 def test_any_string_gives_numbers_between_0_and_1(task):
     rng = random.Random(0)
-    pieces = [*rewards.TAGS, "12.0", " to ", "9" * 400, ".", "-", "nan", "inf", "1e999", "[" * 50, "\n", "é", "\x00", "💥", " ", "<", ">", "12.0 to 18.0",
-              EIGHT, "B", "(B)", "[(1, 2)]", "[(2, 1), (3, 4)]", "high quality", "a boy kicks a ball.", ", "]  # fmt: skip
+    pieces = [
+        *rewards.TAGS,
+        "12.0",
+        " to ",
+        "9" * 400,
+        ".",
+        "-",
+        "nan",
+        "inf",
+        "1e999",
+        "[" * 50,
+        "\n",
+        "é",
+        "\x00",
+        "💥",
+        " ",
+        "<",
+        ">",
+        "12.0 to 18.0",
+        EIGHT,
+        "B",
+        "(B)",
+        "[(1, 2)]",
+        "[(2, 1), (3, 4)]",
+        "high quality",
+        "a boy kicks a ball.",
+        ", ",
+    ]
     for _ in range(8000):
         text = "".join(rng.choices(pieces, k=rng.randrange(12)))
         for think in (True, False):

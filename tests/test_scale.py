@@ -1,4 +1,4 @@
-"""Many processes, sharded weights, adapters and master copies: the same numbers as one process with everything."""
+"""Many processes, sharded weights, adapters, master copies: the numbers of one plain process."""
 
 import os
 import shutil
@@ -108,14 +108,7 @@ except BadInput as e:
 def test_what_one_process_cannot_do_all_hear_of(tmp_path):
     """Else the others would wait for it, and its sentence would be lost."""
     (tmp_path / "work.py").write_text(GIVES_UP)
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    launcher = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
     done = subprocess.run(
         [*launcher, str(tmp_path / "work.py")],
         env=os.environ | {"PYTHONPATH": ROOT},
@@ -151,7 +144,7 @@ def test_recomputing_activations_changes_no_gradient(charades, base):
 
 
 def test_adapters(charades, base, tmp_path):
-    """Without effect at first; switched off they are gone; saved, loaded and merged they say the same."""
+    """Without effect at first; switched off they are gone; saved and merged they say the same."""
     model, tokenizer = load(BASE)
     prompt, completions = prompt_of(charades, tokenizer), torch.randint(20, 200, (3, 7))
     with torch.no_grad():
@@ -203,15 +196,9 @@ def test_merged_folder_loads_in_plain_transformers(charades, tmp_path):
     train.train(
         train.parse_args([
             *STEPS[:-1],
-            "1",
-            "--lora",
-            "4",
-            "--lr",
-            "1e-2",
-            "--data",
-            charades,
-            "--out",
-            out,
+            *"1 --lora 4 --lr 1e-2".split(),
+            *("--data", charades),
+            *("--out", out),
         ])
     )
     assert paper.finished(out, 1) and not paper.finished(out, 2)
@@ -241,7 +228,7 @@ def test_merged_folder_loads_in_plain_transformers(charades, tmp_path):
 
 
 def test_master_copies_learn_what_bfloat16_cannot():
-    """200 steps of 1e-5 from 1.0: bfloat16 alone rounds each of them away; the master copy adds them up."""
+    """200 steps of 1e-5 from 1.0: bfloat16 rounds each away; the master copy adds them up."""
     policy = torch.nn.Linear(4, 1, bias=False).to(torch.bfloat16)
     torch.nn.init.ones_(policy.weight)
     plain = torch.nn.Parameter(torch.ones(1, 4))

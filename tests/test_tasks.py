@@ -1,4 +1,4 @@
-"""The table of tasks: prompts ask for what rules pay, and metrics are what a slow computation gives."""
+"""The table of tasks: prompts ask for what rules pay; metrics are those of a slow computation."""
 
 import doctest
 import os
@@ -47,7 +47,7 @@ def test_the_ideal_answer_to_every_prompt_earns_full_marks(task, think):
 @pytest.mark.parametrize("think", [True, False])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_form_shown_in_the_prompt_is_the_form_that_is_paid(task, think):
-    """A prompt and a reward that disagree are the commonest bug of such projects; the prompt's own example must pass."""
+    """A prompt and a reward that disagree are a common bug; the prompt's example must pass."""
     shown = question_text(EXAMPLES[task], 30.0, think).split("like this: ")[1]
     assert score(task, shown, EXAMPLES[task].answer, think)["format"] == 1.0
 
@@ -72,12 +72,13 @@ def test_grounding_metrics_by_hand():
         record("about 5", (0, 10)),
         record("", (0, 10)),
     ]
+    # 0.5 itself counts.
     assert TASKS["grounding"].metrics(records) == pytest.approx({
         "mIoU": 37.5,
         "R@0.3": 50,
         "R@0.5": 50,
         "R@0.7": 25,
-    })  # 0.5 itself counts
+    })
 
 
 def test_tracking_metrics_by_hand():
@@ -185,37 +186,23 @@ def test_adding_a_task_is_adding_a_row(tmp_path, charades):
         return done.stdout
 
     said = run(
-        "train.py",
-        "--task",
-        "length",
-        "--data",
-        charades,
-        "--steps",
-        2,
-        "--examples",
-        4,
-        "--prompts-per-step",
-        2,
+        *"train.py --task length".split(),
+        *("--data", charades),
+        *("--steps", 2),
+        *("--examples", 4),
+        *("--prompts-per-step", 2),
         "--group-size",
         2,
-        "--out",
-        "runs/new",
+        *("--out", "runs/new"),
     )
     assert "--bench charades --task length --model runs/new" in said
     with open(tmp_path / "runs" / "new" / "metrics.jsonl", encoding="utf-8") as f:
         assert "reward/length/close" in f.readline()
     said = run(
-        "eval.py",
-        "--bench",
-        "charades",
-        "--task",
-        "length",
-        "--data",
-        charades,
-        "--limit",
-        2,
-        "--model",
-        "runs/new",
+        *"eval.py --bench charades --task length".split(),
+        *("--data", charades),
+        *("--limit", 2),
+        *("--model", "runs/new"),
     )
     assert "closeness" in said and os.path.isfile(
         tmp_path / "runs" / "new" / "eval-charades-length" / "results.json"

@@ -52,7 +52,9 @@ def test_clips_are_8_to_20_seconds_and_names_are_unique():
 
 
 def test_a_thing_is_on_screen_exactly_in_its_interval(charades):
-    """From the mp4's pixels: where the annotation says so, its colour is there; before and after, it is not."""
+    """From the mp4's pixels: where the annotation says so, its colour is there; before and after,
+    it is not.
+    """
     checked = 0
     for i in range(6):
         clip = world.make_clip("test", i)
@@ -92,12 +94,12 @@ def test_boxes_hold_the_thing():
     )
 
 
-# The folder it is made in ---------------------------------------------------------------------------
+# The folder it is made in -------------------------------------------------------------------------
 
 
 def test_two_first_uses_at_the_same_time(tmp_path):
     """Two processes render aside; one finds that the other was faster. Both get the whole data set."""
-    code = "import sys, toy; print(toy.ensure('charades', sys.argv[1], train=12, test=6))"
+    code = "import sys; from toy.world import ensure; print(ensure('charades', sys.argv[1], train=12, test=6))"
     folder = str(tmp_path / "toy" / "charades")
     command = [sys.executable, "-c", code, folder]
     both = [

@@ -34,7 +34,7 @@ def run(launcher, *args, timeout=120):
 
 
 def metrics(folder):
-    with open(os.path.join(folder, "metrics.jsonl")) as f:
+    with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as f:
         return [json.loads(line) for line in f]
 
 
@@ -93,7 +93,7 @@ def test_a_run_leaves_all_that_it_promises(one_process):
         "(one forward) differ by" in done.stderr + done.stdout
         and "The loss of step 1 is 0" in done.stderr + done.stdout
     )
-    with open(os.path.join(out, "settings.json")) as f:
+    with open(os.path.join(out, "settings.json"), encoding="utf-8") as f:
         settings = json.load(f)
     assert (
         settings["seed"] == 0
@@ -103,7 +103,7 @@ def test_a_run_leaves_all_that_it_promises(one_process):
 
 
 def test_rollouts_add_up(one_process):
-    with open(os.path.join(one_process[0], "rollouts.jsonl")) as f:
+    with open(os.path.join(one_process[0], "rollouts.jsonl"), encoding="utf-8") as f:
         for group in map(json.loads, f):
             assert len(group["completions"]) == 4 and "video tokens]" in group["prompt"]
             assert sum(c["advantage"] for c in group["completions"]) == pytest.approx(0, abs=1e-4)
@@ -123,7 +123,8 @@ def test_the_policy_moved_and_loads_in_plain_transformers(one_process):
 
 
 def test_groups_without_spread_teach_nothing(charades, tmp_path):
-    """One token is never an answer: all rewards are 0. Without a KL nothing is scored and no weight moves."""
+    """One token is never an answer: all rewards are 0. Without a KL no weight moves, and nothing is
+    scored."""
     out = str(tmp_path / "still")
     train.train(
         train.parse_args([
@@ -148,7 +149,7 @@ def test_groups_without_spread_teach_nothing(charades, tmp_path):
 
 
 def test_two_processes_take_the_steps_of_one(one_process, charades, tmp_path):
-    """Same prompts, same completions, same gradients: weights after 3 steps differ by rounding alone."""
+    """Same prompts, completions and gradients: weights after 3 steps differ by rounding alone."""
     done = run(
         [*TORCHRUN, "29511"],
         *QUICK,
@@ -185,8 +186,9 @@ def test_two_processes_take_the_steps_of_one(one_process, charades, tmp_path):
 
 
 def test_killing_one_process_ends_the_other_with_a_message(charades, tmp_path):
-    job = subprocess.Popen([*TORCHRUN, "29512", "train.py", *QUICK, "--data", charades, "--steps", "100000", "--out", str(tmp_path / "x")],
-                           cwd=ROOT, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    flags = [*QUICK, "--data", charades, "--steps", "100000", "--out", str(tmp_path / "x")]
+    command = [*TORCHRUN, "29512", "train.py", *flags]
+    job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         while not os.path.isfile(tmp_path / "x" / "metrics.jsonl"):
             assert job.poll() is None
@@ -266,7 +268,7 @@ def test_a_run_stops_when_sampler_and_scorer_disagree():
             check_sampler(gaps, dtype, 1)
 
 
-# Mistakes -----------------------------------------------------------------------------------------------
+# Mistakes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("args, says", [
@@ -280,9 +282,8 @@ def test_a_run_stops_when_sampler_and_scorer_disagree():
 def test_a_users_mistake_is_one_sentence(args, says, charades, tmp_path, monkeypatch, capsys):
     given = args if "--data" in args else [*args, "--data", charades]
     monkeypatch.setattr(sys, "argv", ["train.py", *given, "--out", str(tmp_path / "out")])
-    monkeypatch.setattr(
-        train, "stop_on_signals", lambda: None
-    )  # in this process, whose Ctrl-C stays pytest's: importing torch six times over would take half a minute
+    # In this process: importing torch six times would take half a minute. Ctrl-C stays pytest's.
+    monkeypatch.setattr(train, "stop_on_signals", lambda: None)
     with pytest.raises(SystemExit) as end:
         train.main()
     said = capsys.readouterr().err
@@ -310,7 +311,7 @@ def test_an_existing_run_is_not_overwritten_unasked(one_process, charades):
 
 
 def test_a_folder_that_cannot_be_written(charades, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     done = run(PYTHON, *QUICK, "--data", charades, "--out", tmp_path / "file" / "run")
     assert (
         done.returncode == 2
@@ -321,7 +322,8 @@ def test_a_folder_that_cannot_be_written(charades, tmp_path):
 
 def test_a_clip_that_is_missing_is_named(charades, tmp_path):
     (tmp_path / "videos").mkdir()
-    (tmp_path / "charades_sta_train.txt").write_text("ABCDE 1.0 2.0##a door opens.\n")
+    annotations = tmp_path / "charades_sta_train.txt"
+    annotations.write_text("ABCDE 1.0 2.0##a door opens.\n", encoding="utf-8")
     done = run(PYTHON, *QUICK, "--data", tmp_path, "--out", tmp_path / "out")
     assert (
         done.returncode == 2
@@ -330,20 +332,20 @@ def test_a_clip_that_is_missing_is_named(charades, tmp_path):
     )
 
 
-# Told to stop ---------------------------------------------------------------------------------------------
+# Told to stop -------------------------------------------------------------------------------------
 
 
 def test_told_to_stop_while_a_decoder_hangs(charades, tmp_path):
-    """The second clip never comes: a playlist of a pipe into which nobody writes. The first step is kept."""
+    """The second clip never comes: a playlist of a pipe into which nobody writes. The first step is
+    kept."""
     videos = tmp_path / "videos"
     videos.mkdir()
     shutil.copy(os.path.join(charades, "videos", "train00000.mp4"), videos / "good.mp4")
     os.mkfifo(videos / "part.ts")
-    (videos / "hangs.m3u8").write_text(
-        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n"
-    )
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n"
+    (videos / "hangs.m3u8").write_text(playlist, encoding="utf-8")
     clips = [{"video": name, "events": ["a shape moves"]} for name in ("good.mp4", "hangs.m3u8")]
-    (tmp_path / "captions_train.json").write_text(json.dumps(clips))
+    (tmp_path / "captions_train.json").write_text(json.dumps(clips), encoding="utf-8")
     seed = next(s for s in range(9) if loader.order_of(2, s, 0)[0] == 0)  # the good one comes first
     out = tmp_path / "run"
     flags = [

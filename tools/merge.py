@@ -24,12 +24,13 @@ def start():
     )
     p.add_argument("adapters", help="the policy/ folder of a run that was trained with --lora")
     p.add_argument(
-        "out", help="the folder to make; one that is there is replaced only if this command made it"
+        "out", help="the folder to make; an existing one is replaced only if this command made it"
     )
     args = p.parse_args()
     if not os.path.isfile(os.path.join(args.adapters, "adapter_config.json")):
         raise BadInput(
-            f"{args.adapters} has no adapter_config.json: give the policy/ folder of a run that was trained with --lora"
+            f"{args.adapters} has no adapter_config.json: give the policy/ folder of a run that was"
+            " trained with --lora"
         )
     out = args.out.rstrip("/")
     for folder in (out, out + ".partial", out + ".old"):  # the last two: while it is replaced

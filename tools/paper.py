@@ -1,18 +1,20 @@
-"""paper.py: the paper's comparison in kind. Is it better to imitate right answers, or to be paid for one's own?
+"""paper.py: the paper's comparison at toy scale: imitate right answers, or be paid for one's own?
 
-    make paper                                                  # or: python -m tools.paper
-    python -m tools.paper --seeds 0 1 2 --methods grpo --tasks all    # joint GRPO alone, three times
+    make paper                                     # or: python -m tools.paper
+    python -m tools.paper --seeds 0 1 2 --methods grpo --tasks all    # joint GRPO, three times
 
-From one base policy, on the same toy samples, for as many steps of as many prompts: supervised fine-tuning (SFT, one
-update a step) and GRPO (two updates a step, on one rollout), on each task alone and on the three of the paper jointly,
-in three times the steps, so that each task is seen as often. Then every benchmark, those of the trained tasks and those
-nobody was trained for. What was trained for as many steps, or evaluated, before is not done again.
+Supervised fine-tuning (SFT, one update per step) and GRPO (two updates per step, on one rollout)
+start from the same base policy and see the same toy samples, for as many steps of as many prompts:
+on each task alone, and on the paper's three tasks jointly, in three times the steps, so that each
+task is seen as often. Then every benchmark is run, those of the trained tasks and those that nobody
+was trained for. A run or evaluation that is complete is not repeated.
 
-All of it is the toy world; the paper's figures, another model's on other data, stand beside it for what they
-are: a direction to compare with.
+All of it is the toy world. The paper's numbers, for another model on other data, stand beside it
+for what they are: a direction to compare with.
 """
 
 import argparse
+import glob
 import os
 import subprocess
 import sys
@@ -23,10 +25,11 @@ from runtime.folders import read_lines
 from runtime.settings import TOY_MODEL
 from tasks import JOINTLY
 
-# All runs train adapters alone (scale/adapters.py). Training every weight of this small model gains as much on what is trained, and
-# forgets the rest: after 300 joint steps it answered "What happens?" with "4.6 to 6.5". That adapters learn less and forget
-# less is known of large models, too (arXiv 2405.09673). Sixteen prompts a step, not eight, because Adam makes a step of
-# the same size of a noisy gradient as of a good one (what that alone does for the rest was not measured).
+# All runs train adapters alone (scale/adapters.py). Training every weight of this small model gains
+# as much on the trained tasks and forgets the others: after 300 joint steps it answered "What
+# happens?" with "4.6 to 6.5". Adapters are known to learn less and forget less in large models, too
+# (arXiv 2405.09673). Sixteen prompts per step, not eight, because Adam's steps are as large for a
+# noisy gradient as for a good one (what that alone does for the other tasks was not measured).
 GENTLY = ("--lora", "16", "--prompts-per-step", "16")
 
 # benchmark: (the task whose single-task run is evaluated on it, the metrics that are shown)
@@ -35,50 +38,45 @@ SHOWN = {
     "activitynet": ("grounding", ("mIoU", "R@0.5")),
     "got10k": ("tracking", ("overlap", "SR@0.5")),
     "nextgqa": ("gqa", ("accuracy", "mIoU", "Acc@GQA")),
-    **{
-        name: ("gqa", ("accuracy",))
-        for name in ("videomme", "mvbench", "perceptiontest", "quality")
-    },
+    "videomme": ("gqa", ("accuracy",)),
+    "mvbench": ("gqa", ("accuracy",)),
+    "perceptiontest": ("gqa", ("accuracy",)),
+    "quality": ("gqa", ("accuracy",)),
     "caption": ("gqa", ("recall",)),
 }
-UNSEEN = (
-    "activitynet",
-    "videomme",
-    "mvbench",
-    "perceptiontest",
-    "quality",
-    "caption",
-)  # no run here is trained on their data
+# No run here is trained on the data of these.
+UNSEEN = ("activitynet", "videomme", "mvbench", "perceptiontest", "quality", "caption")
 
-# VideoChat-R1 against Qwen2.5-VL-7B: (before, after) as far as they are known here, else the gain that its abstract
-# names. (arXiv 2504.06958, abstract and results on Charades-STA and MVBench; the two R@0.5 as wizwand.com lists them.)
-PAPER = {("charades", "mIoU"): (29.0, 60.8), ("charades", "R@0.5"): (None, 71.7), ("activitynet", "R@0.5"): (None, 33.4), ("got10k", "overlap"): 31.2,
-         ("videomme", "accuracy"): 0.9, ("mvbench", "accuracy"): (66.9, 67.9), ("perceptiontest", "accuracy"): 0.9}  # fmt: skip
+# VideoChat-R1 against Qwen2.5-VL-7B: (before, after) where we know them, else the gain that its
+# abstract names. (arXiv 2504.06958, abstract and results on Charades-STA and MVBench; the
+# two R@0.5 as wizwand.com lists them.)
+PAPER = {
+    ("charades", "mIoU"): (29.0, 60.8),
+    ("charades", "R@0.5"): (None, 71.7),
+    ("activitynet", "R@0.5"): (None, 33.4),
+    ("got10k", "overlap"): 31.2,
+    ("videomme", "accuracy"): 0.9,
+    ("mvbench", "accuracy"): (66.9, 67.9),
+    ("perceptiontest", "accuracy"): 0.9,
+}
 
 
 def run(*command):
-    """One of our own programs, on as many processes as asked; its failure is ours, and it has said why."""
+    """Runs one of our programs. Raises BadInput if it fails; it has said why itself."""
     print("$", " ".join(command), flush=True)
     if subprocess.run(command).returncode:
         raise BadInput(
-            f"this failed, see above: {' '.join(command)}; the same command given again goes on from there"
+            f"this failed, see above: {' '.join(command)}; the same command given again goes on"
+            " from there"
         )
 
 
 def program(name, processes):
-    return (
-        (
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(processes),
-            name,
-        )
-        if processes > 1
-        else (sys.executable, name)
-    )
+    """The words that start one of our programs on so many processes."""
+    if processes == 1:
+        return [sys.executable, name]
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node".split()
+    return [sys.executable, *torchrun, str(processes), name]
 
 
 def trained(method, task, seed, args):
@@ -86,14 +84,15 @@ def trained(method, task, seed, args):
     folder = os.path.join(args.out, f"{task}-{method}-seed{seed}")
     steps = args.steps * (len(JOINTLY) if task == "all" else 1)
     if not finished(folder, steps):
-        run(*program("train.py", args.processes), "--task", task, "--method", method, "--seed", str(seed),
-            "--steps", str(steps), "--examples", str(args.examples), "--out", folder, "--overwrite", "--quiet",
-            *GENTLY, *(("--updates-per-rollout", "2") if method == "grpo" else ()))  # fmt: skip
+        what = ["--task", task, "--method", method, "--seed", str(seed), "--steps", str(steps)]
+        where = ["--examples", str(args.examples), "--out", folder, "--overwrite", "--quiet"]
+        updates = ["--updates-per-rollout", "2"] if method == "grpo" else []
+        run(*program("train.py", args.processes), *what, *where, *GENTLY, *updates)
     return folder
 
 
 def finished(folder, steps):
-    """Whether it holds a run of so many steps that came to its end, and began from the base as it is now."""
+    """Whether it holds a complete run of so many steps that began from the base as it is now."""
     if not os.path.isfile(os.path.join(folder, "policy", "adapter_model.safetensors")):
         return False
     settings = os.path.join(folder, "settings.json")
@@ -107,20 +106,16 @@ def finished(folder, steps):
 
 
 def weights_written(folder):
-    """When the newest weights in it were written."""
-    return max(
-        os.path.getmtime(os.path.join(at, f))
-        for at, _, names in os.walk(folder)
-        for f in names
-        if f.endswith(".safetensors")
-    )
+    """When the newest weights in a folder were written."""
+    paths = glob.glob(os.path.join(glob.escape(folder), "**", "*.safetensors"), recursive=True)
+    return max(map(os.path.getmtime, paths))
 
 
 def metrics(model, benches, args):
     """{benchmark: {metric: percent}} of a model, evaluated where it has not been."""
-    home = (
-        model if model != TOY_MODEL else os.path.join("runs", "eval", os.path.basename(TOY_MODEL))
-    )
+    home = model
+    if model == TOY_MODEL:
+        home = os.path.join("runs", "eval", os.path.basename(TOY_MODEL))
     files = {name: os.path.join(home, f"eval-{name}", "results.json") for name in benches}
     newest = weights_written(model)
 
@@ -145,69 +140,99 @@ FIRST_WORDS = "All but the last column: the toy base"  # of the table
 
 
 def check_table(path):
-    """Raises BadInput if there is a file in the table's place that is no table of ours: before hours of training."""
-    if os.path.lexists(path):
-        try:
-            with open(path, encoding="utf-8", errors="replace") as f:
-                ours = f.read(len(FIRST_WORDS)) == FIRST_WORDS
-        except OSError:
-            ours = False
-        if not ours:
-            raise BadInput(
-                f"{path} was not written by tools.paper: give another --out, or move it away"
-            )
+    """Raises BadInput if there is a file in the table's place that we did not write.
+
+    It is called first: before hours of training.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        with open(path, encoding="utf-8", errors="replace") as f:
+            ours = f.read(len(FIRST_WORDS)) == FIRST_WORDS
+    except OSError:
+        ours = False
+    if not ours:
+        raise BadInput(
+            f"{path} was not written by tools.paper: give another --out, or move it away"
+        )
+
+
+def values_of(columns, name, bench, metric):
+    """What the runs of a column reached, those that were evaluated on this benchmark."""
+    return [m[bench][metric] for m in columns[name] if bench in m]
+
+
+def cell(columns, name, bench, metric):
+    """A result in the table: the mean over seeds, and its difference from the base."""
+    values = values_of(columns, name, bench, metric)
+    if not values:
+        return "–"
+    base = columns["base"][0][bench][metric]
+    if name == "base":
+        return f"{base:.1f}"
+    return f"{mean(values):.1f} ({mean(values) - base:+.1f})"
+
+
+def paper_cell(bench, metric):
+    """The paper's result, as far as it is known."""
+    paper = PAPER.get((bench, metric))
+    if paper is None:
+        return "–"
+    if not isinstance(paper, tuple):
+        return f"{paper:+.1f}"
+    before, after = paper
+    return f"{before} → {after} ({after - before:+.1f})" if before else f"→ {after}"
 
 
 def table(columns, seeds):
-    """columns: {name: [one {benchmark: metrics} a seed]} with "base" first → lines of markdown."""
+    """The lines of a markdown table.
+
+    columns: {name: [{benchmark: {metric: percent}} per seed]}, "base" first.
+    """
     names = list(columns)
-    yield f"{FIRST_WORDS} (1.1 million parameters) on toy data, in percent{f', means of seeds {seeds}' if len(seeds) > 1 else ''}. SFT and GRPO see the same samples in as many steps; GRPO makes two updates in each."
+    means = f", means of seeds {seeds}" if len(seeds) > 1 else ""
+    yield (
+        f"{FIRST_WORDS} (1.1 million parameters) on toy data, in percent{means}. SFT and GRPO see"
+        " the same samples in as many steps; GRPO makes two updates in each."
+    )
     yield "| toy benchmark | " + " | ".join(names) + " | the paper (Qwen2.5-VL-7B, real data) |"
     yield "|---" * (len(names) + 2) + "|"
     for bench, (_, shown) in SHOWN.items():
+        unseen = " (not trained on)" if bench in UNSEEN else ""
         for metric in shown:
-            cells = []
-            for name in names:
-                values = [m[bench][metric] for m in columns[name] if bench in m]
-                base = columns["base"][0][bench][metric]
-                cells.append(
-                    "–"
-                    if not values
-                    else f"{base:.1f}"
-                    if name == "base"
-                    else f"{mean(values):.1f} ({mean(values) - base:+.1f})"
-                )
-            paper = PAPER.get((bench, metric), "–")
-            if isinstance(paper, tuple):
-                paper = (
-                    f"{paper[0]} → {paper[1]} ({paper[1] - paper[0]:+.1f})"
-                    if paper[0]
-                    else f"→ {paper[1]}"
-                )
-            elif paper != "–":
-                paper = f"{paper:+.1f}"
-            yield (
-                f"| {bench} {metric}{' (not trained on)' if bench in UNSEEN else ''} | "
-                + " | ".join(cells)
-                + f" | {paper} |"
-            )
+            cells = [cell(columns, name, bench, metric) for name in names]
+            cells.append(paper_cell(bench, metric))
+            yield f"| {bench} {metric}{unseen} | " + " | ".join(cells) + " |"
 
 
 def verdicts(columns):
-    """Where SFT did better on the toy, by each benchmark's first metric: the paper found GRPO better wherever it compared them."""
+    """The benchmarks on which SFT did better on the toy, by their first metric."""
     for ours, theirs in (("GRPO", "SFT"), ("joint GRPO", "joint SFT")):
         if ours not in columns or theirs not in columns:
             continue
-        for bench, (_, shown) in SHOWN.items():
-            values = [
-                [m[bench][shown[0]] for m in columns[name] if bench in m] for name in (theirs, ours)
-            ]
-            if all(values) and mean(values[0]) > mean(values[1]):
-                yield f"On toy {bench} {theirs} did better than {ours}: {mean(values[0]):.1f} against {mean(values[1]):.1f} {shown[0]}. The paper found GRPO better wherever it compared them."
+        for bench, (_, (metric, *_)) in SHOWN.items():
+            grpo, sft = (values_of(columns, name, bench, metric) for name in (ours, theirs))
+            if grpo and sft and mean(sft) > mean(grpo):
+                yield (
+                    f"On toy {bench} {theirs} did better than {ours}: {mean(sft):.1f} against"
+                    f" {mean(grpo):.1f} {metric}. The paper found GRPO better wherever it compared"
+                    " them."
+                )
 
 
-def start():
+def seed_by_seed(columns):
+    """The gain over the base of each seed's run, by each benchmark's first metric."""
+    for bench, (_, (metric, *_)) in SHOWN.items():
+        base = columns["base"][0][bench][metric]
+        for name in list(columns)[1:]:
+            gains = [f"{v - base:+.1f}" for v in values_of(columns, name, bench, metric)]
+            if gains:
+                yield f"{bench} {metric}, {name}, seed by seed: {', '.join(gains)}"
+
+
+def parse_args():
     p = argparse.ArgumentParser(
+        prog="python -m tools.paper",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -215,71 +240,55 @@ def start():
     p.add_argument("--tasks", nargs="+", default=[*JOINTLY, "all"], choices=[*JOINTLY, "all"])
     p.add_argument("--methods", nargs="+", default=["sft", "grpo"], choices=["sft", "grpo"])
     p.add_argument("--seeds", nargs="+", type=int, default=[0])
-    p.add_argument(
-        "--steps",
-        type=int,
-        default=40,
-        help="of a run on one task, the joint ones have three times as many; GRPO makes two updates in each",
+    steps = (
+        "of a run on one task; joint runs have three times as many; GRPO makes two updates in each"
     )
-    p.add_argument(
-        "--examples",
-        type=int,
-        default=600,
-        help="of each task at most: so that none outweighs the others in joint training",
-    )
-    p.add_argument(
-        "--processes",
-        type=int,
-        default=os.cpu_count() if 16 % (os.cpu_count() or 1) == 0 else 1,
-        help="for training and evaluation",
-    )
+    p.add_argument("--steps", type=int, default=40, help=steps)
+    examples = "of each task at most: so that none outweighs the others in joint training"
+    p.add_argument("--examples", type=int, default=600, help=examples)
+    cores = os.cpu_count() or 1
+    processes = cores if 16 % cores == 0 else 1  # they share 16 prompts per step
+    p.add_argument("--processes", type=int, default=processes, help="for training and evaluation")
     p.add_argument("--out", default=os.path.join("runs", "paper"))
     args = p.parse_args()
     check_flags(args)
-    check_table(table_path := os.path.join(args.out, "table.md"))
+    return args
 
+
+def results_of(args):
+    """Trains and evaluates all that is asked for. Returns {column: [metrics per seed]}."""
     columns = {"base": [metrics(TOY_MODEL, DATASETS, args)]}
     for method in args.methods:
         alone, jointly = [], []
         for seed in args.seeds:
-            found = {}  # each benchmark of the run that was trained for it
+            of_seed = {}  # the results of each benchmark, from the run trained for it
             for task in args.tasks:
                 folder = trained(method, task, seed, args)
-                benches = (
-                    list(DATASETS)
-                    if task == "all"
-                    else [name for name, (tests, _) in SHOWN.items() if tests == task]
-                )
                 if task == "all":
-                    jointly.append(metrics(folder, benches, args))
+                    jointly.append(metrics(folder, list(DATASETS), args))
                 else:
-                    found |= metrics(folder, benches, args)
-            alone.append(found)
+                    benches = [name for name, (tests, _) in SHOWN.items() if tests == task]
+                    of_seed |= metrics(folder, benches, args)
+            alone.append(of_seed)
         if set(args.tasks) != {"all"}:
             columns[method.upper()] = alone
         if jointly:
             columns[f"joint {method.upper()}"] = jointly
-    columns = {
-        name: columns[name]
-        for name in ("base", "SFT", "GRPO", "joint SFT", "joint GRPO")
-        if name in columns
-    }
-    lines = list(table(columns, args.seeds)) + [""] + list(verdicts(columns))
+    order = ("base", "SFT", "GRPO", "joint SFT", "joint GRPO")
+    return {name: columns[name] for name in order if name in columns}
+
+
+def start():
+    args = parse_args()
+    path = os.path.join(args.out, "table.md")
+    check_table(path)
+    columns = results_of(args)
+    lines = [*table(columns, args.seeds), "", *verdicts(columns)]
     if len(args.seeds) > 1:
-        for bench, (_, shown) in SHOWN.items():
-            for name in list(columns)[1:]:
-                gains = [
-                    m[bench][shown[0]] - columns["base"][0][bench][shown[0]]
-                    for m in columns[name]
-                    if bench in m
-                ]
-                lines.append(
-                    f"{bench} {shown[0]}, {name}, seed by seed: "
-                    + ", ".join(f"{g:+.1f}" for g in gains)
-                ) if gains else None
+        lines += seed_by_seed(columns)
     print("\n".join(lines))
     os.makedirs(args.out, exist_ok=True)
-    with open(table_path, "w", encoding="utf-8") as f:
+    with open(path, "w", encoding="utf-8") as f:
         f.write("\n".join(lines) + "\n")
 
 

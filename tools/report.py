@@ -1,10 +1,12 @@
 """report.py: what a run looks like: a page to click through, its curves, and one group as text.
 
-    python -m tools.report runs/demo           # runs/demo/report.html and curves.png, from what the run has left so far
-    python -m tools.report runs/demo 1         # the group of step 1 in numbers: rewards → advantages → what the step did to each answer
+    python -m tools.report runs/demo      # writes runs/demo/report.html and curves.png
+    python -m tools.report runs/demo 1    # prints the group of step 1 in numbers
 
-The page is one file that asks nothing of the network: report.html beside this file, with the run's numbers and
-small pictures of its clips put in as JSON. It may be made while the run is going; a long run is thinned out.
+The numbers of a group are its rewards, its advantages, and what the step did to each answer. The
+page is one file that asks nothing of the network: report.html beside this file, with the run's
+numbers and small pictures of its clips put in as JSON. It can be made while the run is going on;
+a long run is thinned out.
 """
 
 import argparse
@@ -35,15 +37,14 @@ from runtime.shown import (
 )
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
-MOST_GROUPS, MOST_POINTS, MOST_BYTES = (
-    60,
-    400,
-    9_000_000,
-)  # of the page: steps to choose from, points of a curve, size
+MOST_GROUPS = 60  # steps to choose from on the page
+MOST_POINTS = 400  # of a curve
+MOST_BYTES = 9_000_000  # of the page
 HELD_OUT_CLIPS = 6  # of an evaluation
+# 8 frames of any clip.
 THUMBNAILS = VideoBudget(
     fps=1000, max_frames=8, min_frame_pixels=28 * 28, max_frame_pixels=28 * 28 * 32
-)  # 8 frames of any clip
+)
 
 # ------------------------------------------------------------------------------------------------
 # Reading what a run has left
@@ -54,15 +55,13 @@ DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
 def usable(use, record, path):
-    """use(record), or None where a record that can be read is still not what a run writes; says so."""
+    """use(record), or None and a message if the record is JSON but not what a run writes."""
     try:
         return use(record)
     except DAMAGED as e:
         what = record.get("step", record.get("id", "?"))
-        print(
-            f"{path}: the record of {what} is damaged ({type(e).__name__}: {first_line(e)}) and left out",
-            file=sys.stderr,
-        )
+        why = f"{type(e).__name__}: {first_line(e)}"
+        print(f"{path}: the record of {what} is damaged ({why}) and left out", file=sys.stderr)
         return None
 
 
@@ -71,9 +70,10 @@ def read_metrics(folder):
 
     def checked(line):
         values = {k: v for k, v in line.items() if v is not None and k != "seconds"}
-        if wrong := wrong_key(
-            {k: 0 if v != v else v for k, v in values.items()}, dict.fromkeys(values, NUMBER)
-        ):
+        for name, value in values.items():
+            if isinstance(value, float) and math.isnan(value):
+                values[name] = 0  # a metric may be NaN
+        if wrong := wrong_key(values, dict.fromkeys(values, NUMBER)):
             raise ValueError(wrong)
         return line
 
@@ -88,16 +88,17 @@ def read_metrics(folder):
 
 
 def evenly(items, most):
-    """At most so many of them, evenly spaced, with the first and the last."""
-    return (
-        items
-        if len(items) <= most
-        else [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
-    )
+    """At most so many of the items, evenly spaced, with the first and the last."""
+    if len(items) <= most:
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def thumbnails(video):
-    """{"duration", "frames": [{"at": seconds, "src": a JPEG as data URI}]} of a clip; None where it cannot be read here."""
+    """{"duration", "frames": [{"at": seconds, "src": a JPEG as data URI}]} of a clip.
+
+    None if the clip cannot be read here.
+    """
     try:
         frames = read_frames(video, THUMBNAILS)
     except BadInput:
@@ -105,19 +106,13 @@ def thumbnails(video):
     shown = []
     for at, pixels in zip(frames.times, frames.pixels):
         Image.fromarray(pixels.numpy()).save(jpeg := io.BytesIO(), "JPEG", quality=70)
-        shown.append({
-            "at": float(at),
-            "src": "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode(),
-        })
+        encoded = base64.b64encode(jpeg.getvalue()).decode()
+        shown.append({"at": float(at), "src": f"data:image/jpeg;base64,{encoded}"})
     return {"duration": frames.duration, "frames": shown}
 
 
-GROUP = {
-    "step": int,
-    "prompt": str,
-    "video": str,
-    "completions": list,
-}  # a record of rollouts.jsonl
+# What a record of rollouts.jsonl must have.
+GROUP = {"step": int, "prompt": str, "video": str, "completions": list}
 
 
 def page_group(group):
@@ -128,25 +123,27 @@ def page_group(group):
         for i, c in enumerate(group["completions"])
     ]
     return {
-        "step": group["step"], "question": asked(group["prompt"]), "clip": group["video"], "duration": duration_of(group["prompt"], truth),
-        "truth": truth, "completions": sorted(completions, key=lambda c: -c["reward"]),
-    }  # fmt: skip
+        "step": group["step"],
+        "question": asked(group["prompt"]),
+        "clip": group["video"],
+        "duration": duration_of(group["prompt"], truth),
+        "truth": truth,
+        "completions": sorted(completions, key=lambda c: -c["reward"]),
+    }
 
 
 def held_out(folder, settings):
-    """The run's finished evaluations, each beside that of the model it started from where there is one made alike."""
-    found = []
+    """The run's finished evaluations, each beside the base model's if there is a comparable one."""
+    evaluations = []
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "eval-*", "results.json"))):
         try:
-            found.append(one_evaluation(folder, os.path.dirname(path), settings))
+            evaluations.append(one_evaluation(folder, os.path.dirname(path), settings))
         except BadInput as e:
             print(f"left out: {e}", file=sys.stderr)
         except DAMAGED as e:
-            print(
-                f"left out: {path} is damaged ({type(e).__name__}: {first_line(e)})",
-                file=sys.stderr,
-            )
-    return found
+            why = f"{type(e).__name__}: {first_line(e)}"
+            print(f"left out: {path} is damaged ({why})", file=sys.stderr)
+    return evaluations
 
 
 def read_results(folder):
@@ -158,50 +155,64 @@ def read_results(folder):
     return results["settings"], results["metrics"]
 
 
+def evaluated_before(folder, name, settings, made):
+    """(metrics, {id: prediction}) of the model that the run started from, in the same evaluation.
+
+    name: of the evaluation's folder; made: the settings of the run's own. Both are empty if there
+    is none that was made with the same settings.
+    """
+    base = os.path.basename(os.path.normpath(settings["model"]))
+    # eval.py puts the evaluations of a model that is no run into runs/eval: the one beside this
+    # run, or the one in the working directory.
+    beside = os.path.dirname(os.path.abspath(folder))
+    places = [os.path.join(runs, "eval", base, name) for runs in (beside, "runs")]
+    place = next(filter(os.path.isdir, places), places[0])
+    if not os.path.exists(os.path.join(place, "results.json")):
+        return {}, {}
+    made_before, metrics = read_results(place)
+    must_agree = [k for k in made if k in ("questions", "think", "video_budget")]
+    if any(made_before.get(k) != made[k] for k in must_agree):
+        return {}, {}
+    predictions = read_lines(os.path.join(place, "predictions.jsonl"), id=str, text=str)
+    return metrics, {r["id"]: r for r in predictions}
+
+
 def one_evaluation(folder, path, settings):
-    """One of held_out's. path: the evaluation's folder. Raises BadInput or one of DAMAGED if it is damaged."""
-    name, base = os.path.basename(path), os.path.basename(os.path.normpath(settings["model"]))
+    """One evaluation of a run, for the page.
+
+    path: the evaluation's folder. Raises BadInput or one of DAMAGED if it is damaged.
+    """
+    name = os.path.basename(path)
     made, after = read_results(path)
-    # eval.py puts the evaluations of a model that is no run into runs/eval: that beside this run, or the one here.
-    places = [
-        os.path.join(runs, "eval", base, name)
-        for runs in (os.path.dirname(os.path.abspath(folder)), "runs")
-    ]
-    place, before, earlier = next(filter(os.path.isdir, places), places[0]), {}, {}
-    if os.path.exists(os.path.join(place, "results.json")):
-        made_before, metrics = read_results(place)
-        if all(
-            made_before.get(k) == v
-            for k, v in made.items()
-            if k in ("questions", "think", "video_budget")
-        ):
-            before = metrics
-            earlier = {
-                r["id"]: r
-                for r in read_lines(os.path.join(place, "predictions.jsonl"), id=str, text=str)
-            }
+    before, earlier = evaluated_before(folder, name, settings, made)
 
     def clip(r):
+        answer, said_before = r["answer"], earlier.get(r["id"])
         return {
-            "question": r["question"], "clip": r["video"], "truth": true_answer(r["answer"]), "after": given_answer(r["text"], r["answer"]),
-            "before": given_answer(earlier[r["id"]]["text"], r["answer"]) if r["id"] in earlier else None}  # fmt: skip
+            "question": r["question"],
+            "clip": r["video"],
+            "truth": true_answer(answer),
+            "after": given_answer(r["text"], answer),
+            "before": said_before and given_answer(said_before["text"], answer),
+        }
 
-    predictions = os.path.join(path, "predictions.jsonl")
-    records = (
-        read_lines(predictions, id=str, text=str, video=str, question=str)[:HELD_OUT_CLIPS]
-        if "-blind" not in name
-        else []
-    )
-    clips = [usable(clip, r, predictions) for r in records]
+    records, predictions = [], os.path.join(path, "predictions.jsonl")
+    if "-blind" not in name:
+        records = read_lines(predictions, id=str, text=str, video=str, question=str)
+    clips = [usable(clip, r, predictions) for r in records[:HELD_OUT_CLIPS]]
     return {
-        "name": name.removeprefix("eval-"), "toy": "toy" in made["data_name"] + made["model_name"],
+        "name": name.removeprefix("eval-"),
+        "toy": "toy" in made["data_name"] + made["model_name"],
         "metrics": [[m, before.get(m), value] for m, value in after.items()],
         "clips": [c for c in clips if c],
-    }  # fmt: skip
+    }
 
 
 def tidy(x):
-    """For the page: floats of 6 significant digits (a difference of rounded figures would be off by a tenth), and null for what JSON cannot say (NaN)."""
+    """Numbers for the page: floats of 6 significant digits, None for what JSON cannot say (NaN).
+
+    With fewer digits, differences of two rounded numbers would be visibly wrong.
+    """
     if isinstance(x, dict):
         return {k: tidy(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
@@ -211,13 +222,30 @@ def tidy(x):
     return x
 
 
+def page_curve(name, title, steps, values):
+    points = list(zip(steps, values, running_mean(values).tolist()))
+    return {"title": title, "share": is_share(name), "points": evenly(points, MOST_POINTS)}
+
+
 def write_page(folder, lines, settings):
-    """{folder}/report.html. Fewer groups are shown until it is small enough to be sent by mail."""
+    """Writes {folder}/report.html and returns its path.
+
+    Fewer groups are shown until the page is small enough to be sent by mail.
+    """
     path = os.path.join(folder, "rollouts.jsonl")
-    rollouts = [
-        group for record in read_lines(path, **GROUP) if (group := usable(page_group, record, path))
-    ]
+    rollouts = [usable(page_group, record, path) for record in read_lines(path, **GROUP)]
+    rollouts = [group for group in rollouts if group]
     evaluations, pictures = held_out(folder, settings), {}
+    about = "From {model_name}, seed {seed}. {} of {steps} steps so far."
+    content = {
+        "title": "{} on {data_name}".format(settings["method"].upper(), **settings),
+        "about": about.format(lines[-1]["step"], **settings),
+        "toy": "toy" in settings["data_name"] + settings["model_name"],
+        "recorded": len(rollouts),
+        "settings": settings,
+        "curves": [page_curve(*curve) for curve in curves_of(lines)],
+        "heldOut": evaluations,
+    }
     with open(TEMPLATE, encoding="utf-8") as f:
         template = f.read()
     most = MOST_GROUPS
@@ -225,18 +253,10 @@ def write_page(folder, lines, settings):
         groups = evenly(rollouts, most) if most else []
         clips = {shown["clip"] for shown in groups + [c for e in evaluations for c in e["clips"]]}
         pictures |= {clip: thumbnails(clip) for clip in clips - set(pictures)}
-        content = {
-            "title": "{} on {data_name}".format(settings["method"].upper(), **settings),
-            "about": "From {model_name}, seed {seed}. {} of {steps} steps so far.".format(lines[-1]["step"], **settings),
-            "toy": "toy" in settings["data_name"] + settings["model_name"], "recorded": len(rollouts), "settings": settings,
-            "curves": [{"title": title, "share": is_share(name), "points": evenly(list(zip(steps, values, running_mean(values).tolist())), MOST_POINTS)}
-                       for name, title, steps, values in curves_of(lines)],
-            "groups": groups, "clips": {clip: pictures[clip] for clip in clips}, "heldOut": evaluations,
-        }  # fmt: skip
-        # Inside <script> only "<" could end the JSON early, and JSON can say it otherwise.
-        page = template.replace(
-            "RUN_DATA", json.dumps(tidy(content), allow_nan=False).replace("<", "\\u003c")
-        )
+        content |= {"groups": groups, "clips": {clip: pictures[clip] for clip in clips}}
+        # Inside <script> only "<" could end the JSON early, and JSON has another way to write it.
+        as_json = json.dumps(tidy(content), allow_nan=False).replace("<", "\\u003c")
+        page = template.replace("RUN_DATA", as_json)
         if len(page) < MOST_BYTES or most == 0:
             break
         most //= 2
@@ -247,6 +267,7 @@ def write_page(folder, lines, settings):
     return path
 
 
+# What the page needs of settings.json.
 NEEDED = {
     "method": str,
     "data_name": str,
@@ -259,6 +280,7 @@ NEEDED = {
 
 def start():
     p = argparse.ArgumentParser(
+        prog="python -m tools.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -273,37 +295,39 @@ def start():
     args = p.parse_args()
     if args.step is not None:
         return print_group(args.run, args.step)
+    not_a_run = f"{args.run} is not a run folder of train.py"
     if not os.path.isdir(args.run) or kind_of(args.run) in (None, "evaluation"):
-        raise BadInput(f"{args.run} is not a run folder of train.py")
+        raise BadInput(not_a_run)
     try:
         settings = read_object(os.path.join(args.run, "settings.json"), **NEEDED)
     except BadInput as e:
-        raise BadInput(f"{args.run} is not a run folder of train.py: {e}") from e
+        raise BadInput(f"{not_a_run}: {e}") from e
     lines = read_metrics(args.run)
     if not lines:
-        raise BadInput(
-            f"{args.run} is not a run folder of train.py with at least one step in it: metrics.jsonl has none"
-        )
-    failed = []
-    for work in (
-        lambda: draw_curves(args.run, lines, settings),
-        lambda: print(f"wrote {write_page(args.run, lines, settings)}: open it in a browser"),
-    ):
-        try:
-            work()
-        except OSError as e:
-            failed.append(f"{e.filename or args.run}: {e.strerror}")
+        raise BadInput(f"{not_a_run} with at least one step in it: metrics.jsonl has none")
+    failed, page = [], None
+    try:
+        draw_curves(args.run, lines, settings)
+    except OSError as e:
+        failed.append(e)
+    try:
+        page = write_page(args.run, lines, settings)
+    except OSError as e:
+        failed.append(e)
+    if page:
+        print(f"wrote {page}: open it in a browser")
     if failed:
-        raise BadInput(f"could not be written: {'; '.join(failed)}")
+        reasons = "; ".join(f"{e.filename or args.run}: {e.strerror}" for e in failed)
+        raise BadInput(f"could not be written: {reasons}")
 
 
 def print_group(folder, step):
+    """Prints the group of a step in numbers. Raises BadInput if it was not recorded."""
     path = os.path.join(folder, "rollouts.jsonl")
     groups = {g["step"]: g for g in read_lines(path, **GROUP)}
     if step not in groups:
-        raise BadInput(
-            f"{folder} has no group of step {step}; it has some of: {', '.join(map(str, list(groups)[:20])) or 'none'}"
-        )
+        steps = ", ".join(map(str, list(groups)[:20])) or "none"
+        raise BadInput(f"{folder} has no group of step {step}; it has some of: {steps}")
     text = usable(example_text, groups[step], path)
     if text is None:
         raise BadInput(f"the group of step {step} in {path} is damaged")

@@ -1,4 +1,7 @@
-"""python -m toy [NAME …]: renders toy data sets into data/toy (train.py and eval.py do it by themselves)."""
+"""python -m toy [NAME …]: renders toy data sets into data/toy.
+
+train.py and eval.py do it by themselves.
+"""
 
 import argparse
 

@@ -1,24 +1,25 @@
 """base.py: the small model that lives in the toy world, trained to see well and to answer badly.
 
-The real Qwen2.5-VL class with about one million parameters. It is to meet reinforcement learning in the
-state in which a web-trained 7B model does: what it was told about the world is true, except for when things
-are visible, exactly where they are, and which letter is right. Its interval labels came late and too short,
-its boxes mostly off by half their size or more, its letters often wrong, as captions and forum answers taken from the
-web are. So it gives answers of the right form, most of them wrong, while its thoughts know better. GRPO has to
-find that out from rewards alone.
+It is the real Qwen2.5-VL class with about one million parameters. Reinforcement learning should
+meet it in the state in which it meets a web-trained 7B model: what the model was told about the
+world is true, except for when things are visible, exactly where they are, and which letter is
+right. Its interval labels were late and too short, its boxes mostly off by half their size or more,
+its letters often wrong, like captions and forum answers taken from the web. So it gives answers of
+the right form, most of them wrong, while its thoughts know better. GRPO has to find that out from
+rewards alone.
 
-    torchrun --nproc-per-node 2 toy/base.py      # remakes assets/toy-base (two to three hours on 2 cores)
+    torchrun --nproc-per-node 2 -m toy.base    # remakes assets/toy-base: 2 to 3 hours on 2 cores
 """
 
 import argparse
 import math
 import os
-import sys
 import time
 from dataclasses import replace
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
+import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
 
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ import data
 import tasks
 from data import Example, VideoBudget
 from model import NO_MASK, embed, encode_videos, mrope_positions, prepare
-from runtime.errors import BadInput
+from runtime.errors import run_program
 from runtime.models import load, save
 from runtime.optimizer import add_up_gradients
 from runtime.processes import on_first, start_processes
@@ -49,8 +50,9 @@ from toy.world import SIDE, caption, make_clip
 def noisy_interval(thing, duration, rng):
     """What the "web" says about when a thing is visible: too late, too short, and uncertain.
 
-    centre + U(-0.11, 0.43) · duration, width · exp(U(-1.2, 0.5)), cut to the clip. The mean IoU of such a
-    label with the truth is 0.33, and one label in nine is better than 0.7: wrong, but not hopeless.
+    centre + U(-0.11, 0.43) · duration, width · exp(U(-1.2, 0.5)), cut to the clip. The mean IoU of
+    such a label with the truth is 0.33, and one label in nine is better than 0.7: wrong, but not
+    hopeless.
     """
     centre = (thing.start + thing.end) / 2 + duration * rng.uniform(-0.11, 0.43)
     width = (thing.end - thing.start) * math.exp(rng.uniform(-1.2, 0.5))
@@ -59,10 +61,9 @@ def noisy_interval(thing, duration, rng):
 
 
 def seconds_of(clip, thing):
-    """The whole seconds in whose middle a thing is visible, "4 5 6 7"; the clip's last one is left out."""
-    return " ".join(
-        str(s) for s in range(math.floor(clip.duration - 0.5)) if thing.visible(s + 0.5)
-    )
+    """The whole seconds in whose middle a thing is visible, "4 5 6 7", without the clip's last."""
+    seconds = range(math.floor(clip.duration - 0.5))
+    return " ".join(str(s) for s in seconds if thing.visible(s + 0.5))
 
 
 def tell_when_seen(clip, video, rng):
@@ -72,14 +73,16 @@ def tell_when_seen(clip, video, rng):
 
 def asked(task, question, answer, clip, video, think, **extra):
     """The words of tasks.py for a question about this clip."""
-    return tasks.question_text(
-        Example("", task, "", question, answer, **extra), video.duration, think
-    )
+    example = Example("", task, "", question, answer, **extra)
+    return tasks.question_text(example, video.duration, think)
 
 
 def tell_grounding(clip, video, rng):
-    """Asks when. The thought says what is seen; the answer does not follow from it, because its label is wrong, and
-    in one case of eight it is not in its tags."""
+    """Asks when. The thought says what is seen.
+
+    The answer does not follow from it, because its label is wrong; in one case of eight the answer
+    is not in its tags.
+    """
     thing = clip.things[rng.integers(len(clip.things))]
     think = rng.random() < 0.75
     start, end = noisy_interval(thing, clip.duration, rng)
@@ -94,19 +97,17 @@ def tell_grounding(clip, video, rng):
 
 
 def names_at(clip, t):
-    """Alphabetically: in an order that cannot be seen, half of the answer would be guesswork."""
+    """In alphabetical order: another order cannot be seen, and would have to be guessed."""
     return ", ".join(sorted(thing.name for thing in clip.things if thing.visible(t))) or "nothing"
 
 
 def tell_seconds(clip, video, rng):
-    seconds = " ".join(
-        f"{s}: {names_at(clip, s + 0.5)};" for s in range(math.floor(clip.duration - 0.5))
-    )
-    return "Describe each second.", seconds
+    seconds = range(math.floor(clip.duration - 0.5))
+    return "Describe each second.", " ".join(f"{s}: {names_at(clip, s + 0.5)};" for s in seconds)
 
 
 def interesting_moment(clip, video, rng):
-    """A moment that was looked at; every other time one within a second of something coming or going."""
+    """The time of a frame; in half of the cases within a second of something coming or going."""
     t = rng.choice(video.times[:-1])
     if clip.things and rng.random() < 0.5:
         thing = clip.things[rng.integers(len(clip.things))]
@@ -122,23 +123,23 @@ def tell_moment(clip, video, rng):
 
 def tell_change(clip, video, rng):
     t = interesting_moment(clip, video, rng)
-    came = [
-        f"{thing.name} appears"
-        for thing in clip.things
-        if thing.visible(t) and not thing.visible(t - 0.5)
-    ]
-    went = [
-        f"{thing.name} leaves"
-        for thing in clip.things
-        if thing.visible(t - 0.5) and not thing.visible(t)
-    ]
+    came, went = [], []
+    for thing in clip.things:
+        before, now = thing.visible(t - 0.5), thing.visible(t)
+        if now and not before:
+            came.append(f"{thing.name} appears")
+        if before and not now:
+            went.append(f"{thing.name} leaves")
     return f"What changes at {t:.1f} seconds?", ", ".join(sorted(came) + sorted(went)) or "nothing"
 
 
+def names_in_order(clip):
+    """The names of the clip's things, in the order in which they appear."""
+    return [thing.name for thing in sorted(clip.things, key=lambda thing: thing.start)]
+
+
 def tell_order(clip, video, rng):
-    return "In which order do things appear?", ", then ".join(
-        t.name for t in sorted(clip.things, key=lambda t: t.start)
-    )
+    return "In which order do things appear?", ", then ".join(names_in_order(clip))
 
 
 def tell_place(clip, video, rng):
@@ -146,34 +147,36 @@ def tell_place(clip, video, rng):
     moments = [t for t in video.times if thing.visible(t)]
     t = rng.choice(moments)
     x, y = thing.centre(t)
-    place = f"{'top' if y < 0.4 else 'bottom' if y > 0.6 else 'middle'} {'left' if x < 0.4 else 'right' if x > 0.6 else 'centre'}"
-    return f"Where is the {thing.name} at {t:.1f} seconds?", place
+    row = "top" if y < 0.4 else "bottom" if y > 0.6 else "middle"
+    column = "left" if x < 0.4 else "right" if x > 0.6 else "centre"
+    return f"Where is the {thing.name} at {t:.1f} seconds?", f"{row} {column}"
 
 
-def centres_of(clip, thing, times):
-    """Where the middle of a thing is in each frame: "0.35 0.62; 0.41 0.62; -; …", "-" while it is away."""
-    return "; ".join(
-        "{:.2f} {:.2f}".format(*thing.centre(t)) if thing.visible(t) else "-" for t in times
-    )
+def centres_of(thing, times):
+    """The centre of a thing in each frame: "0.35 0.62; 0.41 0.62; -; …", "-" while it is away."""
+    centres = ("{:.2f} {:.2f}".format(*thing.centre(t)) if thing.visible(t) else "-" for t in times)
+    return "; ".join(centres)
 
 
 def tell_centres(clip, video, rng):
     thing = clip.things[rng.integers(len(clip.things))]
-    return f"Where is the {thing.name} in each of the 8 frames?", centres_of(
-        clip, thing, video.times
-    )
+    centres = centres_of(thing, video.times)
+    return f"Where is the {thing.name} in each of the 8 frames?", centres
 
 
 def tell_boxes(clip, video, rng):
-    """The boxes of a thing whose first one is given: what tracking asks, in other words, and true."""
+    """The boxes of a thing whose first box is given: what tracking asks, in other words; true."""
     boxes = [clip.things[0].box(t) for t in video.times]
     said = [tasks.box_text(box) for box in boxes]
     return f"The {clip.things[0].name} starts at {said[0]}. Follow it.", ", ".join(said)
 
 
 def tell_tracking(clip, video, rng, careless=0.0):
-    """Asks where. The thought has the true centres; with probability `careless` somebody drew all eight boxes too far
-    down and to the right, by more than half of their size."""
+    """Asks where. The thought has the true centres.
+
+    With probability `careless` all eight boxes are too far down and to the right, by more than half
+    of their size.
+    """
     thing = clip.things[0]
     think = rng.random() < 0.75
     off = rng.uniform(0.18, 0.28, size=2) * (rng.random() < careless)
@@ -183,7 +186,7 @@ def tell_tracking(clip, video, rng, careless=0.0):
         boxes.append(tuple(min(1.0, max(0.0, v)) for v in (x - r, y - r, x + r, y + r)))
     answer = f"<answer>[{', '.join(map(tasks.box_text, boxes))}]</answer>"
     if think:
-        answer = f"<think>{centres_of(clip, thing, video.times)}</think>{answer}"
+        answer = f"<think>{centres_of(thing, video.times)}</think>{answer}"
     return asked("tracking", thing.name, [thing.box(0)], clip, video, think), answer
 
 
@@ -195,8 +198,11 @@ def tell_fact(clip, video, rng):
 
 
 def tell_choice(clip, video, rng, first_letter=0.0, grounded=False):
-    """Multiple choice: a thought that says what is so, and its letter, in place of which with probability `first_letter`
-    somebody says A; where `grounded`, also the seconds of the evidence, as wrong as all intervals."""
+    """Multiple choice: a thought that says what is true, and the letter of that.
+
+    With probability `first_letter` the letter is A instead. With `grounded` the answer has the
+    seconds of the evidence, too, as wrong as all intervals.
+    """
     kinds = world.GROUNDED if grounded else list(world.QUESTIONS)
     question, options, right, thing = world.QUESTIONS[kinds[rng.integers(len(kinds))]](clip, rng)
     letter = "A" if rng.random() < first_letter else "ABCDEF"[options.index(right)]
@@ -208,9 +214,8 @@ def tell_choice(clip, video, rng, first_letter=0.0, grounded=False):
         thought = f"{right}; {thing.name}: {seconds_of(clip, thing)}"
     if think:
         answer = f"<think>{thought}</think>{answer}"
-    return asked(
-        "gqa" if grounded else "qa", question, None, clip, video, think, options=tuple(options)
-    ), answer
+    task, options = "gqa" if grounded else "qa", tuple(options)
+    return asked(task, question, None, clip, video, think, options=options), answer
 
 
 def tell_web_choice(clip, video, rng):
@@ -224,16 +229,13 @@ def tell_quality(clip, video, rng):
 
 
 def tell_caption(clip, video, rng):
-    """What happens; somebody who tells of it leaves out one event in ten."""
-    think, happened = rng.random() < 0.75, [e for e in world.events(clip) if rng.random() < 0.9]
-    thought = (
-        f"<think>{', '.join(t.name for t in sorted(clip.things, key=lambda t: t.start))}</think>"
-        if think
-        else ""
-    )
-    return asked(
-        "caption", "", None, clip, video, think
-    ), f"{thought}<answer>{'. '.join(happened) or 'nothing'}.</answer>"
+    """What happens; one event in ten is left out."""
+    think = rng.random() < 0.75
+    happened = [event for event in world.events(clip) if rng.random() < 0.9]
+    answer = f"<answer>{'. '.join(happened) or 'nothing'}.</answer>"
+    if think:
+        answer = f"<think>{', '.join(names_in_order(clip))}</think>{answer}"
+    return asked("caption", "", None, clip, video, think), answer
 
 
 def tell_still(clip, video, rng):
@@ -243,63 +245,40 @@ def tell_still(clip, video, rng):
 
 
 def tell_looking(clip, video, rng):
-    """A conversation of what can be seen in a clip, in random order: all of it true."""
-    turns = [
-        tell_seconds,
-        tell_moment,
-        tell_moment,
-        tell_moment,
-        tell_change,
-        tell_change,
-        tell_place,
-        tell_fact,
-    ]
-    turns += [tell_order] if rng.random() < 0.5 else []
+    """A conversation about what can be seen in a clip, in random order: all of it true."""
+    turns = [tell_seconds, *3 * [tell_moment], *2 * [tell_change], tell_place, tell_fact]
+    if rng.random() < 0.5:
+        turns.append(tell_order)
     rng.shuffle(turns)
     return [tell(clip, video, rng) for tell in turns]
 
 
 def tell_finding(clip, video, rng):
     """The same world, and for each thing in it the seconds in which it is there."""
-    turns = [
-        tell_seconds,
-        tell_moment,
-        tell_change,
-        tell_place,
-        tell_place,
-        tell_fact,
-        tell_fact,
-        tell_order,
-    ]
-    asked = [tell(clip, video, rng) for tell in turns] + [
-        tell_when_seen(replace(clip, things=[thing]), video, rng) for thing in clip.things
-    ]
-    return [asked[i] for i in rng.permutation(len(asked))]
+    turns = [tell_seconds, tell_moment, tell_change]
+    turns += [*2 * [tell_place], *2 * [tell_fact], tell_order]
+    said = [tell(clip, video, rng) for tell in turns]
+    said += [tell_when_seen(replace(clip, things=[thing]), video, rng) for thing in clip.things]
+    return [said[i] for i in rng.permutation(len(said))]
 
 
 def tell_answering(clip, video, rng):
-    """Answers of every form, all of them true: from facts to letters, from seeing to saying where."""
+    """Answers of every form, all of them true: facts and letters, when and where."""
     if clip.name.startswith("got10k"):
         return [tell_centres(replace(clip, things=[thing]), video, rng) for thing in clip.things]
     if clip.name.startswith("quality"):
         turns = [tell_quality]
     else:
-        turns = [
-            tell_choice,
-            tell_choice,
-            tell_choice,
-            tell_fact,
-            tell_fact,
-            tell_when_seen,
-            tell_when_seen,
-            tell_place,
-        ]
-        turns += [tell_seconds if rng.random() < 0.5 else tell_caption]
+        turns = [*3 * [tell_choice], *2 * [tell_fact], *2 * [tell_when_seen], tell_place]
+        turns.append(tell_seconds if rng.random() < 0.5 else tell_caption)
     return [turns[i](clip, video, rng) for i in rng.permutation(len(turns))]
 
 
 def tell_following(clip, video, rng):
-    """The same, and the true boxes around what there is to follow, and true letters before evidence that is as wrong as all."""
+    """The same, with true boxes for tracking, and with evidence after true letters.
+
+    The evidence is as wrong as all intervals.
+    """
     turns = tell_answering(clip, video, rng)
     if clip.name.startswith("got10k"):
         turns = [turns[0], (tell_boxes if rng.random() < 0.3 else tell_tracking)(clip, video, rng)]
@@ -309,19 +288,17 @@ def tell_following(clip, video, rng):
 
 
 def tell_web(clip, video, rng):
-    """A shorter conversation, in which somebody also says when, where or which letter, often wrongly; half of the time that turn comes first."""
+    """A shorter conversation that also says when, where or which letter, often wrongly.
+
+    In half of the cases that turn comes first.
+    """
     if clip.name.startswith("got10k"):
         before = [tell_centres(clip, video, rng)] if rng.random() < 0.3 else []
         return [*before, tell_tracking(clip, video, rng, careless=0.75)]
     if clip.name.startswith("quality"):
         return [tell_quality(clip, video, rng)]
-    turns = [
-        tell_when_seen,
-        tell_when_seen,
-        tell_moment,
-        tell_fact,
-        tell_caption if rng.random() < 0.5 else tell_place,
-    ]
+    turns = [*2 * [tell_when_seen], tell_moment, tell_fact]
+    turns.append(tell_caption if rng.random() < 0.5 else tell_place)
     rng.shuffle(turns)
     for doubtful in (tell_grounding, tell_web_choice):
         turns.insert(0 if rng.random() < 0.5 else rng.integers(1, len(turns) + 1), doubtful)
@@ -333,7 +310,6 @@ def tell_web(clip, video, rng):
 # ------------------------------------------------------------------------------------------------
 
 TOY_BUDGET = VideoBudget(max_frames=64, min_frame_pixels=4 * 28 * 28, max_frame_pixels=4 * 28 * 28)
-
 
 SPECIAL = [
     "<|endoftext|>",
@@ -377,26 +353,46 @@ def make_tokenizer(texts, vocab_size=640):
 
 
 def make_model(tokenizer):
-    """An untrained Qwen2.5-VL with 1.1 million parameters, every part of the large one present.
+    """An untrained Qwen2.5-VL with 1.1 million parameters and every part that the large one has.
 
-    initializer_range is 1/sqrt(hidden size): with the usual 0.02 a model this narrow does not learn
-    to see in a thousand steps, with this it does in three hundred.
+    initializer_range is 1/sqrt(hidden size). With the usual 0.02 a model this narrow does not learn
+    to see in a thousand steps; with this it does in three hundred.
     """
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     config = Qwen2_5_VLConfig(
         text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=8192, initializer_range=0.08, tie_word_embeddings=True,
-            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[8, 4, 4]),  # frequencies for time, row, column; 7B: 16, 24, 24
-            bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=8192,
+            initializer_range=0.08,
+            tie_word_embeddings=True,
+            # mrope_section: frequencies for time, row, column; the 7B model has 16, 24, 24
+            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[8, 4, 4]),
+            bos_token_id=None,
+            eos_token_id=ids["<|im_end|>"],
+            pad_token_id=ids["<|endoftext|>"],
         ),
         vision_config=dict(
-            depth=2, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128, fullatt_block_indexes=[1],
-            window_size=112, tokens_per_second=2, initializer_range=0.08,
+            depth=2,
+            hidden_size=64,
+            intermediate_size=128,
+            num_heads=4,
+            out_hidden_size=128,
+            fullatt_block_indexes=[1],
+            window_size=112,
+            tokens_per_second=2,
+            initializer_range=0.08,
         ),
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True,
-    )  # fmt: skip
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
@@ -404,14 +400,16 @@ def make_model(tokenizer):
 
 
 def make_row(video, turns, tokenizer, config):
-    """One conversation as (Prompt of all its tokens, labels (L,)): label -100 wherever the assistant is not speaking."""
+    """One conversation as (Prompt of all its L tokens, labels (L,)).
+
+    A label is -100 wherever the assistant is not speaking.
+    """
     prompt = data.build_prompt(turns[0][0], video, tokenizer)
     ids, labels = prompt.ids.tolist(), [-100] * len(prompt.ids)
     for k, (question, answer) in enumerate(turns):
         if k:
-            asked = tokenizer(f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")[
-                "input_ids"
-            ]
+            words = f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+            asked = tokenizer(words)["input_ids"]
             ids, labels = ids + asked, labels + [-100] * len(asked)
         said = tokenizer(answer + "<|im_end|>")["input_ids"]
         ids, labels = ids + said, labels + said
@@ -419,25 +417,18 @@ def make_row(video, turns, tokenizer, config):
 
 
 def base_loss(model, rows):
-    """Next-token cross-entropy on what the assistant says, over a batch of rows padded on the right."""
-    prompts = [prompt for prompt, _ in rows]
-    features = encode_videos(model, prompts)
-    longest = max(len(p.ids) for p in prompts)
-    embeds = torch.stack([
-        F.pad(embed(model, p.ids, f), (0, 0, 0, longest - len(p.ids)))
-        for p, f in zip(prompts, features)
-    ])
-    positions = torch.stack(
-        [
-            F.pad(
-                mrope_positions(p.ids, p.grids, p.seconds_per_grid, model.config),
-                (0, longest - len(p.ids)),
-            )
-            for p in prompts
-        ],
-        dim=1,
-    )
-    labels = torch.stack([F.pad(label, (0, longest - len(label)), value=-100) for _, label in rows])
+    """Next-token cross-entropy on what the assistant says, over B rows padded on the right."""
+    features = encode_videos(model, [prompt for prompt, _ in rows])
+    longest = max(len(prompt.ids) for prompt, _ in rows)
+    embeds, positions, labels = [], [], []
+    for (prompt, label), feature in zip(rows, features):
+        short = longest - len(label)
+        embeds.append(F.pad(embed(model, prompt.ids, feature), (0, 0, 0, short)))
+        position = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config)
+        positions.append(F.pad(position, (0, short)))
+        labels.append(F.pad(label, (0, short), value=-100))
+    embeds, labels = torch.stack(embeds), torch.stack(labels)  # (B, L, D), (B, L)
+    positions = torch.stack(positions, dim=1)  # (3, B, L)
     hidden = model.model.language_model(
         inputs_embeds=embeds, position_ids=positions, attention_mask=NO_MASK, use_cache=False
     ).last_hidden_state
@@ -446,153 +437,159 @@ def base_loss(model, rows):
 
 
 def read_clips(kind, numbers, folder, budget):
-    """[(Clip, Frames)] for clips of a kind, by way of real files: the model shall see what a codec leaves."""
+    """[(Clip, Frames)] of a kind, through real files: the model should see what a codec leaves."""
     os.makedirs(folder, exist_ok=True)
+    extension = "" if kind == "got10k" else ".mp4"
     pairs = []
     for i in numbers:
-        world._render_job((kind, i, 0, folder))
+        world.render_job((kind, i, 0, folder))
         clip = make_clip(kind, i)
-        pairs.append((
-            clip,
-            data.read_frames(os.path.join(folder, clip.name + ".mp4" * (kind != "got10k")), budget),
-        ))
+        path = os.path.join(folder, clip.name + extension)
+        pairs.append((clip, data.read_frames(path, budget)))
     return pairs
 
 
 def still(clip, frames, rng):
-    """One frame of a clip as a clip of its own, two seconds of a world in which time stands still."""
+    """One frame of a clip as a clip of two seconds in which nothing moves."""
     k = rng.integers(len(frames.times) - 1)
     t = frames.times[k]
-    things = [
-        replace(thing, start=0.0, end=2.0, a=thing.centre(t), b=thing.centre(t))
-        for thing in clip.things
-        if thing.visible(t)
-    ]
-    return replace(clip, duration=2.0, things=things), data.Frames(
-        frames.pixels[k].expand(4, -1, -1, -1), np.arange(4) * 0.5, 0.5, 2.0, (SIDE, SIDE)
-    )
+    things = []
+    for thing in clip.things:
+        if thing.visible(t):
+            centre = thing.centre(t)
+            things.append(replace(thing, start=0.0, end=2.0, a=centre, b=centre))
+    pixels = frames.pixels[k].expand(4, -1, -1, -1)
+    frames = data.Frames(pixels, np.arange(4) * 0.5, 0.5, 2.0, (SIDE, SIDE))
+    return replace(clip, duration=2.0, things=things), frames
 
 
-# Six parts of base training, one after the other: (name, steps, conversations a step, peak learning
-# rate). First pictures, then clips: a model that cannot tell a circle from a square yet learns nothing
-# from a question about second 7. Only the last part contains the wrong intervals, boxes and letters.
+# The six parts of base training: (name, what is told, steps, conversations per step, peak learning
+# rate). Pictures come before clips: a model that cannot tell a circle from a square yet learns
+# nothing from a question about second 7. Only the last part contains the wrong intervals, boxes and
+# letters.
 PARTS = (
-    ("stills", 400, 96, 2e-3),
-    ("looking", 1500, 28, 2e-3),
-    ("finding", 2000, 28, 2e-3),
-    ("answering", 1600, 28, 1.5e-3),
-    ("following", 1350, 28, 1.5e-3),
-    ("web", 400, 28, 1.5e-3),
+    ("stills", tell_still, 400, 96, 2e-3),
+    ("looking", tell_looking, 1500, 28, 2e-3),
+    ("finding", tell_finding, 2000, 28, 2e-3),
+    ("answering", tell_answering, 1600, 28, 1.5e-3),
+    ("following", tell_following, 1350, 28, 1.5e-3),
+    ("web", tell_web, 400, 28, 1.5e-3),
 )
+# The shares of clips for tracking and for quality in a part; the others are ordinary ones.
+SHARES = {"answering": (0.35, 0.05), "following": (0.6, 0.1), "web": (0.4, 0.15)}
+
+
+# Where the clips of a kind are kept.
+FOLDERS = {
+    "base": "data/toy/base",
+    "got10k": "data/toy/base-tracking",
+    "quality": "data/toy/base-quality",
+}
+
+
+class Conversations:
+    """The clips to learn from, a process's share of them, and conversations about them."""
+
+    def __init__(self, clips, rank, processes):
+        def read(kind, first, count):
+            numbers = range(first + rank, first + count, processes)
+            return read_clips(kind, numbers, FOLDERS[kind], TOY_BUDGET)
+
+        self.ordinary = read("base", 0, clips)
+        # The data sets of these two kinds use numbers below 1000.
+        self.tracking = read("got10k", 1000, clips // 2)
+        self.quality = read("quality", 1000, clips // 4)
+
+    def draw(self, part, tell, rng):
+        """(Video, [(question, answer), …]) for a part of the training."""
+        tracking, quality = SHARES.get(part, (0.0, 0.0))
+        chance = rng.random()
+        clips = self.ordinary
+        if chance < tracking:
+            clips = self.tracking
+        elif chance < tracking + quality:
+            clips = self.quality
+        clip, frames = clips[rng.integers(len(clips))]
+        if part == "stills":
+            clip, frames = still(clip, frames, rng)
+        patches, grid = data.patchify(frames.pixels)
+        video = data.Video(patches, grid, data.PAIR * frames.spacing, frames.duration, frames.times)
+        return video, tell(clip, video, rng)
+
+    def tokenizer(self, seed):
+        """A tokenizer trained on the words of 3,000 conversations from all parts."""
+        rng, texts = np.random.default_rng(seed), []
+        for i in range(3000):
+            part, tell, *_ = PARTS[i % len(PARTS)]
+            _, turns = self.draw(part, tell, rng)
+            texts += [text for turn in turns for text in turn]
+        return make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100)
 
 
 def train_base(out, clips, seed, after=None):
     """Trains the base model on `clips` clips that are in no other data set, and saves it in `out`.
 
-    The result of each part but the last is kept in {out}.{part}; `after`, one of those folders, skips
-    the parts up to it.
+    The result of each part but the last is kept in {out}.{part}; `after`, one of those folders,
+    skips the parts up to it.
     """
-    rank, world, _ = start_processes("cpu")
+    rank, processes, _ = start_processes("cpu")
     rng = np.random.default_rng([seed, rank])
-    ordinary = read_clips("base", range(rank, clips, world), "data/toy/base", TOY_BUDGET)
-    tracking = read_clips(
-        "got10k", range(1000 + rank, 1000 + clips // 2, world), "data/toy/base-tracking", TOY_BUDGET
-    )  # the data sets of these kinds use numbers below 1000
-    quality = read_clips(
-        "quality", range(1000 + rank, 1000 + clips // 4, world), "data/toy/base-quality", TOY_BUDGET
-    )
-
-    def conversation(part, rng):
-        to_track = {"answering": 0.35, "following": 0.6, "web": 0.4}.get(part, 0.0)
-        chance = rng.random()
-        to_judge = {"answering": 0.05, "following": 0.1, "web": 0.15}.get(part, 0.0)
-        source = (
-            tracking if chance < to_track else quality if chance < to_track + to_judge else ordinary
-        )
-        clip, frames = source[rng.integers(len(source))]
-        if part == "stills":
-            clip, frames = still(clip, frames, rng)
-        patches, grid = data.patchify(frames.pixels)
-        video = data.Video(patches, grid, data.PAIR * frames.spacing, frames.duration, frames.times)
-        tell = {
-            "stills": tell_still,
-            "looking": tell_looking,
-            "finding": tell_finding,
-            "answering": tell_answering,
-            "following": tell_following,
-            "web": tell_web,
-        }[part]
-        return video, tell(clip, video, rng)
-
+    conversations = Conversations(clips, rank, processes)
+    parts = PARTS
     if after:
         model, tokenizer = load(after)
-        parts = PARTS[
-            [part for part, *_ in PARTS].index(after.rstrip("/").rpartition(".")[2]) + 1 :
-        ]
+        names = [name for name, *_ in PARTS]
+        parts = PARTS[names.index(after.rstrip("/").rpartition(".")[2]) + 1 :]
     else:
-
-        def tokenizer_from_conversations():
-            words = np.random.default_rng(seed)
-            texts = [
-                text
-                for i in range(3000)
-                for turn in conversation(PARTS[i % len(PARTS)][0], words)[1]
-                for text in turn
-            ]
-            return make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100)
-
-        tokenizer = on_first(rank, world, tokenizer_from_conversations)
+        tokenizer = on_first(rank, processes, lambda: conversations.tokenizer(seed))
         torch.manual_seed(seed)  # the same weights in every process, other conversations
-        model, parts = prepare(make_model(tokenizer)), PARTS
+        model = prepare(make_model(tokenizer))
     if rank == 0:
-        print(
-            f"toy base model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens",
-            flush=True,
-        )
+        count = sum(p.numel() for p in model.parameters())
+        print(f"toy base model: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
+    for part in parts:
+        folder = out if part == PARTS[-1] else f"{out}.{part[0]}"
+        train_part(part, model, tokenizer, conversations, rng, rank, processes, folder)
+
+
+def train_part(part, model, tokenizer, conversations, rng, rank, processes, folder):
+    """One part of the training. Process 0 reports every 50 steps and saves every 250."""
+    name, tell, steps, batch, peak = part
     parameters = list(model.parameters())
-    for part, steps, batch, peak in parts:
-        optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
-        began, recent = time.time(), []
-        for step in range(steps):
-            loss = (
-                base_loss(
-                    model,
-                    [
-                        make_row(*conversation(part, rng), tokenizer, model.config)
-                        for _ in range(batch // world)
-                    ],
-                )
-                / world
-            )
-            loss.backward()
-            add_up_gradients(parameters, world)
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = peak * min(
-                    (step + 1) / 50, 0.525 + 0.475 * math.cos(math.pi * step / steps)
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            recent.append(loss.item() * world)
-            last = step + 1 == steps
-            if rank == 0 and ((step + 1) % 50 == 0 or last):
-                print(
-                    f"{part} {step + 1}/{steps}  loss {np.mean(recent):.3f}  {(time.time() - began) / (step + 1):.2f} s a step",
-                    flush=True,
-                )
-                recent = []
-            if rank == 0 and ((step + 1) % 250 == 0 or last):
-                save(model, tokenizer, TOY_BUDGET, out if part == PARTS[-1][0] else f"{out}.{part}")
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
+    began, recent = time.time(), []
+    for step in range(1, steps + 1):
+        batches = [conversations.draw(name, tell, rng) for _ in range(batch // processes)]
+        rows = [make_row(*drawn, tokenizer, model.config) for drawn in batches]
+        loss = base_loss(model, rows) / processes
+        loss.backward()
+        add_up_gradients(parameters, processes)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        cosine = 0.525 + 0.475 * math.cos(math.pi * (step - 1) / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = peak * min(step / 50, cosine)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        recent.append(loss.item() * processes)
+        if rank == 0 and (step % 50 == 0 or step == steps):
+            seconds = (time.time() - began) / step
+            said = f"loss {np.mean(recent):.3f}  {seconds:.2f} s per step"
+            print(f"{name} {step}/{steps}  {said}", flush=True)
+            recent = []
+        if rank == 0 and (step % 250 == 0 or step == steps):
+            save(model, tokenizer, TOY_BUDGET, folder)
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m toy.base",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", default="assets/toy-base", help="folder to save it in")
     parser.add_argument(
         "--after",
-        help="skip the parts of the training up to the one that this folder holds the result of",
+        help="folder with the result of one part of the training: the parts up to it are skipped",
     )
     parser.add_argument("--clips", type=int, default=4000, help="distinct clips to learn from")
     parser.add_argument("--seed", type=int, default=0)
@@ -601,7 +598,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BadInput as e:
-        sys.exit(f"error: {e}")
+    run_program(main)

@@ -1,20 +1,24 @@
 """world.py: a made-up world that fits in a laptop, as every data set of the project.
 
-Coloured shapes come, move and go. Each data set of `annotations/readers.py` has a counterpart here, rendered as
-real files in that data set's own format, so that the rest of the project cannot tell them from the real
-ones: H.264 clips, folders of jpg frames, text and JSON annotations. `base.py` trains the small model
-that lives in this world.
+Coloured shapes come, move and go. Each data set of `annotations/readers.py` has a counterpart here,
+rendered as real files in that data set's own format, so that the rest of the project cannot tell
+them from the real ones: H.264 clips, folders of jpg frames, text and JSON annotations. `base.py`
+trains the small model that lives in this world.
 
-    python -m toy                   # renders all of them into data/toy (train.py and eval.py do this by themselves)
-    python -m toy charades got10k   # some
+    python -m toy                   # renders all of them into data/toy
+    python -m toy charades got10k   # renders two
 
-    charades         when a shape is there                        1,000 clips to train on, 200 to test
-    activitynet      the same in longer clips before other backgrounds, in other shades; for testing alone
-    got10k           where a shape is, as folders of jpg frames   600 and 100
-    nextgqa          multiple choice with evidence                800 and 200
-    quality          blurred, noisy or pale clips against clean   200 and 100
-    caption          what happens, as a list of events            200 and 100
-    videomme, mvbench, perceptiontest                             multiple choice of several kinds; for testing alone
+train.py and eval.py render what they need by themselves. Training clips and test clips:
+
+    charades         when a shape is there                        1,000 and 200
+    activitynet      the same; longer, other backgrounds, shades      – and 100
+    got10k           where a shape is, as folders of jpg frames     600 and 100
+    nextgqa          multiple choice with evidence                  800 and 200
+    quality          blurred, noisy or pale clips against clean     200 and 100
+    caption          what happens, as a list of events              200 and 100
+    videomme         multiple choice of several kinds                 – and 150
+    mvbench          the same                                         – and 200
+    perceptiontest   the same                                         – and 150
 """
 
 import glob
@@ -39,15 +43,22 @@ from runtime.errors import BadInput
 # ------------------------------------------------------------------------------------------------
 
 COLOURS = {
-    "red": (222, 60, 60), "green": (60, 190, 80), "blue": (70, 110, 235),
-    "yellow": (235, 205, 60), "purple": (170, 80, 205), "white": (240, 240, 240),
-}  # fmt: skip
+    "red": (222, 60, 60),
+    "green": (60, 190, 80),
+    "blue": (70, 110, 235),
+    "yellow": (235, 205, 60),
+    "purple": (170, 80, 205),
+    "white": (240, 240, 240),
+}
 SHAPES = ("circle", "square", "triangle", "cross")
 NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 PATHS = {"to the left": (-1, 0), "to the right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SENTENCES = (
-    "a {thing} moves {path}.", "the {thing} goes {path}", "a {thing} appears and moves {path}.", "{thing} moving {path}.",
-)  # fmt: skip
+    "a {thing} moves {path}.",
+    "the {thing} goes {path}",
+    "a {thing} appears and moves {path}.",
+    "{thing} moving {path}.",
+)
 
 SIDE = 112  # pixels; the toy model looks at 56 × 56, which is 4 tokens for a pair of frames
 FPS = 8
@@ -55,16 +66,18 @@ FPS = 8
 
 @dataclass
 class Thing:
-    """Something that is on screen from `start` to `end` (seconds) and goes straight from `a` to `b`
-    (x, y of its centre; all lengths as a share of the frame's side)."""
+    """Something that is on screen for a while and moves in a straight line.
+
+    Lengths are shares of the frame's side.
+    """
 
     colour: str
     shape: str
-    path: str
-    start: float
+    path: str  # one of PATHS
+    start: float  # seconds
     end: float
-    a: tuple
-    b: tuple
+    a: tuple  # x, y of its centre when it appears
+    b: tuple  # and when it leaves
     radius: float
 
     @property
@@ -79,24 +92,20 @@ class Thing:
         return tuple(p + (q - p) * share for p, q in zip(self.a, self.b))
 
     def box(self, t):
-        x, y = self.centre(t)
-        return tuple(
-            min(1.0, max(0.0, v))
-            for v in (x - self.radius, y - self.radius, x + self.radius, y + self.radius)
-        )
+        (x, y), r = self.centre(t), self.radius
+        return tuple(min(1.0, max(0.0, v)) for v in (x - r, y - r, x + r, y + r))
 
 
 @dataclass
 class Clip:
-    """A clip before it is rendered: `name` of the file, `duration` in seconds, grey level of the background, things;
-    `strange`: colours a shade off and a background that changes from side to side; `damage`: "", "blur", "noise", "pale"."""
+    """A clip before it is rendered."""
 
-    name: str
-    duration: float
-    grey: int
+    name: str  # of the file
+    duration: float  # seconds
+    grey: int  # level of the background, 0 to 255
     things: list = field(default_factory=list)
-    strange: bool = False
-    damage: str = ""
+    strange: bool = False  # colours a shade off, a background that changes from side to side
+    damage: str = ""  # or "blur", "noise", "pale"
 
 
 KINDS = (
@@ -116,8 +125,8 @@ KINDS = (
 def make_clip(kind, index, seed=0):
     """The clip number `index` of a kind, always the same for the same arguments.
 
-    Two to four things; no two of the same name, so that a name picks out one interval. Where it is about
-    tracking the first thing stays on screen from beginning to end.
+    It has two to four things, no two of the same name, so that a name picks out one interval. In
+    clips for tracking, the first thing is on screen from beginning to end.
     """
     rng = np.random.default_rng([seed, KINDS.index(kind), index])
     tracked = kind in ("tracking", "got10k")
@@ -162,20 +171,14 @@ def draw(clip, t):
     image = Image.new("RGB", (SIDE, SIDE), (clip.grey,) * 3)
     if clip.strange:  # brighter from left to right, and warmer from top to bottom
         x, y = np.meshgrid(np.linspace(0, 60, SIDE), np.linspace(0, 40, SIDE))
-        image = Image.fromarray(
-            np.clip(
-                np.stack([clip.grey + x + y, clip.grey + x, clip.grey + x - y], axis=2), 0, 150
-            ).astype(np.uint8)
-        )
+        background = np.stack([clip.grey + x + y, clip.grey + x, clip.grey + x - y], axis=2)
+        image = Image.fromarray(np.clip(background, 0, 150).astype(np.uint8))
     pen = ImageDraw.Draw(image)
     for thing in clip.things:
         if not thing.visible(t):
             continue
-        (x, y), r, colour = (
-            (SIDE * p for p in thing.centre(t)),
-            SIDE * thing.radius,
-            COLOURS[thing.colour],
-        )
+        x, y = (SIDE * p for p in thing.centre(t))
+        r, colour = SIDE * thing.radius, COLOURS[thing.colour]
         if clip.strange:
             colour = tuple(int(0.85 * v + 0.15 * w) for v, w in zip(colour, (255, 160, 120)))
         if thing.shape == "circle":
@@ -213,11 +216,11 @@ def render(clip, path):
     os.replace(partial, path)
 
 
-ANNO_FPS = 2  # pictures a second in a toy GOT-10k folder
+ANNO_FPS = 2  # pictures per second in a toy GOT-10k folder
 
 
 def render_folder(clip, path):
-    """Writes the clip as a GOT-10k sequence of its first thing: jpg frames, groundtruth.txt, absence.label, meta_info.ini."""
+    """Writes the clip as a GOT-10k sequence of its first thing: frames and three text files."""
     partial = path + ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
@@ -232,13 +235,13 @@ def render_folder(clip, path):
     with open(os.path.join(partial, "absence.label"), "w", encoding="utf-8") as f:
         f.write("0\n" * len(times))
     with open(os.path.join(partial, "meta_info.ini"), "w", encoding="utf-8") as f:
-        f.write(
-            f"[METAINFO]\nanno_fps: {ANNO_FPS}Hz\nobject_class: {thing.name}\nresolution: ({SIDE}, {SIDE})\n"
-        )
+        f.write(f"[METAINFO]\nanno_fps: {ANNO_FPS}Hz\nobject_class: {thing.name}\n")
+        f.write(f"resolution: ({SIDE}, {SIDE})\n")
     os.replace(partial, path)
 
 
-def _render_job(job):
+def render_job(job):
+    """Renders one clip, unless it is there. job: (kind, number, seed, folder)."""
     kind, index, seed, folder = job
     clip = make_clip(kind, index, seed)
     if kind == "got10k":
@@ -250,16 +253,18 @@ def _render_job(job):
 
 
 def render_clips(jobs):
-    """Renders what is not there yet of [(kind, number, seed, folder)], on all cores if there is much of it."""
+    """Renders all clips of [(kind, number, seed, folder)] that are not there yet.
+
+    If there are many, on all cores.
+    """
     for folder in {job[3] for job in jobs}:
         os.makedirs(folder, exist_ok=True)
     if len(jobs) < 100:
-        return [_render_job(job) for job in jobs]
+        return [render_job(job) for job in jobs]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        done = pool.imap_unordered(_render_job, jobs, chunksize=8)
-        return list(
-            tqdm(done, total=len(jobs), desc="rendering toy clips", unit="clip", dynamic_ncols=True)
-        )
+        done = pool.imap_unordered(render_job, jobs, chunksize=8)
+        what = "rendering toy clips"
+        return list(tqdm(done, total=len(jobs), desc=what, unit="clip", dynamic_ncols=True))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -273,23 +278,25 @@ def caption(thing, rng):
 
 def events(clip):
     """What happens, in order: a sentence for each thing."""
-    return [
-        f"a {thing.name} moves {thing.path}" for thing in sorted(clip.things, key=lambda t: t.start)
-    ]
+    in_order = sorted(clip.things, key=lambda thing: thing.start)
+    return [f"a {thing.name} moves {thing.path}" for thing in in_order]
 
 
-# The options of a kind of question stand in the same order every time. To look up which letter stands before an
-# option was too much for a model of a million parameters: after 1,000 steps of practice it still guessed.
+# Each ask_ function returns (question, options, the right option, the thing it is about).
+#
+# A kind of question always has its options in the same order. A model of a million parameters
+# cannot look up which letter stands before an option: after 1,000 steps of practice it still
+# guessed.
 
 
 def ask_existence(clip, rng):
-    """Returns (question, options, the right option, the thing it is about), as all ask_ functions do."""
     thing = clip.things[rng.integers(len(clip.things))]
-    here = {t.name for t in clip.things}
-    name = (
-        thing.name if rng.random() < 0.5 else str(rng.choice([n for n in NAMES if n not in here]))
-    )
-    return f"is there a {name} in the video", ["yes", "no"], "yes" if name in here else "no", thing
+    question, right = "is there a {} in the video", "yes"
+    name = thing.name
+    if rng.random() >= 0.5:
+        in_clip = {t.name for t in clip.things}
+        name, right = str(rng.choice([n for n in NAMES if n not in in_clip])), "no"
+    return question.format(name), ["yes", "no"], right, thing
 
 
 def ask_direction(clip, rng):
@@ -314,26 +321,26 @@ def ask_colour(clip, rng):
 
 
 def ask_count(clip, rng):
-    return (
-        "how many things appear in the whole video",
-        ["2", "3", "4"],
-        str(len(clip.things)),
-        clip.things[0],
-    )
+    question = "how many things appear in the whole video"
+    return question, ["2", "3", "4"], str(len(clip.things)), clip.things[0]
 
 
-QUESTIONS = {"object_existence": ask_existence, "moving_direction": ask_direction, "character_order": ask_first,
-             "moving_attribute": ask_colour, "action_count": ask_count}  # fmt: skip
-GROUNDED = (
-    "moving_direction",
-    "character_order",
-    "moving_attribute",
-)  # kinds whose evidence is one thing's time on screen
+QUESTIONS = {
+    "object_existence": ask_existence,
+    "moving_direction": ask_direction,
+    "character_order": ask_first,
+    "moving_attribute": ask_colour,
+    "action_count": ask_count,
+}
+# The kinds of question whose evidence is one thing's time on screen.
+GROUNDED = ("moving_direction", "character_order", "moving_attribute")
 
 
 # ------------------------------------------------------------------------------------------------
 # The data sets
 # ------------------------------------------------------------------------------------------------
+# Each make_ function writes a data set's annotations into `folder` and returns the clips to render,
+# [(kind, number, seed, folder inside it)]. train, test: how many clips.
 
 TRAIN_CLIPS, TEST_CLIPS = 1000, 200
 
@@ -348,18 +355,16 @@ def lettered(options):
 
 
 def make_charades(folder, seed, train=TRAIN_CLIPS, test=TEST_CLIPS):
-    """A training clip has one query per thing; a test clip has one, so that 200 clips are 200 queries."""
+    """A training clip has one query per thing; a test clip has one: 200 clips are 200 queries."""
+    jobs = []
     for split, count in (("train", train), ("test", test)):
         with open(os.path.join(folder, f"charades_sta_{split}.txt"), "w", encoding="utf-8") as file:
             for i in range(count):
                 clip, rng = make_clip(split, i, seed), np.random.default_rng([seed, i])
                 for thing in clip.things if split == "train" else clip.things[:1]:
                     file.write(f"{clip.name} {thing.start} {thing.end}##{caption(thing, rng)}\n")
-    return [
-        (split, i, seed, "videos")
-        for split, count in (("train", train), ("test", test))
-        for i in range(count)
-    ]
+        jobs += [(split, i, seed, "videos") for i in range(count)]
+    return jobs
 
 
 def make_activitynet(folder, seed, train=0, test=100):
@@ -387,39 +392,57 @@ def make_got10k(folder, seed, train=600, test=100):
 
 
 def make_nextgqa(folder, seed, train=800, test=200):
-    """Questions whose evidence is the time in which the thing is there. The paper trains on the val file; so its name is kept."""
+    """Questions whose evidence is the time in which the thing is there.
+
+    The training file is called val, because the paper trains on NExT-GQA's val file.
+    """
     for split, numbers in (("val", range(test, test + train)), ("test", range(test))):
         entries = []
         for i in numbers:
             clip, rng = make_clip("nextgqa", i, seed), np.random.default_rng([seed, i])
             kind = GROUNDED[i % len(GROUNDED)]
             question, options, right, thing = QUESTIONS[kind](clip, rng)
-            entries.append({"id": f"{clip.name}_0", "video": f"{clip.name}.mp4", "question": question, "options": lettered(options),
-                            "duration": round(clip.duration), "glue": [[thing.start, thing.end]], "type": kind, "answer": f"({'ABCDEF'[options.index(right)]})"})  # fmt: skip
+            entries.append({
+                "id": f"{clip.name}_0",
+                "video": f"{clip.name}.mp4",
+                "question": question,
+                "options": lettered(options),
+                "duration": round(clip.duration),
+                "glue": [[thing.start, thing.end]],
+                "type": kind,
+                "answer": f"({'ABCDEF'[options.index(right)]})",
+            })
         write_json(os.path.join(folder, f"nextgqa_{split}.json"), entries)
     return [("nextgqa", i, seed, "videos") for i in range(train + test)]
 
 
 def make_quality(folder, seed, train=200, test=100):
     for split, numbers in (("train", range(test, test + train)), ("test", range(test))):
-        write_json(os.path.join(folder, f"quality_{split}.json"), [
-            {"video": f"{clip.name}.mp4", "instruction": "low or high quality?", "answer": "low quality" if clip.damage else "high quality"}
-            for clip in (make_clip("quality", i, seed) for i in numbers)])  # fmt: skip
+        entries = []
+        for i in numbers:
+            clip = make_clip("quality", i, seed)
+            entries.append({
+                "video": f"{clip.name}.mp4",
+                "instruction": "low or high quality?",
+                "answer": "low quality" if clip.damage else "high quality",
+            })
+        write_json(os.path.join(folder, f"quality_{split}.json"), entries)
     return [("quality", i, seed, "videos") for i in range(train + test)]
 
 
 def make_caption(folder, seed, train=200, test=100):
     for split, numbers in (("train", range(test, test + train)), ("test", range(test))):
         clips = [make_clip("caption", i, seed) for i in numbers]
-        write_json(
-            os.path.join(folder, f"captions_{split}.json"),
-            [{"video": f"{clip.name}.mp4", "events": events(clip)} for clip in clips],
-        )
+        entries = [{"video": f"{clip.name}.mp4", "events": events(clip)} for clip in clips]
+        write_json(os.path.join(folder, f"captions_{split}.json"), entries)
     return [("caption", i, seed, "videos") for i in range(train + test)]
 
 
 def make_exam(numbers, seed):
-    """[(clip, kind, question, options, number of the right one)] for the three benchmarks of multiple choice alone, each with clips of its own."""
+    """[(clip, kind, question, options, number of the right one)], for multiple choice.
+
+    Each of the three benchmarks has clips of its own.
+    """
     asked = []
     for i in numbers:
         clip, rng = make_clip("exam", i, seed), np.random.default_rng([seed, i])
@@ -430,52 +453,75 @@ def make_exam(numbers, seed):
 
 
 def make_videomme(folder, seed, train=0, test=150):
-    numbers = range(test)
-    write_json(os.path.join(folder, "videomme.json"), [
-        {"question_id": f"{i:03d}-1", "videoID": clip.name, "duration": "short" if clip.duration < 12 else "medium" if clip.duration < 16 else "long",
-         "task_type": kind, "question": question, "options": [f"{'ABCDEF'[j]}. {o}" for j, o in enumerate(options)], "answer": "ABCDEF"[k]}
-        for i, (clip, kind, question, options, k) in enumerate(make_exam(numbers, seed))])  # fmt: skip
+    entries, numbers = [], range(test)
+    for i, (clip, kind, question, options, k) in enumerate(make_exam(numbers, seed)):
+        length = "short" if clip.duration < 12 else "medium" if clip.duration < 16 else "long"
+        entries.append({
+            "question_id": f"{i:03d}-1",
+            "videoID": clip.name,
+            "duration": length,
+            "task_type": kind,
+            "question": question,
+            "options": [f"{letter}. {option}" for letter, option in zip("ABCDEF", options)],
+            "answer": "ABCDEF"[k],
+        })
+    write_json(os.path.join(folder, "videomme.json"), entries)
     return [("exam", i, seed, "videos") for i in numbers]
 
 
 def make_mvbench(folder, seed, train=0, test=200):
-    from annotations.readers import MVBENCH_FOLDERS  # here: the processes that render need no torch
+    # Imported here, because the processes that render need no torch.
+    from annotations.readers import MVBENCH_FOLDERS
 
     os.makedirs(os.path.join(folder, "json"))
     numbers = range(1000, 1000 + test)
-    asked, jobs = list(zip(numbers, make_exam(numbers, seed))), []
-    for kind in QUESTIONS:
-        mine = [(i, q) for i, q in asked if q[1] == kind]
-        write_json(
-            os.path.join(folder, "json", f"{kind}.json"),
-            [
-                {
+    asked, jobs = make_exam(numbers, seed), []
+    for subtask in QUESTIONS:
+        entries = []
+        videos = os.path.join("video", MVBENCH_FOLDERS[subtask])
+        for i, (clip, kind, question, options, k) in zip(numbers, asked):
+            if kind == subtask:
+                entries.append({
                     "video": f"{clip.name}.mp4",
                     "question": question,
                     "candidates": options,
                     "answer": options[k],
-                }
-                for _, (clip, _, question, options, k) in mine
-            ],
-        )
-        jobs += [("exam", i, seed, os.path.join("video", MVBENCH_FOLDERS[kind])) for i, _ in mine]
+                })
+                jobs.append(("exam", i, seed, videos))
+        write_json(os.path.join(folder, "json", f"{subtask}.json"), entries)
     return jobs
 
 
 def make_perceptiontest(folder, seed, train=0, test=150):
-    numbers = range(2000, 2000 + test)
-    write_json(os.path.join(folder, "mc_question_valid.json"), {
-        clip.name: {"metadata": {"video_id": clip.name}, "mc_question": [
-            {"id": 0, "question": question, "options": options, "answer_id": k, "area": "memory" if kind in ("character_order", "action_count") else "semantics"}]}
-        for clip, kind, question, options, k in make_exam(numbers, seed)})  # fmt: skip
+    entries, numbers = {}, range(2000, 2000 + test)
+    for clip, kind, question, options, k in make_exam(numbers, seed):
+        area = "memory" if kind in ("character_order", "action_count") else "semantics"
+        question = {
+            "id": 0,
+            "question": question,
+            "options": options,
+            "answer_id": k,
+            "area": area,
+        }
+        entries[clip.name] = {"metadata": {"video_id": clip.name}, "mc_question": [question]}
+    write_json(os.path.join(folder, "mc_question_valid.json"), entries)
     return [("exam", i, seed, "videos") for i in numbers]
 
 
-MAKERS = {"charades": make_charades, "activitynet": make_activitynet, "got10k": make_got10k, "nextgqa": make_nextgqa, "quality": make_quality,
-          "caption": make_caption, "videomme": make_videomme, "mvbench": make_mvbench, "perceptiontest": make_perceptiontest}  # fmt: skip
+MAKERS = {
+    "charades": make_charades,
+    "activitynet": make_activitynet,
+    "got10k": make_got10k,
+    "nextgqa": make_nextgqa,
+    "quality": make_quality,
+    "caption": make_caption,
+    "videomme": make_videomme,
+    "mvbench": make_mvbench,
+    "perceptiontest": make_perceptiontest,
+}
 
 
-# Every file made here has such a name; where another lies, somebody put it there.
+# The names of files that are made here. Any other file was put there by somebody.
 OURS = re.compile(
     rf"{MARK}|({'|'.join(KINDS)})\d{{5}}\.mp4(\.partial\.mp4)?|\d{{8}}\.jpg|groundtruth\.txt"
     r"|absence\.label|meta_info\.ini|list\.txt|charades_sta_(train|test)\.txt"
@@ -485,13 +531,13 @@ OURS = re.compile(
 
 
 def is_ours(folder):
-    """Whether a folder was made here and holds nothing else. Only such a one is ever removed."""
+    """Whether a folder was made here and holds nothing else. Only such a folder is ever removed."""
     names = [name for _, _, names in os.walk(folder) for name in names]
     return MARK in os.listdir(folder) and all(map(OURS.fullmatch, names))
 
 
 def read_mark(folder):
-    """What a data set made here says of itself; None if there is none."""
+    """The version that a data set made here has; None if there is none."""
     try:
         with open(os.path.join(folder, MARK), encoding="utf-8") as f:
             return f.read()
@@ -504,9 +550,9 @@ def ensure(name, folder=None, seed=0, **counts):
 
     counts: train=…, test=…: how many clips, if other than usual.
 
-    It is rendered aside and renamed once it is whole: several programs may begin at the same time,
-    and one that is cut short leaves nothing that looks finished. Raises BadInput if the folder is
-    there and holds anything that was not made here.
+    It is rendered aside and renamed when it is complete: several programs may start at the same
+    time, and one that is cut short leaves nothing that looks finished. Raises BadInput if the
+    folder holds anything that was not made here.
     """
     folder = os.path.normpath(folder or os.path.join("data", "toy", name))
     version = f"toy {name}, seed {seed}, {counts}, {SIDE} px, {FPS} fps, version 4\n"

@@ -1,8 +1,8 @@
 """What the speed scripts share: policies of random weights, prompts of any length, timing by turns.
 
-The other side of each comparison is written here as well: the same work as public trainers for this task
-do it, with transformers' own attention, positions and `generate`, and every prompt repeated G times.
-It lives here so that it is nowhere in the product.
+The other side of each comparison is written here as well: the same work as public trainers for this
+task do it, with transformers' own attention, positions and `generate`, and every prompt repeated G
+times. It lives here so that it is nowhere in the product.
 """
 
 import argparse
@@ -12,10 +12,12 @@ import os
 import sys
 import time
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
 
+import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 import numpy as np
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -71,14 +73,11 @@ def arguments(description, weights="random weights", **extra):
             help=text,
         )
     args = p.parse_args()
-    where = (
-        torch.cuda.get_device_name()
-        if args.device == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
-    print(
-        f"{args.config} policy, {weights}, {'bfloat16' if args.device == 'cuda' else 'float32'}, {where}; torch {torch.__version__}"
-    )
+    where = f"CPU, {torch.get_num_threads()} threads"
+    if args.device == "cuda":
+        where = torch.cuda.get_device_name()
+    number = "bfloat16" if args.device == "cuda" else "float32"
+    print(f"{args.config} policy, {weights}, {number}, {where}; torch {torch.__version__}")
     return args
 
 
@@ -86,16 +85,32 @@ def real_config(size):
     shape = dict(SIZES[size])
     tie = shape.pop("tie")
     return Qwen2_5_VLConfig(
-        text_config=dict(shape, max_position_embeddings=128000, tie_word_embeddings=tie,
-                         rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24])),
-        vision_config=dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=shape["hidden_size"],
-                           fullatt_block_indexes=[7, 15, 23, 31], window_size=112, tokens_per_second=2),
-        image_token_id=151655, video_token_id=151656, vision_start_token_id=151652, vision_end_token_id=151653, tie_word_embeddings=tie,
-    )  # fmt: skip
+        text_config=dict(
+            shape,
+            max_position_embeddings=128000,
+            tie_word_embeddings=tie,
+            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
+        ),
+        vision_config=dict(
+            depth=32,
+            hidden_size=1280,
+            intermediate_size=3420,
+            num_heads=16,
+            out_hidden_size=shape["hidden_size"],
+            fullatt_block_indexes=[7, 15, 23, 31],
+            window_size=112,
+            tokens_per_second=2,
+        ),
+        image_token_id=151655,
+        video_token_id=151656,
+        vision_start_token_id=151652,
+        vision_end_token_id=151653,
+        tie_word_embeddings=tie,
+    )
 
 
 def make_policy(size, device, layers=None):
-    """The real class at a size of SIZES (with only so many layers, if that is given), or the toy's; random weights."""
+    """The real class at a size of SIZES, or the toy's; random weights. layers: only so many."""
     torch.manual_seed(0)
     if size == "toy":
         return prepare(base.make_model(AutoTokenizer.from_pretrained(TOKENIZER))).to(device).eval()
@@ -113,7 +128,7 @@ def make_policy(size, device, layers=None):
 
 
 def make_prompt(model, P, frame_tokens=16, seed=0):
-    """A prompt of P tokens: a video of noise that takes as much as fits beside some 40 tokens of text."""
+    """A prompt of P tokens: a video of noise beside some 40 tokens of text."""
     rng = torch.Generator().manual_seed(seed)
     pairs = (P - 40) // frame_tokens
     side = 2 * round(frame_tokens**0.5)  # patches; 2 × 2 of them are a token
@@ -150,13 +165,13 @@ def by_turns(sides, repeats, device):
 
 
 def _resident(field):
-    with open("/proc/self/status") as f:
+    with open("/proc/self/status", encoding="utf-8") as f:
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
 
 
 def _peak_here(make, args, queue):
     work = make(*args)
-    with open("/proc/self/clear_refs", "w") as f:
+    with open("/proc/self/clear_refs", "w", encoding="utf-8") as f:
         f.write("5")  # the high-water mark starts again from here
     before = _resident("VmRSS")
     work()
@@ -164,7 +179,7 @@ def _peak_here(make, args, queue):
 
 
 def peak_memory(make, args, device):
-    """Bytes that the function `make(*args)` needs at its peak beyond what was there before it ran."""
+    """Bytes that `make(*args)()` needs at its peak beyond what was there before it ran."""
     if device == "cuda":
         work = make(*args)
         torch.cuda.empty_cache()
@@ -172,9 +187,8 @@ def peak_memory(make, args, device):
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a process of its own: the allocator of a used one hides peaks
+    # A process of its own: the allocator of a used one hides peaks.
+    context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_peak_here, args=(make, args, queue))
     process.start()
@@ -183,7 +197,7 @@ def peak_memory(make, args, device):
     return peak
 
 
-# The other side ---------------------------------------------------------------------------------------------
+# The other side -----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -201,7 +215,7 @@ def plain_transformers(model):
 
 
 def repeated_inputs(model, prompts, G, completions=None):
-    """What transformers takes for B prompts, each repeated G times with its video, padded on the left.
+    """What transformers takes for B prompts, each G times with its video, padded on the left.
 
     completions (B, G, C) are appended, if there are any. Everything has B·G rows.
     """
@@ -210,47 +224,48 @@ def repeated_inputs(model, prompts, G, completions=None):
     ids = torch.stack([
         torch.nn.functional.pad(p.ids, (longest - len(p.ids), 0), value=pad) for p in prompts
     ]).repeat_interleave(G, dim=0)
-    seen = (
-        torch
-        .stack([torch.arange(longest) >= longest - len(p.ids) for p in prompts])
-        .long()
-        .repeat_interleave(G, dim=0)
-    )
+    is_token = [torch.arange(longest) >= longest - len(p.ids) for p in prompts]
+    attention = torch.stack(is_token).long().repeat_interleave(G, dim=0)
     if completions is not None:
         ids = torch.cat([ids, completions.flatten(0, 1).cpu()], dim=1)
-        seen = torch.nn.functional.pad(seen, (0, completions.shape[2]), value=1)
+        attention = torch.nn.functional.pad(attention, (0, completions.shape[2]), value=1)
+    rows = [p for p in prompts for _ in range(G)]
     return dict(
-        input_ids=ids.to(device), attention_mask=seen.to(device),
+        input_ids=ids.to(device),
+        attention_mask=attention.to(device),
         mm_token_type_ids=(2 * (ids == model.config.video_token_id)).to(device),
-        pixel_values_videos=torch.cat([p.patches for p in prompts for _ in range(G)]).to(device, model.dtype),
-        video_grid_thw=torch.tensor([p.grids[0] for p in prompts for _ in range(G)], device=device),
-        second_per_grid_ts=torch.tensor([p.seconds_per_grid[0] for p in prompts for _ in range(G)], device=device),
-    )  # fmt: skip
+        pixel_values_videos=torch.cat([p.patches for p in rows]).to(device, model.dtype),
+        video_grid_thw=torch.tensor([p.grids[0] for p in rows], device=device),
+        second_per_grid_ts=torch.tensor([p.seconds_per_grid[0] for p in rows], device=device),
+    )
 
 
 def repeated_logprobs(model, prompts, G, completions):
-    """Log-probs (B·G, C) as public trainers compute them: every row holds its prompt and its video."""
+    """Log-probs (B·G, C) as public trainers compute them: every row holds its whole prompt."""
     C = completions.shape[2]
+    inputs = repeated_inputs(model, prompts, G, completions)
     with plain_transformers(model):
-        logits = (
-            model(
-                **repeated_inputs(model, prompts, G, completions),
-                logits_to_keep=C + 1,
-                use_cache=False,
-            )
-            .logits[:, :-1]
-            .float()
-        )
+        logits = model(**inputs, logits_to_keep=C + 1, use_cache=False).logits
+    logits = logits[:, :-1].float()
     return logits.log_softmax(dim=-1).gather(2, completions.flatten(0, 1)[..., None])[..., 0]
 
 
 def repeated_sampling(model, prompts, G, new_tokens):
     """`generate` on every prompt repeated G times. Returns completions (B, G, C).
 
-    Vision tokens are suppressed as ours are: a policy that samples one ends the repeated forward with an error.
+    Vision tokens are suppressed as ours are: a policy that samples one ends the repeated forward
+    with an error.
     """
     inputs, c = repeated_inputs(model, prompts, G), model.config
     with plain_transformers(model):
-        out = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new_tokens,
-                             suppress_tokens=[c.image_token_id, c.video_token_id], pad_token_id=model.generation_config.eos_token_id[0])  # fmt: skip
+        out = model.generate(
+            **inputs,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=new_tokens,
+            suppress_tokens=[c.image_token_id, c.video_token_id],
+            pad_token_id=model.generation_config.eos_token_id[0],
+        )
     return out[:, inputs["input_ids"].shape[1] :].unflatten(0, (len(prompts), G))

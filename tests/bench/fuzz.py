@@ -1,10 +1,10 @@
-"""A million random and mutated completions through every reward, and 300 damaged videos through a training run.
+"""A million random completions through every reward, 300 damaged videos through a training run.
 
     python tests/bench/fuzz.py                          # both
     python tests/bench/fuzz.py --completions 10000 --videos 30
 
-Every reward must be a number in [0, 1] and never an exception; the run must end, with each damaged video that it drew
-named in skipped.jsonl.
+Every reward must be a number in [0, 1] and never an exception; the run must end, with each damaged
+video that it drew named in skipped.jsonl.
 """
 
 import argparse
@@ -25,13 +25,27 @@ import av
 from tasks import TASKS, score
 
 TRUTHS = {
-    "grounding": (2.0, 6.5), "tracking": [(0.1, 0.2, 0.4, 0.6)] * 8, "qa": "B", "gqa": ("C", [(1.0, 4.0), (6.0, 9.5)]),
-    "quality": "high quality", "caption": ["a red circle moves up", "a blue cross moves to the left"],
-}  # fmt: skip
-GOOD = ["<think>so</think><answer>2.0 to 6.5</answer>", "<answer>[" + ", ".join(["[0.1, 0.2, 0.4, 0.6]"] * 8) + "]</answer>", "<answer>B</answer>",
-        "<answer>C</answer><glue>[(1.0, 4.0), (6.0, 9.5)]</glue>", "<answer>high quality</answer>", "<answer>A red circle moves up.</answer>"]  # fmt: skip
-PIECES = ["<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>", "[", "]", "(", ")", ",", ".", " to ", "nan", "inf", "-1", "1e999", "9" * 400, "0.5",
-          "\x00", "\n", "𝟙", "²", "٣", "é", "\ud800", "A", "(B)", "[[" * 50, "{}", "%s", "\\", "'", '"', " " * 300, "low quality", "red circle moves"]  # fmt: skip
+    "grounding": (2.0, 6.5),
+    "tracking": [(0.1, 0.2, 0.4, 0.6)] * 8,
+    "qa": "B",
+    "gqa": ("C", [(1.0, 4.0), (6.0, 9.5)]),
+    "quality": "high quality",
+    "caption": ["a red circle moves up", "a blue cross moves to the left"],
+}
+GOOD = [
+    "<think>so</think><answer>2.0 to 6.5</answer>",
+    "<answer>[" + ", ".join(["[0.1, 0.2, 0.4, 0.6]"] * 8) + "]</answer>",
+    "<answer>B</answer>",
+    "<answer>C</answer><glue>[(1.0, 4.0), (6.0, 9.5)]</glue>",
+    "<answer>high quality</answer>",
+    "<answer>A red circle moves up.</answer>",
+]
+PIECES = [
+    "<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>", "[", "]", "(", ")",
+    ",", ".", " to ", "nan", "inf", "-1", "1e999", "9" * 400, "0.5", "\x00", "\n", "𝟙", "²", "٣",
+    "é", "\ud800", "A", "(B)", "[[" * 50, "{}", "%s", "\\", "'", '"', " " * 300, "low quality",
+    "red circle moves",
+]  # fmt: skip
 
 
 def completion(rng):
@@ -62,7 +76,8 @@ def fuzz_rewards(count, seed):
                 paid += value > 0
     rules = sum(len(t.rules) for t in TASKS.values())
     print(
-        f"{count:,} completions through {rules} rules of {len(TASKS)} tasks: no exception, all in [0, 1], {paid:,} above 0; {time.time() - began:.0f} s"
+        f"{count:,} completions through {rules} rules of {len(TASKS)} tasks: no exception,"
+        f" all in [0, 1], {paid:,} above 0; {time.time() - began:.0f} s"
     )
 
 
@@ -103,20 +118,12 @@ def damage(path, good, rng, kind):
         f.write(blob)
 
 
-KINDS = (
-    "truncated",
-    "flipped",
-    "empty",
-    "random",
-    "other file",
-    "zero size",
-    "audio only",
-    "one frame",
-)
+KINDS = ("truncated", "flipped", "empty", "random")
+KINDS += ("other file", "zero size", "audio only", "one frame")
 
 
 def fuzz_videos(count, seed):
-    """A toy Charades-STA with `count` damaged clips among 20 times as many questions about good ones, one pass of training."""
+    """One pass of training over `count` damaged clips and 20 times as many good questions."""
     from toy import world
 
     rng, home = random.Random(seed), tempfile.mkdtemp()
@@ -134,23 +141,33 @@ def fuzz_videos(count, seed):
             good = f.read()
         damage(os.path.join(folder, "videos", f"bad{i:04d}.mp4"), good, rng, KINDS[i % len(KINDS)])
         lines.append(f"bad{i:04d} 1.0 3.0##a red circle moves up\n")
-    lines += [f"{name[:-4]} 1.0 3.0##a red circle moves up\n" for name in names] * (
-        count // len(names) * 20
-    )
+    times = count // len(names) * 20
+    lines += [f"{name[:-4]} 1.0 3.0##a red circle moves up\n" for name in names] * times
     rng.shuffle(lines)
     for split in ("train", "test"):
-        with open(os.path.join(folder, f"charades_sta_{split}.txt"), "w") as f:
+        with open(os.path.join(folder, f"charades_sta_{split}.txt"), "w", encoding="utf-8") as f:
             f.writelines(lines)
     steps = -(-len(lines) // 64)
     began = time.time()
-    done = subprocess.run([sys.executable, "train.py", "--data", folder, "--out", os.path.join(home, "run"), "--steps", str(steps), "--prompts-per-step", "64", "--method", "sft",
-                           "--decode-timeout", "10", "--save-every", "100000"], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
-    with open(os.path.join(home, "run", "skipped.jsonl")) as f:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "train.py",
+            *("--data", folder),
+            *("--out", os.path.join(home, "run")),
+            *("--steps", str(steps)),
+            *"--prompts-per-step 64 --method sft --decode-timeout 10 --save-every 100000".split(),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    with open(os.path.join(home, "run", "skipped.jsonl"), encoding="utf-8") as f:
         skipped = {}
         for line in f:
             record = json.loads(line)
             skipped[record["id"].split("/")[0]] = record["why"]
-    with open(os.path.join(home, "run", "metrics.jsonl")) as f:
+    with open(os.path.join(home, "run", "metrics.jsonl"), encoding="utf-8") as f:
         ended = sum(1 for _ in f)
     assert done.returncode == 0 and ended == steps, done.stderr[-1000:]
     assert all(name.startswith("bad") for name in skipped), "a good clip was skipped"
@@ -159,12 +176,12 @@ def fuzz_videos(count, seed):
         for k, kind in enumerate(KINDS)
     }
     print(
-        f"{count} damaged videos among {len(lines):,} questions, one pass of training in {steps} steps: ended well, no good clip skipped; {time.time() - began:.0f} s"
+        f"{count} damaged videos among {len(lines):,} questions, one pass of training in {steps}"
+        f" steps: ended well, no good clip skipped; {time.time() - began:.0f} s"
     )
-    for kind, found in by_kind.items():
-        print(
-            f"  {kind:<12} {sum(found)} of {len(found)} unreadable and named, the others could still be decoded"
-        )
+    for kind, named in by_kind.items():
+        counts = f"{sum(named)} of {len(named)}"
+        print(f"  {kind:<12} {counts} unreadable and named, the others could still be decoded")
     shutil.rmtree(home)
 
 

@@ -1,18 +1,18 @@
-"""Does everything run on this machine's GPUs, and as fast and as large as the plan says? One command.
+"""Does everything run on this machine's GPUs, and as fast and as large as the plan says?
 
     make gpu-check                                     # on a GPU: at most ten minutes on one H100
     python tests/bench/gpu_check.py --device cpu       # the same program at toy size, which CI runs
 
-Each line is a check: what was compared, the figures, pass or FAIL. At the end stands a table to paste
-into the docs, with the device's name. Exit status 1 if anything failed.
+Each line is a check: what was compared, the figures, pass or FAIL. At the end stands a table to
+paste into the docs, with the device's name. Exit status 1 if anything failed.
 
     decoding     the recorded step against the plain one: greedy tokens equal
-    sampler      log-probs of sampling against those of scoring, in nats: mean, 99th percentile, largest
+    sampler      log-probs of sampling against those of scoring, in nats: mean, p99, largest
     kernels      which attention kernels ran, for prompt, completions and vision
     flash-attn   its log-probs against PyTorch's attention, where the package is installed
     toy step     one GRPO step of the toy base: completions, rewards and gradient norm of the CPU's
-    3b, 7b       a step of random weights, adapters of rank 64, recomputed, the paper's video budget:
-                 seconds by phase, decoding against the memory's bandwidth, peak memory beside --plan
+    3b, 7b       a step of random weights, rank 64, recomputed, the paper's video budget:
+                 seconds by phase, decoding against the bandwidth, peak memory beside --plan
     sharded      a run on all GPUs (FSDP2) against the same run on one process
     resume       a run killed with SIGKILL and resumed against one that was not
 """
@@ -33,10 +33,11 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import load_file
 
+from common import ROOT, TOKENIZER, by_turns, make_policy, make_prompt
+
 import grpo
 import train
 from annotations.readers import read_dataset
-from common import ROOT, TOKENIZER, by_turns, make_policy, make_prompt
 from data import Batch, Example, VideoBudget, load_prompt
 from model import encode_videos, group_logprobs
 from runtime.loader import generator_for
@@ -53,20 +54,11 @@ from toy import world
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
 TOY_RUN = [
-    "train.py",
-    "--task",
-    "grounding",
-    "--prompts-per-step",
-    "8",
-    "--group-size",
-    "4",
-    "--quiet",
+    *"train.py --task grounding --prompts-per-step 8 --group-size 4".split(),
+    *"--dtype float32 --lr 1e-4 --quiet".split(),
 ]
-TOY_RUN += ["--dtype", "float32", "--lr", "1e-4"]
 
-# ------------------------------------------------------------------------------------------------
-# Small checks: (passed, what was seen)
-# ------------------------------------------------------------------------------------------------
+# Small checks: (passed, what was seen) ------------------------------------------------------------
 
 
 def toy_prompts(tokenizer, n=4):
@@ -96,9 +88,8 @@ def decoding(device):
     n = min(quick.shape[2], plain.shape[2])
     differ = int((quick[..., :n] != plain[..., :n]).sum())
     how = "recorded and replayed" if recorded else "not recorded on a CPU"
-    return differ == 0 and (
-        bool(recorded) or device == "cpu"
-    ), f"{how}; {differ} of {quick[..., :n].numel()} tokens differ"
+    good = differ == 0 and (bool(recorded) or device == "cpu")
+    return good, f"{how}; {differ} of {quick[..., :n].numel()} tokens differ"
 
 
 def gaps(model, tokenizer):
@@ -115,14 +106,14 @@ def sampler(device):
         g = gaps(*load(TOKENIZER, device, dtype))
         mean, p99, worst = float(g.mean()), float(g.quantile(0.99)), float(g.max())
         good &= mean <= SAMPLER_LIMITS[dtype][0] and p99 <= SAMPLER_LIMITS[dtype][1]
-        said.append(
-            f"{str(dtype)[6:]}: mean {mean:.1e}, p99 {p99:.1e}, largest {worst:.1e}, {len(g)} tokens"
-        )
+        name = str(dtype).removeprefix("torch.")
+        figures = f"mean {mean:.1e}, p99 {p99:.1e}, largest {worst:.1e}, {len(g)} tokens"
+        said.append(f"{name}: {figures}")
     return good, "; ".join(said)
 
 
 def kernels(device):
-    """Names of the attention kernels of one scoring forward: on a GPU of two layers of the 3B's, in bfloat16."""
+    """Names of one scoring forward's attention kernels: of two layers of the 3B's on a GPU."""
     model = make_policy("3b" if device == "cuda" else "toy", device, layers=2)
     prompt, completions = make_prompt(model, 512), torch.randint(20, 400, (4, 64), device=device)
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -130,8 +121,13 @@ def kernels(device):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.no_grad(), torch.profiler.profile(activities=activities) as profile:
         group_logprobs(model, prompt, encode_videos(model, [prompt])[0], completions)
-    ran = sorted({e.key for e in profile.key_averages() if e.key.startswith("aten::_scaled_dot_product") or "fmha" in e.key
-                  or e.key == "aten::_efficient_attention_forward"})  # fmt: skip
+    ran = sorted({
+        e.key
+        for e in profile.key_averages()
+        if e.key.startswith("aten::_scaled_dot_product")
+        or "fmha" in e.key
+        or e.key == "aten::_efficient_attention_forward"
+    })
     return not any("math" in name or "cudnn" in name for name in ran) and bool(ran), ", ".join(ran)
 
 
@@ -143,8 +139,10 @@ def flash_attn(device):
     prompts = toy_prompts(tokenizer)[1]
     features, (tokens, mask, _) = sample(plain, prompts)
     with torch.no_grad():
-        apart = [(group_logprobs(plain, p, f, c)[0] - group_logprobs(flash, p, f, c)[0])[m].abs()
-                 for p, f, c, m in zip(prompts, features, tokens, mask)]  # fmt: skip
+        apart = [
+            (group_logprobs(plain, p, f, c)[0] - group_logprobs(flash, p, f, c)[0])[m].abs()
+            for p, f, c, m in zip(prompts, features, tokens, mask)
+        ]
     mean = float(torch.cat(apart).mean())
     return mean < 0.1, f"mean difference {mean:.1e} nats"
 
@@ -171,12 +169,8 @@ def toy_step(device):
     seen = []
     for where in ("cpu", device):
         args = train.parse_args([
-            "--device",
-            where,
-            "--dtype",
-            "float32",
-            "--prompts-per-step",
-            "4",
+            *("--device", where),
+            *"--dtype float32 --prompts-per-step 4".split(),
         ])
         policy, tokenizer, reference = load_models(args, where)
         optimizer = MasterAdamW(policy, args.lr)
@@ -187,18 +181,15 @@ def toy_step(device):
         seen.append((texts, reward, step.grad_norm))
     (a, reward_a, norm_a), (b, reward_b, norm_b) = seen
     same = sum(x == y for x, y in zip(a, b))
-    good = (
-        same >= 0.9 * len(a) and abs(norm_a - norm_b) <= (1e-3 if same == len(a) else 0.2) * norm_a
-    )
-    return (
-        good,
-        f"{same} of {len(a)} completions equal; reward {reward_a:.4f} and {reward_b:.4f}, gradient norm {norm_a:.5f} and {norm_b:.5f}",
+    allowed = 1e-3 if same == len(a) else 0.2
+    good = same >= 0.9 * len(a) and abs(norm_a - norm_b) <= allowed * norm_a
+    return good, (
+        f"{same} of {len(a)} completions equal; reward {reward_a:.4f} and {reward_b:.4f}, "
+        f"gradient norm {norm_a:.5f} and {norm_b:.5f}"
     )
 
 
-# ------------------------------------------------------------------------------------------------
-# A step at full size
-# ------------------------------------------------------------------------------------------------
+# A step at full size ------------------------------------------------------------------------------
 
 
 def big_step(size, device, P, prompts_per_step, max_new_tokens):
@@ -207,9 +198,8 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     flags += ["--prompts-per-step", str(prompts_per_step), "--max-new-tokens", str(max_new_tokens)]
     args = train.parse_args(flags)
     policy = make_policy(size, device)
-    policy.generation_config.eos_token_id = [
-        policy.config.video_token_id
-    ]  # never sampled: full length
+    never_sampled = policy.config.video_token_id  # so that completions have their full length
+    policy.generation_config.eos_token_id = [never_sampled]
     add_adapters(policy, args.lora)
     recompute_activations(policy)
     optimizer = MasterAdamW(policy, args.lr)
@@ -217,11 +207,8 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     prompts = [make_prompt(policy, P, seed=k) for k in range(prompts_per_step)]
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(len(ids)))
     # Random weights say nothing that earns anything; some reward must differ, or no group teaches.
-    scored, grpo.score = (
-        grpo.score,
-        lambda task, text, answer, think: {"format": 0.0, "iou": next(rewards)},
-    )
-    rewards = iter(lambda: torch.rand(()).item(), None)
+    pay_anything = lambda task, text, answer, think: {"format": 0.0, "iou": torch.rand(()).item()}
+    scored, grpo.score = grpo.score, pay_anything
     first_capture = []
     record = fast.record
 
@@ -265,9 +252,7 @@ def decoding_over_floor(policy, prompts, clock, tokens):
     return clock.seconds["sample"] / (tokens * once)
 
 
-# ------------------------------------------------------------------------------------------------
-# Whole runs, in processes of their own
-# ------------------------------------------------------------------------------------------------
+# Whole runs, in processes of their own ------------------------------------------------------------
 
 
 def program(processes, *flags):
@@ -289,8 +274,10 @@ def finished(command):
 def apart(a, b):
     """Relative distance of the weights of two runs."""
     a, b = (load_file(os.path.join(run, "policy", "model.safetensors")) for run in (a, b))
-    return (sum(float((a[k].double() - b[k].double()).square().sum()) for k in a)
-            / sum(float(a[k].double().square().sum()) for k in a)) ** 0.5  # fmt: skip
+    return (
+        sum(float((a[k].double() - b[k].double()).square().sum()) for k in a)
+        / sum(float(a[k].double().square().sum()) for k in a)
+    ) ** 0.5
 
 
 def sharded(device, home):
@@ -299,10 +286,8 @@ def sharded(device, home):
     finished(program(1, "--device", device, "--steps", 2, "--out", one))
     finished(program(n, "--device", device, "--steps", 2, "--shard", "--out", all_of_them))
     distance = apart(one, all_of_them)
-    return (
-        distance < 1e-4,
-        f"{n} process(es), weights {distance:.1e} (relative) from one process without",
-    )
+    how = f"{n} process(es)"
+    return distance < 1e-4, f"{how}, weights {distance:.1e} (relative) from one process without"
 
 
 def resume(device, home):
@@ -312,21 +297,15 @@ def resume(device, home):
     job = subprocess.Popen(
         program(1, *flags, killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while job.poll() is None and not os.path.isdir(
-        os.path.join(killed, "checkpoints", "step-000002")
-    ):
+    second = os.path.join(killed, "checkpoints", "step-000002")
+    while job.poll() is None and not os.path.isdir(second):
         time.sleep(0.01)
     job.send_signal(signal.SIGKILL)
     job.wait()
     finished(program(1, *flags, killed))
     distance = apart(whole, killed)
-    return (
-        distance < 1e-4,
-        f"killed after step 2 of 6, resumed: weights {distance:.1e} (relative) from an unkilled run",
-    )
-
-
-# ------------------------------------------------------------------------------------------------
+    how = "killed after step 2 of 6, resumed"
+    return distance < 1e-4, f"{how}: weights {distance:.1e} (relative) from an unkilled run"
 
 
 def main():
@@ -338,10 +317,8 @@ def main():
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: no GPU is to be seen here; --device cpu runs the same checks at toy size")
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU ({platform.machine()})"
-    print(
-        f"{where}, torch {torch.__version__}; {'' if args.device == 'cuda' else 'toy sizes, nothing of a GPU is checked'}",
-        flush=True,
-    )
+    size = "full size" if args.device == "cuda" else "toy sizes, nothing of a GPU is checked"
+    print(f"{where}, torch {torch.__version__}; {size}", flush=True)
     home, rows, began = tempfile.mkdtemp(), [], time.time()
 
     def check(name, work, *inputs):
@@ -369,9 +346,8 @@ def main():
         check(whole_run.__name__, whole_run, args.device, home)
     shutil.rmtree(home)
     failed = sum(verdict == "FAIL" for _, verdict, _ in rows)
-    print(
-        f"\n| {where}, {time.strftime('%Y-%m-%d')}, {time.time() - began:.0f} s | | |\n|---|---|---|"
-    )
+    when = time.strftime("%Y-%m-%d")
+    print(f"\n| {where}, {when}, {time.time() - began:.0f} s | | |\n|---|---|---|")
     for row in rows:
         print("| " + " | ".join(row) + " |")
     print(f"\n{len(rows)} checks, {failed} failed")

@@ -1,4 +1,4 @@
-"""Runs killed with SIGKILL at random moments, some of them during a save, and resumed until they end: none may be lost.
+"""Runs killed with SIGKILL at random moments, some during a save, and resumed: none may be lost.
 
     python tests/bench/kills.py            # 20 runs, about ten minutes on 2 cores
 
@@ -16,8 +16,11 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-RUN = [sys.executable, "train.py", "--task", "grounding", "--group-size", "2", "--prompts-per-step", "2", "--max-new-tokens", "16",
-       "--steps", "12", "--save-every", "1", "--quiet", "--resume"]  # fmt: skip
+RUN = [
+    sys.executable,
+    *"train.py --task grounding --group-size 2 --prompts-per-step 2".split(),
+    *"--max-new-tokens 16 --steps 12 --save-every 1 --quiet --resume".split(),
+]
 
 
 def weights(out):
@@ -57,7 +60,7 @@ def main():
         out = os.path.join(home, f"run{number}")
         for attempt in range(3):
             job = start(out)
-            if attempt == 2:  # two kills a run, then it may end
+            if attempt == 2:  # two kills per run, then it may end
                 _, said = job.communicate()
                 if job.returncode:
                     print(said[-500:])
@@ -78,10 +81,8 @@ def main():
             job.communicate()
         good = os.path.isdir(os.path.join(out, "policy")) and weights(out) == weights(expected)
         lost += not good
-        print(
-            f"run {number + 1}: {'same weights' if good else 'LOST'}   ({killed} kills so far, {during_save} of them during a save)",
-            flush=True,
-        )
+        so_far = f"{killed} kills so far, {during_save} of them during a save"
+        print(f"run {number + 1}: {'same weights' if good else 'LOST'}   ({so_far})", flush=True)
         shutil.rmtree(out)
     print(f"{args.runs} runs, {killed} kills, {during_save} during a save; {lost} lost")
     shutil.rmtree(home)

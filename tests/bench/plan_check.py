@@ -25,15 +25,17 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import train
 from common import make_prompt
+
+import train
 from grpo import sample_groups
 from model import encode_videos, group_logprobs, prepare
 from runtime.optimizer import MasterAdamW
 from runtime.processes import start_processes
 from scale import plan
 from scale.adapters import add_adapters, reference_policy
-from scale.sharding import gathered, recompute_activations, shard
+from scale.decoding import gathered
+from scale.sharding import recompute_activations, shard
 
 P, G, C, PROMPTS = 1500, 8, 128, 2  # PROMPTS: of each process
 PHASES = ("reading", "sampling", "scoring", "optimizer")  # the first words of the plan's lines
@@ -121,10 +123,9 @@ def most_bytes(work, *args):
         for e in events
         if e.get("name") in PHASES and "dur" in e
     ]
-    found, alive, total = dict.fromkeys(PHASES, 0), {}, 0
-    for (
-        event
-    ) in memory:  # by address, because what another thread frees (gloo's do) is not in the trace
+    most, alive, total = dict.fromkeys(PHASES, 0), {}, 0
+    # By address, because what another thread frees (gloo's do) is not in the trace.
+    for event in memory:
         address, n = event["args"]["Addr"], event["args"]["Bytes"]
         total -= alive.pop(address, 0)
         if n > 0:
@@ -132,8 +133,8 @@ def most_bytes(work, *args):
             total += n
         for phase, start, end in ranges:
             if start <= event["ts"] <= end:
-                found[phase] = max(found[phase], total)
-    return found
+                most[phase] = max(most[phase], total)
+    return most
 
 
 def planned(args, dtype, world):

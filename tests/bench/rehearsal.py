@@ -53,13 +53,8 @@ def ranks_file(folder):
     """qwen.tiktoken out of the package dashscope, downloaded but not installed."""
     command = [
         sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "-d",
-        folder,
+        *"-m pip download --no-deps --quiet".split(),
+        *("-d", folder),
         "dashscope",
     ]
     if subprocess.run(command).returncode:
@@ -184,10 +179,16 @@ def rehearse(args, flags, into):
     folder = model_folder(args, into)
     written, before = time.perf_counter() - began, _resident("RssAnon")
     out, few_pixels = os.path.join(into, "run"), str(256 * 28 * 28)
-    given = ["--model", folder, "--data", clip_folder(clip, into), "--out", out,
-             "--task", "grounding", "--steps", "1", "--prompts-per-step", "1", "--group-size", "2",
-             "--max-new-tokens", "16", "--lora", "16", "--lr", "1e-5", "--total-pixels", few_pixels,
-             "--quiet", *flags]  # fmt: skip
+    given = [
+        *("--model", folder),
+        *("--data", clip_folder(clip, into)),
+        *("--out", out),
+        *"--task grounding --steps 1 --prompts-per-step 1 --group-size 2".split(),
+        *"--max-new-tokens 16 --lora 16 --lr 1e-5".split(),
+        *("--total-pixels", few_pixels),
+        "--quiet",
+        *flags,
+    ]
     settings = train.parse_args(given)
     cuda, watch, heard = settings.device == "cuda", Watch(), Heard()
     watch.start()

@@ -1,11 +1,12 @@
-"""Did a change of form change a number? The same short runs in two checkouts, compared to the last digit.
+"""Did a change of form change a number? Short runs in two checkouts, equal to the last digit.
 
     git worktree add ../before 6145a85
-    python tests/bench/same.py ../before            # this checkout against that one; about 15 minutes
+    python tests/bench/same.py ../before        # this checkout against that one; about 15 minutes
 
-On one process, on the CPU, seed 0: 20 steps of grounding, 5 of all tasks, 5 of SFT, each with and without
---lora 4; then every benchmark with the first 20 questions. Compared are the lines of metrics.jsonl, but for
-seconds and memory, and of predictions.jsonl. A field that only one side has is named and not compared.
+On one process, on the CPU, seed 0: 20 steps of grounding, 5 of all tasks, 5 of SFT, each with and
+without --lora 4; then every benchmark with the first 20 questions. Compared are the lines of
+metrics.jsonl, but for seconds and memory, and of predictions.jsonl. A field that only one side has
+is named and not compared.
 """
 
 import argparse
@@ -22,6 +23,9 @@ RUNS = {
     "all": ["--task", "all", "--steps", "5"],
     "sft": ["--method", "sft", "--steps", "5"],
 }
+BENCHES = (
+    "charades activitynet got10k nextgqa quality caption videomme mvbench perceptiontest".split()
+)
 MACHINE = ("seconds", "seconds_total", "memory_gb")  # and whatever is per second
 
 
@@ -52,9 +56,12 @@ def compare(name, ours, theirs):
     only = {k for a, b in zip(ours, theirs) for k in set(a) ^ set(b)}
     different = {k for a, b in zip(ours, theirs) for k in set(a) & set(b) if a[k] != b[k]}
     good = not different and len(ours) == len(theirs)
-    print(f"{'equal ' if good else 'DIFFER'} {name}: {len(ours)} and {len(theirs)} lines"
-          + f"; different: {', '.join(sorted(different))}" * bool(different)
-          + f"; on one side only: {', '.join(sorted(only))}" * bool(only), flush=True)  # fmt: skip
+    print(
+        f"{'equal ' if good else 'DIFFER'} {name}: {len(ours)} and {len(theirs)} lines"
+        + f"; different: {', '.join(sorted(different))}" * bool(different)
+        + f"; on one side only: {', '.join(sorted(only))}" * bool(only),
+        flush=True,
+    )
     return good
 
 
@@ -77,38 +84,13 @@ def main():
             for lora in ([], ["--lora", "4"]):
                 folder = os.path.join(out, name + "-lora" * bool(lora))
                 if not os.path.isfile(os.path.join(folder, "metrics.jsonl")):
-                    run(
-                        checkout,
-                        "train.py",
-                        *flags,
-                        *lora,
-                        "--quiet",
-                        "--out",
-                        os.path.abspath(folder),
-                    )
+                    place = os.path.abspath(folder)
+                    run(checkout, "train.py", *flags, *lora, "--quiet", "--out", place)
         if not glob.glob(os.path.join(out, "eval-all", "*")):
             base = os.path.abspath(os.path.join(out, "eval-all"))
-            for bench in (
-                "charades",
-                "activitynet",
-                "got10k",
-                "nextgqa",
-                "quality",
-                "caption",
-                "videomme",
-                "mvbench",
-                "perceptiontest",
-            ):
-                run(
-                    checkout,
-                    "eval.py",
-                    "--bench",
-                    bench,
-                    "--limit",
-                    "20",
-                    "--out",
-                    os.path.join(base, bench),
-                )
+            for bench in BENCHES:
+                place = os.path.join(base, bench)
+                run(checkout, "eval.py", "--bench", bench, "--limit", "20", "--out", place)
     ours, theirs = sides.values()
     for path in sorted(glob.glob(os.path.join(theirs, "**", "*.jsonl"), recursive=True)):
         kind, inside = os.path.basename(path), os.path.relpath(path, theirs)

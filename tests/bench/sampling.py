@@ -3,14 +3,16 @@
     python tests/bench/sampling.py
     python tests/bench/sampling.py --device cuda --config 7b
 
-The same prompts (random video, random weights), the same number of new tokens for every completion, both
-at temperature 1 from the full distribution, vision included. On CUDA the last column is the time of one
-decoding step over the time that reading the weights once takes at the measured memory bandwidth.
+The same prompts (random video, random weights), the same number of new tokens for every completion,
+both at temperature 1 from the full distribution, vision included. On CUDA the last column is the
+time of one decoding step over the time that reading the weights once takes at the measured memory
+bandwidth.
 """
+
+from functools import partial
 
 import torch
 
-import grpo
 from common import (
     arguments,
     by_turns,
@@ -19,7 +21,49 @@ from common import (
     plain_transformers,
     repeated_inputs,
 )
+
+import grpo
 from model import encode_videos
+
+
+def ours(model, prompts, G, C):
+    with torch.no_grad():
+        features = encode_videos(model, prompts)
+    generators = [torch.Generator().manual_seed(b) for b in range(len(prompts))]
+    never_sampled = [model.config.video_token_id]
+    tokens, _, _ = grpo.sample_groups(model, prompts, features, G, C, never_sampled, generators)
+    assert tokens.shape == (len(prompts), G, C)
+
+
+def generate(model, prompts, G, C):
+    inputs = repeated_inputs(model, prompts, 1)
+    with plain_transformers(model):
+        out = model.generate(
+            **inputs,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            num_return_sequences=G,
+            max_new_tokens=C,
+            min_new_tokens=C,
+            pad_token_id=model.generation_config.eos_token_id[0],
+        )
+    assert out.shape == (len(prompts) * G, inputs["input_ids"].shape[1] + C)
+
+
+def compare(model, prompts, G, C, args):
+    """One line of the table."""
+    sides = {side.__name__: partial(side, model, prompts, G, C) for side in (ours, generate)}
+    t = by_turns(sides, args.repeats, args.device)
+    line = f"{len(prompts[0].ids):>5} {len(prompts):>3} {G:>3} {C:>4}   {t['ours']:>6.2f} s"
+    line += f" {t['generate']:>7.2f} s {t['generate'] / t['ours']:>6.1f}×"
+    if args.device == "cuda":
+        half = partial(ours, model, prompts, G, C // 2)
+        short = by_turns({"half": half}, args.repeats, "cuda")["half"]
+        step = (t["ours"] - short) / (C - C // 2)
+        line += f"   {step / weights_once(model):>6.2f}×"
+    return line
 
 
 def main():
@@ -39,46 +83,15 @@ def main():
         prompts = [make_prompt(model, P, seed=b) for b in range(args.prompts)]
         for G in args.group:
             for C in args.new_tokens:
-
-                def ours(C=C):
-                    with torch.no_grad():
-                        features = encode_videos(model, prompts)
-                    generators = [torch.Generator().manual_seed(b) for b in range(len(prompts))]
-                    tokens, _, _ = grpo.sample_groups(
-                        model, prompts, features, G, C, [model.config.video_token_id], generators
-                    )
-                    assert tokens.shape == (
-                        len(prompts),
-                        G,
-                        C,
-                    )  # the stop token is one that is never sampled
-
-                def generate():
-                    inputs = repeated_inputs(model, prompts, 1)
-                    with plain_transformers(model):
-                        out = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=G,
-                                             max_new_tokens=C, min_new_tokens=C, pad_token_id=model.generation_config.eos_token_id[0])  # fmt: skip
-                    assert out.shape == (len(prompts) * G, P + C)
-
-                t = by_turns({"ours": ours, "generate": generate}, args.repeats, args.device)
-                print(
-                    f"{P:>5} {len(prompts):>3} {G:>3} {C:>4}   {t['ours']:>6.2f} s {t['generate']:>7.2f} s {t['generate'] / t['ours']:>6.1f}×",
-                    end="",
-                )
-                if args.device == "cuda":
-                    short = by_turns({"half": lambda: ours(C // 2)}, args.repeats, "cuda")["half"]
-                    print(
-                        f"   {(t['ours'] - short) / (C - C // 2) / weights_once(model):>6.2f}×",
-                        end="",
-                    )
-                print(flush=True)
+                print(compare(model, prompts, G, C, args), flush=True)
 
 
 def weights_once(model):
-    """Seconds to read the language model's weights once, at the bandwidth of a large copy (which reads and writes)."""
+    """Seconds to read the language model's weights once, at the bandwidth of a large copy."""
     big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     copy = by_turns({"copy": lambda: big.clone()}, 5, "cuda")["copy"]
     weights = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
+    # A copy reads and writes.
     return sum(w.numel() * w.element_size() for w in weights) / (2 * 2**30 / copy)
 
 

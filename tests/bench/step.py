@@ -1,18 +1,20 @@
-"""Bench 3: one whole GRPO step. Ours against the public trainers' way, and against TRL's GRPOTrainer.
+"""Bench 3: one whole GRPO step. Ours against the public trainers' way, and TRL's GRPOTrainer.
 
-    python tests/bench/step.py                    # frames of 4, 16 and 36 tokens
-    python tests/bench/step.py --trl 1            # TRL as well; installs it into data/trl-venv first
+    python tests/bench/step.py                # frames of 4, 16 and 36 tokens
+    python tests/bench/step.py --trl 1        # TRL as well; installs it into data/trl-venv first
     python tests/bench/step.py --device cuda --config 7b --prompt 1024 3584
 
-The shipped toy base on 8 toy clips, G = 8, at most 64 new tokens, β = 0.04: sampling, rewards, reference
-log-probs, policy log-probs, backward, optimizer. The demo looks at frames of 4 tokens; larger ones bring
-the prompt nearer to real lengths. All sides sample from the same policy, so completions are of like length.
+The shipped toy base on 8 toy clips, G = 8, at most 64 new tokens, β = 0.04: sampling, rewards,
+reference log-probs, policy log-probs, backward, optimizer. The demo looks at frames of 4 tokens;
+larger ones bring the prompt nearer to real lengths. All sides sample from the same policy, so
+completions are of like length.
 
 With --prompt, weights are random and so are 8 videos of that many tokens: the way to other sizes.
 
-"public" is the step as VideoChat-R1's and other public trainers write it: every prompt and its video
-repeated G times, in `generate`, in the reference's forward and in the policy's. TRL takes no video, so it
-gets the clip's frames as images, every second one: as many vision tokens as a video of all of them.
+"public" is the step as VideoChat-R1's and other public trainers write it: every prompt and its
+video repeated G times, in `generate`, in the reference's forward and in the policy's. TRL takes no
+video, so it gets the clip's frames as images, every second one: as many vision tokens as a video of
+all of them.
 """
 
 import copy
@@ -21,14 +23,11 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
 
-import data
-import grpo
-import tasks
-from annotations.readers import read_dataset
 from common import (
     ROOT,
     TOKENIZER,
@@ -39,6 +38,11 @@ from common import (
     repeated_logprobs,
     repeated_sampling,
 )
+
+import data
+import grpo
+import tasks
+from annotations.readers import read_dataset
 from runtime.loader import generator_for
 from runtime.models import load
 from runtime.optimizer import MasterAdamW
@@ -50,39 +54,23 @@ def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):
     generators = [generator_for(0, 0, k) for k, _ in batch]
     share = data.Batch([e for _, e in batch], prompts, generators, tokenizer)
     update_weights = lambda: optimizer.step(0.0, 1.0, 1)
-    return grpo.grpo_step(
-        policy,
-        lambda: nullcontext(reference),
-        share,
-        args,
-        update_weights,
-        float,
-        Clock(policy.device),
-    )
+    reference_model, clock = lambda: nullcontext(reference), Clock(policy.device)
+    return grpo.grpo_step(policy, reference_model, share, args, update_weights, float, clock)
 
 
 def public(policy, reference, tokenizer, batch, prompts, optimizer, args):
-    """The same step with every prompt repeated. Only what is repeated differs: rewards, loss, optimizer are ours."""
+    """The same step with every prompt repeated.
+
+    Only what is repeated differs: rewards, loss, optimizer are ours.
+    """
     G, stop_ids = args.group_size, policy.generation_config.eos_token_id
     completions = repeated_sampling(policy, prompts, G, args.max_new_tokens)  # (B, G, C)
-    stopped = (
-        torch
-        .isin(completions, torch.tensor(stop_ids, device=completions.device))
-        .int()
-        .cumsum(dim=2)
-    )
-    mask = (
-        stopped - torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int()
-    ) == 0
+    stops = torch.isin(completions, torch.tensor(stop_ids, device=completions.device)).int()
+    mask = stops.cumsum(dim=2) - stops == 0  # up to the first stop token, that one included
     texts = [grpo.completion_texts(c, m, tokenizer, stop_ids) for c, m in zip(completions, mask)]
-    reward = torch.tensor(
-        [
-            [sum(tasks.score(e.task, t, e.answer, True).values()) for t in group]
-            for (_, e), group in zip(batch, texts)
-        ],
-        device=policy.device,
-    )
-    advantages = grpo.group_advantages(reward).flatten()
+    total = lambda e, text: sum(tasks.score(e.task, text, e.answer, True).values())
+    reward = [[total(e, text) for text in group] for (_, e), group in zip(batch, texts)]
+    advantages = grpo.group_advantages(torch.tensor(reward, device=policy.device)).flatten()
     with torch.no_grad():
         logp_ref = repeated_logprobs(reference, prompts, G, completions)
     logp, mask = repeated_logprobs(policy, prompts, G, completions), mask.flatten(0, 1)
@@ -102,13 +90,11 @@ def trl_python():
         print("installing TRL into data/trl-venv …", flush=True)
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         pip = [python, "-m", "pip", "-q", "install"]
-        subprocess.run(
-            [*pip, "torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "pillow"], check=True
-        )
-        subprocess.run(
-            [*pip, "--no-deps", "torchvision==0.28.0"], check=True
-        )  # with its dependencies it would bring another torch
-        open(os.path.join(venv, "installed"), "w").close()
+        trl = ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "pillow"]
+        subprocess.run([*pip, *trl], check=True)
+        # With its dependencies it would bring another torch.
+        subprocess.run([*pip, "--no-deps", "torchvision==0.28.0"], check=True)
+        open(os.path.join(venv, "installed"), "w", encoding="utf-8").close()
     return python
 
 
@@ -119,16 +105,26 @@ def trl_seconds(examples, budget, args, steps):
     questions, frames = [], {}
     for i, example in enumerate(examples):
         clip = data.read_frames(example.video, budget)
-        frames[str(i)] = (
-            clip.pixels[::2].permute(0, 2, 3, 1).numpy()
-            if clip.pixels.shape[1] == 3
-            else clip.pixels[::2].numpy()
-        )
+        pixels = clip.pixels[::2]
+        if pixels.shape[1] == 3:
+            pixels = pixels.permute(0, 2, 3, 1)
+        frames[str(i)] = pixels.numpy()
         questions.append(tasks.question_text(example, clip.duration, True))
     np.savez(os.path.join(folder, "frames.npz"), **frames)
-    with open(os.path.join(folder, "job.json"), "w") as f:
-        json.dump({"model": TOKENIZER, "questions": questions, "system": data.SYSTEM, "group_size": args.group_size, "beta": args.beta,
-                   "max_new_tokens": args.max_new_tokens, "steps": steps, "threads": torch.get_num_threads()}, f)  # fmt: skip
+    with open(os.path.join(folder, "job.json"), "w", encoding="utf-8") as f:
+        json.dump(
+            {
+                "model": TOKENIZER,
+                "questions": questions,
+                "system": data.SYSTEM,
+                "group_size": args.group_size,
+                "beta": args.beta,
+                "max_new_tokens": args.max_new_tokens,
+                "steps": steps,
+                "threads": torch.get_num_threads(),
+            },
+            f,
+        )
     done = subprocess.run(
         [trl_python(), os.path.join(ROOT, "tests", "bench", "trl_trainer.py"), folder],
         capture_output=True,
@@ -139,6 +135,24 @@ def trl_seconds(examples, budget, args, steps):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+SETTINGS = dict(
+    score_every_group=True,
+    task="grounding",
+    tasks=["grounding"],
+    think=True,
+    train_vision=True,
+    shard=False,
+    group_size=8,
+    max_new_tokens=64,
+    beta=0.04,
+    loss="grpo",
+    updates_per_rollout=1,
+    clip=0.2,
+    clip_high=0.2,
+    grad_clip=1.0,
+)
+
+
 class NoTokenizer:
     """For random weights of other sizes: whatever they say is nothing, and earns nothing."""
 
@@ -147,44 +161,27 @@ class NoTokenizer:
 
 
 def main():
-    args = arguments(__doc__, "trained unless --prompt is given", frame_tokens=([4, 16, 36], "tokens of a pair of frames"), prompt=([], "P, with random weights"),
-                     trl=(0, "1: against TRL too"))  # fmt: skip
-    args.__dict__.update(
-        score_every_group=True,
-        task="grounding",
-        tasks=["grounding"],
-        think=True,
-        train_vision=True,
-        shard=False,
-        group_size=8,
-        max_new_tokens=64,
-        beta=0.04,
-        loss="grpo",
-        updates_per_rollout=1,
-        clip=0.2,
-        clip_high=0.2,
-        grad_clip=1.0,
+    args = arguments(
+        __doc__,
+        "trained unless --prompt is given",
+        frame_tokens=([4, 16, 36], "tokens of a pair of frames"),
+        prompt=([], "P, with random weights"),
+        trl=(0, "1: against TRL too"),
     )
+    args.__dict__.update(SETTINGS)
     if args.config != "toy" and not args.prompt:
         sys.exit("error: --config other than toy has random weights: give --prompt 1024, say")
     if args.prompt:
-        policy, tokenizer, examples = (
-            make_policy(args.config, args.device),
-            NoTokenizer(),
-            [data.Example("", "grounding", "", "", (0.0, 1.0))] * 8,
-        )
+        policy, tokenizer = make_policy(args.config, args.device), NoTokenizer()
+        examples = [data.Example("", "grounding", "", "", (0.0, 1.0))] * 8
         cases = [[make_prompt(policy, P, seed=b) for b in range(8)] for P in args.prompt]
     else:
-        (policy, tokenizer), examples = (
-            load(TOKENIZER, args.device),
-            read_dataset("charades", "train", world.ensure("charades"))[:8],
+        policy, tokenizer = load(TOKENIZER, args.device)
+        examples = read_dataset("charades", "train", world.ensure("charades"))[:8]
+        budget = lambda pixels: data.VideoBudget(
+            max_frames=64, min_frame_pixels=pixels, max_frame_pixels=pixels
         )
-        budgets = [
-            data.VideoBudget(
-                max_frames=64, min_frame_pixels=n * 28 * 28, max_frame_pixels=n * 28 * 28
-            )
-            for n in args.frame_tokens
-        ]
+        budgets = [budget(n * 28 * 28) for n in args.frame_tokens]
         cases = [
             [data.load_prompt(e, budget, tokenizer, True) for e in examples] for budget in budgets
         ]
@@ -197,15 +194,16 @@ def main():
     )
     for k, prompts in enumerate(cases):
         job = (policy, reference, tokenizer, batch, prompts, optimizer, args)
-        t = by_turns(
-            {"ours": lambda: ours(*job), "public": lambda: public(*job)}, args.repeats, args.device
-        )
+        sides = {"ours": partial(ours, *job), "public": partial(public, *job)}
+        t = by_turns(sides, args.repeats, args.device)
         P = sum(len(p.ids) for p in prompts) / len(prompts)
-        line = f"{P:>5.0f}   {t['ours']:>6.2f} s {t['public']:>6.2f} s {t['public'] / t['ours']:>6.1f}×"
+        line = f"{P:>5.0f}   {t['ours']:>6.2f} s {t['public']:>6.2f} s"
+        line += f" {t['public'] / t['ours']:>6.1f}×"
         if args.trl and not args.prompt:
             trl = trl_seconds(examples, budgets[k], args, args.repeats + 1)
             tokens = sum(int(g.mask.sum()) for g in ours(*job).groups) / 64
-            line += f"   {trl['seconds']:>6.2f} s {trl['seconds'] / t['ours']:>6.1f}×   {tokens:>12.1f} {trl['tokens']:>5.1f}"
+            line += f"   {trl['seconds']:>6.2f} s {trl['seconds'] / t['ours']:>6.1f}×"
+            line += f"   {tokens:>12.1f} {trl['tokens']:>5.1f}"
         print(line, flush=True)
 
 

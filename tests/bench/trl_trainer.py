@@ -1,6 +1,6 @@
 """Run by step.py in a virtual environment that has TRL: some steps of its GRPOTrainer, timed.
 
-python trl_trainer.py FOLDER       # job.json and frames.npz, written by step.py; prints one line of JSON
+python trl_trainer.py FOLDER       # with step.py's job.json and frames.npz; prints JSON
 """
 
 import json
@@ -10,8 +10,8 @@ import time
 
 import torch
 
-# torchvision's wheel is built for CUDA; beside a CPU build of torch its operators are missing, which
-# matters at import only. Declaring those that import asks for is enough.
+# torchvision's wheel is built for CUDA; beside a CPU build of torch its operators are missing,
+# which matters at import only. Declaring those that import asks for is enough.
 for operator in ("nms", "qnms"):
     torch.library.define(
         f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -32,8 +32,10 @@ from trl import GRPOConfig, GRPOTrainer
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
-    "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -55,32 +57,52 @@ class Stopwatch(TrainerCallback):
 
 def main():
     folder = sys.argv[1]
-    with open(os.path.join(folder, "job.json")) as f:
+    with open(os.path.join(folder, "job.json"), encoding="utf-8") as f:
         job = json.load(f)
     torch.set_num_threads(job["threads"])
     frames = np.load(os.path.join(folder, "frames.npz"))
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
     pixels = frames["0"].shape[1] * frames["0"].shape[2]
     processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": pixels, "longest_edge": pixels}),
-        tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor(), chat_template=TEMPLATE)  # fmt: skip
+        image_processor=Qwen2VLImageProcessor(
+            size={"shortest_edge": pixels, "longest_edge": pixels}
+        ),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=TEMPLATE,
+    )
     rows = []
     for i, question in enumerate(job["questions"]):
         images = [Image.fromarray(frame) for frame in frames[str(i)]]
         content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
         rows.append({"prompt": [{"role": "user", "content": content}], "images": images})
     settings = GRPOConfig(
-        output_dir=os.path.join(folder, "out"), use_cpu=True, bf16=False, per_device_train_batch_size=len(rows) * job["group_size"],
-        num_generations=job["group_size"], max_completion_length=job["max_new_tokens"], temperature=1.0, top_p=1.0, top_k=0, beta=job["beta"],
-        max_steps=job["steps"], learning_rate=1e-9, lr_scheduler_type="constant", gradient_checkpointing=False, save_strategy="no", report_to="none",
-        disable_tqdm=True, logging_steps=1, loss_type="grpo", scale_rewards="group",
-    )  # fmt: skip
+        output_dir=os.path.join(folder, "out"),
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=len(rows) * job["group_size"],
+        num_generations=job["group_size"],
+        max_completion_length=job["max_new_tokens"],
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        beta=job["beta"],
+        max_steps=job["steps"],
+        learning_rate=1e-9,
+        lr_scheduler_type="constant",
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        loss_type="grpo",
+        scale_rewards="group",
+    )
     watch = Stopwatch()
 
     def reward(completions, **kwargs):
-        return [
-            float(len(str(c)) % 7) for c in completions
-        ]  # costs nothing, and differs within a group
+        # Costs nothing, and differs within a group.
+        return [float(len(str(c)) % 7) for c in completions]
 
     GRPOTrainer(
         model=job["model"],

@@ -1,6 +1,6 @@
-"""The same three steps on 1, 2 and 4 processes, weights copied or sharded, on the CPU (gloo): how far apart do they end?
+"""The same three steps on 1, 2 and 4 processes, copied or sharded: how far apart do they end?
 
-python tests/bench/worlds.py
+python tests/bench/worlds.py        # on the CPU, with gloo
 """
 
 import argparse
@@ -13,18 +13,8 @@ from safetensors.torch import load_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STEPS = [
-    "train.py",
-    "--task",
-    "grounding",
-    "--steps",
-    "3",
-    "--prompts-per-step",
-    "4",
-    "--group-size",
-    "8",
-    "--device",
-    "cpu",
-    "--quiet",
+    *"train.py --task grounding --steps 3 --prompts-per-step 4 --group-size 8".split(),
+    *"--device cpu --quiet".split(),
 ]
 
 
@@ -45,11 +35,8 @@ def main():
     print("relative distance of all parameters to those of one process:")
     for processes, flags in ((1, []), (2, []), (4, []), (2, ["--shard"]), (4, ["--shard"])):
         out = os.path.join(home, f"{processes}{''.join(flags)}")
-        launcher = (
-            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-            if processes > 1
-            else []
-        )
+        launcher = "-m torch.distributed.run --standalone --nproc-per-node".split()
+        launcher = [*launcher, str(processes)] if processes > 1 else []
         done = subprocess.run(
             [sys.executable, *launcher, *STEPS, *flags, "--out", out],
             cwd=ROOT,
@@ -57,15 +44,14 @@ def main():
             text=True,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        found = weights(out)
+        ended = weights(out)
         if processes == 1:
-            one, moved = found, norm(found[k] - start[k] for k in found) / norm(start.values())
+            one, moved = ended, norm(ended[k] - start[k] for k in ended) / norm(start.values())
             print(f"  1 process, which moved by {moved:.1e}")
         else:
-            apart = norm(found[k] - one[k] for k in one) / norm(one.values())
-            print(
-                f"  {processes} processes, {'sharded (FSDP2)' if flags else 'copied':<16} {apart:.1e}"
-            )
+            apart = norm(ended[k] - one[k] for k in one) / norm(one.values())
+            how = "sharded (FSDP2)" if flags else "copied"
+            print(f"  {processes} processes, {how:<16} {apart:.1e}")
 
 
 if __name__ == "__main__":

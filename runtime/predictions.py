@@ -1,0 +1,257 @@
+"""predictions.py: the folder of an evaluation, and the answers in it.
+
+    settings.json                     all that the answers depend on
+    predictions.jsonl                 one record per question, appended as it is answered
+    predictions-second-look.jsonl     with --clues: the answers after the second look
+    results.json                      the metrics, with the settings they were made with
+
+An evaluation that was interrupted goes on with the answers it has. So answers made with other
+settings, by other weights or to other questions must never be continued: they are moved aside.
+"""
+
+import hashlib
+import json
+import os
+import sys
+
+from annotations.readers import DATASETS, read_dataset
+from runtime.errors import NUMBER, BadInput, first_line, read_object
+from runtime.folders import expect_kind, kind_of, read_lines, remove_lines, set_aside, take
+from runtime.settings import TOY_MODEL
+from tasks import TASKS
+
+# ------------------------------------------------------------------------------------------------
+# Which model, which questions
+# ------------------------------------------------------------------------------------------------
+
+
+def find_model(name):
+    """A run folder, a model folder or a hub name → (what `load` takes, name to show, settings).
+
+    settings: those that the run was trained with; {} of a model that is no run. Raises BadInput for
+    an evaluation's folder, and for a run that has not saved a policy yet.
+    """
+    settings_file = os.path.join(name, "settings.json")
+    if kind_of(name) == "evaluation":
+        raise BadInput(
+            f"--model {name} is an evaluation of eval.py: "
+            "give the run or the model that was evaluated"
+        )
+    if not os.path.isfile(settings_file):
+        is_toy = os.path.abspath(name) == TOY_MODEL
+        return name, "toy base" if is_toy else name, {}
+    policy = os.path.join(name, "policy")
+    if not os.path.isdir(policy):
+        raise BadInput(
+            f"run folder {name} has no policy/ yet: the run has not saved one; "
+            "see --save-every of train.py"
+        )
+    wanted = {"model_name": str, "method": str, "think": bool, "max_new_tokens": int}
+    try:
+        settings = read_object(settings_file, **wanted)
+    except BadInput as e:
+        raise BadInput(f"{e}; --model {policy} evaluates the weights without it") from e
+    shown = f"{settings['model_name']} + {settings['method'].upper()} ({name})"
+    return policy, shown, settings
+
+
+# Some clips of most benchmarks can no longer be had. If more than this share is not there, the
+# folder is wrong.
+MISSING = 0.1
+
+
+def read_questions(bench_name, folder, limit, loud):
+    """(Examples of a benchmark's test split, sentences about what its reader had to leave out).
+
+    loud: whether to print these sentences, and a warning if some videos are missing. Raises
+    BadInput if more than the share MISSING is.
+    """
+    left_out = []
+    examples = read_dataset(bench_name, "test", folder, left_out.append)[:limit]
+    for sentence in left_out if loud else []:
+        print(sentence, file=sys.stderr)
+    videos = {e.video for e in examples}
+    missing = sorted(video for video in videos if not os.path.exists(video))
+    if missing:
+        sentence = (
+            f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing, "
+            f"the first is {missing[0]}"
+        )
+        if len(missing) > MISSING * len(videos):
+            raise BadInput(
+                f"{sentence}. {bench_name} is: {DATASETS[bench_name].source}; "
+                "--limit N takes the first N questions only"
+            )
+        if loud:
+            warning = f"WARNING: {sentence}; questions about them count as wrong"
+            print(warning, file=sys.stderr)
+    return examples, left_out
+
+
+def fingerprint(folder):
+    """Names, sizes and times of a local model's weight files; of a hub's model its name."""
+    if not os.path.isdir(folder):
+        return folder
+    files = sorted(f for f in os.listdir(folder) if f.endswith(".safetensors"))
+    stats = [os.stat(os.path.join(folder, f)) for f in files]
+    return [[f, s.st_size, int(s.st_mtime)] for f, s in zip(files, stats)]
+
+
+def digest(examples):
+    """A hash of what is asked and what is right."""
+    asked = [(e.id, e.question, e.options, e.answer, e.span) for e in examples]
+    return hashlib.sha1(repr(asked).encode()).hexdigest()
+
+
+def task_asked(bench_name, usual_task, args):
+    """The task as which a benchmark's questions are asked: its usual one, or what the flags say.
+
+    Raises BadInput if the questions of this benchmark cannot be asked as that task.
+    """
+    task = "gqa" if args.clues else args.task or usual_task
+    if args.clues and usual_task not in ("qa", "gqa"):
+        raise BadInput(f"--clues asks a multiple-choice question twice; {bench_name} has none")
+    if args.clues and args.task:
+        raise BadInput(
+            "--clues asks for the answer and its seconds, the task gqa: leave --task away"
+        )
+    if task == "gqa" and usual_task == "qa" and not args.clues:
+        raise BadInput(f"--task gqa: no seconds are annotated in {bench_name}")
+    if TASKS[task].data != TASKS[usual_task].data:
+        raise BadInput(
+            f"--task {task} is asked about {TASKS[task].data}; "
+            f"the questions of {bench_name} are of the task {usual_task}"
+        )
+    return task
+
+
+# ------------------------------------------------------------------------------------------------
+# The folder
+# ------------------------------------------------------------------------------------------------
+
+
+def evaluation_folder(bench_name, usual_task, args):
+    """The name of an evaluation's folder, which says what was asked and how."""
+    name = f"eval-{bench_name}"
+    if args.task not in (None, usual_task):
+        name += f"-{args.task}"
+    if args.blind:
+        name += "-blind"
+    if args.clues:
+        name += "-clues"
+    return name
+
+
+def folder_without_run(model):
+    """Where the evaluations of a model go that is no run of train.py."""
+    return os.path.join("runs", "eval", os.path.basename(os.path.normpath(model)))
+
+
+def open_evaluation(out, settings):
+    """Makes the folder and locks it. Predictions that other settings made are moved aside."""
+    settings_path = os.path.join(out, "settings.json")
+    settings = json.loads(json.dumps(settings))  # as the file has them: lists, no tuples
+    try:
+        continued = expect_kind(out, "evaluation")
+        os.makedirs(out, exist_ok=True)
+        take(out)
+        changed = changed_settings(settings_path, settings) if continued else []
+        if changed:
+            aside = set_aside(out)
+            print(
+                f"{out} holds predictions made with other settings ({', '.join(changed)}): "
+                f"starting anew, they are now in {aside}/",
+                file=sys.stderr,
+            )
+        write_object(settings_path, settings | {"kind": "evaluation"})
+    except OSError as e:
+        raise BadInput(f"cannot write to --out {out}: {e.strerror}") from e
+
+
+def changed_settings(path, settings):
+    """The names of the settings that differ from those in the file."""
+    try:
+        before = read_object(path)
+    except BadInput as e:
+        print(f"{e}", file=sys.stderr)
+        return ["settings.json is damaged"]
+    return [name for name in settings if before.get(name) != settings[name]]
+
+
+def write_object(path, content):
+    """Writes a .json file, which is complete or not there."""
+    try:
+        with open(path + ".partial", "w", encoding="utf-8") as f:
+            json.dump(content, f, indent=2)
+        os.replace(path + ".partial", path)
+    except OSError as e:
+        raise BadInput(f"{path} cannot be written: {e.strerror}") from e
+
+
+# ------------------------------------------------------------------------------------------------
+# The answers
+# ------------------------------------------------------------------------------------------------
+
+
+def read_predictions(path):
+    """predictions.jsonl as {id: record}, without damaged lines and one that is half-written."""
+    wanted = {"id": str, "group": str, "text": str, "format": NUMBER}
+    return {record["id"]: record for record in read_lines(path, **wanted) if "answer" in record}
+
+
+def answered(path):
+    """The ids of the questions that predictions.jsonl holds an answer to.
+
+    The file is cleaned, so that more can be appended: of a last line that was cut short, and of
+    questions whose video could not be read. It may be there by now, so they are asked again.
+    """
+    records = read_predictions(path)
+    done = {id for id, record in records.items() if "error" not in record}
+    if os.path.exists(path):
+        remove_lines(path, lambda record: record.get("id") in done and "error" not in record)
+    return done
+
+
+def metrics_of(task, records):
+    """{name: percent}: the task's metrics, and the share of answers in the right form."""
+    try:
+        right_form = 100 * sum(r["format"] for r in records) / len(records)
+        return TASKS[task].metrics(records) | {"format": right_form}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+        raise BadInput(
+            "the predictions cannot be scored, so predictions.jsonl is damaged "
+            f"({type(e).__name__}: {first_line(e)}): "
+            "move it away and give the same command again"
+        ) from e
+
+
+def print_table(columns):
+    """columns: [(name of the model, {benchmark: (name of the data, metrics)})].
+
+    With two models their difference is a third column. A figure of the toy world says so in its
+    line.
+    """
+    names = [name for name, _ in columns]
+    toy_model = any("toy" in name for name in names)
+    if len(columns) == 2:
+        names.append("difference")
+    rows = []
+    for bench_name, (data_name, metrics) in columns[0][1].items():
+        for metric in metrics:
+            label = f"{bench_name} {metric}"
+            if "toy" in data_name:
+                label = f"toy {label}"
+            elif toy_model:
+                label += " (toy model)"
+            values = [results[bench_name][1].get(metric) for _, results in columns]
+            cells = ["–" if value is None else f"{value:.1f}" for value in values]
+            if len(values) == 2:
+                both = None not in values
+                cells.append(f"{values[1] - values[0]:+.1f}" if both else "–")
+            rows.append((label, cells))
+    width = max(len(label) for label, _ in rows)
+    print("in percent, on: " + "; ".join(data_name for data_name, _ in columns[0][1].values()))
+    print(" " * width, *names, sep="  ")
+    for label, cells in rows:
+        aligned = [f"{cell:>{len(name)}}" for cell, name in zip(cells, names)]
+        print(f"{label:<{width}}", *aligned, sep="  ")
