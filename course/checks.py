@@ -693,11 +693,11 @@ def kl_k3_cases():
 def slow_completion_mask(tokens, stop):
     rows = []
     for row in tokens.view(-1, tokens.shape[-1]).tolist():
-        ended, own = False, []
+        ended, mask = False, []
         for token in row:
-            own.append(not ended)
+            mask.append(not ended)
             ended = ended or token in stop.tolist()
-        rows.append(own)
+        rows.append(mask)
     return torch.tensor(rows).view(tokens.shape)
 
 
@@ -759,10 +759,12 @@ def completion_mask_cases():
 def slow_token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
     C, rows = mask.shape[-1], []
     for row in mask.view(-1, C).tolist():
-        each = {"dapo": 1 / n_tokens, "dr_grpo": 1 / (max_new_tokens * n_completions)}.get(
-            loss, 1 / (sum(row) * n_completions)
-        )
-        rows.append([each if own else 0.0 for own in row])
+        weight = 1 / (sum(row) * n_completions)
+        if loss == "dapo":
+            weight = 1 / n_tokens
+        if loss == "dr_grpo":
+            weight = 1 / (max_new_tokens * n_completions)
+        rows.append([weight if in_mask else 0.0 for in_mask in row])
     return torch.tensor(rows).view(mask.shape)
 
 
@@ -774,15 +776,15 @@ def slow_policy_loss(logp, old, ref, A, mask, weights, low, high, beta, loss="gr
     gradient, kl = ([[0.0] * C for _ in range(G)] for _ in range(2))
     clipped = [[False] * C for _ in range(G)]
     for g in range(G):
-        own = [c for c in range(C) if mask[g, c]]
+        places = [c for c in range(C) if mask[g, c]]
         a = A[g].item()
-        mean = sum(lp[g][c] - old[g][c] for c in own) / len(own)
-        for c in own:
+        mean = sum(lp[g][c] - old[g][c] for c in places) / len(places)
+        for c in places:
             rho = math.exp(mean if loss == "gspo" else lp[g][c] - old[g][c])
             held = min(max(rho, 1 - low), 1 + high)
             clipped[g][c] = held * a < rho * a
             value -= w[g][c] * min(rho * a, held * a)
-            through = own if loss == "gspo" else [c]  # the tokens that ρ depends on
+            through = places if loss == "gspo" else [c]  # the tokens that ρ depends on
             for other in through if not clipped[g][c] else []:
                 gradient[g][other] -= w[g][c] * rho * a / len(through)
             if rf is not None:

@@ -133,7 +133,7 @@ EXERCISES = (
                "prefill reads every prompt once; cache.start_decoding(G, C) then lets G rows share"
                " it. Row b·G + g is completion g of prompt b. decode_step(model, cache, tokens, "
                "positions) takes the tokens just sampled and their positions, and gives the next "
-               "logits. One uniform number a token goes into draw(): with torch.rand(…, "
+               "logits. One uniform number per token goes into draw(): torch.rand(…, "
                "dtype=torch.float64, generator=generators[b]) for prompt b. (fast_decoding makes "
                "ours faster: call decode_step in its place.) Example: with stop_ids [9], one "
                "prompt and G = 2, the draws 5 9 and 6 7 9 give completions [[[5, 9, 9], [6, 7, "
@@ -361,8 +361,8 @@ def hidden(exercise):
     try:
         yield
     finally:
-        for one in undo:
-            one()
+        for put_back in undo:
+            put_back()
 
 
 # ------------------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ def test_charades_text_and_json_read_the_same(tmp_path):
     text, js = tmp_path / "charades_sta_test.txt", tmp_path / "charades_test.json"
     text.write_text(
         "3MSZA 24.3 30.4##person turn a light on.\n3MSZA 0.0 4##a person  sits\n\nAMT7R 4.3"
-        " 12.5##puts a picture up.\n"
+        " 12.5##puts a picture up.\n",
+        encoding="utf-8",
     )
     js.write_text(
         json.dumps({
@@ -48,7 +49,8 @@ def test_charades_text_and_json_read_the_same(tmp_path):
                 "timestamps": [[4.3, 12.5]],
                 "sentences": ["puts a picture up."],
             },
-        })
+        }),
+        encoding="utf-8",
     )
     a, b = read_charades(str(text), "v"), read_charades(str(js), "v")
     assert a == b and len(a) == 3
@@ -73,25 +75,37 @@ def test_the_real_excerpts(shared):
 
 def test_malformed_lines_are_reported_with_file_and_line_and_skipped(tmp_path):
     path = tmp_path / "charades_sta_test.txt"
-    path.write_text(
-        "A 1 2##good\nnonsense\nB 5 2##ends before it starts\nC x y##no numbers\n../etc/passwd 1"
-        " 2##leaves the folder\nD 1 2##\nE nan inf##z\nF 3 4##good\n"
-    )
+    lines = [
+        "A 1 2##good",
+        "nonsense",
+        "B 5 2##ends before it starts",
+        "C x y##no numbers",
+        "../etc/passwd 1 2##leaves the folder",
+        "D 1 2##",
+        "E nan inf##z",
+        "F 3 4##good",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     said = []
     examples = read_charades(str(path), "v", said.append)
     assert [e.id for e in examples] == ["A/0", "F/0"]
-    assert [int(s.split("line ")[1].split(":")[0]) for s in said] == [2, 3, 4, 5, 6, 7] and all(
-        str(path) in s for s in said
-    )
+    assert [int(s.split("line ")[1].split(":")[0]) for s in said] == [2, 3, 4, 5, 6, 7]
+    assert all(str(path) in s for s in said)
 
 
-@pytest.mark.parametrize("content, says", [
-    ("", "no usable entry"), ("all\nwrong\n", "no usable"), ('{"A": {"timestamps": [[1, 2]]', "line 1: broken JSON"),
-    ('{"A": {"timestamps": [[1, 2]], "sentences": []}}', "no usable"), ('{"A": 3, "B": {"timestamps": 4, "sentences": 5}}', "no usable"),
-])  # fmt: skip
+USELESS = (
+    ("", "no usable entry"),
+    ("all\nwrong\n", "no usable"),
+    ('{"A": {"timestamps": [[1, 2]]', "line 1: broken JSON"),
+    ('{"A": {"timestamps": [[1, 2]], "sentences": []}}', "no usable"),
+    ('{"A": 3, "B": {"timestamps": 4, "sentences": 5}}', "no usable"),
+)
+
+
+@pytest.mark.parametrize("content, says", USELESS)
 def test_useless_annotation_files(tmp_path, content, says):
     path = tmp_path / "charades_sta_test.txt"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(BadInput, match=says):
         read_charades(str(path), "v", lambda sentence: None)
 
@@ -108,7 +122,7 @@ def test_missing_data_names_the_file_and_where_to_get_it(tmp_path):
         read_dataset("charades", "test", str(tmp_path / "nowhere"))
     with pytest.raises(BadInput, match="no test annotations of charades.*TALL"):
         read_dataset("charades", "test", str(tmp_path))
-    (tmp_path / "charades_sta_test.txt").write_text("A 1 2##x\n")
+    (tmp_path / "charades_sta_test.txt").write_text("A 1 2##x\n", encoding="utf-8")
     with pytest.raises(BadInput, match="no folder .*videos"):
         read_dataset("charades", "test", str(tmp_path))
 
@@ -179,25 +193,27 @@ def test_got10k_leaves_out_what_cannot_be_seen(tmp_path):
     os.remove(os.path.join(folder, "val", "got10k00002", "groundtruth.txt"))
     said = []
     assert [e.id for e in read_dataset("got10k", "test", folder, said.append)] == ["got10k00000"]
-    assert (
-        "line 2: skipped, the object is out of sight" in said[0]
-        and "line 3" in said[1]
-        and "groundtruth.txt" in said[1]
-    )
+    assert "line 2: skipped, the object is out of sight" in said[0]
+    assert "line 3" in said[1] and "groundtruth.txt" in said[1]
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda clip: os.remove(os.path.join(clip, "00000009.jpg")), "frames"),
-    (lambda clip: rewrite(clip, "absence.label", lambda text: text[2:]), "absence labels"),
-    (lambda clip: rewrite(clip, "meta_info.ini", lambda text: text.replace("[METAINFO]", "")), "meta_info.ini"),
-    (lambda clip: rewrite(clip, "groundtruth.txt", lambda text: "x" + text), "needs a folder"),
-])  # fmt: skip
-def test_a_sequence_that_is_not_whole_is_named_and_left_out(tmp_path, change, says):
-    """Boxes and frames are paired by their number: where one is missing, every later pair would be
-    wrong.
-    """
+DAMAGES = (
+    ("absence.label", lambda text: text[2:], "absence labels"),
+    ("meta_info.ini", lambda text: text.replace("[METAINFO]", ""), "meta_info.ini"),
+    ("groundtruth.txt", lambda text: "x" + text, "needs a folder"),
+    ("00000009.jpg", None, "frames"),
+)
+
+
+@pytest.mark.parametrize("name, change, says", DAMAGES)
+def test_a_sequence_that_is_not_whole_is_named_and_left_out(tmp_path, name, change, says):
+    """Boxes and frames are paired by number: where one is missing, all later pairs are wrong."""
     folder = world.ensure("got10k", str(tmp_path), train=0, test=2)
-    change(os.path.join(folder, "val", "got10k00001"))
+    sequence = os.path.join(folder, "val", "got10k00001")
+    if change:
+        rewrite(sequence, name, change)
+    else:
+        os.remove(os.path.join(sequence, name))
     said = []
     assert [e.id for e in read_dataset("got10k", "test", folder, said.append)] == ["got10k00000"]
     assert len(said) == 1 and "line 2: skipped" in said[0] and says in said[0]
@@ -213,7 +229,8 @@ def rewrite(folder, name, change):
 def test_one_bad_question_of_an_entry_costs_that_one_alone(tmp_path):
     said = []
     (tmp_path / "c.json").write_text(
-        '\ufeff{"A": {"timestamps": [[1, 2], [3, "x"], [4, 1]], "sentences": ["a", "b", "c"]}}'
+        '\ufeff{"A": {"timestamps": [[1, 2], [3, "x"], [4, 1]], "sentences": ["a", "b", "c"]}}',
+        encoding="utf-8",
     )  # a byte order mark, too
     assert [e.id for e in read_charades(str(tmp_path / "c.json"), "v", said.append)] == ["A/0"]
     assert len(said) == 2 and all("c.json, line 1: entry 'A', number" in s for s in said)
@@ -226,12 +243,9 @@ def test_one_bad_question_of_an_entry_costs_that_one_alone(tmp_path):
 
 def test_files_that_no_program_wrote(tmp_path):
     with pytest.raises(BadInput, match="no usable"):
-        read_captions(
-            write(tmp_path / "captions.json", [{"video": "a.mp4", "events": "a boy runs"}]),
-            "v",
-            lambda line: None,
-        )
-    (tmp_path / "n.json").write_text("[" + "1" * 6000 + "]")
+        path = write(tmp_path / "captions.json", [{"video": "a.mp4", "events": "a boy runs"}])
+        read_captions(path, "v", lambda line: None)
+    (tmp_path / "n.json").write_text("[" + "1" * 6000 + "]", encoding="utf-8")
     with pytest.raises(BadInput, match="broken JSON"):
         read_quality(str(tmp_path / "n.json"), "v")
     (tmp_path / "test.parquet").write_bytes(b"no parquet")
@@ -240,92 +254,68 @@ def test_files_that_no_program_wrote(tmp_path):
 
 
 def write(path, content):
-    path.write_text(json.dumps(content, indent=1))
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
     return str(path)
 
 
-def test_the_multiple_choice_files(tmp_path):
-    said = []
-    mme = [
-        {
-            "question_id": "001-1",
-            "videoID": "fFjv93ACGo8",
-            "duration": "short",
-            "question": "What?",
-            "options": ["A. a cat.", "B. a dog."],
-            "answer": "B",
-        },
-        {
-            "question_id": "001-2",
-            "videoID": "x",
-            "duration": "long",
-            "question": "What?",
-            "options": ["A. a", "B. b"],
-            "answer": "E",
-        },
-    ]
-    (e,) = read_videomme(write(tmp_path / "videomme.json", mme), "v", said.append)
-    assert (
-        (e.answer, e.options, e.group, e.task) == ("B", ("a cat.", "a dog."), "short", "qa")
-        and len(said) == 1
-        and "line 13" in said[0]
-    )
-    mv = [
-        {
-            "video": "ZS9XR.mp4",
-            "question": "What?",
-            "candidates": ["Ate.", "Ran."],
-            "answer": "Ran.",
-            "start": 1.5,
-            "end": 9.0,
-        },
-        {"video": "../a", "question": "q", "candidates": ["x", "y"], "answer": "x"},
-    ]
-    (e,) = read_mvbench(write(tmp_path / "action_sequence.json", mv), "v", said.append)
-    assert (e.answer, e.span, e.group, e.video) == (
-        "B",
-        (1.5, 9.0),
-        "action_sequence",
-        "v/star/Charades_v1_480/ZS9XR.mp4",
-    )
-    (e,) = read_mvbench(
-        write(tmp_path / "episodic_reasoning.json", [mv[0] | {"video": "castle_s01"}]), "v"
-    )
+VIDEOMME = {
+    "question_id": "001-1",
+    "videoID": "fFjv93ACGo8",
+    "duration": "short",
+    "question": "What?",
+    "options": ["A. a cat.", "B. a dog."],
+    "answer": "B",
+}
+MVBENCH = {
+    "video": "ZS9XR.mp4",
+    "question": "What?",
+    "candidates": ["Ate.", "Ran."],
+    "answer": "Ran.",
+    "start": 1.5,
+    "end": 9.0,
+}
+PERCEPTIONTEST = {
+    "id": 0,
+    "question": "q?",
+    "options": ["a", "b", "c"],
+    "answer_id": 2,
+    "area": "memory",
+}
+
+
+def test_videomme(tmp_path):
+    said, bad = [], VIDEOMME | {"question_id": "001-2", "answer": "E"}
+    path = write(tmp_path / "videomme.json", [VIDEOMME, bad])
+    (e,) = read_videomme(path, "v", said.append)
+    assert (e.answer, e.options, e.group, e.task) == ("B", ("a cat.", "a dog."), "short", "qa")
+    assert len(said) == 1 and "line 13" in said[0]
+
+
+def test_mvbench(tmp_path):
+    said, bad = [], {"video": "../a", "question": "q", "candidates": ["x", "y"], "answer": "x"}
+    path = write(tmp_path / "action_sequence.json", [MVBENCH, bad])
+    (e,) = read_mvbench(path, "v", said.append)
+    assert (e.answer, e.span, e.group) == ("B", (1.5, 9.0), "action_sequence")
+    assert e.video == "v/star/Charades_v1_480/ZS9XR.mp4" and len(said) == 1
+    path = write(tmp_path / "episodic_reasoning.json", [MVBENCH | {"video": "castle_s01"}])
+    (e,) = read_mvbench(path, "v")
     assert e.video == "v/tvqa/frames_fps3_hq/castle_s01"
-    pt = {
-        "video_8241": {
-            "metadata": {},
-            "mc_question": [
-                {
-                    "id": 0,
-                    "question": "q?",
-                    "options": ["a", "b", "c"],
-                    "answer_id": 2,
-                    "area": "memory",
-                }
-            ],
-        }
-    }
-    (e,) = read_perceptiontest(write(tmp_path / "mc_question_valid.json", pt), "v")
+
+
+def test_perceptiontest_and_captions(tmp_path):
+    entries = {"video_8241": {"metadata": {}, "mc_question": [PERCEPTIONTEST]}}
+    (e,) = read_perceptiontest(write(tmp_path / "mc_question_valid.json", entries), "v")
     assert (e.id, e.answer, e.group, e.video) == ("video_8241/0", "C", "memory", "v/video_8241.mp4")
-    (e,) = read_captions(
-        write(
-            tmp_path / "captions_train.json",
-            [{"video": "a.mp4", "events": ["A dog runs.", "it  stops"]}],
-        ),
-        "v",
-    )
+    entries = [{"video": "a.mp4", "events": ["A dog runs.", "it  stops"]}]
+    (e,) = read_captions(write(tmp_path / "captions_train.json", entries), "v")
     assert e.answer == ["A dog runs", "it stops"]
 
 
 def test_names_never_lead_out_of_the_folder(tmp_path):
     for bad in ("../x.mp4", "/etc/passwd", "a/../../b", "", "a//b", "..", "a\x00b"):
         with pytest.raises(BadInput, match="no usable"):
-            read_quality(
-                write(tmp_path / "q.json", [{"video": bad, "answer": "low quality"}]),
-                "v",
-                lambda line: None,
-            )
+            path = write(tmp_path / "q.json", [{"video": bad, "answer": "low quality"}])
+            read_quality(path, "v", lambda line: None)
 
 
 def test_files_of_full_size_are_read_in_seconds(tmp_path):
@@ -403,29 +393,18 @@ def test_repeated_ids_are_numbered_and_said(tmp_path):
     )
     assert [e.id for e in examples] == ["a", "b", "a#3", "a#2", "a#4", "c", "b#2"]
     assert [e.video[-5] for e in examples] == list("0123456")  # the order of the file
-    assert (
-        len(said) == 1
-        and "nextgqa_test.json: 3 example(s) have the id of an earlier one, so the second 'a' is 'a#3' here"
-        in said[0]
-    )
+    repeated = "nextgqa_test.json: 3 example(s) have the id of an earlier one"
+    assert len(said) == 1 and f"{repeated}, so the second 'a' is 'a#3' here" in said[0]
     read_dataset("nextgqa", "test", nextgqa(tmp_path, ["a", "b"]), said.append)
     assert len(said) == 1
-    many = read_dataset(
-        "nextgqa", "test", nextgqa(tmp_path, ["a"] * 20_000), said.append
-    )  # in seconds
+    # In seconds, too, where there are many:
+    many = read_dataset("nextgqa", "test", nextgqa(tmp_path, ["a"] * 20_000), said.append)
     assert len({e.id for e in many}) == 20_000
 
 
 def test_half_a_character_is_left_out_where_it_is_read(tmp_path):
     r"""JSON's "\ud800" alone: Python reads it, and no file, terminal or tokenizer takes it."""
-    good = {
-        "question_id": "1",
-        "videoID": "x",
-        "duration": "short",
-        "question": "What?",
-        "options": ["A. a cat", "B. a dog"],
-        "answer": "B",
-    }
+    good = VIDEOMME
     bad = [
         good | change
         for change in (

@@ -154,8 +154,8 @@ def test_a_handout_checks_without_holding_the_solutions(tmp_path):
     assert not os.path.exists(folder / "tests") and not os.path.exists(folder / ".git")
     for e in EXERCISES:
         with open(folder / (e.module + ".py"), encoding="utf-8") as f:
-            found = exercises.functions_of(f.read())
-        assert all(exercises.is_blank(found[name]) for name in e.functions)
+            functions = exercises.functions_of(f.read())
+        assert all(exercises.is_blank(functions[name]) for name in e.functions)
     for name in ("checks.py", "checks_model.py"):
         with open(folder / "course" / name, encoding="utf-8") as f:
             assert all(

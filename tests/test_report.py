@@ -1,6 +1,4 @@
-"""What a person sees of a run: the page, clicked through in a real browser where there is one, and
-the group in the terminal.
-"""
+"""What a person sees of a run: the page, in a real browser if there is one, and the terminal."""
 
 import html
 import json
@@ -30,38 +28,24 @@ CHROMIUM = (
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--"
 
 
+def program(*args):
+    """One of our programs, in a process of its own."""
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def train_here(charades, out, flags):
+    flags = ["--data", charades, "--quiet", "--out", str(out), *flags.split()]
+    train.train(train.parse_args(flags))
+
+
 @pytest.fixture(scope="module")
 def run(charades, tmp_path_factory):
     """(folder, what it said) of three real steps on the toy world, all of them recorded."""
     out = str(tmp_path_factory.mktemp("run") / "three")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "train.py",
-            "--task",
-            "grounding",
-            "--data",
-            charades,
-            "--steps",
-            "3",
-            "--prompts-per-step",
-            "2",
-            "--group-size",
-            "4",
-            "--lr",
-            "1e-3",
-            "--rollouts-every",
-            "1",
-            "--save-every",
-            "1",
-            "--out",
-            out,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    flags = "--task grounding --steps 3 --prompts-per-step 2 --group-size 4 --lr 1e-3".split()
+    flags += "--rollouts-every 1 --save-every 1".split()
+    done = program("train.py", "--data", charades, *flags, "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout + done.stderr
 
@@ -75,17 +59,15 @@ def copy(run, tmp_path):
 def make(folder):
     with open(os.path.join(folder, "settings.json"), encoding="utf-8") as f:
         settings = json.load(f)
-    path = report.write_page(
-        str(folder), report.read_lines(os.path.join(folder, "metrics.jsonl")), settings
-    )
+    lines = report.read_lines(os.path.join(folder, "metrics.jsonl"))
+    path = report.write_page(str(folder), lines, settings)
     with open(path, encoding="utf-8") as f:
         return f.read()
 
 
 def content(page):
-    return json.loads(
-        re.search(r'<script type="application/json" id="run">(.*?)</script>', page, re.DOTALL)[1]
-    )
+    script = r'<script type="application/json" id="run">(.*?)</script>'
+    return json.loads(re.search(script, page, re.DOTALL)[1])
 
 
 def change_groups(folder, change):
@@ -97,153 +79,93 @@ def change_groups(folder, change):
         f.writelines(json.dumps(group) + "\n" for group in groups)
 
 
+def say_evil(group):
+    """The first completion of the group has EVIL as its text and as each of its tokens."""
+    first = group["completions"][0]
+    first.update(text=EVIL, token_texts=[EVIL] * first["tokens"])
+
+
 # The page -----------------------------------------------------------------------------------------
 
 
 def test_the_page_holds_the_whole_run(run):
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.report", run[0]],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = program("-m", "tools.report", run[0])
     assert done.returncode == 0 and "report.html" in done.stdout
     with open(os.path.join(run[0], "report.html"), encoding="utf-8") as f:
         page = f.read()
     shown = content(page)
-    assert (
-        [g["step"] for g in shown["groups"]] == [1, 2, 3]
-        and "toy" in shown["title"]
-        and shown["toy"] is True
-    )
+    assert [g["step"] for g in shown["groups"]] == [1, 2, 3]
+    assert "toy" in shown["title"] and shown["toy"] is True
     for group in shown["groups"]:
-        assert [c["reward"] for c in group["completions"]] == sorted(
-            (c["reward"] for c in group["completions"]), reverse=True
-        )
+        rewards = [c["reward"] for c in group["completions"]]
+        assert rewards == sorted(rewards, reverse=True)
         assert len(shown["clips"][group["clip"]]["frames"]) == 8
         for c in group["completions"]:
             assert "".join(c["token_texts"]).startswith(c["text"])
-            assert (
+            assert {len(c[k]) for k in ("token_texts", "logp", "logp_change", "kl")} == {
                 c["tokens"]
-                == len(c["token_texts"])
-                == len(c["logp"])
-                == len(c["logp_change"])
-                == len(c["kl"])
-            )
+            }
     assert {c["title"] for c in shown["curves"]} >= {
         "mean grounding iou reward",
         "reward (sum of the parts)",
         "entropy (nats per token)",
     }
     assert os.path.isfile(os.path.join(run[0], "curves.png"))
-    assert shown["settings"]["lr"] == 1e-3 and report.tidy([1e-6, float("inf"), -17.5812345]) == [
-        1e-6,
-        None,
-        -17.5812,
-    ]  # not rounded to 0
-    without_names = page.replace("http://www.w3.org/1999/xhtml", "").replace(
-        "http://www.w3.org/2000/svg", ""
-    )
-    assert not re.search(
-        r"https?://|url\(|@import|\bfetch\(", without_names
-    )  # nothing is asked of the network
+    assert shown["settings"]["lr"] == 1e-3
+    tidied = report.tidy([1e-6, float("inf"), -17.5812345])
+    assert tidied == [1e-6, None, -17.5812]  # not rounded to 0
+    for name in ("http://www.w3.org/1999/xhtml", "http://www.w3.org/2000/svg"):
+        page = page.replace(name, "")
+    # Nothing is asked of the network.
+    assert not re.search(r"https?://|url\(|@import|\bfetch\(", page)
 
 
 def test_recorded_changes_are_those_of_the_weights(charades, tmp_path):
-    """The saved policy of a one-step run scores the recorded group as the record says, and the base
-    scored it as it says before.
-    """
+    """The base and the saved policy of a one-step run score the group as the record says."""
     out = str(tmp_path / "one")
-    train.train(
-        train.parse_args([
-            "--data",
-            charades,
-            "--steps",
-            "1",
-            "--prompts-per-step",
-            "2",
-            "--group-size",
-            "4",
-            "--lr",
-            "1e-3",
-            "--quiet",
-            "--out",
-            out,
-        ])
-    )
+    train_here(charades, out, "--steps 1 --prompts-per-step 2 --group-size 4 --lr 1e-3")
     (group,) = report.read_lines(os.path.join(out, "rollouts.jsonl"))
-    example = next(
-        e for e in read_dataset("charades", "train", charades, print) if e.id == group["id"]
-    )
+    examples = read_dataset("charades", "train", charades, print)
+    example = next(e for e in examples if e.id == group["id"])
     moved = 0
     for folder, change in ((BASE, 0), (os.path.join(out, "policy"), 1)):
         policy, tokenizer = load(folder)
         prompt = load_prompt(example, VideoBudget.of_model(folder), tokenizer)
+        features = encode_videos(policy, [prompt])[0]
         for c in group["completions"]:
-            ids = torch.tensor([
-                [
-                    (
-                        tokenizer.convert_tokens_to_ids(t)
-                        if t.startswith("<")
-                        else tokenizer(t)["input_ids"][0]
-                    )
-                    for t in c["token_texts"]
-                ]
-            ])
+            ids = torch.tensor([[token_id(tokenizer, text) for text in c["token_texts"]]])
             with torch.no_grad():
-                logp = group_logprobs(policy, prompt, encode_videos(policy, [prompt])[0], ids)[0][0]
+                logp = group_logprobs(policy, prompt, features, ids)[0][0]
             expected = torch.tensor(c["logp"]) + change * torch.tensor(c["logp_change"])
             assert torch.allclose(logp, expected, atol=2.5e-4)  # two numbers rounded to 4 digits
             moved += sum(abs(x) > 1e-3 for x in c["logp_change"])
-        assert all(
-            x == 0 for c in group["completions"] for x in c["kl"]
-        )  # before the first step the policy is the reference
+        # Before the first step the policy is the reference.
+        assert all(x == 0 for c in group["completions"] for x in c["kl"])
     assert moved
+
+
+def token_id(tokenizer, text):
+    if text.startswith("<"):
+        return tokenizer.convert_tokens_to_ids(text)
+    return tokenizer(text)["input_ids"][0]
 
 
 def test_recording_changes_nothing_that_is_learned(run, charades, tmp_path):
     out = str(tmp_path / "unrecorded")
-    train.train(
-        train.parse_args([
-            "--data",
-            charades,
-            "--steps",
-            "3",
-            "--prompts-per-step",
-            "2",
-            "--group-size",
-            "4",
-            "--lr",
-            "1e-3",
-            "--rollouts-every",
-            "100",
-            "--quiet",
-            "--out",
-            out,
-        ])
-    )
+    flags = "--steps 3 --prompts-per-step 2 --group-size 4 --lr 1e-3 --rollouts-every 100"
+    train_here(charades, out, flags)
     a, b = (report.read_lines(os.path.join(folder, "metrics.jsonl")) for folder in (run[0], out))
     for x, y in zip(a, b):
-        assert x["reward"] == pytest.approx(y["reward"], rel=1e-5) and x[
-            "grad_norm"
-        ] == pytest.approx(y["grad_norm"], rel=1e-3)
+        assert x["reward"] == pytest.approx(y["reward"], rel=1e-5)
+        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-3)
 
 
 def test_a_thousand_steps_of_long_answers_stay_under_10_mb(copy):
     first, last = (report.read_lines(os.path.join(copy, "metrics.jsonl"))[i] for i in (0, -1))
     with open(os.path.join(copy, "metrics.jsonl"), "w", encoding="utf-8") as f:
-        f.writelines(
-            json.dumps(
-                (first if i < 500 else last)
-                | {
-                    "step": i + 1,
-                    "kl": float("nan") if i == 7 else 0.1,
-                }
-            )
-            + "\n"
-            for i in range(1000)
-        )
+        for i in range(1000):
+            changed = {"step": i + 1, "kl": float("nan") if i == 7 else 0.1}
+            f.write(json.dumps((first if i < 500 else last) | changed) + "\n")
     group = report.read_lines(os.path.join(copy, "rollouts.jsonl"))[0]
     for c in group["completions"]:
         c |= {
@@ -265,7 +187,9 @@ def test_a_run_that_is_still_going(copy):
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         with open(copy / name, encoding="utf-8") as f:
             lines = f.read()
-        (copy / name).write_text(lines[:-40])  # killed, or read, in the middle of a line
+        (copy / name).write_text(
+            lines[:-40], encoding="utf-8"
+        )  # killed, or read, in the middle of a line
     shown = content(make(copy))
     assert [g["step"] for g in shown["groups"]] == [1, 2] and "2 of 3 steps" in shown["about"]
     (copy / "rollouts.jsonl").unlink()
@@ -273,21 +197,14 @@ def test_a_run_that_is_still_going(copy):
 
 
 def test_what_a_model_says_stays_text(copy):
-    change_groups(
-        copy,
-        lambda group: group["completions"][0].update(
-            text=EVIL, token_texts=[EVIL] * group["completions"][0]["tokens"]
-        ),
-    )
+    change_groups(copy, say_evil)
     page = make(copy)
     assert EVIL not in page and page.count("</script>") == 2
     assert any(c["text"] == EVIL for c in content(page)["groups"][0]["completions"])
 
 
 def test_before_and_after(copy):
-    """An evaluation is set beside the base's, if that was made alike; one that is still going is
-    not shown.
-    """
+    """An evaluation is beside the base's, if the settings agree; an unfinished one is not shown."""
     record = {
         "id": "a/0",
         "group": "",
@@ -304,10 +221,11 @@ def test_before_and_after(copy):
 
     def evaluation(folder, text, miou, **changed):
         os.makedirs(folder)
-        (folder / "predictions.jsonl").write_text(json.dumps(record | {"text": text}) + "\n")
-        (folder / "results.json").write_text(
-            json.dumps({"metrics": {"mIoU": miou}, "settings": settings | changed})
+        (folder / "predictions.jsonl").write_text(
+            json.dumps(record | {"text": text}) + "\n", encoding="utf-8"
         )
+        results = {"metrics": {"mIoU": miou}, "settings": settings | changed}
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
 
     evaluation(copy / "eval-charades", "<answer>1.0 to 3.0</answer>", 50.0)
     (copy / "eval-mvbench").mkdir()
@@ -315,25 +233,24 @@ def test_before_and_after(copy):
     evaluation(base, EVIL, 10.0)
     (shown,) = content(make(copy))["heldOut"]
     assert shown["metrics"] == [["mIoU", 10.0, 50.0]] and shown["toy"]
-    assert shown["clips"][0]["before"]["words"] == EVIL and shown["clips"][0]["after"][
-        "intervals"
-    ] == [[1.0, 3.0]]
+    assert shown["clips"][0]["before"]["words"] == EVIL
+    assert shown["clips"][0]["after"]["intervals"] == [[1.0, 3.0]]
     shutil.rmtree(base)
     evaluation(base, EVIL, 10.0, think=False)
     (shown,) = content(make(copy))["heldOut"]
     assert shown["metrics"] == [["mIoU", None, 50.0]] and shown["clips"][0]["before"] is None
 
 
-@pytest.mark.parametrize("args", [["/nowhere"], ["."]])
-def test_a_folder_that_is_no_run(args):
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.report", *args], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (
-        done.returncode == 2
-        and "is not a run folder" in done.stderr
-        and done.stderr.strip().count("\n") == 0
-    )
+@pytest.mark.parametrize("folder", ["/nowhere", "."])
+def test_a_folder_that_is_no_run(folder):
+    done = program("-m", "tools.report", folder)
+    assert done.returncode == 2 and "is not a run folder" in done.stderr
+    assert done.stderr.strip().count("\n") == 0
+
+
+def test_the_worked_example_in_numbers():
+    done = program("-m", "tools.report", "assets/example", "1")
+    assert done.returncode == 0 and "advantage" in done.stdout, done.stderr
 
 
 # In a browser -------------------------------------------------------------------------------------
@@ -344,7 +261,10 @@ window.onerror = message => seen.errors.push(message);
 window.alert = () => seen.errors.push("a model's answer was run as a program");
 const click = async () => { try {
   const slider = $("slider");
-  for (slider.value = 0; seen.steps.length < 3; $("later").click()) seen.steps.push((slider.dispatchEvent(new Event("input")), $("step").textContent));
+  for (slider.value = 0; seen.steps.length < 3; $("later").click()) {
+    slider.dispatchEvent(new Event("input"));
+    seen.steps.push($("step").textContent);
+  }
   $("earlier").click();
   await Promise.all($$("#stage img").map(image => image.decode()));
   seen.hash = location.hash;
@@ -357,9 +277,13 @@ const click = async () => { try {
   const tokens = $$("#answers .tokens")[0];
   if (tokens.tabIndex === 0) {
     tokens.focus();
-    for (const key of ["ArrowRight", "ArrowRight"]) tokens.dispatchEvent(new KeyboardEvent("keydown", {key}));
+    for (const key of ["ArrowRight", "ArrowRight"])
+      tokens.dispatchEvent(new KeyboardEvent("keydown", {key}));
     seen.token = $$("#answers output")[0].textContent;
-    for (const name of ["kl", "logp", "logp_change"]) { $("shade").value = name; $("shade").dispatchEvent(new Event("change")); }
+    for (const name of ["kl", "logp", "logp_change"]) {
+      $("shade").value = name;
+      $("shade").dispatchEvent(new Event("change"));
+    }
     seen.shaded = $$("#answers .tokens span").filter(span => span.style.background).length;
   }
   $$("#stage button.row")[1].click();
@@ -369,28 +293,24 @@ const click = async () => { try {
   seen.tooWide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   seen.scripts = document.scripts.length;
 } catch (error) { seen.errors.push(String(error)); }
-parent.document.body.append(Object.assign(parent.document.createElement("pre"), {id: "seen", textContent: JSON.stringify(seen)})); };
+const pre = parent.document.createElement("pre");
+parent.document.body.append(Object.assign(pre, {id: "seen", textContent: JSON.stringify(seen)})); };
 click();
 """
 
 
 def click_through(folder, width=1280):
-    """Opens the page in headless Chromium with a script that uses its controls; returns what the
-    script saw.
+    """Opens the page in headless Chromium with a script that uses its controls.
 
-    In a frame, because a window of headless Chromium is never narrower than 500 pixels, and a phone
-    is.
+    Returns what the script saw. The page is in a frame, because a window of headless Chromium is
+    never narrower than 500 pixels, and a phone is.
     """
-    page = make(folder)
+    script = f'<script>addEventListener("load", () => {{{STEPS}}})</script>'
+    page = html.escape(make(folder).replace("</html>", f"{script}</html>"))
+    style = f"border: 0; width: {width}px; height: 800px"
     path = os.path.join(folder, "clicked.html")
     with open(path, "w", encoding="utf-8") as f:
-        page = page.replace(
-            "</html>", f'<script>addEventListener("load", () => {{{STEPS}}})</script></html>'
-        )
-        f.write(
-            f'<!doctype html><body><iframe srcdoc="{html.escape(page)}" style="border: 0; width:'
-            f' {width}px; height: 800px"></iframe>'
-        )
+        f.write(f'<!doctype html><body><iframe srcdoc="{page}" style="{style}"></iframe>')
     command = [
         CHROMIUM,
         "--headless",
@@ -403,9 +323,9 @@ def click_through(folder, width=1280):
         f"file://{path}",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr[-500:]
-    return json.loads(html.unescape(found[1]))
+    match = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert match, done.stderr[-500:]
+    return json.loads(html.unescape(match[1]))
 
 
 browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -414,46 +334,23 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed
 @browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_clicking_through_the_page(copy, width):
-    change_groups(
-        copy,
-        lambda group: group["completions"][0].update(
-            text=EVIL, token_texts=[EVIL] * group["completions"][0]["tokens"]
-        ),
-    )
+    change_groups(copy, say_evil)
     seen = click_through(copy, width)
-    assert (
-        seen["width"] == width
-        and seen["errors"] == []
-        and seen["scripts"] == 3
-        and seen["tooWide"] <= 0
-    )
+    assert seen["width"] == width and seen["tooWide"] <= 0
+    assert seen["errors"] == [] and seen["scripts"] == 3
     assert seen["steps"] == ["step 1", "step 2", "step 3"] and seen["hash"] == "#step=2"
-    assert (
-        seen["drawings"] == 9
-        and seen["frames"] == 8
-        and seen["broken"] == 0
-        and seen["rows"] == 4
-        and seen["drawn"] >= 1
-    )
+    assert seen["drawings"] == 9 and seen["frames"] == 8 and seen["broken"] == 0
+    assert seen["rows"] == 4 and seen["drawn"] >= 1
     assert any(EVIL in words for words in seen["words"])
-    assert (
-        seen["token"].startswith("token 2, ")
-        and "log-prob" in seen["token"]
-        and seen["shaded"] > 20
-    )
-    assert seen["chosen"] == [False, True, False, False] and seen["pressed"] == [
-        "false",
-        "true",
-        "false",
-        "false",
-    ]
+    assert seen["token"].startswith("token 2, ") and "log-prob" in seen["token"]
+    assert seen["shaded"] > 20
+    assert seen["chosen"] == [False, True, False, False]
+    assert seen["pressed"] == ["false", "true", "false", "false"]
 
 
 @browser
 def test_a_run_without_tokens_and_without_its_clips(copy):
-    """Runs from before tokens were recorded, or whose clips are on another machine, are shown with
-    what they have.
-    """
+    """Old runs have no tokens, copied ones no clips: the page shows what there is."""
 
     def forget(group):
         group["video"] = "gone.mp4"
@@ -463,59 +360,40 @@ def test_a_run_without_tokens_and_without_its_clips(copy):
 
     change_groups(copy, forget)
     seen = click_through(copy)
-    assert (
-        seen["errors"] == []
-        and seen["frames"] == 0
-        and seen["rows"] == 4
-        and "token" not in seen
-        and len(seen["words"]) == 4
-    )
+    assert seen["errors"] == [] and seen["frames"] == 0 and seen["rows"] == 4
+    assert "token" not in seen and len(seen["words"]) == 4
+
+
+BOXES = "<answer>[" + ", ".join(["[0.2, 0.2, 0.5, 0.7]"] * 8) + "]</answer>"
+EVIDENCE = "<think>B</think><answer>B</answer><glue>[(0.5, 1.5), (9.0, 99999.0)]</glue>"
+OTHER_TASKS = (  # (true answer, every completion, how many marks are drawn)
+    ([[0.1, 0.2, 0.5, 0.6]] * 8, BOXES, 8 + 4 * 8),
+    (["B", [[1.0, 2.0], [4.0, 5.0]]], EVIDENCE, 2 + 4 * 2),
+    (["a cat sits", "it leaves"], "<answer>a cat</answer>", 0),
+)
 
 
 @browser
-@pytest.mark.parametrize("answer, text, drawn", [
-    ([[0.1, 0.2, 0.5, 0.6]] * 8, "<answer>[" + ", ".join(["[0.2, 0.2, 0.5, 0.7]"] * 8) + "]</answer>", 8 + 4 * 8),
-    (["B", [[1.0, 2.0], [4.0, 5.0]]], "<think>B</think><answer>B</answer><glue>[(0.5, 1.5), (9.0, 99999.0)]</glue>", 2 + 4 * 2),
-    (["a cat sits", "it leaves"], "<answer>a cat</answer>", 0),
-])  # fmt: skip
+@pytest.mark.parametrize("answer, text, drawn", OTHER_TASKS)
 def test_other_tasks_are_drawn(copy, answer, text, drawn):
-    change_groups(
-        copy,
-        lambda group: (
-            [group.update(answer=answer)] + [c.update(text=text) for c in group["completions"]]
-        ),
-    )
+    def answer_so(group):
+        group["answer"] = answer
+        for c in group["completions"]:
+            c["text"] = text
+
+    change_groups(copy, answer_so)
     seen = click_through(copy)
-    assert (
-        seen["errors"] == []
-        and seen["drawn"] == drawn
-        and seen["frames"] == 8
-        and seen["tooWide"] <= 0
-    )
+    assert seen["errors"] == [] and seen["tooWide"] <= 0
+    assert seen["drawn"] == drawn and seen["frames"] == 8
 
 
 # In the terminal ----------------------------------------------------------------------------------
 
 
 def test_training_shows_a_group_unless_told_not_to(run, charades, tmp_path, capsys):
-    assert (
-        "step 1: The video lasts" in run[1] and run[1].count("reward  advantage  ") == 1
-    )  # every tenth step: of three, the first
-    train.train(
-        train.parse_args([
-            "--data",
-            charades,
-            "--steps",
-            "1",
-            "--prompts-per-step",
-            "1",
-            "--group-size",
-            "2",
-            "--quiet",
-            "--out",
-            str(tmp_path / "q"),
-        ])
-    )
+    # Every tenth step is shown: of three, the first.
+    assert "step 1: The video lasts" in run[1] and run[1].count("reward  advantage  ") == 1
+    train_here(charades, tmp_path / "q", "--steps 1 --prompts-per-step 1 --group-size 2")
     said = capsys.readouterr()
     assert "reward  advantage" not in said.out + said.err
 
@@ -557,17 +435,10 @@ def test_every_task_in_every_terminal(task, width):
         "caption": ("a cat sits",),
     }[task]
     ideal = ideal_answer(replace(EXAMPLE, task=task, answer=answer), "because")
-    lines = shown.group_text(
-        1,
-        group_of(
-            "The video lasts 8.0 seconds. What happens in this long question about a video?",
-            answer,
-            ideal,
-            "",
-            "多" * 300,
-        ),
-        width,
-    ).split("\n")
+    question = "What happens in this long question about a video?"
+    texts = (ideal, "", "多" * 300)
+    group = group_of(f"The video lasts 8.0 seconds. {question}", answer, *texts)
+    lines = shown.group_text(1, group, width).split("\n")
     assert max(map(len, lines)) <= width and "(nothing)" in lines[-2]
     assert ("█" in lines[-3]) == (task in ("grounding", "gqa"))
     assert shown.given_answer(ideal, answer)["intervals"] == [

@@ -52,9 +52,7 @@ def test_clips_are_8_to_20_seconds_and_names_are_unique():
 
 
 def test_a_thing_is_on_screen_exactly_in_its_interval(charades):
-    """From the mp4's pixels: where the annotation says so, its colour is there; before and after,
-    it is not.
-    """
+    """From the mp4's pixels: its colour is there when the annotation says so, and only then."""
     checked = 0
     for i in range(6):
         clip = world.make_clip("test", i)
@@ -86,28 +84,21 @@ def test_boxes_hold_the_thing():
     picture = world.draw(clip, 3.0).astype(int)
     rows, columns = np.nonzero(np.abs(picture - clip.grey).sum(axis=2))
     x0, y0, x1, y1 = (v * world.SIDE for v in thing.box(3.0))
-    assert (
-        abs(columns.min() - x0) < 2
-        and abs(rows.min() - y0) < 2
-        and abs(columns.max() - x1) < 2
-        and abs(rows.max() - y1) < 2
-    )
+    edges = (columns.min(), rows.min(), columns.max(), rows.max())
+    assert all(abs(edge - wanted) < 2 for edge, wanted in zip(edges, (x0, y0, x1, y1)))
 
 
 # The folder it is made in -------------------------------------------------------------------------
 
 
 def test_two_first_uses_at_the_same_time(tmp_path):
-    """Two processes render aside; one finds that the other was faster. Both get the whole data set."""
-    code = "import sys; from toy.world import ensure; print(ensure('charades', sys.argv[1], train=12, test=6))"
+    """Two processes render aside; one finds that the other was faster. Both get all the data."""
+    code = "import sys; from toy.world import ensure as e; "
+    code += "print(e('charades', sys.argv[1], train=12, test=6))"
     folder = str(tmp_path / "toy" / "charades")
     command = [sys.executable, "-c", code, folder]
-    both = [
-        subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, **options) for _ in range(2)]
     for process in both:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0 and out.strip() == folder, err

@@ -1,6 +1,8 @@
 """merge.py: a run's adapters put into its base, as a plain model folder: W + (α / r) B A.
 
-python -m tools.merge runs/x/policy merged/
+    python -m tools.merge runs/x/policy merged/
+
+The run was trained with --lora; merged/ is a model that `--model` takes.
 """
 
 import argparse
