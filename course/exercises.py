@@ -506,6 +506,7 @@ def check(chosen, folder, limit):
 
 
 COPIED = (
+    "CONTRIBUTING.md",
     "README.md",
     "LICENSE",
     "requirements.txt",

@@ -46,19 +46,20 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
 import av
 import numpy as np
-from PIL import Image
-
-from annotations import __main__ as readers_command, readers
-from runtime import errors
-import eval as evaluation
-from course import exercises as course
-from runtime import folders
-from tools import merge, paper, report
 import test_container as clips
 import test_folders as damaged
 import test_hub as models
-from toy import __main__ as world_command, world
+from PIL import Image
+
+import eval as evaluation
 import train
+from annotations import __main__ as readers_command
+from annotations import readers
+from course import exercises as course
+from runtime import errors, folders, settings
+from tools import merge, paper, report
+from toy import __main__ as world_command
+from toy import world
 
 # What a command begins with: a file at the root, or the module that `python -m` is given.
 PROGRAMS = {
@@ -547,9 +548,11 @@ WRONG = {
 
 
 def numeric_flags(program):
-    for file in (program, "data.py"):
-        found = Path(ROOT, file).read_text(encoding="utf-8")
-        yield from re.findall(r'add_argument\("--([a-z-]+)",[^\n]*type=(int|float)', found)
+    """(name, "int" or "float") of each numeric flag of train.py or eval.py."""
+    table = settings.TRAIN_FLAGS if program == "train.py" else settings.EVAL_FLAGS
+    for action in settings.new_parser("", table)._actions:
+        if action.type in (int, float):
+            yield action.option_strings[0].removeprefix("--"), action.type.__name__
 
 
 def means_something(name, kind, value):
@@ -825,7 +828,7 @@ def disk():
         "no room for a folder's settings",
         f"{EVAL} --out out",
         2,
-        "cannot write to --out",
+        "cannot be written",
         within=small_files(100),
         writes=True,
     )
