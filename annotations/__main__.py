@@ -7,7 +7,7 @@ from annotations.readers import DATASETS
 from runtime.errors import run_program
 
 
-def main():
+def start():
     p = argparse.ArgumentParser(prog="python -m annotations", description=__doc__)
     p.add_argument("dataset", choices=DATASETS, metavar="DATASET", help=", ".join(DATASETS))
     p.add_argument("files", nargs="+", metavar="FILE")
@@ -23,5 +23,9 @@ def main():
         print(f"  {examples[0]}")
 
 
+def main():
+    run_program(start)
+
+
 if __name__ == "__main__":
-    run_program(main)
+    main()

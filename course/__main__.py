@@ -2,8 +2,13 @@
 
 import sys
 
-from course.exercises import main
+from course import exercises
 from runtime.errors import run_program
 
+
+def main():
+    return run_program(exercises.main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(main())

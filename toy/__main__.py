@@ -9,7 +9,7 @@ from runtime.errors import BadInput, run_program
 from toy.world import MAKERS, ensure
 
 
-def main():
+def start():
     p = argparse.ArgumentParser(prog="python -m toy", description=__doc__)
     p.add_argument(
         "names", nargs="*", metavar="NAME", help=f"some of {', '.join(MAKERS)} (default: all)"
@@ -20,5 +20,9 @@ def main():
         print(f"toy {name}: {ensure(name)}")
 
 
+def main():
+    run_program(start)
+
+
 if __name__ == "__main__":
-    run_program(main)
+    main()

@@ -55,7 +55,7 @@ import eval as evaluation
 import train
 from annotations import __main__ as readers_command
 from annotations import readers
-from course import exercises as course
+from course import __main__ as course
 from runtime import errors, folders, settings
 from tools import merge, paper, report
 from toy import __main__ as world_command
@@ -1255,7 +1255,7 @@ def run_case(case, here, patience):
         return None, text
     now, left = files_in(here)
     lines = [line for line in text.splitlines() if line.strip()]
-    sentence = [line for line in lines if re.match(r"(\S+: )?error: ", line)]
+    sentence = [line for line in lines if re.match(r"(python -m )?(\S+: )?error: ", line)]
     wanted = case.status if isinstance(case.status, tuple) else (case.status,)
     changed = sorted(path for path in {*before, *now} if before.get(path) != now.get(path))
     return [problem for wrong, problem in (
