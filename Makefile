@@ -11,7 +11,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo paper test test-long test-others docs-check gpu-check base
+.PHONY: demo paper test test-long test-others test-slow test-all lint format docs-check gpu-check base
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -27,16 +27,33 @@ demo: .venv/installed
 paper: .venv/installed
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m tools.paper
 
-# Two at a time, in halves of equal length: most tests are short programs of one thread.
-LONG = tests/test_train.py tests/test_scale.py tests/test_tasks.py tests/test_judge.py
+# Two at a time, in halves of about equal length: most tests are short programs of one thread.
+LONG = $(addprefix tests/test_,train.py scale.py tasks.py judge.py gpu.py plan.py checkpoint.py)
 test: .venv/installed
 	$(MAKE) --no-print-directory -j 2 --output-sync=target test-long test-others
 
 test-long: .venv/installed
-	$(BIN)/python -m pytest -q -p no:cacheprovider $(LONG)
+	$(BIN)/python -m pytest -q -m "not slow" $(LONG)
 
 test-others: .venv/installed
-	$(BIN)/python -m pytest -q -p no:cacheprovider tests $(LONG:%=--ignore=%)
+	$(BIN)/python -m pytest -q -m "not slow" tests $(LONG:%=--ignore=%)
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -q -m slow tests
+
+test-all: test test-slow
+
+lint: .venv/ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/ruff
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+.venv/ruff: .venv/installed requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
 
 docs-check: .venv/installed
 	$(BIN)/python tests/docs_check.py

@@ -318,6 +318,7 @@ def test_names_never_lead_out_of_the_folder(tmp_path):
             read_quality(path, "v", lambda line: None)
 
 
+@pytest.mark.slow
 def test_files_of_full_size_are_read_in_seconds(tmp_path):
     entries = [
         {
@@ -481,6 +482,7 @@ def test_mistakes_of_the_command_are_named(tmp_path):
         assert re.search(says, err.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_help_ends_well_whatever_reads_it():
     code, out, err = command("--help")
     assert (

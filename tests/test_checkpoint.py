@@ -90,6 +90,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(charades, unstopped, tmp_pat
     assert [r["step"] for r in lines(out, "rollouts.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits(charades, unstopped, tmp_path):
     out = tmp_path / "told"
     job = start(charades, out)
@@ -169,6 +170,7 @@ def test_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
         checkpoint.check_room(str(tmp_path), 1e18)
 
 
+@pytest.mark.slow
 def test_unreadable_videos_are_replaced_and_named(charades, tmp_path):
     """One of 12 training clips is damaged: whoever draws it takes the next; the run ends well."""
     broken = tmp_path / "charades"
@@ -217,6 +219,7 @@ def test_steps_that_are_not_finite_are_dropped_and_ten_in_a_row_stop(
     assert [line["dropped"] for line in lines(tmp_path / "x")] == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_decoder_that_hangs_or_dies_costs_one_video(charades, tmp_path, monkeypatch):
     from data import read_frames
     from runtime.decoder import Decoder

@@ -202,6 +202,7 @@ def test_ask_about_ones_own_video(charades):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(evaluated, charades, tmp_path):
     launcher = [
         sys.executable,

@@ -110,6 +110,7 @@ def test_every_command_line_mistake_is_one_sentence(tmp_path, capsys):
 # Instructors --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
     names = {
         "endless": "while True: pass",

@@ -346,6 +346,7 @@ LONG = [
 ]
 
 
+@pytest.mark.slow
 def test_two_programs_in_one_folder(charades, tmp_path):
     """Refused while the other lives, at work once it was killed, and no lock is left behind."""
     out = tmp_path / "run"
@@ -425,6 +426,7 @@ except errors.BadInput:
 """
 
 
+@pytest.mark.slow
 def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path):
     for _ in range(3):
         (tmp_path / "lock").write_text(
@@ -635,6 +637,7 @@ def test_the_folder_is_removed_meanwhile(charades, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", ">/dev/full", "2>&1 | head -1"])
 def test_nobody_listens(closed, charades, tmp_path):
     words = " ".join([
@@ -664,6 +667,7 @@ def test_nobody_listens(closed, charades, tmp_path):
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     ["train.py", "eval.py", "tools.report", "tools.merge", "tools.paper", "course", "grpo.py"],
@@ -680,6 +684,7 @@ def test_help_in_an_ascii_terminal_and_through_head(program):
     assert done.returncode == 0 and done.stdout.startswith("usage: ") and done.stderr == ""
 
 
+@pytest.mark.slow
 def test_every_program_in_an_ascii_terminal(charades, tmp_path):
     out = tmp_path / "run"
     commands = [
@@ -719,6 +724,7 @@ def test_memory_that_is_not_enough_is_known_from_its_real_errors():
     ) and not errors.out_of_memory(RuntimeError("shapes differ"))
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_one_sentence(charades, tmp_path):
     """A limit on the address space, as a batch system sets it."""
     code = f"""
@@ -786,6 +792,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, damage", CASES)
 def test_damaged_files_are_named_and_are_no_traceback(name, damage, run, charades):
     path = run / name

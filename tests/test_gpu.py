@@ -319,6 +319,7 @@ def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatc
         check_sampler(gaps_of(dtype, charades), dtype, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 def test_sharded_in_bfloat16(method, charades, tmp_path):
     """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree."""

@@ -137,6 +137,7 @@ train.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", ("tied", "untied"))
 def test_sharded_it_takes_the_same_step_and_saves_in_parts(
     charades, folders, one_step, tmp_path, tied
@@ -373,6 +374,7 @@ def test_damaged_folders_are_one_sentence(copy, case):
     )
 
 
+@pytest.mark.slow
 def test_a_fault_that_one_process_of_two_can_see_ends_both(charades, copy, tmp_path):
     """NaN in the last rows: they are the second process's share, which says so itself."""
     edit(lambda t, k: t[k][-1].fill_(NAN))(copy)
@@ -504,6 +506,7 @@ os._exit(0)  # not by gloo's own way out, which was seen to abort on a busy mach
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving_leaves_no_process_waiting(tmp_path):
     """The first process cannot write; the other waits for its share of each weight, and gets it."""
     done = torchrun(tmp_path, FULL_DISK, BASE, tmp_path)

@@ -161,6 +161,7 @@ except BadInput as e:
     ("never_heard_of", "config.json", False), ("never_heard_of", "both", False),
     ("qwen2", "both", True),  # transformers has its own classes for it
 ])  # fmt: skip
+@pytest.mark.slow
 def test_code_in_a_judge_s_folder_is_never_run_and_nobody_is_asked(
     folder, tmp_path, model_type, where, works
 ):

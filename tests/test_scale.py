@@ -60,6 +60,7 @@ def score(model, prompt, completions):
     return group_logprobs(model, prompt, encode_videos(model, [prompt])[0], completions)[0]
 
 
+@pytest.mark.slow
 def test_four_processes_copied_or_sharded_take_the_steps_of_one(charades, tmp_path):
     train.train(train.parse_args([*STEPS, "--data", charades, "--out", str(tmp_path / "one")]))
     for name, flags in (("copied", []), ("sharded", ["--shard", "--recompute"])):
@@ -68,6 +69,7 @@ def test_four_processes_copied_or_sharded_take_the_steps_of_one(charades, tmp_pa
         assert relative_distance(tmp_path / "one", tmp_path / name) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes(charades, tmp_path):
     """With adapters: the two features that touch every weight, together."""
     flags = [*STEPS, "--shard", "--lora", "4", "--save-every", "1", "--data", charades]
@@ -189,6 +191,7 @@ def test_adapters_have_a_learning_rate_of_their_own():
     )
 
 
+@pytest.mark.slow
 def test_merged_folder_loads_in_plain_transformers(charades, tmp_path):
     from transformers import AutoModelForImageTextToText
 

@@ -185,6 +185,7 @@ def test_two_processes_take_the_steps_of_one(one_process, charades, tmp_path):
     assert apart < 0.01 * moved, (apart, moved)
 
 
+@pytest.mark.slow
 def test_killing_one_process_ends_the_other_with_a_message(charades, tmp_path):
     flags = [*QUICK, "--data", charades, "--steps", "100000", "--out", str(tmp_path / "x")]
     command = [*TORCHRUN, "29512", "train.py", *flags]
@@ -225,6 +226,7 @@ def test_sft_learns_the_true_answers(charades, tmp_path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dr_grpo", "dapo", "gspo"])
 def test_every_variant_runs(loss, charades, tmp_path):
     done = run(
@@ -335,6 +337,7 @@ def test_a_clip_that_is_missing_is_named(charades, tmp_path):
 # Told to stop -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_told_to_stop_while_a_decoder_hangs(charades, tmp_path):
     """The second clip never comes: a playlist of a pipe into which nobody writes. The first step is
     kept."""

@@ -1,16 +1,19 @@
-"""Hostile cases: what people, disks, downloads and queues do to these programs, each with the end it must have.
+"""Hostile cases: what people, disks, downloads and queues do to these programs, each with the end
+it must have.
 
     python tests/bench/hostile.py                   # all of them, in minutes on 2 cores
     python tests/bench/hostile.py --class locks     # one class
     python tests/bench/hostile.py --first 2         # two of each class: what `make test` runs
     python tests/bench/hostile.py --list
 
-A case is a scratch folder with files of somebody else in it, a command, the exit status it must have and words it must say.
-Besides, whatever the case: no traceback; no file of somebody else is missing; status 2 is said in one sentence and has changed
-nothing in the folder (unless the case says so); and nothing goes on for longer than --patience.
+A case is a scratch folder with files of somebody else in it, a command, the exit status it must
+have and words it must say. Besides, whatever the case: no traceback; no file of somebody else is
+missing; status 2 is said in one sentence and has changed nothing in the folder (unless the case
+says so); and nothing goes on for longer than --patience.
 
-Importing torch takes longer than most cases. So each command is a fork of this process, which has imported everything and
-has started no thread; only what is about the process itself (its terminal, its standard output) is a process from scratch.
+Importing torch takes longer than most cases. So each command is a fork of this process, which has
+imported everything and has started no thread; only what is about the process itself (its terminal,
+its standard output) is a process from scratch.
 """
 
 import argparse
@@ -80,9 +83,10 @@ def start_of(program):
 
 
 class Case(NamedTuple):
-    """command: words, with {name} for what MAKERS makes; one that begins with "$ " is a line for bash, in a new process.
-    within(): in the program's process, before it. meanwhile(pid): while it runs. setup and meanwhile are called in the
-    scratch folder. writes: it may change files and still end with status 2."""
+    """command: words, with {name} for what MAKERS makes; one that begins with "$ " is a line for
+    bash, in a new process. within(): in the program's process, before it. meanwhile(pid): while it
+    runs. setup and meanwhile are called in the scratch folder. writes: it may change files and
+    still end with status 2."""
 
     kind: str
     what: str
@@ -231,7 +235,10 @@ def only_sound():
         file.mux(stream.encode())
 
 
-CANNOT = "video file clip.mp4 .*(cannot be decoded|can't be decoded|is damaged|breaks off|no frame|no video|no duration)"
+CANNOT = (
+    "video file clip.mp4 .*(cannot be decoded|can't be decoded|is damaged|breaks off|no frame"
+    "|no video|no duration)"
+)
 BAD_CLIPS = {
     "an empty file": (changed_clip(lambda b: b""), "is empty"),
     "half of one": (changed_clip(lambda b: b[: len(b) // 2]), CANNOT),
@@ -242,7 +249,10 @@ BAD_CLIPS = {
     "noise": (changed_clip(lambda b: np.random.default_rng(0).bytes(50_000)), CANNOT),
     "a codec that nobody knows": (changed_clip(lambda b: b.replace(b"avc1", b"xxxx")), CANNOT),
     "sound alone": (only_sound, "holds no video"),
-    "a stream without a container": (lambda: clips.write_clip("clip.mp4", "libx264", clips.TENTHS, form="h264"), "does not say when"),
+    "a stream without a container": (
+        lambda: clips.write_clip("clip.mp4", "libx264", clips.TENTHS, form="h264"),
+        "does not say when",
+    ),
     "too narrow": (tiny_clip(8, 16, 3600, "mpeg4"), "too narrow"),
     "no file": (None, "does not exist"),
     "a pipe": (lambda: os.mkfifo("clip.mp4"), "does not exist"),
@@ -250,9 +260,18 @@ BAD_CLIPS = {
     "a folder without frames": (lambda: os.mkdir("clip.mp4"), "holds 0 numbered"),
     "a folder of seven frames": (lambda: pictures([(56, 56)] * 7), "holds 7 numbered"),
     "frames of two sizes": (lambda: pictures([(56, 56)] * 7 + [(56, 84)]), "different sizes"),
-    "a frame of 20,000 x 20,000": (lambda: pictures([(20_000, 20_000)] + [(8, 8)] * 7), "more than the .* can be read"),
-    "a broken frame": (after(lambda: pictures([(56, 56)] * 8), lambda: Path("clip.mp4/00000001.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))), "cannot be read"),
-}  # fmt: skip
+    "a frame of 20,000 x 20,000": (
+        lambda: pictures([(20_000, 20_000)] + [(8, 8)] * 7),
+        "more than the .* can be read",
+    ),
+    "a broken frame": (
+        after(
+            lambda: pictures([(56, 56)] * 8),
+            lambda: Path("clip.mp4/00000001.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)),
+        ),
+        "cannot be read",
+    ),
+}
 NAMES = [
     "with space.mp4",
     "$x_{$\\frac.mp4",
@@ -312,13 +331,25 @@ ENTRIES = {
     "charades": ("charades_test.json", STATED),
     "activitynet": ("test.json", STATED),
     "got10k": ("got_val.json", [{"path": "CLIP", "object": "door", "gt": [[0, 0, 1, 1]] * 8}]),
-    "nextgqa": ("nextgqa_test.json", [CHOICE | {"id": "1", "video": "CLIP", "glue": [[1, 2]], "answer": "(A)"}]),
+    "nextgqa": (
+        "nextgqa_test.json",
+        [CHOICE | {"id": "1", "video": "CLIP", "glue": [[1, 2]], "answer": "(A)"}],
+    ),
     "quality": ("quality_test.json", [{"video": "CLIP", "answer": "low quality"}]),
     "caption": ("captions_test.json", [{"video": "CLIP", "events": ["a door opens"]}]),
-    "videomme": ("videomme.json", [CHOICE | {"question_id": "1", "videoID": "CLIP", "duration": "short", "answer": "A"}]),
-    "mvbench": ("json/action_count.json", [{"video": "CLIP", "question": "which door", "candidates": ["x", "y"], "answer": "x"}]),
-    "perceptiontest": ("mc_question_valid.json", {"CLIP": {"mc_question": [CHOICE | {"id": 0, "answer_id": 1}]}}),
-}  # fmt: skip
+    "videomme": (
+        "videomme.json",
+        [CHOICE | {"question_id": "1", "videoID": "CLIP", "duration": "short", "answer": "A"}],
+    ),
+    "mvbench": (
+        "json/action_count.json",
+        [{"video": "CLIP", "question": "which door", "candidates": ["x", "y"], "answer": "x"}],
+    ),
+    "perceptiontest": (
+        "mc_question_valid.json",
+        {"CLIP": {"mc_question": [CHOICE | {"id": 0, "answer_id": 1}]}},
+    ),
+}
 TEXTS = {
     "whole, but no video is there": (lambda text: text, "1 of the 1 videos of .* are missing"),
     "empty": (lambda text: "", "is not JSON|no usable entry"),
@@ -328,9 +359,15 @@ TEXTS = {
     "binary": (lambda text: b"\xff\xfe\x00\x80" * 99, "not a UTF-8 text"),
     "200,000 deep": (lambda text: "[" * 200_000, "broken JSON|no usable entry"),
     "other fields": (lambda text: re.sub(r'"(?!CLIP)(\w+)":', r'"\1x":', text), "no usable entry"),
-    "numbers in the place of all else": (lambda text: text[0] + '"CLIP": ' * (text[0] == "{") + "7" + text[-1], "no usable entry"),
-    "a name that leaves the folder": (lambda text: text.replace("CLIP", "../../CLIP"), "no usable entry"),
-}  # fmt: skip
+    "numbers in the place of all else": (
+        lambda text: text[0] + '"CLIP": ' * (text[0] == "{") + "7" + text[-1],
+        "no usable entry",
+    ),
+    "a name that leaves the folder": (
+        lambda text: text.replace("CLIP", "../../CLIP"),
+        "no usable entry",
+    ),
+}
 LINES = {
     "lines without form": ("nonsense\nmore\n", "no usable entry"),
     "an end before its start": ("A 5 2##x\n", "no usable entry"),
@@ -528,23 +565,52 @@ def model_folders():
 
 VALUES = ("nan", "inf", "-1", "0", "1e400", "", "word")
 WRONG = {
-    "train.py --device banana": "is unknown", "train.py --device cuda": "no CUDA GPU", "train.py --device cuda:-1": "is unknown",
-    "train.py --task juggling": "is unknown", "train.py --task ''": "is unknown", "train.py --task grounding+": "is unknown",
-    "train.py --loss x": "invalid choice", "train.py --resume": "needs --out", "train.py --resume --overwrite --out x": "needs --out",
-    "train.py --group-size 1": "at least 2", "train.py --step 3": "unrecognized", "train.py --nonsense": "unrecognized",
-    "train.py --steps 9999999999999999999999 --data nowhere": "does not exist", "train.py --data nowhere": "does not exist",
-    "train.py --shard --data {data}": "start with torchrun", "train.py --student nowhere": "nowhere", "train.py --attn flash_attention_2 --data {data}": "runs on CUDA only",
-    "train.py --judge nowhere --task caption --data {data}": "", "train.py --data {data} --min-frame-pixels 9999999": "pixel budget",
-    "eval.py": "give either", "eval.py --bench": "expected one", "eval.py --bench x": "is unknown", "eval.py --bench ''": "is unknown",
-    "eval.py --bench charades --video x": "give either", "eval.py --video x": "needs a question", "eval.py --ask x": "give either",
-    "eval.py --bench charades --compare a": "expected 2", "eval.py --bench charades --compare a b --data {data}": "no evaluation",
-    "eval.py --bench charades --clues --data {data}": "multiple-choice", "eval.py --bench charades --task qa --data {data}": "is asked about",
-    "eval.py --bench all --out x": "one folder", "eval.py --video '' --ask x": "does not exist", "eval.py --bench charades --device cuda": "no CUDA GPU",
-    "eval.py --bench charades --compare a b --judge j": "leave --judge away", "eval.py --bench charades --student nowhere": "nowhere",
-    "tools.report": "required", "tools.report nowhere": "is not a run", "tools.report nowhere one": "invalid int", "tools.merge": "required",
-    "tools.merge nowhere out": "no adapter_config", "tools.paper --seeds -1": "at least 0",
-    "tools.paper --steps 0": "at least 1", "tools.paper --tasks x": "invalid choice", "course": "required", "course check x": "",
-}  # fmt: skip
+    "train.py --device banana": "is unknown",
+    "train.py --device cuda": "no CUDA GPU",
+    "train.py --device cuda:-1": "is unknown",
+    "train.py --task juggling": "is unknown",
+    "train.py --task ''": "is unknown",
+    "train.py --task grounding+": "is unknown",
+    "train.py --loss x": "invalid choice",
+    "train.py --resume": "needs --out",
+    "train.py --resume --overwrite --out x": "needs --out",
+    "train.py --group-size 1": "at least 2",
+    "train.py --step 3": "unrecognized",
+    "train.py --nonsense": "unrecognized",
+    "train.py --steps 9999999999999999999999 --data nowhere": "does not exist",
+    "train.py --data nowhere": "does not exist",
+    "train.py --shard --data {data}": "start with torchrun",
+    "train.py --student nowhere": "nowhere",
+    "train.py --attn flash_attention_2 --data {data}": "runs on CUDA only",
+    "train.py --judge nowhere --task caption --data {data}": "",
+    "train.py --data {data} --min-frame-pixels 9999999": "pixel budget",
+    "eval.py": "give either",
+    "eval.py --bench": "expected one",
+    "eval.py --bench x": "is unknown",
+    "eval.py --bench ''": "is unknown",
+    "eval.py --bench charades --video x": "give either",
+    "eval.py --video x": "needs a question",
+    "eval.py --ask x": "give either",
+    "eval.py --bench charades --compare a": "expected 2",
+    "eval.py --bench charades --compare a b --data {data}": "no evaluation",
+    "eval.py --bench charades --clues --data {data}": "multiple-choice",
+    "eval.py --bench charades --task qa --data {data}": "is asked about",
+    "eval.py --bench all --out x": "one folder",
+    "eval.py --video '' --ask x": "does not exist",
+    "eval.py --bench charades --device cuda": "no CUDA GPU",
+    "eval.py --bench charades --compare a b --judge j": "leave --judge away",
+    "eval.py --bench charades --student nowhere": "nowhere",
+    "tools.report": "required",
+    "tools.report nowhere": "is not a run",
+    "tools.report nowhere one": "invalid int",
+    "tools.merge": "required",
+    "tools.merge nowhere out": "no adapter_config",
+    "tools.paper --seeds -1": "at least 0",
+    "tools.paper --steps 0": "at least 1",
+    "tools.paper --tasks x": "invalid choice",
+    "course": "required",
+    "course check x": "",
+}
 
 
 def numeric_flags(program):
@@ -632,34 +698,155 @@ def run_folders():
         ("eval: --out is a run", f"{EVAL} --out run", 2, "holds a run of train.py", RUN),
         ("a run is there", f"{TRAIN} run", 2, "already holds a run", RUN),
         ("--resume of a finished one", f"{TRAIN} run --resume", 0, "going on after step 1", RUN),
-        ("--resume with other settings", f"{TRAIN} run --resume --lr 1", 2, "begun with other settings", RUN),
-        ("--resume, and no checkpoint", f"{TRAIN} run --resume", 2, "a policy and no checkpoint", after(RUN, without(CHECKPOINTS))),
-        ("--resume, and no file of a checkpoint", f"{TRAIN} run --resume", 2, "none of the checkpoints", after(RUN, lambda: os.remove("run/checkpoints/step-000001/part-000.safetensors"))),
-        ("--resume, neither checkpoint nor policy", f"{TRAIN} run --resume", 0, "done in", after(RUN, without(CHECKPOINTS, POLICY))),
+        (
+            "--resume with other settings",
+            f"{TRAIN} run --resume --lr 1",
+            2,
+            "begun with other settings",
+            RUN,
+        ),
+        (
+            "--resume, and no checkpoint",
+            f"{TRAIN} run --resume",
+            2,
+            "a policy and no checkpoint",
+            after(RUN, without(CHECKPOINTS)),
+        ),
+        (
+            "--resume, and no file of a checkpoint",
+            f"{TRAIN} run --resume",
+            2,
+            "none of the checkpoints",
+            after(RUN, lambda: os.remove("run/checkpoints/step-000001/part-000.safetensors")),
+        ),
+        (
+            "--resume, neither checkpoint nor policy",
+            f"{TRAIN} run --resume",
+            0,
+            "done in",
+            after(RUN, without(CHECKPOINTS, POLICY)),
+        ),
         ("--overwrite", f"{TRAIN} run --overwrite", 0, "done in", EVALUATED),
-        ("--overwrite, and a foreign file", f"{TRAIN} run --overwrite", 2, "also holds notes.txt", after(RUN, "run/notes.txt")),
-        ("--overwrite, and one deep inside", f"{TRAIN} run --overwrite", 2, "also holds", after(RUN, "run/policy/mine.gguf")),
-        ("--overwrite, and a hidden one", f"{TRAIN} run --overwrite", 2, "also holds .hidden", after(RUN, "run/.hidden")),
-        ("--overwrite, and a link", f"{TRAIN} run --overwrite", 2, "also holds tensorboard", after(RUN, "d/a.txt", lambda: os.symlink("../d", "run/tensorboard"))),
-        ("--overwrite of its own model", f"{TRAIN} run --overwrite --model run/policy", 2, "holds --model", RUN),
-        ("a foreign file in the policy", f"{TRAIN} run --resume --steps 2", 0, "kept-from-policy", after(RUN, lambda: models.rewrite("run", "settings.json", steps=2), "run/policy/mine.gguf")),
-        ("foreign files beside the policy", f"{TRAIN} run --resume", 0, "kept-from-policy.old", after(RUN, without(CHECKPOINTS, POLICY), "run/policy.old/mine.gguf", "run/policy.partial/mine.gguf")),
-        ("a shorter evaluation", f"{EVAL} --model run --limit 1", 0, "they are now in earlier-", EVALUATED),
-        ("an evaluation as --model", f"{EVAL} --model run/eval-charades", 2, "is an evaluation", EVALUATED),
-        ("a run without a policy", f"{EVAL} --model run", 2, "no policy", after(RUN, without(POLICY))),
+        (
+            "--overwrite, and a foreign file",
+            f"{TRAIN} run --overwrite",
+            2,
+            "also holds notes.txt",
+            after(RUN, "run/notes.txt"),
+        ),
+        (
+            "--overwrite, and one deep inside",
+            f"{TRAIN} run --overwrite",
+            2,
+            "also holds",
+            after(RUN, "run/policy/mine.gguf"),
+        ),
+        (
+            "--overwrite, and a hidden one",
+            f"{TRAIN} run --overwrite",
+            2,
+            "also holds .hidden",
+            after(RUN, "run/.hidden"),
+        ),
+        (
+            "--overwrite, and a link",
+            f"{TRAIN} run --overwrite",
+            2,
+            "also holds tensorboard",
+            after(RUN, "d/a.txt", lambda: os.symlink("../d", "run/tensorboard")),
+        ),
+        (
+            "--overwrite of its own model",
+            f"{TRAIN} run --overwrite --model run/policy",
+            2,
+            "holds --model",
+            RUN,
+        ),
+        (
+            "a foreign file in the policy",
+            f"{TRAIN} run --resume --steps 2",
+            0,
+            "kept-from-policy",
+            after(
+                RUN, lambda: models.rewrite("run", "settings.json", steps=2), "run/policy/mine.gguf"
+            ),
+        ),
+        (
+            "foreign files beside the policy",
+            f"{TRAIN} run --resume",
+            0,
+            "kept-from-policy.old",
+            after(
+                RUN,
+                without(CHECKPOINTS, POLICY),
+                "run/policy.old/mine.gguf",
+                "run/policy.partial/mine.gguf",
+            ),
+        ),
+        (
+            "a shorter evaluation",
+            f"{EVAL} --model run --limit 1",
+            0,
+            "they are now in earlier-",
+            EVALUATED,
+        ),
+        (
+            "an evaluation as --model",
+            f"{EVAL} --model run/eval-charades",
+            2,
+            "is an evaluation",
+            EVALUATED,
+        ),
+        (
+            "a run without a policy",
+            f"{EVAL} --model run",
+            2,
+            "no policy",
+            after(RUN, without(POLICY)),
+        ),
         ("report of an evaluation", "tools.report run/eval-charades", 2, "is not a run", EVALUATED),
         ("report of a file", "tools.report file", 2, "is not a run", after("file")),
         ("report of an empty folder", "tools.report e", 2, "is not a run", after("e/")),
         ("report of a step that is not there", "tools.report run 9", 2, "no group of step 9", RUN),
         ("merging into a run", "tools.merge run/policy run", 2, "not made by tools.merge", RUN),
-        ("merging into its own source", "tools.merge run/policy run/policy", 2, "not made by tools.merge", RUN),
-        ("merging into foreign files", "tools.merge run/policy full", 2, "not made by tools.merge", after(RUN, "full/a.txt")),
+        (
+            "merging into its own source",
+            "tools.merge run/policy run/policy",
+            2,
+            "not made by tools.merge",
+            RUN,
+        ),
+        (
+            "merging into foreign files",
+            "tools.merge run/policy full",
+            2,
+            "not made by tools.merge",
+            after(RUN, "full/a.txt"),
+        ),
         ("merging into a file", "tools.merge run/policy file", 2, "is a file", after(RUN, "file")),
-        ("merging beside a foreign .old", "tools.merge run/policy new", 2, "not made by tools.merge", after(RUN, "new.old/a.txt")),
+        (
+            "merging beside a foreign .old",
+            "tools.merge run/policy new",
+            2,
+            "not made by tools.merge",
+            after(RUN, "new.old/a.txt"),
+        ),
         ("merging", "tools.merge run/policy new", 0, "merged into new", RUN),
-        ("a table of somebody else", "tools.paper --out t", 2, "was not written by tools.paper", after("t/table.md")),
-        ("toy data where other files are", "toy charades", 2, "were not made by python -m toy", after("data/toy/charades/a.txt")),
-    ]  # fmt: skip
+        (
+            "a table of somebody else",
+            "tools.paper --out t",
+            2,
+            "was not written by tools.paper",
+            after("t/table.md"),
+        ),
+        (
+            "toy data where other files are",
+            "toy charades",
+            2,
+            "were not made by python -m toy",
+            after("data/toy/charades/a.txt"),
+        ),
+    ]
     for what, command, status, says, setup in of_run:
         yield Case("run folders", what, command, status, says, setup)
 
@@ -675,7 +862,8 @@ REPORT, RESUME, MODEL, COMPARE = (
     f"{EVAL} --compare run run",
 )
 STEP = "tools.report run 1"
-READERS = {  # file: {command that reads it: exit status, or with "damage" after it, that of one damage}
+# file: {command that reads it: exit status, or with "damage" after it, that of one damage}
+READERS = {
     "settings.json": {REPORT: 2, RESUME: 2, MODEL: 2},
     "metrics.jsonl": {REPORT: 2, RESUME: 0, f"{RESUME} folder": 2},
     "rollouts.jsonl": {REPORT: 0, STEP: 2, RESUME: 0, f"{REPORT} folder": 2},
@@ -690,11 +878,15 @@ READERS = {  # file: {command that reads it: exit status, or with "damage" after
     },
     "eval-charades/settings.json": {MODEL: 0, f"{MODEL} no keys": 2, f"{MODEL} folder": 2},
 }
-SEEN = "damaged|cannot be read|left out|cannot be used|other settings|not a run|has no|holds other files"
+SEEN = (
+    "damaged|cannot be read|left out|cannot be used|other settings|not a run|has no"
+    "|holds other files"
+)
 
 
 def damaged_files():
-    """Logs that are damaged cost their damaged lines; what decides how a program goes on is refused."""
+    """Logs that are damaged cost their damaged lines; what decides how a program goes on is
+    refused."""
     for file, commands in READERS.items():
         for command in (REPORT, STEP, RESUME, MODEL, COMPARE, "tools.merge run/policy new"):
             for damage, change in damaged.DAMAGE.items() if command in commands else ():
@@ -748,12 +940,20 @@ def hold(folder):
 def locks():
     alive, took = "in use by process", "took over the lock"
     for what, make, status, says in (
-        ("alive", hold, 2, alive), ("another machine's", lambda f: lock(f, host="another"), 2, "if that machine is gone, remove"),
-        ("stale", lock, 0, took), ("of a number used again", lambda f: lock(f, pid=os.getpid()), 0, took),
-        ("empty", lambda f: lambda: Path(f, "lock").touch(), 0, took), ("of another form", lambda f: lock(f, pid="x"), 0, took),
+        ("alive", hold, 2, alive),
+        (
+            "another machine's",
+            lambda f: lock(f, host="another"),
+            2,
+            "if that machine is gone, remove",
+        ),
+        ("stale", lock, 0, took),
+        ("of a number used again", lambda f: lock(f, pid=os.getpid()), 0, took),
+        ("empty", lambda f: lambda: Path(f, "lock").touch(), 0, took),
+        ("of another form", lambda f: lock(f, pid="x"), 0, took),
         ("binary", lambda f: lambda: Path(f, "lock").write_bytes(bytes(range(256))), 0, took),
         ("a folder", lambda f: after(f"{f}/lock/mine.txt"), 2, "lock is a folder"),
-    ):  # fmt: skip
+    ):
         yield Case(
             "locks", f"{what}: train --resume", RESUME, status, says, after(RUN, make("run"))
         )
@@ -988,7 +1188,7 @@ def terminals():
     yield Case(
         "terminals",
         "tools.report in ASCII, stdout closed",
-        f"$ {ASCII} {{python}} -m tools.report run 1 >&-",
+        f"$ export PYTHONPATH={{root}}; {ASCII} {{python}} -m tools.report run 1 >&-",
         0,
         "",
         RUN,
@@ -1073,7 +1273,10 @@ def signals():
         "told to stop twice",
         meanwhile=told(term, ctrl_c),
     )
-    hang = "train.py --task caption --prompts-per-step 1 --group-size 2 --max-new-tokens 16 --steps 9 --lora 2 --data d --out run --seed"
+    hang = (
+        "train.py --task caption --prompts-per-step 1 --group-size 2 --max-new-tokens 16 "
+        "--steps 9 --lora 2 --data d --out run --seed"
+    )
     seed = next(s for s in range(9) if order(s) == 0)
     yield Case(
         "signals",
@@ -1170,7 +1373,8 @@ def words_of(command):
 
 
 def start(words, here, said, within=None):
-    """Starts a program in a fork of this process, or bash; its output goes to the file `said`. Returns its pid."""
+    """Starts a program in a fork of this process, or bash; its output goes to the file `said`.
+    Returns its pid."""
     sys.stdout.flush(), sys.stderr.flush()
     pid = os.fork()
     if pid:
@@ -1225,7 +1429,8 @@ def wait(pid, said, patience):
 
 
 def files_in(here):
-    """{path: (size, time of change)} of all that is there, and the sorted contents of the files of somebody else."""
+    """{path: (size, time of change)} of all that is there, and the sorted contents of the files of
+    somebody else."""
     found, foreign = {}, []
     for at, names, files in os.walk(here):
         for path in (os.path.join(at, name) for name in names + files):
@@ -1258,20 +1463,28 @@ def run_case(case, here, patience):
     sentence = [line for line in lines if re.match(r"(python -m )?(\S+: )?error: ", line)]
     wanted = case.status if isinstance(case.status, tuple) else (case.status,)
     changed = sorted(path for path in {*before, *now} if before.get(path) != now.get(path))
-    return [problem for wrong, problem in (
-        (status not in wanted, f"exit status {status}, not {' or '.join(map(str, wanted))}"),
-        (not re.search(case.says, text, re.DOTALL), f"it does not say {case.says!r}"),
-        (re.search("Traceback|Exception ignored|Segmentation fault", text), "a traceback"),
-        (left != mine, f"files of somebody else are missing: {set(mine) - set(left)}"),
-        (status == 2 and (len(sentence) != 1 or lines[-1:] != sentence), "its error is not one sentence at the end"),
-        (any(len(line) > 1500 for line in sentence), "a sentence of over 1500 letters"),
-        (status == 2 and not case.writes and changed, f"changed: {', '.join(changed[:5])}"),
-        (os.path.exists("ran"), "code of a model folder was run"),
-    ) if wrong], text  # fmt: skip
+    return [
+        problem
+        for wrong, problem in (
+            (status not in wanted, f"exit status {status}, not {' or '.join(map(str, wanted))}"),
+            (not re.search(case.says, text, re.DOTALL), f"it does not say {case.says!r}"),
+            (re.search("Traceback|Exception ignored|Segmentation fault", text), "a traceback"),
+            (left != mine, f"files of somebody else are missing: {set(mine) - set(left)}"),
+            (
+                status == 2 and (len(sentence) != 1 or lines[-1:] != sentence),
+                "its error is not one sentence at the end",
+            ),
+            (any(len(line) > 1500 for line in sentence), "a sentence of over 1500 letters"),
+            (status == 2 and not case.writes and changed, f"changed: {', '.join(changed[:5])}"),
+            (os.path.exists("ran"), "code of a model folder was run"),
+        )
+        if wrong
+    ], text
 
 
 def begin(case, number, patience):
-    """Runs a case in a process group of its own. Returns its pid; the verdict will be in HOME/NUMBER.json."""
+    """Runs a case in a process group of its own. Returns its pid; the verdict will be in
+    HOME/NUMBER.json."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -1292,7 +1505,8 @@ def begin(case, number, patience):
 
 
 def run_all(cases, jobs, patience):
-    """Yields (case, problems or None where it was left out, what it said) as they end, `jobs` at a time."""
+    """Yields (case, problems or None where it was left out, what it said) as they end, `jobs` at a
+    time."""
     waiting, running = list(enumerate(cases)), {}
     while waiting or running:
         while waiting and len(running) < jobs:
@@ -1355,10 +1569,13 @@ def main():
             else ""
         )
         print(
-            f"{kind:<14} {counts[kind, False]:>4} cases, {counts[kind, False] - wrong[kind]:>4} as expected, {wrong[kind]:>2} unexpected{left_out}"
+            f"{kind:<14} {counts[kind, False]:>4} cases, "
+            f"{counts[kind, False] - wrong[kind]:>4} as expected, "
+            f"{wrong[kind]:>2} unexpected{left_out}"
         )
     print(
-        f"{sum(n for (_, out), n in counts.items() if not out)} cases, {wrong.total()} unexpected, {time.time() - began:.0f} s"
+        f"{sum(n for (_, out), n in counts.items() if not out)} cases, "
+        f"{wrong.total()} unexpected, {time.time() - began:.0f} s"
     )
     sys.exit(wrong.total() > 0)
 

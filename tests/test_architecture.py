@@ -1,0 +1,107 @@
+"""The house: who may import whom, no circles (imports inside functions count), lengths.
+
+Branches and columns are ruff's to count: `make lint`.
+"""
+
+import ast
+import os
+from functools import cache
+
+import pytest
+
+from conftest import ROOT
+
+CHAPTERS = {"rewards": 330, "tasks": 330, "data": 440, "model": 480, "grpo": 430, "train": 200}
+CHAPTERS |= {"eval": 400}  # lines at most; all of them together:
+TOGETHER = 2450
+ROOMS = ("runtime", "scale", "annotations", "toy", "course", "tools")
+MAY_IMPORT = {
+    "rewards": set(),
+    "tasks": {"rewards"},
+    "data": {"rewards", "tasks", "runtime.container", "runtime.errors"},
+    "model": {"scale.windows"},
+    "grpo": {"tasks", "model", "scale.decoding"},
+    "runtime.errors": set(),
+}  # fmt: skip
+
+
+@cache
+def files():
+    """{module: its syntax tree} of the root and the rooms."""
+    paths = {f"{name}.py": name for name in CHAPTERS}
+    for room in ROOMS:
+        for name in os.listdir(os.path.join(ROOT, room)):
+            if name.endswith(".py"):
+                module = f"{room}.{name[:-3]}".removesuffix(".__init__")
+                paths[os.path.join(room, name)] = module
+    trees = {}
+    for path, module in paths.items():
+        with open(os.path.join(ROOT, path), encoding="utf-8") as f:
+            trees[module] = tree = ast.parse(f.read())
+        # What a file does as a program (`python grpo.py`) is no import of the module.
+        tree.body = [node for node in tree.body if not ast.unparse(node).startswith("if __name__")]
+    return trees
+
+
+@cache
+def imports(module):
+    """The project's modules that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(files()[module]):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        found |= {name for name in names if name in files()}
+    packages = {name for name in found if any(other.startswith(name + ".") for other in found)}
+    return found - packages - {module}
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_a_chapter_imports_what_stands_before_it(module):
+    assert imports(module) <= MAY_IMPORT[module]
+
+
+def test_rooms_do_not_look_at_what_uses_them():
+    for module in files():
+        room = module.split(".")[0]
+        if room in ("runtime", "scale", "annotations"):
+            users = ("train", "eval", "course", "tools", "toy")
+            assert not {m for m in imports(module) if m.split(".")[0] in users}, module
+    assert "train" not in imports("eval")
+
+
+def test_course_and_tools_are_imported_in_the_branch_that_asks_for_them():
+    for chapter in ("train", "eval", "grpo"):
+        for node in files()[chapter].body:
+            if isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] not in ("course", "tools"), chapter
+
+
+def test_there_are_no_circles():
+    def walk(module, path):
+        assert module not in path, " → ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in imports(module):
+                walk(other, [*path, module])
+            done.add(module)
+
+    done = set()
+    for module in files():
+        walk(module, [])
+
+
+def test_lengths():
+    total = 0
+    for chapter, most in CHAPTERS.items():
+        with open(os.path.join(ROOT, chapter + ".py"), encoding="utf-8") as f:
+            n = len(f.readlines())
+        assert n <= most, f"{chapter}.py has {n} lines"
+        total += n
+    assert total <= TOGETHER, total
+    for module, tree in files().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                where = f"{module}.{node.name}"
+                assert node.end_lineno - node.lineno < 60, where
