@@ -24,7 +24,8 @@ def test_an_unexpected_end_is_told():
     code = (
         "import sys; sys.path.insert(0, 'tests/bench'); import hostile\n"
         "wrong = lambda **said: hostile.Case('flags', 'x', 'toy nowhere', **said)\n"
-        "hostile.CLASSES = [lambda: [wrong(status=1), wrong(status=2, says='other words'), wrong(status=2)]]\n"
+        "hostile.CLASSES = [lambda: [wrong(status=1), "
+        "wrong(status=2, says='other words'), wrong(status=2)]]\n"
         "sys.argv = ['hostile.py']; hostile.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
