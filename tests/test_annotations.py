@@ -468,6 +468,7 @@ def test_the_command_counts_and_shows_the_first(tmp_path):
     )  # the clip is found beside the file
 
 
+@pytest.mark.slow
 def test_mistakes_of_the_command_are_named(tmp_path):
     code, out, err = command("charades", str(tmp_path / "no.txt"))
     assert code == 2 and not out and len(err.splitlines()) == 1

@@ -74,6 +74,7 @@ def unstopped(charades, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_with_the_same_bits(charades, unstopped, tmp_path, capsys):
     out = tmp_path / "killed"
     job = start(charades, out)

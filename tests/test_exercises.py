@@ -149,6 +149,7 @@ def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
         assert "MemoryError" in rows["gorges"]["remarks"]
 
 
+@pytest.mark.slow
 def test_a_handout_checks_without_holding_the_solutions(tmp_path):
     folder = tmp_path / "class"
     exercises.handout(str(folder))

@@ -522,6 +522,7 @@ def test_a_full_disk_while_saving_leaves_no_process_waiting(tmp_path):
     assert AutoConfig.from_pretrained(policy).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_rehearsal_at_toy_size():
     """tests/bench/rehearsal.py, which does all this at the size of a 3B."""
     command = [sys.executable, "tests/bench/rehearsal.py", "--config", "toy", "--device", "cpu"]
