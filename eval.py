@@ -44,7 +44,7 @@ from annotations.readers import DATASETS, find_data
 from data import VideoBudget, load_prompt
 from model import encode_videos
 from runtime import predictions
-from runtime.decoder import Decoder
+from runtime.decoder import Decoder, ended_by_ctrl_c
 from runtime.errors import BadInput, check_flags, first_line, run_program
 from runtime.folders import append_line, locks_released
 from runtime.metrics import versions
@@ -80,7 +80,7 @@ class Evaluation:
     world: int  # … of so many
 
 
-def prepare(bench_name, name, args, rank, world, device):
+def prepare(bench_name, name, args, decoder, rank, world, device):
     """Finds model and data, opens the folder for the answers, and returns an Evaluation."""
     path, shown, run = find_model(name)
     budget = VideoBudget.of_model(path, **vars(args))
@@ -132,7 +132,7 @@ def prepare(bench_name, name, args, rank, world, device):
         left_out,
         model,
         tokenizer,
-        Decoder(args.decode_timeout),
+        decoder,
         args.batch_size,
         rank,
         world,
@@ -258,15 +258,16 @@ def bench(bench_name, name, args, rank, world, device):
 
     Returns (name of the model, name of the data, metrics) on process 0, None on the others.
     """
-    evaluation = prepare(bench_name, name, args, rank, world, device)
-    examples, budget = evaluation.examples, evaluation.budget
-    records = first_look = answer(evaluation, examples, budget, "predictions.jsonl")
-    if args.clues:
-        from tools.second_look import second_look
+    decoder = Decoder(args.decode_timeout)
+    with ended_by_ctrl_c(decoder):
+        evaluation = prepare(bench_name, name, args, decoder, rank, world, device)
+        examples, budget = evaluation.examples, evaluation.budget
+        records = first_look = answer(evaluation, examples, budget, "predictions.jsonl")
+        if args.clues:
+            from tools.second_look import second_look
 
-        examples, budget = second_look(examples, {r["id"]: r for r in first_look}, budget)
-        records = answer(evaluation, examples, budget, "predictions-second-look.jsonl")
-    evaluation.decoder.stop()
+            examples, budget = second_look(examples, {r["id"]: r for r in first_look}, budget)
+            records = answer(evaluation, examples, budget, "predictions-second-look.jsonl")
     if rank != 0:
         return None
     metrics = score(evaluation, records, first_look)

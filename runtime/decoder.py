@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -120,6 +121,25 @@ class Decoder:
             raise BadInput(f"video file {path} {crash}: it is damaged") from e
         times = np.array(answer["times"])
         return Frames(pixels, times, answer["spacing"], answer["duration"])
+
+
+@contextmanager
+def ended_by_ctrl_c(decoder):
+    """Within it Ctrl-C ends a read that waits, too. Libraries have been seen to swallow the
+    KeyboardInterrupt of a moment in which they load something: then the next read raises it."""
+
+    def interrupted(signum, frame):
+        decoder.cancel()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    except Cancelled:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+        decoder.stop()
 
 
 WAIT = 0.2  # seconds between two looks at whether a read was cancelled

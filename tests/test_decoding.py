@@ -6,12 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from annotations.readers import read_dataset
 from conftest import ROOT
-from runtime.decoder import Cancelled, Decoder
+from runtime.decoder import Cancelled, Decoder, ended_by_ctrl_c
 from toy.base import TOY_BUDGET
 
 
@@ -117,3 +118,12 @@ def lives(pid):
         return True
     with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
         return f.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_swallowed_ctrl_c_ends_the_next_read():
+    decoder = Decoder(60)
+    with pytest.raises(KeyboardInterrupt), ended_by_ctrl_c(decoder):
+        with suppress(KeyboardInterrupt):  # as a library may do while it loads something
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        decoder.read("never.mp4", TOY_BUDGET)
