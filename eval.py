@@ -42,7 +42,7 @@ import tasks
 from annotations.judge import install_judge
 from annotations.readers import DATASETS, find_data
 from data import VideoBudget, load_prompt
-from model import encode_videos
+from model import encode_videos, room_for_prompt
 from runtime import predictions
 from runtime.decoder import Decoder, ended_by_ctrl_c
 from runtime.errors import BadInput, check_flags, first_line, run_program
@@ -152,12 +152,13 @@ def answer_batch(evaluation, examples, budget):
     model, tokenizer, settings = evaluation.model, evaluation.tokenizer, evaluation.settings
     think, blind = settings["think"], settings["blind"]
     records, readable, prompts = {}, [], []
+    room = room_for_prompt(model, settings["max_new_tokens"])
     for e in examples:
         asked = {"id": e.id, "group": e.group, "video": e.video, "question": e.question}
         records[e.id] = asked | {"answer": e.answer}
         try:
             read = evaluation.decoder.read
-            prompts.append(load_prompt(e, budget, tokenizer, think, blind, read=read))
+            prompts.append(load_prompt(e, budget, tokenizer, think, blind, room, read))
             readable.append(e)
         except BadInput as error:
             records[e.id] |= {"text": "", "error": str(error)}
@@ -290,7 +291,8 @@ def ask(args):
         f"[{shown}; {video.duration:.1f} s of video as {2 * t} frames of "
         f"{w * data.PATCH} × {h * data.PATCH} pixels, {video.n_tokens} tokens]"
     )
-    prompt = data.build_prompt(args.ask, video, tokenizer)
+    room = room_for_prompt(model, args.max_new_tokens or 256)
+    prompt = data.build_prompt(args.ask, video, tokenizer, room)
     said, printed = [], ""
 
     def stream(token):

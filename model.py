@@ -99,6 +99,11 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
 # ------------------------------------------------------------------------------------------------
 
 
+def room_for_prompt(model, max_new_tokens):
+    """How many tokens a prompt may have, so that an answer still fits in the model's positions."""
+    return model.config.text_config.max_position_embeddings - max_new_tokens
+
+
 def encode_videos(model, prompts):
     """Runs the vision tower once over all videos of all prompts.
 

@@ -36,7 +36,7 @@ from annotations.judge import install_judge
 from annotations.readers import find_data, read_dataset
 from data import VideoBudget
 from grpo import grpo_step, video_features
-from model import group_logprobs
+from model import group_logprobs, room_for_prompt
 from runtime.errors import run_program
 from runtime.folders import locks_released
 from runtime.loader import Loader
@@ -137,7 +137,8 @@ def train(settings):
         "examples": len(examples),
     }
     run = Run(settings, about, policy, tokenizer, budget, optimizer, rank, world, device)
-    loader = Loader(examples, tokenizer, budget, settings, rank, world, device)
+    room = room_for_prompt(policy, settings.max_new_tokens)
+    loader = Loader(examples, tokenizer, budget, settings, room, rank, world, device)
     STOP["cancel"] = loader.cancel
     total = lambda n: add_up({"n": n}, device, world)["n"]
     try:

@@ -41,7 +41,9 @@ def generator_for(seed, step, k):
 class Loader:
     """Gives one process its share of each step: prompts rank · B / world and on, of B per step."""
 
-    def __init__(self, examples, tokenizer, budget, settings, rank, world, device):
+    def __init__(self, examples, tokenizer, budget, settings, room, rank, world, device):
+        """room: tokens that a prompt may have."""
+        self.room = room
         self.examples, self.tokenizer, self.budget = examples, tokenizer, budget
         self.settings, self.rank, self.world, self.device = settings, rank, world, device
         self.decoder = Decoder(settings.decode_timeout)
@@ -84,7 +86,9 @@ class Loader:
         for example in candidates(self.examples, position, self.settings.seed):
             try:
                 think, read = self.settings.think, self.decoder.read
-                return example, load_prompt(example, self.budget, self.tokenizer, think, read=read)
+                return example, load_prompt(
+                    example, self.budget, self.tokenizer, think, max_tokens=self.room, read=read
+                )
             except BadInput as e:
                 skipped.append({"step": step + 1, "id": example.id, "why": str(e)})
         why = skipped[-1]["why"]

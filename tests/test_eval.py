@@ -413,3 +413,15 @@ def test_a_users_mistake_has_no_traceback():
 
 def test_the_shipped_base_is_small():
     assert sum(os.path.getsize(os.path.join(BASE, f)) for f in os.listdir(BASE)) < 8e6
+
+
+def test_a_prompt_that_the_model_cannot_hold_is_one_sentence(charades, monkeypatch, capsys):
+    """The model's own positions are the limit: of the toy's, so many new tokens leave too few."""
+    clip = os.path.join(charades, "videos", "test00000.mp4")
+    few = 8192 - 20  # of the toy's 8,192 positions
+    flags = ["--video", clip, "--ask", "What happens?", "--max-new-tokens", str(few)]
+    monkeypatch.setattr(sys, "argv", ["eval.py", *flags])
+    with pytest.raises(SystemExit) as end:
+        evaluation.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "does not fit in 20" in said and "Traceback" not in said
