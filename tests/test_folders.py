@@ -129,7 +129,11 @@ def plant(home, *places):
     return foreign_files(home)
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["inside", "around"])
+# "inside" plants files around the run as well; without them in it, --overwrite may do its work.
+INSIDE = [pytest.param(True, id="inside"), pytest.param(False, id="around", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("inside", INSIDE)
 def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades, tmp_path):
     home, run = str(tmp_path), str(tmp_path / "place" / "run")
     shutil.copytree(finished, run)
@@ -622,6 +626,7 @@ print(checkpoint.save_checkpoint({str(tmp_path)!r}, 2, dict(a=small, b=large, c=
     ) == ["step-000003"]
 
 
+@pytest.mark.slow
 def test_the_folder_is_removed_meanwhile(charades, tmp_path):
     out = tmp_path / "run"
     job = process("train.py", *LONG, "--data", charades, "--out", out)

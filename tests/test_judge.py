@@ -103,6 +103,7 @@ def test_judge_takes_the_place_of_the_embedded_one(folder, monkeypatch):
     assert rewards.caption_recall("<answer></answer>", events, False) == 0.0
 
 
+@pytest.mark.slow
 def test_eval_and_train_ask_it(folder, tmp_path):
     """The score in results.json is the judge's own, not that of matching words."""
     run = lambda *a: subprocess.run([sys.executable, *a], cwd=ROOT, capture_output=True, text=True)
