@@ -23,7 +23,6 @@ runtime/checkpoint.py. For models that do not fit: --lora, --recompute, --shard,
 room scale/, and --plan, which says what fits.
 """
 
-import os
 import sys
 from functools import partial
 
@@ -45,7 +44,7 @@ from runtime.policy import load_models
 from runtime.processes import add_up, on_each, on_first, start_processes
 from runtime.rollouts import Outcome, outcome_of
 from runtime.run import STOP, Clock, Run, stop_on_signals
-from runtime.settings import TOY_MODEL, check_processes, parse_args
+from runtime.settings import check_processes, is_toy_model, parse_args
 from scale import plan
 from tasks import TASKS, as_task, ideal_answer
 from toy.world import ensure
@@ -129,7 +128,7 @@ def train(settings):
     optimizer = MasterAdamW(policy, settings.lr, settings.offload)
     if settings.judge:
         install_judge(settings.judge, device)
-    model_name = "toy base" if os.path.abspath(settings.model) == TOY_MODEL else settings.model
+    model_name = "toy base" if is_toy_model(settings.model) else settings.model
     about = {
         "steps": steps,
         "data_name": data_name,

@@ -16,8 +16,16 @@ import sys
 
 from annotations.readers import DATASETS, read_dataset
 from runtime.errors import NUMBER, BadInput, first_line, read_object
-from runtime.folders import expect_kind, kind_of, read_lines, remove_lines, set_aside, take
-from runtime.settings import TOY_MODEL
+from runtime.folders import (
+    expect_kind,
+    kind_of,
+    read_lines,
+    remove_lines,
+    replace_file,
+    set_aside,
+    take,
+)
+from runtime.settings import is_toy_model
 from tasks import TASKS
 
 # ------------------------------------------------------------------------------------------------
@@ -38,7 +46,7 @@ def find_model(name):
             "give the run or the model that was evaluated"
         )
     if not os.path.isfile(settings_file):
-        is_toy = os.path.abspath(name) == TOY_MODEL
+        is_toy = is_toy_model(name)
         return name, "toy base" if is_toy else name, {}
     policy = os.path.join(name, "policy")
     if not os.path.isdir(policy):
@@ -181,9 +189,7 @@ def changed_settings(path, settings):
 def write_object(path, content):
     """Writes a .json file, which is complete or not there."""
     try:
-        with open(path + ".partial", "w", encoding="utf-8") as f:
-            json.dump(content, f, indent=2)
-        os.replace(path + ".partial", path)
+        replace_file(path, json.dumps(content, indent=2))
     except OSError as e:
         raise BadInput(f"{path} cannot be written: {e.strerror}") from e
 

@@ -4,6 +4,7 @@ Every process has a Run and calls its methods in the same order; process 0 write
 and pictures may fail, with one line; the work is saved before them.
 """
 
+import math
 import os
 import shutil
 import signal
@@ -150,7 +151,7 @@ class Run:
             self.may_fail("rollouts.jsonl", append_line, self.path("rollouts.jsonl"), record)
 
     def count(self, sums, grad_norm):
-        dropped = not torch.isfinite(torch.tensor(grad_norm)).item()
+        dropped = not math.isfinite(grad_norm)
         for name in ("drawn", "skipped"):
             self.counts[name] += sums[name]
         self.counts["dropped"] += dropped

@@ -28,6 +28,10 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+def is_toy_model(name):
+    return os.path.abspath(name) == TOY_MODEL
+
+
 def two_defaults(name):
     """A row of DEFAULTS in the words of --help."""
     words = {None: "one pass over the data", True: "yes", False: "no"}
@@ -220,7 +224,7 @@ def tasks_of(names):
 
 def fill_in(args):
     """Replaces what was not given by what it depends on, in place."""
-    toy_model = os.path.abspath(args.model) == TOY_MODEL
+    toy_model = is_toy_model(args.model)
     for name in ("steps", "lr", "train_vision"):
         if getattr(args, name) is None:
             toy, paper = DEFAULTS["lr of adapters" if name == "lr" and args.lora else name]

@@ -26,7 +26,7 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from data import VideoBudget
 from runtime.errors import BadInput
 from runtime.models import check_family
-from runtime.settings import TOY_MODEL, check_processes
+from runtime.settings import check_processes, is_toy_model
 from scale.adapters import add_adapters
 
 # name: (memory in bytes, bfloat16 operations per second, bytes per second from memory), by the
@@ -53,7 +53,7 @@ def empty_model(name, lora):
     """The model with shapes and without numbers. Raises BadInput where there is no such model."""
     check_family(name)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as e:
         why = str(e).strip().splitlines()[0][:200]
         raise BadInput(f"the config of {name} cannot be read: {why}") from e
@@ -73,8 +73,7 @@ def prompt_tokens(args):
     The toy's clips never fill their budget: they take about 80.
     """
     budget = VideoBudget.of_model(args.model, **vars(args))
-    toy = os.path.abspath(args.model) == TOY_MODEL
-    return 200 + (80 if toy else budget.total_pixels // 28**2)
+    return 200 + (80 if is_toy_model(args.model) else budget.total_pixels // 28**2)
 
 
 # ------------------------------------------------------------------------------------------------

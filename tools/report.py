@@ -23,7 +23,7 @@ from PIL import Image
 
 from data import VideoBudget, read_frames
 from runtime.errors import NUMBER, BadInput, first_line, read_object, run_program, wrong_key
-from runtime.folders import kind_of, read_lines
+from runtime.folders import kind_of, read_lines, replace_file
 from runtime.shown import (
     asked,
     curves_of,
@@ -261,9 +261,7 @@ def write_page(folder, lines, settings):
             break
         most //= 2
     path = os.path.join(folder, "report.html")
-    with open(path + ".partial", "w", encoding="utf-8") as f:
-        f.write(page)
-    os.replace(path + ".partial", path)
+    replace_file(path, page)
     return path
 
 

@@ -164,6 +164,15 @@ def by_turns(sides, repeats, device):
     return {name: float(np.median(s)) for name, s in seconds.items()}
 
 
+def weights_once(model):
+    """Seconds to read the language model's weights once, at the bandwidth of a large copy."""
+    big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    copy = by_turns({"copy": lambda: big.clone()}, 5, "cuda")["copy"]
+    weights = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
+    # A copy reads and writes.
+    return sum(w.numel() * w.element_size() for w in weights) / (2 * 2**30 / copy)
+
+
 def _resident(field):
     with open("/proc/self/status", encoding="utf-8") as f:
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))

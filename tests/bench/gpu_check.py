@@ -33,7 +33,7 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import load_file
 
-from common import ROOT, TOKENIZER, by_turns, make_policy, make_prompt
+from common import ROOT, TOKENIZER, make_policy, make_prompt, weights_once
 
 import grpo
 import train
@@ -245,11 +245,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
 
 def decoding_over_floor(policy, prompts, clock, tokens):
     """Seconds of sampling over those of reading the language model's weights once per token."""
-    big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    copy = by_turns({"copy": lambda: big.clone()}, 5, "cuda")["copy"]
-    weights = [*policy.model.language_model.layers.parameters(), *policy.lm_head.parameters()]
-    once = sum(w.numel() * w.element_size() for w in weights) / (2 * 2**30 / copy)
-    return clock.seconds["sample"] / (tokens * once)
+    return clock.seconds["sample"] / (tokens * weights_once(policy))
 
 
 # Whole runs, in processes of their own ------------------------------------------------------------

@@ -20,6 +20,7 @@ from common import (
     make_prompt,
     plain_transformers,
     repeated_inputs,
+    weights_once,
 )
 
 import grpo
@@ -84,15 +85,6 @@ def main():
         for G in args.group:
             for C in args.new_tokens:
                 print(compare(model, prompts, G, C, args), flush=True)
-
-
-def weights_once(model):
-    """Seconds to read the language model's weights once, at the bandwidth of a large copy."""
-    big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    copy = by_turns({"copy": lambda: big.clone()}, 5, "cuda")["copy"]
-    weights = [*model.model.language_model.layers.parameters(), *model.lm_head.parameters()]
-    # A copy reads and writes.
-    return sum(w.numel() * w.element_size() for w in weights) / (2 * 2**30 / copy)
 
 
 if __name__ == "__main__":
