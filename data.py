@@ -118,9 +118,7 @@ def frame_times(duration, budget):
     spacing and nothing assumes 1/fps: a model that is told the wrong spacing gives answers that are
     shifted in time, and no error ever says so.
     """
-    room = (
-        PAIR * budget.total_pixels // budget.min_frame_pixels
-    )  # frames that fit at the smallest size
+    room = PAIR * budget.total_pixels // budget.min_frame_pixels  # frames of the smallest size
     most = min(budget.max_frames, room) // PAIR * PAIR
     wanted = int(np.ceil(duration * budget.fps - 1e-6))
     if MIN_FRAMES <= wanted <= most:
@@ -174,14 +172,14 @@ class Frames:
     duration: float
 
 
-def read_frames(path, budget, span=None):
+def read_frames(path, budget, span=None, eight=""):
     """Reads a video, or the part of it within `span` (start, end in seconds), as the budget allows.
 
-    path: a video file, or a folder of numbered jpg or png frames, of which always 8 are looked at
+    path: a video file, or a folder of numbered jpg or png frames; eight: which frames of a folder
     (read_folder). Raises BadInput for a missing, empty or undecodable one.
     """
     if os.path.isdir(path):
-        return read_folder(path, budget, span)
+        return read_folder(path, budget, span, eight)
     if not os.path.isfile(path):
         raise BadInput(f"video file {path} does not exist: check the path, or --data")
     if os.path.getsize(path) == 0:
@@ -218,17 +216,17 @@ def decode_file(path, budget, span):
     return Frames(pixels, on_screen[index] - start, spacing, end - start)
 
 
-def read_folder(path, budget, span=None):
-    """Eight frames of a folder of numbered pictures, or of those within `span`, spaced uniformly
-    from the first to the last.
+def read_folder(path, budget, span=None, eight=""):
+    """Frames of a folder of numbered pictures, or of those within `span`: `anno_fps` of its
+    meta_info.ini per second, where it has one, else FOLDER_FPS.
 
-    This is how tracking (GOT-10k) comes, and how it is asked: one box for each of the eight. Their
-    rate is `anno_fps` of meta_info.ini where there is one, else FOLDER_FPS.
+    eight: "" reads it like a video, as the budget allows. Tracking (GOT-10k) asks for a box in each
+    of eight frames (eight_indices).
     """
     numbered = re.compile(r"\d+\.(jpg|jpeg|png)", re.IGNORECASE)
     names = sorted(name for name in os.listdir(path) if numbered.fullmatch(name))
-    if len(names) < TRACKED:
-        held = f"holds {len(names)} numbered jpg or png frames; at least {TRACKED} are needed"
+    if len(names) < (least := TRACKED if eight else 1):
+        held = f"holds {len(names)} numbered jpg or png frames; at least {least} are needed"
         raise BadInput(f"folder {path} {held}")
     fps = FOLDER_FPS
     if os.path.isfile(meta := os.path.join(path, "meta_info.ini")):
@@ -240,29 +238,38 @@ def read_folder(path, budget, span=None):
         if not names:
             part = f"from {span[0]:g} to {span[1]:g} s, at {fps} per second"
             raise BadInput(f"folder {path} has no frame {part}")
-    index = uniform_indices(len(names))
+    if eight:
+        index, spacing = eight_indices(len(names), eight), (len(names) - 1) / fps / (TRACKED - 1)
+    else:
+        moments, spacing = frame_times(len(names) / fps, budget)
+        index = (moments * fps + 1e-6).astype(int).clip(max=len(names) - 1)
     original, pixels = None, []
-    for i in index:  # one at a time: eight large photographs would not fit in memory
+    for i in index:  # one at a time: many large photographs would not fit in memory
         picture = container.read_picture(os.path.join(path, names[i]))
         if original not in (None, picture.shape[:2]):
             raise BadInput(f"the frames in {path} have different sizes")
         original = picture.shape[:2]
-        height, width = frame_size(*original, TRACKED, budget)
+        height, width = frame_size(*original, len(index), budget)
         pixels.append(resize(torch.from_numpy(picture)[None], height, width))
-    spacing = (len(names) - 1) / fps / (TRACKED - 1)
     return Frames(torch.cat(pixels), index / fps, spacing, len(names) / fps)
 
 
 FOLDER_FPS = 3  # of a folder that does not say: MVBench's one subset of frames has three a second
 
 
-def uniform_indices(count):
-    """Which of `count` frames are looked at: (8,) from the first to the last.
+def eight_indices(count, eight="evenly"):
+    """Which eight of `count` frames are looked at: (8,) from the first to the last.
 
-    >>> uniform_indices(100).tolist()
-    [0, 14, 28, 42, 57, 71, 85, 99]
+    "first and seven" is where GOT-10k's published JSON has its boxes: in its validation sequences
+    boxes 0 and 1 overlap by 0.84, later neighbours by 0.4.
+
+    >>> eight_indices(100).tolist(), eight_indices(100, "first and seven").tolist()
+    ([0, 14, 28, 42, 57, 71, 85, 99], [0, 1, 17, 34, 50, 66, 83, 99])
     """
-    return np.linspace(0, count - 1, TRACKED).round().astype(int)
+    index = np.linspace(0, count - 1, TRACKED)
+    if eight == "first and seven":
+        index[1:] = np.linspace(1, count - 1, TRACKED - 1)
+    return index.round().astype(int)
 
 
 def resize(frames, height, width):
@@ -280,11 +287,8 @@ def resize(frames, height, width):
 # 2. Frames to patches
 # ------------------------------------------------------------------------------------------------
 
-MEAN = torch.tensor([
-    0.48145466,
-    0.4578275,
-    0.40821073,
-])  # CLIP's channel statistics, which Qwen2.5-VL uses
+# CLIP's channel statistics, which Qwen2.5-VL uses
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 
 
@@ -328,10 +332,10 @@ class Video:
         return t * h * w // MERGE**2
 
 
-def load_video(path, budget, blind=False, span=None, read=read_frames):
+def load_video(path, budget, blind=False, span=None, read=read_frames, eight=""):
     """A file, or the part of it within `span`, to a Video. `blind` replaces every frame by
     mid-grey, keeping times and sizes: what a model still answers then, it knows without looking."""
-    frames = read(path, budget, span)
+    frames = read(path, budget, span, eight)
     pixels = torch.full_like(frames.pixels, 128) if blind else frames.pixels
     patches, grid = patchify(pixels)
     return Video(patches, grid, PAIR * frames.spacing, frames.duration, frames.times)
@@ -350,7 +354,8 @@ class Example:
     path of a file, or of a folder of frames; question: the event, the object's name or the
     question, by task; answer: what the task's rules compare with (see rewards.py); options: of a
     multiple-choice question; span: (start, end) in seconds if the question is about that part of
-    the file alone; group: a sub-task or kind of video, for a score of its own (not GRPO's group).
+    the file alone; group: a sub-task or kind of video, for a score of its own (not GRPO's group);
+    eight: which eight frames of a folder are asked about, in tracking (read_folder).
     """
 
     id: str
@@ -361,6 +366,7 @@ class Example:
     options: tuple = ()
     span: tuple = None
     group: str = ""
+    eight: str = ""
 
 
 @dataclass
@@ -430,5 +436,5 @@ def load_prompt(
 ):
     """Example → data.Prompt: reads the video (read: data.read_frames, or a Decoder's) and asks the
     task's question about it."""
-    video = load_video(example.video, budget, blind, example.span, read)
+    video = load_video(example.video, budget, blind, example.span, read, example.eight)
     return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)

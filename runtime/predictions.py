@@ -14,6 +14,7 @@ import json
 import os
 import sys
 
+from annotations.metrics import reported
 from annotations.readers import DATASETS, read_dataset
 from runtime.errors import NUMBER, BadInput, first_line, read_object
 from runtime.folders import (
@@ -222,7 +223,7 @@ def metrics_of(task, records):
     """{name: percent}: the task's metrics, and the share of answers in the right form."""
     try:
         right_form = 100 * sum(r["format"] for r in records) / len(records)
-        return TASKS[task].metrics(records) | {"format": right_form}
+        return reported(task, records) | {"format": right_form}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
         raise BadInput(
             "the predictions cannot be scored, so predictions.jsonl is damaged "

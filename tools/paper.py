@@ -19,7 +19,6 @@ import os
 import subprocess
 import sys
 
-from annotations.readers import DATASETS
 from runtime.errors import BadInput, check_flags, read_object, run_program
 from runtime.folders import read_lines
 from runtime.settings import TOY_MODEL
@@ -257,7 +256,7 @@ def parse_args():
 
 def results_of(args):
     """Trains and evaluates all that is asked for. Returns {column: [metrics per seed]}."""
-    columns = {"base": [metrics(TOY_MODEL, DATASETS, args)]}
+    columns = {"base": [metrics(TOY_MODEL, list(SHOWN), args)]}
     for method in args.methods:
         alone, jointly = [], []
         for seed in args.seeds:
@@ -265,7 +264,7 @@ def results_of(args):
             for task in args.tasks:
                 folder = trained(method, task, seed, args)
                 if task == "all":
-                    jointly.append(metrics(folder, list(DATASETS), args))
+                    jointly.append(metrics(folder, list(SHOWN), args))
                 else:
                     benches = [name for name, (tests, _) in SHOWN.items() if tests == task]
                     of_seed |= metrics(folder, benches, args)

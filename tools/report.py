@@ -100,7 +100,7 @@ def thumbnails(video):
     None if the clip cannot be read here.
     """
     try:
-        frames = read_frames(video, THUMBNAILS)
+        frames = read_frames(video, THUMBNAILS, eight="evenly")
     except BadInput:
         return None
     shown = []

@@ -439,13 +439,13 @@ def base_loss(model, rows):
 def read_clips(kind, numbers, folder, budget):
     """[(Clip, Frames)] of a kind, through real files: the model should see what a codec leaves."""
     os.makedirs(folder, exist_ok=True)
-    extension = "" if kind == "got10k" else ".mp4"
+    extension, eight = ("", "evenly") if kind == "got10k" else (".mp4", "")
     pairs = []
     for i in numbers:
         world.render_job((kind, i, 0, folder))
         clip = make_clip(kind, i)
         path = os.path.join(folder, clip.name + extension)
-        pairs.append((clip, data.read_frames(path, budget)))
+        pairs.append((clip, data.read_frames(path, budget, eight=eight)))
     return pairs
 
 
