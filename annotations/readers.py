@@ -181,7 +181,7 @@ def read_dataset(name, split, folder, report=print):
     paths = annotation_files(name, split, folder)
     if not paths:
         raise BadInput(f"no {split} annotations of {name} in {folder}. {belongs}")
-    videos = os.path.join(folder, dataset.videos)
+    videos = os.path.normpath(os.path.join(folder, dataset.videos))
     if not os.path.isdir(videos):
         raise BadInput(f"no folder {videos} with the clips. {belongs}")
     if len(paths) > 1 and name != "mvbench":
