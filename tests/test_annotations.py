@@ -541,8 +541,8 @@ FULL_SIZE = {  # (data set, split, file): (entries, how many Examples they are)
         3_363,
     ),
     ("timelens-activitynet", "test", "activitynet-timelens.json"): (
-        queries(4_140, "spans", "queries"),
-        4_140,
+        queries(4_501, "spans", "queries"),
+        4_501,
     ),
     ("got10k", "train", "got_train.json"): (
         [
