@@ -27,8 +27,12 @@ import os
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from annotations import MARK
-from data import TRACKED, Example, uniform_indices
+from data import Example
+from rewards import N_BOXES
+from runtime.container import numbered_pictures
 from runtime.errors import BadInput
 
 # ------------------------------------------------------------------------------------------------
@@ -283,21 +287,36 @@ def read_got10k(path, videos, report=print):
         name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])  # published with its authors' paths
         folder = video_path(videos, name).removesuffix(".mp4")
         boxes = boxes_in_frame(entry["gt"])
-        return [tracking_example(os.path.basename(name), folder, entry["object"], boxes)]
+        count = len(numbered_pictures(folder)) if os.path.isdir(folder) else 0
+        example = tracking_example(os.path.basename(name), folder, entry["object"], boxes, count)
+        return [example]
 
     form = "'path', 'object' and 'gt' with 8 boxes"
     return collect(path, json_entries(path), make, report, form)
 
 
-def tracking_example(name, folder, thing, boxes):
-    return Example(name, "tracking", folder, sentence(thing), boxes)
+def tracking_example(name, folder, thing, boxes, count):
+    """count: frames in the folder; 0 where it is missing, which is said when it is read."""
+    if 0 < count < N_BOXES:
+        raise Malformed(f"{folder} holds {count} frames; at least {N_BOXES} are needed")
+    frames = tuple(uniform_indices(count).tolist()) if count else ()
+    return Example(name, "tracking", folder, sentence(thing), boxes, frames=frames)
+
+
+def uniform_indices(count):
+    """Which of `count` frames are asked about: (8,) from the first to the last.
+
+    >>> uniform_indices(100).tolist()
+    [0, 14, 28, 42, 57, 71, 85, 99]
+    """
+    return np.linspace(0, count - 1, N_BOXES).round().astype(int)
 
 
 def boxes_in_frame(boxes):
     """Eight normalised boxes, cut to the frame. Raises Malformed if there are not eight."""
     boxes = [tuple(float(v) for v in box) for box in boxes]
-    if len(boxes) != TRACKED or any(len(box) != 4 for box in boxes):
-        raise Malformed(f"{len(boxes)} boxes instead of {TRACKED} of 4 numbers")
+    if len(boxes) != N_BOXES or any(len(box) != 4 for box in boxes):
+        raise Malformed(f"{len(boxes)} boxes instead of {N_BOXES} of 4 numbers")
     boxes = [tuple(min(1.0, max(0.0, v)) for v in box) for box in boxes]
     if any(x1 <= x0 or y1 <= y0 for x0, y0, x1, y1 in boxes):
         raise Malformed("a box has no area inside the frame")
@@ -320,14 +339,16 @@ def raw_sequence(split, name):
             f"{folder} holds {frames} frames, {len(pixel_boxes)} boxes and {len(absent)} absence"
             " labels: unpack it again"
         )
-    chosen = uniform_indices(len(pixel_boxes))
+    if frames < N_BOXES:
+        raise Malformed(f"{folder} holds {frames} frames; at least {N_BOXES} are needed")
+    chosen = uniform_indices(frames)
     if any(absent[i] for i in chosen):
         raise Malformed("the object is out of sight at one of the eight frames")
     boxes = [
         (x / width, y / height, (x + w) / width, (y + h) / height)
         for x, y, w, h in (pixel_boxes[i] for i in chosen)
     ]
-    return tracking_example(name, folder, thing, boxes_in_frame(boxes))
+    return tracking_example(name, folder, thing, boxes_in_frame(boxes), frames)
 
 
 def read_sequence_files(folder):

@@ -25,7 +25,7 @@ from annotations.readers import (
     read_videomme,
 )
 from conftest import ROOT
-from data import Example, uniform_indices
+from data import Example
 from runtime.errors import BadInput
 from toy import world
 
@@ -178,7 +178,7 @@ def test_got10k_folders_give_normalised_boxes_at_the_eight_frames(tmp_path):
     folder = world.ensure("got10k", str(tmp_path), train=0, test=2)
     example = read_dataset("got10k", "test", folder)[1]
     clip = world.make_clip("got10k", 1)
-    times = uniform_indices(int(clip.duration * world.ANNO_FPS)) / world.ANNO_FPS
+    times = readers.uniform_indices(int(clip.duration * world.ANNO_FPS)) / world.ANNO_FPS
     assert example.question == clip.things[0].name
     for box, t in zip(example.answer, times, strict=True):
         assert box == pytest.approx(clip.things[0].box(t), abs=1e-4)
