@@ -15,14 +15,12 @@ What is missing: images, audio, and several videos in one question.
 
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rewards import N_BOXES as TRACKED  # frames of a tracking question
 from runtime import container
 from runtime.errors import NUMBER, BadInput, read_object
 from tasks import question_text
@@ -49,9 +47,7 @@ class VideoBudget:
     """
 
     fps: float = 2.0  # frames looked at per second of video
-    # at most; the next two values leave room for 448. A longer video is looked at less often,
-    # evenly
-    max_frames: int = 768
+    max_frames: int = 768  # at most; the next two values leave room for 448
     total_pixels: int = 3584 * 28 * 28  # 3584 video tokens at most
     min_frame_pixels: int = 16 * 28 * 28  # a pair of frames gets at least 16 tokens ...
     max_frame_pixels: int = 768 * 28 * 28  # ... and at most 768
@@ -90,23 +86,6 @@ class VideoBudget:
 MIN_FRAMES = 4
 
 
-def add_budget_flags(parser):
-    """The command-line flags of a VideoBudget, for train.py and eval.py; what is not given stays
-    None."""
-    group = parser.add_argument_group(
-        "how much video the model sees (default: what is saved beside the model, else the paper's)"
-    )
-    group.add_argument("--fps", type=float, help="frames looked at per second")
-    group.add_argument("--max-frames", type=int, help="frames at most")
-    group.add_argument(
-        "--total-pixels",
-        type=int,
-        help="pixels of all frames at most, a pair of frames counted once",
-    )
-    group.add_argument("--min-frame-pixels", type=int, help="pixels of a frame at least")
-    group.add_argument("--max-frame-pixels", type=int, help="pixels of a frame at most")
-
-
 def frame_times(duration, budget):
     """The moments at which a video is looked at.
 
@@ -118,7 +97,9 @@ def frame_times(duration, budget):
     spacing and nothing assumes 1/fps: a model that is told the wrong spacing gives answers that are
     shifted in time, and no error ever says so.
     """
-    room = PAIR * budget.total_pixels // budget.min_frame_pixels  # frames of the smallest size
+    room = (
+        PAIR * budget.total_pixels // budget.min_frame_pixels
+    )  # frames that fit at the least size
     most = min(budget.max_frames, room) // PAIR * PAIR
     wanted = int(np.ceil(duration * budget.fps - 1e-6))
     if MIN_FRAMES <= wanted <= most:
@@ -172,104 +153,40 @@ class Frames:
     duration: float
 
 
-def read_frames(path, budget, span=None, eight=""):
+def read_frames(path, budget, span=None, frames=()):
     """Reads a video, or the part of it within `span` (start, end in seconds), as the budget allows.
 
-    path: a video file, or a folder of numbered jpg or png frames; eight: which frames of a folder
-    (read_folder). Raises BadInput for a missing, empty or undecodable one.
+    path: a video file, or a folder of numbered jpg or png frames; frames: the numbers of those to
+    look at, where the question names them (tracking). Raises BadInput for a missing, empty or
+    undecodable video.
+
+    Times are the file's own timestamps, never `index / fps`: phone and web videos have variable
+    frame rates, and an average would drift by seconds.
     """
-    if os.path.isdir(path):
-        return read_folder(path, budget, span, eight)
-    if not os.path.isfile(path):
-        raise BadInput(f"video file {path} does not exist: check the path, or --data")
-    if os.path.getsize(path) == 0:
-        raise BadInput(f"video file {path} is empty (0 bytes): download it again")
-    try:
-        return decode_file(path, budget, span)
-    except container.Unreadable as e:
-        raise BadInput(f"video file {path} {e}") from e
-    except container.REFUSED as e:
-        reason = str(e).strip().splitlines()[-1][:150] if str(e).strip() else type(e).__name__
-        said = f"video file {path} cannot be decoded, it may be damaged or no video ({reason})"
-        raise BadInput(said) from e
-
-
-def decode_file(path, budget, span):
-    """Times are the file's own timestamps, never `index / fps`: phone and web videos have
-    variable frame rates, and an average would drift by seconds. The frame for moment t is the one
-    on screen at t."""
-    clip = container.open_clip(path)
-    on_screen, duration = clip.on_screen, clip.duration
-    if not 0 < duration < float("inf"):
-        raise BadInput(f"video file {path} has no duration: it holds {len(on_screen)} frame(s)")
-    start, end = (0.0, duration) if span is None else (max(0.0, span[0]), min(duration, span[1]))
-    if end <= start:
-        part = f"the part from {span[0]:g} to {span[1]:g} s is not in it"
-        raise BadInput(f"video file {path} lasts {duration:.1f} s; {part}")
-    moments, spacing = frame_times(end - start, budget)
-    # The frame on screen at each moment, and none from after the end.
-    index = np.searchsorted(on_screen, start + moments + 1e-6, side="right") - 1
-    index = index.clip(max=max(0, np.searchsorted(on_screen, end - 1e-6) - 1))
-    height, width = frame_size(*clip.size(), len(index), budget)
-    pictures = map(torch.from_numpy, clip.pictures(index))  # some at a time
-    pixels = torch.cat([resize(some, height, width) for some in pictures])
-    return Frames(pixels, on_screen[index] - start, spacing, end - start)
-
-
-def read_folder(path, budget, span=None, eight=""):
-    """Frames of a folder of numbered pictures, or of those within `span`: `anno_fps` of its
-    meta_info.ini per second, where it has one, else FOLDER_FPS.
-
-    eight: "" reads it like a video, as the budget allows. Tracking (GOT-10k) asks for a box in each
-    of eight frames (eight_indices).
-    """
-    numbered = re.compile(r"\d+\.(jpg|jpeg|png)", re.IGNORECASE)
-    names = sorted(name for name in os.listdir(path) if numbered.fullmatch(name))
-    if len(names) < (least := TRACKED if eight else 1):
-        held = f"holds {len(names)} numbered jpg or png frames; at least {least} are needed"
-        raise BadInput(f"folder {path} {held}")
-    fps = FOLDER_FPS
-    if os.path.isfile(meta := os.path.join(path, "meta_info.ini")):
-        with open(meta, encoding="utf-8", errors="replace") as f:
-            found = re.search(r"anno_fps:\s*(\d+)", f.read())
-        fps = int(found[1]) if found and int(found[1]) else FOLDER_FPS
-    if span is not None:
-        names = names[max(0, int(np.ceil(span[0] * fps))) : int(span[1] * fps) + 1]
-        if not names:
-            part = f"from {span[0]:g} to {span[1]:g} s, at {fps} per second"
-            raise BadInput(f"folder {path} has no frame {part}")
-    if eight:
-        index, spacing = eight_indices(len(names), eight), (len(names) - 1) / fps / (TRACKED - 1)
-    else:
-        moments, spacing = frame_times(len(names) / fps, budget)
-        index = (moments * fps + 1e-6).astype(int).clip(max=len(names) - 1)
-    original, pixels = None, []
-    for i in index:  # one at a time: many large photographs would not fit in memory
-        picture = container.read_picture(os.path.join(path, names[i]))
-        if original not in (None, picture.shape[:2]):
-            raise BadInput(f"the frames in {path} have different sizes")
-        original = picture.shape[:2]
-        height, width = frame_size(*original, len(index), budget)
-        pixels.append(resize(torch.from_numpy(picture)[None], height, width))
-    return Frames(torch.cat(pixels), index / fps, spacing, len(names) / fps)
-
-
-FOLDER_FPS = 3  # of a folder that does not say: MVBench's one subset of frames has three a second
-
-
-def eight_indices(count, eight="evenly"):
-    """Which eight of `count` frames are looked at: (8,) from the first to the last.
-
-    "first and seven" is where GOT-10k's published JSON has its boxes: in its validation sequences
-    boxes 0 and 1 overlap by 0.84, later neighbours by 0.4.
-
-    >>> eight_indices(100).tolist(), eight_indices(100, "first and seven").tolist()
-    ([0, 14, 28, 42, 57, 71, 85, 99], [0, 1, 17, 34, 50, 66, 83, 99])
-    """
-    index = np.linspace(0, count - 1, TRACKED)
-    if eight == "first and seven":
-        index[1:] = np.linspace(1, count - 1, TRACKED - 1)
-    return index.round().astype(int)
+    with container.opened(path) as clip:
+        start, end = (0.0, clip.duration) if span is None else span
+        start, end = max(0.0, start), min(clip.duration, end)
+        if end <= start:
+            part = f"the part from {span[0]:g} to {span[1]:g} s is not in it"
+            raise BadInput(f"{path} lasts {clip.duration:.1f} s; {part}")
+        if len(frames):
+            index = np.array(frames)
+            if index.max() >= len(clip.on_screen):
+                raise BadInput(
+                    f"{path} holds {len(clip.on_screen)} frames; the question is about number "
+                    f"{index.max()}, counted from 0"
+                )
+            spacing = np.ptp(clip.on_screen[index]) / (len(index) - 1)
+        else:
+            moments, spacing = frame_times(end - start, budget)
+            # The frame on screen at each moment, and none from after the end.
+            index = np.searchsorted(clip.on_screen, start + moments + 1e-6, side="right") - 1
+            last = np.searchsorted(clip.on_screen, end - 1e-6) - 1
+            index = index.clip(max=max(0, last))
+        height, width = frame_size(*clip.size(), len(index), budget)
+        pictures = map(torch.from_numpy, clip.pictures(index))  # some at a time
+        pixels = torch.cat([resize(some, height, width) for some in pictures])
+    return Frames(pixels, clip.on_screen[index] - start, float(spacing), end - start)
 
 
 def resize(frames, height, width):
@@ -332,13 +249,13 @@ class Video:
         return t * h * w // MERGE**2
 
 
-def load_video(path, budget, blind=False, span=None, read=read_frames, eight=""):
-    """A file, or the part of it within `span`, to a Video. `blind` replaces every frame by
+def load_video(path, budget, blind=False, span=None, frames=(), read=read_frames):
+    """A file or folder, as read_frames takes it, to a Video. `blind` replaces every frame by
     mid-grey, keeping times and sizes: what a model still answers then, it knows without looking."""
-    frames = read(path, budget, span, eight)
-    pixels = torch.full_like(frames.pixels, 128) if blind else frames.pixels
+    seen = read(path, budget, span, frames)
+    pixels = torch.full_like(seen.pixels, 128) if blind else seen.pixels
     patches, grid = patchify(pixels)
-    return Video(patches, grid, PAIR * frames.spacing, frames.duration, frames.times)
+    return Video(patches, grid, PAIR * seen.spacing, seen.duration, seen.times)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -355,7 +272,7 @@ class Example:
     question, by task; answer: what the task's rules compare with (see rewards.py); options: of a
     multiple-choice question; span: (start, end) in seconds if the question is about that part of
     the file alone; group: a sub-task or kind of video, for a score of its own (not GRPO's group);
-    eight: which eight frames of a folder are asked about, in tracking (read_folder).
+    frames: numbers of the frames that the question is about, of a folder of frames (tracking).
     """
 
     id: str
@@ -366,7 +283,7 @@ class Example:
     options: tuple = ()
     span: tuple = None
     group: str = ""
-    eight: str = ""
+    frames: tuple = ()
 
 
 @dataclass
@@ -436,5 +353,5 @@ def load_prompt(
 ):
     """Example → data.Prompt: reads the video (read: data.read_frames, or a Decoder's) and asks the
     task's question about it."""
-    video = load_video(example.video, budget, blind, example.span, read, example.eight)
+    video = load_video(example.video, budget, blind, example.span, example.frames, read)
     return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)

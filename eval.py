@@ -36,22 +36,20 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import data
 import grpo
 import tasks
 from annotations.judge import install_judge
-from annotations.readers import DATASETS, find_data
+from annotations.readers import find_data
 from data import VideoBudget, load_prompt
-from model import encode_videos, room_for_prompt
+from model import encode_videos
 from runtime import predictions
 from runtime.decoder import Decoder, ended_by_ctrl_c
-from runtime.errors import BadInput, check_flags, first_line, run_program
+from runtime.errors import BadInput, run_program
 from runtime.folders import append_line, locks_released
-from runtime.metrics import versions
-from runtime.models import load
+from runtime.models import load, room_for_prompt
 from runtime.predictions import find_model
 from runtime.processes import on_each, on_first, start_processes
-from runtime.settings import EVAL_FLAGS, new_parser
+from runtime.settings import parse_eval_args as parse_args
 from toy.world import ensure
 
 # How long a process waits for the others: shares of long videos are unequal. If one of them dies,
@@ -89,30 +87,8 @@ def prepare(bench_name, name, args, decoder, rank, world, device):
     usual_task = examples[0].task
     task = predictions.task_asked(bench_name, usual_task, args)
     examples = tasks.as_task(examples, task)
-    think = run.get("think", True) if args.think is None else args.think
-    toy_model = run.get("model_name", shown) == "toy base"
-    longest = max(tasks.longest_answer(toy_model, [task]), run.get("max_new_tokens", 0))
-    settings = {
-        "bench": bench_name,
-        "data": folder,
-        "data_name": data_name,
-        "task": task,
-        "questions": len(examples),
-        "asked": predictions.digest(examples),
-        "model": path,
-        "model_name": shown,
-        "weights": predictions.fingerprint(path),
-        "think": think,
-        "blind": args.blind,
-        "clues": args.clues,
-        "judge": args.judge,
-        "decoding": "greedy",
-        "max_new_tokens": args.max_new_tokens or longest,
-        "video_budget": vars(budget),
-        "prompt": tasks.question_text(examples[0], 30.0, think),
-        "device": args.device,
-        "versions": versions(),
-    }
+    data = (bench_name, folder, data_name)
+    settings = predictions.settings_of(args, budget, (path, shown, run), data, task, examples)
     home = name if run else predictions.folder_without_run(name)
     folder_name = predictions.evaluation_folder(bench_name, usual_task, args)
     out = args.out or os.path.join(home, folder_name)
@@ -120,23 +96,13 @@ def prepare(bench_name, name, args, decoder, rank, world, device):
     if rank == 0:
         print(
             f"model: {shown}   data: {data_name}, {len(examples)} questions   "
-            f"frames: {budget.fps:g} a second, at most {budget.max_frames}   think: {think}   "
-            f"decoding: greedy{'   BLIND: all frames grey' if args.blind else ''}"
+            f"frames: {budget.fps:g} a second, at most {budget.max_frames}   "
+            f"think: {settings['think']}   decoding: greedy"
+            f"{'   BLIND: all frames grey' if args.blind else ''}"
         )
     model, tokenizer = on_each(world, lambda: load(path, device, attn=args.attn))
-    return Evaluation(
-        examples,
-        budget,
-        settings,
-        out,
-        left_out,
-        model,
-        tokenizer,
-        decoder,
-        args.batch_size,
-        rank,
-        world,
-    )
+    what = (examples, budget, settings, out, left_out)
+    return Evaluation(*what, model, tokenizer, decoder, args.batch_size, rank, world)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -239,16 +205,9 @@ def score(evaluation, records, first_look):
     }
     predictions.write_object(os.path.join(out, "results.json"), results)
     if settings["task"] == "grounding":
-        from tools.pictures import draw_intervals
+        from tools.pictures import draw_evaluation
 
-        model_and_data = f"{settings['model_name']}\non {settings['data_name']}"
-        blind = ", BLIND" if settings["blind"] else ""
-        title = f"{model_and_data}{blind}: mIoU {metrics['mIoU']:.1f}"
-        try:
-            draw_intervals(os.path.join(out, "predictions.png"), records, title)
-        except Exception as e:  # a picture is no reason to lose a score
-            why = f"{type(e).__name__}: {first_line(e)}"
-            print(f"predictions.png could not be drawn ({why})", file=sys.stderr)
+        draw_evaluation(out, settings, records, metrics)
     print(f"wrote {out}/\n")
     return metrics
 
@@ -277,69 +236,8 @@ def bench(bench_name, name, args, rank, world, device):
 
 
 # ------------------------------------------------------------------------------------------------
-# A question about one's own video
+# The program
 # ------------------------------------------------------------------------------------------------
-
-
-def ask(args):
-    """Answers --ask about --video, printing the answer as it is decoded."""
-    path, shown, _ = find_model(args.model[0])
-    model, tokenizer = load(path, args.device, attn=args.attn)
-    video = data.load_video(args.video, VideoBudget.of_model(path, **vars(args)), args.blind)
-    t, h, w = video.grid
-    print(
-        f"[{shown}; {video.duration:.1f} s of video as {2 * t} frames of "
-        f"{w * data.PATCH} × {h * data.PATCH} pixels, {video.n_tokens} tokens]"
-    )
-    room = room_for_prompt(model, args.max_new_tokens or 256)
-    prompt = data.build_prompt(args.ask, video, tokenizer, room)
-    said, printed = [], ""
-
-    def stream(token):
-        nonlocal printed
-        said.append(int(token[0]))
-        text = tokenizer.decode(said, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # half of a character: wait for the rest
-            print(text[len(printed) :], end="", flush=True)
-            printed = text
-
-    with torch.no_grad():
-        features = encode_videos(model, [prompt])
-    stop_ids, longest = model.generation_config.eos_token_id, args.max_new_tokens or 256
-    grpo.sample_groups(model, [prompt], features, 1, longest, stop_ids, on_token=stream)
-    print()
-
-
-# ------------------------------------------------------------------------------------------------
-# Flags
-# ------------------------------------------------------------------------------------------------
-
-
-def parse_args(argv=None):
-    """The flags as a namespace. Raises BadInput for those that do not go together."""
-    args = new_parser(__doc__, EVAL_FLAGS).parse_args(argv)
-    check_flags(args)
-    if (args.bench is None) == (args.video is None):
-        raise BadInput('give either --bench charades, or --video FILE with --ask "…"')
-    if args.video is not None and not args.ask:
-        raise BadInput('--video needs a question: --ask "…"')
-    args.benches = [] if args.bench is None else args.bench.split(",")
-    if args.bench == "all":
-        args.benches = list(DATASETS)
-    for name in args.benches:
-        if name not in DATASETS:
-            raise BadInput(f"--bench {name} is unknown; there is: {', '.join(DATASETS)}, all")
-    if args.compare and args.judge:
-        raise BadInput(
-            "--compare scores with the judge that the evaluations were made with: "
-            "leave --judge away"
-        )
-    if args.out and len(args.model) * max(1, len(args.benches)) > 1:
-        raise BadInput(
-            "--out is one folder; with several models or benchmarks leave it away, "
-            "each gets its own"
-        )
-    return args
 
 
 def run_benchmarks(args):
@@ -361,12 +259,14 @@ def run_benchmarks(args):
 
 def start():
     """Reads the flags and does what they say."""
-    args = parse_args()
+    args = parse_args(description=__doc__)
     if args.student:
         from course import exercises
 
         exercises.install(args.student, show=os.environ.get("RANK", "0") == "0")
     if args.video is not None:
+        from tools.ask import ask
+
         ask(args)
     elif args.compare:
         from tools.compare import compare

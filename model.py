@@ -21,15 +21,10 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from scale.windows import register_windows, vision_layout
-
-# cuDNN's attention comes first on Hopper and plans anew for every shape (pytorch #155958); in video
-# RL hardly two shapes are alike. Without it PyTorch takes its own flash kernel.
-torch.backends.cuda.enable_cudnn_sdp(False)
+from scale.attention import ATTENTION, register_windows, vision_layout
 
 # ------------------------------------------------------------------------------------------------
 # 1. Positions
@@ -52,8 +47,7 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
     tokens_per_second positions for each real second: this is how the model can tell time at all.
 
     transformers >= 5.3 continues the text at s + max(h, w)/2 instead, which is *inside* the video
-    for any clip longer than a few seconds; the pretrained weights have never seen that. So: by
-    hand.
+    for any clip longer than a few seconds; the pretrained weights have never seen that.
 
     Args:    ids (P,); grids: one (t, h, w) per video: t pairs of frames, h × w patches before
              merging; seconds_per_grid: one float per video, the seconds from pair to pair.
@@ -66,10 +60,8 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
     >>> mrope_positions(ids, [(2, 2, 4)], [1.0], config).tolist()
     [[0, 1, 1, 3, 3, 4], [0, 1, 1, 1, 1, 4], [0, 1, 2, 1, 2, 4]]
     """
-    merge, tokens_per_second = (
-        config.vision_config.spatial_merge_size,
-        config.vision_config.tokens_per_second,
-    )
+    vision = config.vision_config
+    merge = vision.spatial_merge_size
     is_video = (ids == config.video_token_id).cpu()
     pieces, place, start = [], 0, 0  # place: index into ids; start: the next free position
     for (t, h, w), seconds in zip(grids, seconds_per_grid, strict=True):
@@ -77,16 +69,10 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
         text = torch.arange(first - place).expand(3, -1) + start
         start += first - place
         h, w = h // merge, w // merge
-        time = (torch.arange(t) * seconds * tokens_per_second).floor().long()
-        video = (
-            torch.stack(
-                torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")
-            ).reshape(3, -1)
-            + start
-        )
-        assert is_video[first : first + t * h * w].all(), (
-            "fewer video tokens in the prompt than the grid says"
-        )
+        time = (torch.arange(t) * seconds * vision.tokens_per_second).floor().long()
+        axes = torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")
+        video = torch.stack(axes).reshape(3, -1) + start
+        assert is_video[first : first + t * h * w].all(), "fewer video tokens than the grid says"
         pieces += [text, video]
         place, start = first + t * h * w, int(video.max()) + 1
     assert not is_video[place:].any(), "more video tokens in the prompt than the grids say"
@@ -97,11 +83,6 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
 # ------------------------------------------------------------------------------------------------
 # 2. Embeddings
 # ------------------------------------------------------------------------------------------------
-
-
-def room_for_prompt(model, max_new_tokens):
-    """How many tokens a prompt may have, so that an answer still fits in the model's positions."""
-    return model.config.text_config.max_position_embeddings - max_new_tokens
 
 
 def encode_videos(model, prompts):
@@ -144,57 +125,27 @@ def embed(model, ids, features):
 # Nothing but attention ever mixes tokens, so nothing but attention has to know.
 #
 # transformers lets a model's layers call an attention function that we register (end of this
-# section). For a function that it does not know it would build no mask and say nothing; NO_MASK
-# says so openly. Which token sees which is decided in the functions below, and nowhere else.
+# section). NO_MASK: which token sees which is decided in the functions below, and nowhere else.
 
 NO_MASK = {"full_attention": None}
 
 
 def prepare(model, attn="sdpa"):
-    """Makes the language model and the vision tower use this file's attention functions (section
-    3)."""
+    """Makes the language model use `attention` below, and the vision tower its windows'."""
     model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
     model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
     return model
 
 
-def sdpa(query, key, value, scale, causal=False):
-    """softmax(scale · Q Kᵀ) V, as PyTorch has it.
-
-    query (B, H, n, d) on key, value (B, K, m, d) → (B, H, n, d). `causal` is aligned to the *lower
-    right*: the last query sees all m keys, the one before it m − 1, … (`is_causal=True` is aligned
-    to the upper left, which for n < m would hide the prompt.) On CUDA causal_lower_right runs in a
-    flash kernel, without a mask in memory; elsewhere it becomes an n × m mask.
-    """
-    n, m, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
-    mask = causal_lower_right(n, m) if causal and n != m else None
-    square = causal and n == m
-    return F.scaled_dot_product_attention(
-        query, key, value, mask, is_causal=square, scale=scale, enable_gqa=grouped
-    )
-
-
-def flash_attention_2(query, key, value, scale, causal=False):
-    """The same by the flash-attn package, which aligns to the lower right of its own accord."""
-    from flash_attn import flash_attn_func
-
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    return flash_attn_func(query, key, value, softmax_scale=scale, causal=causal).transpose(1, 2)
-
-
-ATTENTION = {"sdpa": sdpa, "flash_attention_2": flash_attention_2}
-
-
 def attention(module, query, key, value, attention_mask, scaling, attend, group=None, **_):
-    """What each layer of the language model calls, in one of two situations.
+    """What each layer of the language model calls.
 
     reading   group = None      (B, H, P, d) queries on (B, K, P, d) keys, causal
     scoring   group = (G, C)    one row [prompt | c_1 | … | c_G], (1, H, P + G·C, d): the prompt is
                                 causal on itself; a completion sees the prompt and itself, never
                                 its siblings
 
-    Returns (batch, length, H, d), None, as transformers expects. (Decoding does without
-    transformers' layers, see decode_step.)
+    Returns (batch, length, H, d), None, as transformers expects. (decode_step does without this.)
     """
     assert attention_mask is None, "a mask was built that nothing here would respect"
     if group is None:
@@ -212,9 +163,10 @@ def packed_attention(query, key, value, group, scale, attend):
     positions and its own first j + 1.
 
     Args:    query (1, H, P + G·C, d), key and value (1, K, P + G·C, d); group: (G, C); scale: a
-             number; attend: sdpa or flash_attention_2 above.
+             number; attend: a function of scale.attention.ATTENTION.
     Returns: (1, H, P + G·C, d).
 
+    >>> from scale.attention import sdpa
     >>> one = torch.ones(1, 1, 3, 1)  # P = 1, G = 2, C = 1; equal scores: each output is a mean
     >>> value = torch.tensor([1.0, 3.0, 5.0]).view(1, 1, 3, 1)
     >>> packed_attention(one, one, value, (2, 1), 1.0, sdpa).flatten().tolist()
@@ -236,7 +188,7 @@ def packed_attention(query, key, value, group, scale, attend):
     return torch.cat([prompt, own.transpose(0, 1).flatten(1, 2)[None]], dim=2)
 
 
-for name, attend in ATTENTION.items():
+for name, attend in ATTENTION.items():  # the kernels: what computes softmax(Q Kᵀ) V
     AttentionInterface.register(f"shared_prompt_{name}", partial(attention, attend=attend))
 register_windows(ATTENTION)
 
@@ -340,7 +292,7 @@ def decode_step(model, cache, tokens, positions):
     """One more token for every row.
 
     Args:    cache: a GroupCache after start_decoding; tokens (B·G,) just sampled; positions (B·G,)
-             of these tokens (the same on all three axes: they are text).
+             of these tokens: the same on all three axes, they are text.
     Returns: logits (B·G, V) of each row's next token.
 
     transformers' layers are written for sequences; for a single token most of their time is spent
@@ -349,8 +301,7 @@ def decode_step(model, cache, tokens, positions):
     """
     language_model = model.model.language_model
     x = language_model.embed_tokens(tokens)  # (B·G, D)
-    # With all three positions equal, M-RoPE is plain RoPE.
-    angles = positions[:, None] * language_model.rotary_emb.inv_freq  # (B·G, d/2)
+    angles = positions[:, None] * language_model.rotary_emb.inv_freq  # (B·G, d/2): plain RoPE
     angles = torch.cat([angles, angles], dim=1)[:, None]  # (B·G, 1, d)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     cache.mask.index_fill_(3, cache.prompt_length + cache.length, 0.0)
@@ -374,8 +325,7 @@ def rms_norm(x, norm):
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding (arXiv 2104.09864 §3.4.2): number i and number i + d/2 of each head
-    turn by the position's angle."""
+    """Rotary embedding (arXiv 2104.09864 §3.4.2): numbers i and i + d/2 of a head turn together."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-b, a], dim=-1) * sin
 
@@ -431,8 +381,7 @@ def group_logprobs(model, prompt, features, completions, chunk=1024):
     embed_tokens = model.model.language_model.embed_tokens
     embeds = torch.cat([embed(model, prompt.ids, features), embed_tokens(completions.flatten())])
     positions = prompt_positions(model, prompt).to(device)
-    # Every completion starts at the same position.
-    after = positions[:, -1].amax() + 1 + torch.arange(C, device=device)
+    after = positions[:, -1].amax() + 1 + torch.arange(C, device=device)  # of each completion
     positions = torch.cat([positions, after.repeat(G).expand(3, -1)], dim=1)
     hidden = run_layers(model, embeds, positions, use_cache=False, group=(G, C))
     predicting = predicting_states(hidden, (G, C)).flatten(0, 1)  # (G·C, D)
@@ -468,8 +417,7 @@ def token_logprobs(logits, tokens):
 
     Args:    logits (n, V) float32, −inf where a token is ruled out; tokens (n,).
     Returns: log softmax(logits) at the token, (n,) with gradient, and −Σ p log p in nats, (n,)
-             without: it is only for people to watch. A token that is ruled out adds 0 to the
-             entropy, as p log p → 0.
+             without: it is only for people to watch. A token that is ruled out adds 0.
 
     >>> logits = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 1.0, 1.0]])
     >>> logp, entropy = token_logprobs(logits, torch.tensor([0, 1]))
@@ -478,6 +426,5 @@ def token_logprobs(logits, tokens):
     """
     logp = logits.log_softmax(dim=-1)
     with torch.no_grad():
-        # The clamp: 0 · −inf would be NaN.
-        entropy = -(logp.exp() * logp.clamp_min(-1e9)).sum(dim=-1)
+        entropy = -(logp.exp() * logp.clamp_min(-1e9)).sum(dim=-1)  # 0 · −inf would be NaN
     return logp.gather(1, tokens[:, None])[:, 0], entropy

@@ -23,7 +23,6 @@ runtime/checkpoint.py. For models that do not fit: --lora, --recompute, --shard,
 room scale/, and --plan, which says what fits.
 """
 
-import sys
 from functools import partial
 
 import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
@@ -32,21 +31,21 @@ import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
 import torch
 
 from annotations.judge import install_judge
-from annotations.readers import find_data, read_dataset
 from data import VideoBudget
 from grpo import grpo_step, video_features
-from model import group_logprobs, room_for_prompt
+from model import group_logprobs
 from runtime.errors import run_program
 from runtime.folders import locks_released
-from runtime.loader import Loader
+from runtime.loader import Loader, training_examples
+from runtime.models import room_for_prompt
 from runtime.optimizer import MasterAdamW
 from runtime.policy import load_models
-from runtime.processes import add_up, on_each, on_first, start_processes
+from runtime.processes import add_up, on_each, start_processes
 from runtime.rollouts import Outcome, outcome_of
 from runtime.run import STOP, Clock, Run, stop_on_signals
 from runtime.settings import check_processes, is_toy_model, parse_args
 from scale import plan
-from tasks import TASKS, as_task, ideal_answer
+from tasks import ideal_answer
 from toy.world import ensure
 
 # ------------------------------------------------------------------------------------------------
@@ -84,29 +83,6 @@ def sft_step(policy, batch, settings, update_weights, clock):
 # ------------------------------------------------------------------------------------------------
 
 
-def training_examples(settings, rank, world):
-    """Examples of all tasks, names of their data sets, and flags for eval.py to ask what was
-    trained.
-
-    Tasks are mixed in proportion to their examples, as in the paper.
-    """
-    examples, names, own, other = [], [], [], []
-    say = lambda sentence: print(sentence, file=sys.stderr) if rank == 0 else None
-    for task in settings.tasks:
-        source = TASKS[task].data
-        stand_in = partial(find_data, source, settings.data, ensure)
-        folder, name = on_first(rank, world, stand_in)
-        read = read_dataset(source, "train", folder, say)[: settings.examples]
-        if read[0].task == task:
-            own.append(source)
-        else:
-            other.append(f"--bench {source} --task {task}")
-        examples += as_task(read, task)
-        names.append(name)
-    flags = [f"--bench {','.join(own)}"] if own else []
-    return examples, ", ".join(dict.fromkeys(names)), flags + other
-
-
 def learning_rate(step, steps, peak):
     """5 steps of warm-up, then straight down to a tenth. step: counted from 0."""
     return peak * min((step + 1) / 5, 1 - 0.9 * step / steps)
@@ -121,7 +97,7 @@ def train(settings):
 
         exercises.install(settings.student, show=rank == 0)
     check_processes(settings, world)
-    examples, data_name, tests = training_examples(settings, rank, world)
+    examples, data_name, tests = training_examples(settings, rank, world, ensure)
     steps = settings.steps or -(-len(examples) // settings.prompts_per_step)
     policy, tokenizer, reference = on_each(world, lambda: load_models(settings, device))
     budget = VideoBudget.of_model(settings.model, **vars(settings))

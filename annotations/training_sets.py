@@ -12,6 +12,8 @@ import json
 import os
 import re
 
+import numpy as np
+
 from annotations.entries import (
     Malformed,
     bare_options,
@@ -26,7 +28,9 @@ from annotations.entries import (
     video_path,
 )
 from annotations.metrics import sentences
-from data import TRACKED, Example, eight_indices
+from data import Example
+from rewards import N_BOXES
+from runtime.container import numbered_pictures
 from runtime.errors import BadInput
 
 # ------------------------------------------------------------------------------------------------
@@ -115,9 +119,9 @@ def read_got10k(path, videos, report=print):
     last. What stands before GOT-10k/ in a path is its authors' own disk.
 
     Either way an Example's answer is eight boxes (x0, y0, x1, y1) in [0, 1], its question the
-    object's name, its video the folder of frames, and `eight` says at which frames the boxes are. A
-    raw sequence is left out if its object is absent at one of the eight frames, or if the numbers
-    of frames, boxes and absence labels differ: they would be paired wrongly.
+    object's name, its video the folder of frames, and `frames` the numbers of the eight frames. A
+    raw sequence is left out if its object is absent at one of them, or if the numbers of frames,
+    boxes and absence labels differ: they would be paired wrongly.
     """
     if os.path.isdir(path):
         listed = os.path.join(path, "list.txt")
@@ -130,22 +134,53 @@ def read_got10k(path, videos, report=print):
         name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])
         folder = video_path(videos, name).removesuffix(".mp4")
         boxes = boxes_in_frame(entry["gt"])
+        count = len(numbered_pictures(folder)) if os.path.isdir(folder) else 0
+        # Where the folder is missing, that is said when it is read.
+        chosen = published_frames(enough(count, folder)) if count else ()
         name = os.path.basename(name)
-        return [tracking_example(name, folder, entry["object"], boxes, "first and seven")]
+        return [tracking_example(name, folder, entry["object"], boxes, chosen)]
 
     form = "'path', 'object' and 'gt' with 8 boxes"
     return collect(path, json_entries(path), make, report, form)
 
 
-def tracking_example(name, folder, thing, boxes, eight):
-    return Example(name, "tracking", folder, sentence(thing), boxes, eight=eight)
+def tracking_example(name, folder, thing, boxes, chosen):
+    frames = tuple(int(i) for i in chosen)
+    return Example(name, "tracking", folder, sentence(thing), boxes, frames=frames)
+
+
+def enough(count, folder):
+    """The number of frames in a folder. Raises Malformed if they are fewer than the boxes."""
+    if count < N_BOXES:
+        raise Malformed(f"{folder} holds {count} frames; at least {N_BOXES} are needed")
+    return count
+
+
+def even_frames(count):
+    """Which of `count` frames are asked about: (8,) numbers from the first to the last.
+
+    >>> even_frames(100).tolist()
+    [0, 14, 28, 42, 57, 71, 85, 99]
+    """
+    return np.linspace(0, count - 1, N_BOXES).round().astype(int)
+
+
+def published_frames(count):
+    """Which of `count` frames the boxes of GOT-10k's JSON belong to: the first, and seven from the
+    second to the last. (In its validation sequences boxes 0 and 1 overlap by 0.84, later neighbours
+    by 0.4.)
+
+    >>> published_frames(100).tolist()
+    [0, 1, 17, 34, 50, 66, 83, 99]
+    """
+    return np.append(0, np.linspace(1, count - 1, N_BOXES - 1).round()).astype(int)
 
 
 def boxes_in_frame(boxes):
     """Eight normalised boxes, cut to the frame. Raises Malformed if there are not eight."""
     boxes = [tuple(float(v) for v in box) for box in boxes]
-    if len(boxes) != TRACKED or any(len(box) != 4 for box in boxes):
-        raise Malformed(f"{len(boxes)} boxes instead of {TRACKED} of 4 numbers")
+    if len(boxes) != N_BOXES or any(len(box) != 4 for box in boxes):
+        raise Malformed(f"{len(boxes)} boxes instead of {N_BOXES} of 4 numbers")
     boxes = [tuple(min(1.0, max(0.0, v)) for v in box) for box in boxes]
     if any(x1 <= x0 or y1 <= y0 for x0, y0, x1, y1 in boxes):
         raise Malformed("a box has no area inside the frame")
@@ -158,7 +193,7 @@ def raw_sequence(split, name):
     folder = video_path(split, name).removesuffix(".mp4")
     try:
         thing, width, height, pixel_boxes, absent = read_sequence_files(folder)
-        frames = sum(bool(re.fullmatch(r"\d+\.jpg", f.lower())) for f in os.listdir(folder))
+        frames = len(numbered_pictures(folder))
     except OSError as e:
         raise Malformed(f"{e.filename} cannot be read ({e.strerror})") from e
     except configparser.Error as e:
@@ -168,14 +203,14 @@ def raw_sequence(split, name):
             f"{folder} holds {frames} frames, {len(pixel_boxes)} boxes and {len(absent)} absence"
             " labels: unpack it again"
         )
-    chosen = eight_indices(len(pixel_boxes))
+    chosen = even_frames(enough(frames, folder))
     if any(absent[i] for i in chosen):
         raise Malformed("the object is out of sight at one of the eight frames")
     boxes = [
         (x / width, y / height, (x + w) / width, (y + h) / height)
         for x, y, w, h in (pixel_boxes[i] for i in chosen)
     ]
-    return tracking_example(name, folder, thing, boxes_in_frame(boxes), "evenly")
+    return tracking_example(name, folder, thing, boxes_in_frame(boxes), chosen)
 
 
 def read_sequence_files(folder):

@@ -1,4 +1,4 @@
-"""container.py: a video file → when each of its frames is on screen, and the pictures themselves.
+"""container.py: a video → when each of its frames is on screen, and the pictures themselves.
 
 Every answer of the model is in seconds, so a frame shown at the wrong second is a wrong lesson that
 nothing would report. A file is read in one of two ways:
@@ -10,8 +10,13 @@ decord jumps to a key frame and counts from there. That goes wrong where frames 
 but are shown before it, where stamps are missing or an edit list hides frames, and in containers
 without an exact index: 5 s in MPEG-TS. `jumps_are_exact` decides from the packets, which are read
 without decoding them.
+
+A folder of numbered pictures is a video too: GOT-10k and a part of MVBench come as such.
 """
 
+import os
+import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import av
@@ -35,10 +40,34 @@ class Unreadable(Exception):
     """Why a file cannot be used, in words that follow its name."""
 
 
+@contextmanager
+def opened(path):
+    """The clip at a path, for reading within the block. Whatever goes wrong there is BadInput.
+
+    A clip has `on_screen` (F,), the seconds at which each frame goes on screen, from 0, `duration`
+    in seconds, `size()` (height, width) and `pictures(index)`: see Jumping, InOrder and Folder.
+    """
+    is_folder = os.path.isdir(path)
+    what = f"folder {path}" if is_folder else f"video file {path}"
+    if not is_folder and not os.path.isfile(path):  # a pipe would be waited for
+        raise BadInput(f"{what} does not exist: check the path, or --data")
+    if not is_folder and os.path.getsize(path) == 0:
+        raise BadInput(f"{what} is empty (0 bytes): download it again")
+    try:
+        clip = Folder(path) if is_folder else open_clip(path)
+        if not 0 < clip.duration < float("inf"):
+            raise Unreadable(f"has no duration: it holds {len(clip.on_screen)} frame(s)")
+        yield clip
+    except Unreadable as e:
+        raise BadInput(f"{what} {e}") from e
+    except REFUSED as e:
+        reason = str(e).strip().splitlines()[-1][:150] if str(e).strip() else type(e).__name__
+        said = f"{what} cannot be decoded, it may be damaged or no video ({reason})"
+        raise BadInput(said) from e
+
+
 def open_clip(path):
-    """A Jumping or InOrder clip. Both have `on_screen` (F,), seconds at which each frame goes on
-    screen, from 0, `duration` in seconds, `size()` (height, width) and `pictures(index)`.
-    Raises Unreadable, or one of REFUSED."""
+    """A Jumping or InOrder clip of a file. Raises Unreadable, or one of REFUSED."""
     packets = look(path)
     refuse_cut(packets)
     if jumps_are_exact(packets):
@@ -239,8 +268,47 @@ def picture(frame):
 
 
 # ------------------------------------------------------------------------------------------------
-# Pictures
+# Folders of pictures
 # ------------------------------------------------------------------------------------------------
+
+FOLDER_FPS = 3  # of a folder that does not say: MVBench's one subset of frames has three a second
+
+
+def numbered_pictures(folder):
+    """The names of a folder's frames in their order: 00000001.jpg, …, or png."""
+    numbered = re.compile(r"\d+\.(jpg|jpeg|png)", re.IGNORECASE)
+    return sorted(name for name in os.listdir(folder) if numbered.fullmatch(name))
+
+
+class Folder:
+    """A folder of numbered pictures. Their rate is `anno_fps` of meta_info.ini (GOT-10k) where
+    there is one, else FOLDER_FPS."""
+
+    def __init__(self, path):
+        self.path, self.names = path, numbered_pictures(path)
+        if not self.names:
+            raise Unreadable("holds no numbered jpg or png frames")
+        fps = FOLDER_FPS
+        if os.path.isfile(meta := os.path.join(path, "meta_info.ini")):
+            with open(meta, encoding="utf-8", errors="replace") as f:
+                stated = re.search(r"anno_fps:\s*(\d+)", f.read())
+            fps = int(stated[1]) if stated and int(stated[1]) else FOLDER_FPS
+        self.on_screen = np.arange(len(self.names)) / fps
+        self.duration = len(self.names) / fps
+
+    def size(self):
+        return read_picture(os.path.join(self.path, self.names[0])).shape[:2]
+
+    def pictures(self, index):
+        """Yields (1, H, W, 3) uint8 arrays of the frames `index`."""
+        size = None
+        for i in index:  # one at a time: some large photographs would not fit in memory
+            picture = read_picture(os.path.join(self.path, self.names[i]))
+            if size not in (None, picture.shape[:2]):
+                raise Unreadable("holds frames of different sizes")
+            size = picture.shape[:2]
+            yield picture[None]
+
 
 MOST_PIXELS = 8192 * 8192  # of one picture: as float32 it takes 0.8 GB
 Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns in two lines, or raises what is no OSError

@@ -89,7 +89,7 @@ class Decoder:
             except subprocess.TimeoutExpired:
                 pass  # it waits for a disk that does not answer: it dies when that does
 
-    def read(self, path, budget, span=None, eight=""):
+    def read(self, path, budget, span=None, frames=()):
         """Frames of a video, as data.read_frames gives them. Raises BadInput also where that
         crashes or hangs; Cancelled after `cancel` or `stop`."""
         if self.cancelled:
@@ -101,7 +101,7 @@ class Decoder:
         try:
             if pipe is None:
                 raise Cancelled
-            pipe.send_bytes(json.dumps([path, asdict(budget), span, eight]).encode())
+            pipe.send_bytes(json.dumps([path, asdict(budget), span, list(frames)]).encode())
             if not self.wait(process, pipe, self.limit):
                 self.stop()
                 raise BadInput(
@@ -160,11 +160,11 @@ def serve(pipe):
     pipe.send_bytes(b"ready")
     while True:
         try:
-            path, budget, span, eight = json.loads(pipe.recv_bytes())
+            path, budget, *part = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             return
         try:
-            frames = data.read_frames(path, VideoBudget(**budget), span, eight)
+            frames = data.read_frames(path, VideoBudget(**budget), *part)
         except BadInput as e:
             pipe.send_bytes(json.dumps({"error": str(e)}).encode())
             continue

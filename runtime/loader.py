@@ -1,18 +1,46 @@
-"""loader.py: which prompts a step has, and their clips, decoded while the step before runs."""
+"""loader.py: the training data: which prompts a step has, and their clips, decoded while the step
+before runs."""
 
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 
+from annotations.readers import find_data, read_dataset
 from data import Batch, load_prompt
 from runtime.decoder import Cancelled, Decoder
 from runtime.errors import BadInput
-from runtime.processes import add_up
+from runtime.processes import add_up, on_first
+from tasks import TASKS, as_task
 
 STAND_INS = 10  # examples tried for one prompt, before the data as a whole counts as unreadable
+
+
+def training_examples(settings, rank, world, stand_in):
+    """Examples of all tasks, names of their data sets, and flags for eval.py to ask what was
+    trained.
+
+    stand_in: makes the data of a data set that is not there, see annotations.readers.find_data.
+    Tasks are mixed in proportion to their examples, as in the paper.
+    """
+    examples, names, own, other = [], [], [], []
+    say = lambda sentence: print(sentence, file=sys.stderr) if rank == 0 else None
+    for task in settings.tasks:
+        source = TASKS[task].data
+        find = partial(find_data, source, settings.data, stand_in)
+        folder, name = on_first(rank, world, find)
+        read = read_dataset(source, "train", folder, say)[: settings.examples]
+        if read[0].task == task:
+            own.append(source)
+        else:
+            other.append(f"--bench {source} --task {task}")
+        examples += as_task(read, task)
+        names.append(name)
+    flags = [f"--bench {','.join(own)}"] if own else []
+    return examples, ", ".join(dict.fromkeys(names)), flags + other
 
 
 @lru_cache(maxsize=2)

@@ -46,6 +46,20 @@ transformers_logging.set_verbosity_error()
 # ------------------------------------------------------------------------------------------------
 
 
+def room_for_prompt(model, max_new_tokens):
+    """How many tokens a prompt may have, so that an answer still fits in the model's positions.
+
+    Raises BadInput where none is left.
+    """
+    most = model.config.text_config.max_position_embeddings
+    if max_new_tokens >= most:
+        raise BadInput(
+            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt: this model has "
+            f"{most} positions for both"
+        )
+    return most - max_new_tokens
+
+
 def load(name, device="cpu", dtype=None, attn="sdpa"):
     """Loads the model and its tokenizer from a local folder or a hub name.
 

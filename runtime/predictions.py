@@ -26,8 +26,9 @@ from runtime.folders import (
     set_aside,
     take,
 )
+from runtime.metrics import versions
 from runtime.settings import is_toy_model
-from tasks import TASKS
+from tasks import TASKS, longest_answer, question_text
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which questions
@@ -108,7 +109,7 @@ def fingerprint(folder):
 
 def digest(examples):
     """A hash of what is asked and what is right."""
-    asked = [(e.id, e.question, e.options, e.answer, e.span) for e in examples]
+    asked = [(e.id, e.question, e.options, e.answer, e.span, e.frames) for e in examples]
     return hashlib.sha1(repr(asked).encode()).hexdigest()
 
 
@@ -132,6 +133,39 @@ def task_asked(bench_name, usual_task, args):
             f"the questions of {bench_name} are of the task {usual_task}"
         )
     return task
+
+
+def settings_of(args, budget, model, data, task, examples):
+    """All that an evaluation's answers depend on, as it is saved beside them.
+
+    model: (path, name to show, settings of its training), as find_model gives them; data: (name of
+    the benchmark, its folder, name to show).
+    """
+    (path, shown, run), (bench_name, folder, data_name) = model, data
+    think = run.get("think", True) if args.think is None else args.think
+    toy_model = run.get("model_name", shown) == "toy base"
+    longest = max(longest_answer(toy_model, [task]), run.get("max_new_tokens", 0))
+    return {
+        "bench": bench_name,
+        "data": folder,
+        "data_name": data_name,
+        "task": task,
+        "questions": len(examples),
+        "asked": digest(examples),
+        "model": path,
+        "model_name": shown,
+        "weights": fingerprint(path),
+        "think": think,
+        "blind": args.blind,
+        "clues": args.clues,
+        "judge": args.judge,
+        "decoding": "greedy",
+        "max_new_tokens": args.max_new_tokens or longest,
+        "video_budget": vars(budget),
+        "prompt": question_text(examples[0], 30.0, think),
+        "device": args.device,
+        "versions": versions(),
+    }
 
 
 # ------------------------------------------------------------------------------------------------

@@ -5,11 +5,10 @@ import os
 
 import torch
 
-import data
 import grpo
 from annotations.readers import DATASETS
-from model import ATTENTION
 from runtime.errors import BadInput, check_flags
+from scale.attention import ATTENTION
 from tasks import JOINTLY, TASKS, longest_answer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -172,16 +171,25 @@ EVAL_FLAGS = {
     ],
 }  # fmt: skip
 
+BUDGET_FLAGS = {  # of a data.VideoBudget; what is not given stays None
+    "how much video the model sees (default: what is saved beside the model, else the paper's)": [
+        ("--fps", FLOAT, "frames looked at per second"),
+        ("--max-frames", INT, "frames at most"),
+        ("--total-pixels", INT, "pixels of all frames at most, a pair of frames counted once"),
+        ("--min-frame-pixels", INT, "pixels of a frame at least"),
+        ("--max-frame-pixels", INT, "pixels of a frame at most"),
+    ],
+}  # fmt: skip
+
 
 def new_parser(description, table):
-    """A parser of a table's flags and of those of the video budget (data.VideoBudget)."""
+    """A parser of a table's flags and of those of the video budget."""
     form = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=description, formatter_class=form, allow_abbrev=False)
-    for title, rows in table.items():
+    for title, rows in (table | BUDGET_FLAGS).items():
         group = p.add_argument_group(title)
         for flag, options, text in rows:
             group.add_argument(flag, help=text, **options)
-    data.add_budget_flags(p)
     return p
 
 
@@ -259,3 +267,35 @@ def check_processes(args, world):
             "--shard splits weights over processes: "
             f"start with torchrun --nproc-per-node N train.py …{plan_for}"
         )
+
+
+# ------------------------------------------------------------------------------------------------
+# What eval.py makes of its flags
+# ------------------------------------------------------------------------------------------------
+
+
+def parse_eval_args(argv=None, description=__doc__):
+    """The flags of eval.py as a namespace. Raises BadInput for those that do not go together."""
+    args = new_parser(description, EVAL_FLAGS).parse_args(argv)
+    check_flags(args)
+    if (args.bench is None) == (args.video is None):
+        raise BadInput('give either --bench charades, or --video FILE with --ask "…"')
+    if args.video is not None and not args.ask:
+        raise BadInput('--video needs a question: --ask "…"')
+    args.benches = [] if args.bench is None else args.bench.split(",")
+    if args.bench == "all":
+        args.benches = list(DATASETS)
+    for name in args.benches:
+        if name not in DATASETS:
+            raise BadInput(f"--bench {name} is unknown; there is: {', '.join(DATASETS)}, all")
+    if args.compare and args.judge:
+        raise BadInput(
+            "--compare scores with the judge that the evaluations were made with: "
+            "leave --judge away"
+        )
+    if args.out and len(args.model) * max(1, len(args.benches)) > 1:
+        raise BadInput(
+            "--out is one folder; with several models or benchmarks leave it away, "
+            "each gets its own"
+        )
+    return args

@@ -22,8 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-import model as model_module
-from scale import decoding
+from scale import attention, decoding
 
 torch.utils.backend_registration._setup_privateuseone_for_python_backend("gpu")
 torch.gpu.get_amp_supported_dtype = lambda: [torch.bfloat16]  # checkpoint() asks for it
@@ -181,7 +180,7 @@ def installed(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(decoding, "can_record", lambda device: device.type == "gpu")
-    monkeypatch.setattr(model_module, "causal_lower_right", lower_right)
+    monkeypatch.setattr(attention, "causal_lower_right", lower_right)
     Rules.waits = 0
     # In one thread: the modes are a thread's own, and checkpoint runs forwards in backward.
     with torch.autograd.set_multithreading_enabled(False), Rules(), AboveTheDispatcher():

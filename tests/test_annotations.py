@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from annotations import entries as files
+from annotations import training_sets
 from annotations.benchmarks import (
     MVBENCH_FOLDERS,
     read_dream1k,
@@ -22,6 +23,7 @@ from annotations.benchmarks import (
 )
 from annotations.readers import DATASETS, read_dataset
 from annotations.training_sets import (
+    even_frames,
     read_captions,
     read_charades,
     read_got10k,
@@ -29,7 +31,7 @@ from annotations.training_sets import (
     read_quality,
 )
 from conftest import ROOT
-from data import Example, eight_indices
+from data import Example
 from runtime.errors import BadInput
 from toy import world
 
@@ -144,7 +146,6 @@ def test_the_real_excerpts_of_the_other_data_sets(shared):
         and got[0].question == "sloth"
         and got[0].answer[1] == (0.095, 0.0, 0.8, 0.79)
         and got[0].video == "g/val/GOT-10k_Val_000010"
-        and {e.eight for e in got} == {"first and seven"}
     )
     for name, first in (("val", ("C", [(13.8, 29.8)])), ("test", ("C", [(23.0, 27.7)]))):
         gqa = read_nextgqa(os.path.join(shared, f"nextgqa_{name}.excerpt.json"), "v")
@@ -182,9 +183,10 @@ def test_every_toy_data_set_is_read_by_the_reader_of_the_real_one(name, tmp_path
 def test_got10k_folders_give_normalised_boxes_at_the_eight_frames(tmp_path):
     folder = world.ensure("got10k", str(tmp_path), train=0, test=2)
     example = read_dataset("got10k", "test", folder)[1]
-    assert example.eight == "evenly"
     clip = world.make_clip("got10k", 1)
-    times = eight_indices(int(clip.duration * world.ANNO_FPS)) / world.ANNO_FPS
+    frames = even_frames(int(clip.duration * world.ANNO_FPS))
+    times = frames / world.ANNO_FPS
+    assert example.frames == tuple(frames.tolist())
     assert example.question == clip.things[0].name
     for box, t in zip(example.answer, times, strict=True):
         assert box == pytest.approx(clip.things[0].box(t), abs=1e-4)
@@ -325,7 +327,7 @@ def test_names_never_lead_out_of_the_folder(tmp_path):
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(files).failed == 0
+    assert doctest.testmod(files).failed == doctest.testmod(training_sets).failed == 0
 
 
 # Files as their authors publish them --------------------------------------------------------------
@@ -454,12 +456,16 @@ def test_gots_raw_folders_come_before_its_json_and_that_is_said(tmp_path):
     path = write(tmp_path / "got_val.json", entries)
     said = []
     raw = read_dataset("got10k", "test", folder, said.append)
-    assert {e.eight for e in raw} == {"evenly"}
+    counts = [int(world.make_clip("got10k", i).duration * world.ANNO_FPS) for i in range(2)]
+    assert [e.frames for e in raw] == [tuple(even_frames(n).tolist()) for n in counts]
     assert said == [f"{os.path.join(folder, 'val')} is read, and not {path}"]
     os.remove(tmp_path / "val" / "list.txt")  # frames alone
     said.clear()
     published = read_dataset("got10k", "test", folder, said.append)
-    assert [e.eight for e in published] == ["first and seven"] * 2 and not said
+    for e, n in zip(published, counts):  # the first, the second, …, the last
+        assert e.frames[:2] == (0, 1) and e.frames[-1] == n - 1 and len(e.frames) == 8
+        assert max(e.frames[k + 1] - e.frames[k] for k in range(1, 7)) <= (n - 2) / 6 + 1
+    assert not said
     assert [e.video for e in published] == [e.video for e in raw]
     assert all(os.path.isdir(e.video) for e in published)
 

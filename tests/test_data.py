@@ -193,62 +193,32 @@ def test_broken_videos_are_one_sentence(tmp_path, charades):
 
 
 def test_a_folder_without_frames_in_place_of_a_video(tmp_path):
-    with pytest.raises(BadInput, match="holds 0 numbered jpg or png frames"):
+    with pytest.raises(BadInput, match="holds no numbered jpg or png frames"):
         load_video(str(tmp_path), TOY_BUDGET)
 
 
-def write_folder(path):
-    """50 pictures, 10 per second; picture k is grey 5k."""
+def test_a_folder_of_frames_is_a_video(tmp_path):
     for k in range(50):
-        Image.new("RGB", (56, 56), (5 * k,) * 3).save(path / f"{k + 1:08d}.png")
-    (path / "meta_info.ini").write_text("[METAINFO]\nanno_fps: 10Hz\n", encoding="utf-8")
-
-
-def test_a_folder_gives_eight_frames_from_first_to_last(tmp_path):
-    write_folder(tmp_path)
-    frames = read_frames(str(tmp_path), TOY_BUDGET, eight="evenly")
-    assert frames.pixels[:, 0, 0, 0].tolist() == [5 * k for k in (0, 7, 14, 21, 28, 35, 42, 49)]
-    assert frames.times.tolist() == pytest.approx([
-        0,
-        0.7,
-        1.4,
-        2.1,
-        2.8,
-        3.5,
-        4.2,
-        4.9,
-    ]) and frames.spacing == pytest.approx(0.7)
-    # The frames of seconds 1 to 3: 10 to 30
-    part = read_frames(str(tmp_path), TOY_BUDGET, (1.0, 3.0), "evenly")
-    assert part.pixels[:, 0, 0, 0].tolist() == [
-        5 * k for k in (10, 13, 16, 19, 21, 24, 27, 30)
-    ] and part.duration == pytest.approx(2.1)
-    with pytest.raises(BadInput, match="has no frame from 20 to 30 s"):
-        read_frames(str(tmp_path), TOY_BUDGET, (20.0, 30.0), "evenly")
+        Image.new("RGB", (56, 56), (5 * k,) * 3).save(tmp_path / f"{k + 1:08d}.png")
+    (tmp_path / "meta_info.ini").write_text("[METAINFO]\nanno_fps: 10Hz\n")
+    frames = read_frames(str(tmp_path), TOY_BUDGET)
+    assert frames.pixels[:, 0, 0, 0].tolist() == [25 * k for k in range(10)]  # 2 of 10 a second
+    assert frames.times.tolist() == [k / 2 for k in range(10)] and frames.duration == 5.0
+    part = read_frames(str(tmp_path), TOY_BUDGET, (1.0, 3.0))
+    assert part.pixels[:, 0, 0, 0].tolist() == [50, 75, 100, 125] and part.duration == 2.0
+    with pytest.raises(BadInput, match="lasts 5.0 s; the part from 20 to 30 s is not in it"):
+        read_frames(str(tmp_path), TOY_BUDGET, (20.0, 30.0))
+    # Tracking names the frames that it asks about.
+    eight = tuple(range(0, 50, 7))
+    frames = read_frames(str(tmp_path), TOY_BUDGET, None, eight)
+    assert frames.pixels[:, 0, 0, 0].tolist() == [5 * k for k in eight]
+    assert frames.times.tolist() == pytest.approx([0.7 * k for k in range(8)])
+    assert frames.spacing == pytest.approx(0.7)
+    with pytest.raises(BadInput, match="holds 50 frames; the question is about number 50"):
+        read_frames(str(tmp_path), TOY_BUDGET, None, (0, 50))
     (tmp_path / "00000001.png").write_bytes(b"no picture")
     with pytest.raises(BadInput, match="cannot be read"):
-        read_frames(str(tmp_path), TOY_BUDGET, eight="evenly")
-
-
-def test_the_published_boxes_are_at_the_first_frame_and_seven_from_the_second_on(tmp_path):
-    write_folder(tmp_path)
-    frames = read_frames(str(tmp_path), TOY_BUDGET, eight="first and seven")
-    assert frames.pixels[:, 0, 0, 0].tolist() == [5 * k for k in (0, 1, 9, 17, 25, 33, 41, 49)]
-
-
-def test_a_folder_is_else_read_like_a_video(tmp_path):
-    """As often as the budget says, and only the part that is asked about."""
-    write_folder(tmp_path)  # the toy looks twice per second
-    frames = read_frames(str(tmp_path), TOY_BUDGET)
-    assert frames.pixels[:, 0, 0, 0].tolist() == [25 * k for k in range(10)]
-    assert frames.spacing == 0.5 and frames.duration == 5.0
-    part = read_frames(str(tmp_path), TOY_BUDGET, (1.0, 2.95))
-    assert part.pixels[:, 0, 0, 0].tolist() == [50, 75, 100, 125]
-    with pytest.raises(BadInput, match="has no frame from 20 to 30 s"):
-        read_frames(str(tmp_path), TOY_BUDGET, (20.0, 30.0))
-    for k in range(3, 51):  # two are enough
-        (tmp_path / f"{k:08d}.png").unlink()
-    assert read_frames(str(tmp_path), TOY_BUDGET).pixels.shape[0] == 4
+        read_frames(str(tmp_path), TOY_BUDGET)
 
 
 def test_a_span_is_the_part_of_the_file(tmp_path):

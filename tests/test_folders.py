@@ -741,7 +741,12 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 700_000_000,) * 2)
 sys.argv = {{args!r}}
 {{program}}.main()
 """
-    common = ["--data", charades, "--max-new-tokens", "20000000"]
+    # A model that says it has positions for twenty million tokens, and so may be asked for them.
+    shutil.copytree(os.path.join(ROOT, "assets", "toy-base"), model := tmp_path / "long")
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["max_position_embeddings"] = 10**9
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    common = ["--data", charades, "--model", str(model), "--max-new-tokens", "20000000"]
     for program, args in (
         ("train", ["--task", "grounding", "--steps", "1", "--out", str(tmp_path / "t")]),
         ("eval", ["--bench", "charades", "--out", str(tmp_path / "e")]),

@@ -1,9 +1,25 @@
 """pictures.py: what eval.py draws."""
 
+import os
+import sys
+
 import rewards
+from runtime.errors import first_line
 from runtime.shown import plt
 
 TRUE, PREDICTED = "tab:green", "tab:orange"
+
+
+def draw_evaluation(folder, settings, records, metrics):
+    """Draws predictions.png into an evaluation's folder, or says why it cannot be drawn."""
+    blind = ", BLIND" if settings["blind"] else ""
+    model_and_data = f"{settings['model_name']}\non {settings['data_name']}{blind}"
+    title = f"{model_and_data}: mIoU {metrics['mIoU']:.1f}"
+    try:
+        draw_intervals(os.path.join(folder, "predictions.png"), records, title)
+    except Exception as e:  # a picture is no reason to lose a score
+        why = f"{type(e).__name__}: {first_line(e)}"
+        print(f"predictions.png could not be drawn ({why})", file=sys.stderr)
 
 
 def draw_intervals(path, records, title, rows=14):

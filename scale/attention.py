@@ -1,19 +1,63 @@
-"""windows.py: the vision tower's attention, and what it derives from a video's grid.
+"""attention.py: the kernels of attention, and the vision tower's windows.
 
-The numbers are those of transformers. Two things are gained: none of the 32 layers makes the CPU
-wait for the GPU, and windows of one size are attended to together (a clip has hundreds of windows
-and a handful of sizes).
+A kernel computes softmax(scale · Q Kᵀ) V for given tensors; which token sees which is decided in
+model.py for the language model, and below for the vision tower.
+
+The vision tower's numbers are those of transformers. Two things are gained: none of the 32 layers
+makes the CPU wait for the GPU, and windows of one size are attended to together (a clip has
+hundreds of windows and a handful of sizes).
 """
 
 from functools import lru_cache, partial
 
 import torch
+import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
     get_vision_position_ids,
     get_vision_window_index,
 )
+
+# cuDNN's attention comes first on Hopper and plans anew for every shape (pytorch #155958); in video
+# RL hardly two shapes are alike. Without it PyTorch takes its own flash kernel.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
+# ------------------------------------------------------------------------------------------------
+# Kernels
+# ------------------------------------------------------------------------------------------------
+
+
+def sdpa(query, key, value, scale, causal=False):
+    """softmax(scale · Q Kᵀ) V, as PyTorch has it.
+
+    query (B, H, n, d) on key, value (B, K, m, d) → (B, H, n, d). `causal` is aligned to the *lower
+    right*: the last query sees all m keys, the one before it m − 1, … (`is_causal=True` is aligned
+    to the upper left, which for n < m would hide the prompt.) On CUDA causal_lower_right runs in a
+    flash kernel, without a mask in memory; elsewhere it becomes an n × m mask.
+    """
+    n, m, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
+    mask = causal_lower_right(n, m) if causal and n != m else None
+    square = causal and n == m
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=square, scale=scale, enable_gqa=grouped
+    )
+
+
+def flash_attention_2(query, key, value, scale, causal=False):
+    """The same by the flash-attn package, which aligns to the lower right of its own accord."""
+    from flash_attn import flash_attn_func
+
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return flash_attn_func(query, key, value, softmax_scale=scale, causal=causal).transpose(1, 2)
+
+
+ATTENTION = {"sdpa": sdpa, "flash_attention_2": flash_attention_2}
+
+# ------------------------------------------------------------------------------------------------
+# The vision tower
+# ------------------------------------------------------------------------------------------------
 
 
 def vision_layout(grids, config, device):
