@@ -15,6 +15,7 @@ from annotations.entries import (
     interval,
     json_entries,
     letter_of,
+    own_name,
     sentence,
     table_entries,
     video_path,
@@ -181,7 +182,7 @@ def read_dream1k(path, videos, report=print):
     """
 
     def make(_, entry):
-        name = os.path.basename(entry["video_file"])
+        name = own_name(entry["video_file"])
         text = entry["description"] if "description" in entry else entry["response"]
         source = entry["source"] if "source" in entry else entry["dataset"]
         answer = (event_list(entry["events"]), sentence(text))

@@ -173,6 +173,14 @@ def video_path(folder, name):
     return os.path.join(folder, name if re.search(r"\.\w{3,4}$", name) else name + ".mp4")
 
 
+def own_name(path):
+    """The name of a file without the folders that its publishers keep it in: video/1.mp4."""
+    *folders, name = str(path).split("/")
+    if ".." in folders:
+        raise Malformed(f"{str(path)[:60]!r} is no name of a file inside the data folder")
+    return name
+
+
 def interval(start, end):
     """(start, end) in seconds. What begins before the video, as annotators' tools write it (-0.1,
     -0.0), begins at 0.0."""

@@ -23,6 +23,7 @@ from annotations.entries import (
     interval,
     json_entries,
     letter_of,
+    own_name,
     read_text,
     sentence,
     video_path,
@@ -79,7 +80,7 @@ def read_charades(path, videos, report=print):
         return each_usable(list(rows), lambda row: query(name, *row[0], row[1]))
 
     def of_list(_, entry):
-        name = os.path.splitext(os.path.basename(entry["video_path"]))[0]
+        name = os.path.splitext(own_name(entry["video_path"]))[0]
         (span,) = json.loads(entry["span"])
         return [query(name, *span, entry["query"])]
 
