@@ -215,6 +215,8 @@ def open_run_folder(settings, room):
         step = checkpoint[1]["step"] if checkpoint else 0
         for name in LOGS:
             remove_lines_after(step, os.path.join(folder, name))
+        if os.path.isdir(path := os.path.join(folder, "metrics.jsonl")):  # the run needs it
+            raise BadInput(f"{path} cannot be read (Is a directory)")
         write_settings(folder, settings)
     except OSError as e:
         raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
@@ -237,7 +239,7 @@ def size_of(folder):
 
 def remove_lines_after(step, path):
     """Removes the lines of a log that are later than a checkpoint: they will be written again."""
-    if os.path.exists(path):
+    if os.path.isfile(path):
         has_step = lambda record: not wrong_key(record, {"step": int})
         remove_lines(path, lambda record: has_step(record) and record["step"] <= step)
 
