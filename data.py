@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from runtime import container
 from runtime.errors import NUMBER, BadInput, read_object
-from tasks import question_text
+from tasks import words_around
 
 # ------------------------------------------------------------------------------------------------
 # 1. Which frames, and how large
@@ -317,8 +317,10 @@ class Batch:
 SYSTEM = "You are a helpful assistant."
 
 
-def build_prompt(text, video, tokenizer, max_tokens=None):
+def build_prompt(text, video, tokenizer, max_tokens=None, before=""):
     """Qwen's chat markup around a video and a question, as token ids.
+
+    text: the words after the video; before: those before it.
 
     The video stands as t · h/2 · w/2 copies of <|video_pad|>, one per video token; the model puts
     the vision tower's features in their places. They are never cut off to make a prompt fit: a cut
@@ -327,7 +329,7 @@ def build_prompt(text, video, tokenizer, max_tokens=None):
     pads = "<|video_pad|>" * video.n_tokens
     markup = (
         f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
-        f"<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>{text}<|im_end|>\n"
+        f"<|im_start|>user\n{before}<|vision_start|>{pads}<|vision_end|>{text}<|im_end|>\n"
         f"<|im_start|>assistant\n"
     )
     ids = torch.tensor(tokenizer(markup)["input_ids"])
@@ -349,9 +351,17 @@ def build_prompt(text, video, tokenizer, max_tokens=None):
 
 
 def load_prompt(
-    example, budget, tokenizer, think=True, blind=False, max_tokens=None, read=read_frames
+    example,
+    budget,
+    tokenizer,
+    think=True,
+    blind=False,
+    max_tokens=None,
+    read=read_frames,
+    template=None,
 ):
     """Example → data.Prompt: reads the video (read: data.read_frames, or a Decoder's) and asks the
-    task's question about it."""
+    task's question about it, or the template's (see tasks.words_around)."""
     video = load_video(example.video, budget, blind, example.span, example.frames, read)
-    return build_prompt(question_text(example, video.duration, think), video, tokenizer, max_tokens)
+    before, after = words_around(example, video.duration, think, template)
+    return build_prompt(after, video, tokenizer, max_tokens, before)

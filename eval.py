@@ -11,6 +11,9 @@
     python eval.py --bench charades --model runs/demo --blind
     # Answer, look again where the answer pointed, answer again.
     python eval.py --bench nextgqa --model runs/joint --clues
+    # A base thinking and not, in two folders; asked in your own words.
+    python eval.py --bench charades --think both
+    python eval.py --bench charades --prompt FILE
     # Of two evaluations: the difference, and how sure it is.
     python eval.py --bench charades --compare runs/sft runs/grpo
     python eval.py --video clip.mp4 --ask "When does the red circle appear?"
@@ -28,6 +31,7 @@ import os
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import product
 
 import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
 
@@ -124,7 +128,8 @@ def answer_batch(evaluation, examples, budget):
         records[e.id] = asked | {"answer": e.answer}
         try:
             read = evaluation.decoder.read
-            prompts.append(load_prompt(e, budget, tokenizer, think, blind, room, read))
+            how = (think, blind, room, read, settings["template"])
+            prompts.append(load_prompt(e, budget, tokenizer, *how))
             readable.append(e)
         except BadInput as error:
             records[e.id] |= {"text": "", "error": str(error)}
@@ -234,7 +239,7 @@ def bench(bench_name, name, args, rank, world, device):
     if rank != 0:
         return None
     metrics = score(evaluation, records, first_look)
-    shown = evaluation.settings["model_name"] + (", blind" if args.blind else "")
+    shown = evaluation.settings["model_name"] + args.way + (", blind" if args.blind else "")
     return shown, evaluation.settings["data_name"], metrics
 
 
@@ -250,10 +255,11 @@ def run_benchmarks(args):
         install_judge(args.judge, device)
     columns = []
     for model in args.model:
-        rows = [bench(name, model, args, rank, world, device) for name in args.benches]
-        if rank == 0:
-            column = {name: row[1:] for name, row in zip(args.benches, rows)}
-            columns.append((rows[0][0], column))
+        for way in args.ways:
+            rows = [bench(name, model, way, rank, world, device) for name in args.benches]
+            if rank == 0:
+                column = {name: row[1:] for name, row in zip(args.benches, rows)}
+                columns.append((rows[0][0], column))
     if rank == 0:
         predictions.print_table(columns)
     if world > 1:
@@ -274,8 +280,8 @@ def start():
     elif args.compare:
         from tools.compare import compare
 
-        for name in args.benches:
-            compare(name, *args.compare, args)
+        for name, way in product(args.benches, args.ways):
+            compare(name, *args.compare, way)
     else:
         run_benchmarks(args)
 

@@ -138,20 +138,38 @@ def longest_answer(toy_model, tasks):
     return max(TASKS[task].toy_tokens for task in tasks) if toy_model else 1024
 
 
+def fields(example, duration):
+    """What the names in the braces of a prompt stand for."""
+    lettered = zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", example.options)
+    options = " ".join(f"({letter}) {option}" for letter, option in lettered)
+    box = box_text(example.answer[0]) if "{box}" in TASKS[example.task].prompt else ""
+    return {"question": example.question, "duration": duration, "options": options, "box": box}
+
+
 def question_text(example, duration, think):
     """The words of the user's turn. duration: of the video as read, in seconds."""
     task = TASKS[example.task]
-    lettered = zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", example.options)
-    options = " ".join(f"({letter}) {option}" for letter, option in lettered)
-    box = box_text(example.answer[0]) if "{box}" in task.prompt else ""
     words = example.question.rstrip("?")
-    question = task.prompt.format(question=words, duration=duration, options=options, box=box)
+    question = task.prompt.format(**fields(example, duration) | {"question": words})
     if think:
         return (
             f"{question}\nFirst reason inside <think> tags, then give {task.wanted}, "
             f"like this: <think>your reasoning</think>{task.form}"
         )
     return f"{question}\nGive only {task.wanted}, like this: {task.form}"
+
+
+def words_around(example, duration, think, template=None):
+    """The user's turn as (words before the video, words after it).
+
+    template: the user's own wording (`--prompt`), with <video> where the video stands. It is the
+    whole turn: it says itself whether to think, and in what form to answer.
+    """
+    if template is None:
+        return "", question_text(example, duration, think)
+    before, after = template.split("<video>")
+    named = fields(example, f"{duration:.1f}")
+    return before.format(**named), after.format(**named)
 
 
 def ideal_answer(example, thought=None):

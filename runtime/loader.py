@@ -114,8 +114,9 @@ class Loader:
         for example in candidates(self.examples, position, self.settings.seed):
             try:
                 think, read = self.settings.think, self.decoder.read
+                asked = {"max_tokens": self.room, "template": self.settings.template}
                 return example, load_prompt(
-                    example, self.budget, self.tokenizer, think, max_tokens=self.room, read=read
+                    example, self.budget, self.tokenizer, think, read=read, **asked
                 )
             except BadInput as e:
                 skipped.append({"step": step + 1, "id": example.id, "why": str(e)})

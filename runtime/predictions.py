@@ -28,8 +28,8 @@ from runtime.folders import (
     take,
 )
 from runtime.metrics import versions
-from runtime.settings import is_toy_model
-from tasks import TASKS, longest_answer, question_text, score
+from runtime.settings import check_template, is_toy_model
+from tasks import TASKS, longest_answer, score, words_around
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which questions
@@ -136,6 +136,15 @@ def task_asked(bench_name, usual_task, args):
     return task
 
 
+def template_asked(args, run, task):
+    """The user's own wording: --prompt, or else that of the run, of the tasks that it was trained
+    on. None: the task's own prompt."""
+    if args.template is not None:
+        check_template(args.template, task)
+        return args.template
+    return run.get("template") if task in run.get("tasks", []) else None
+
+
 def settings_of(args, budget, model, data, task, examples):
     """All that an evaluation's answers depend on, as it is saved beside them.
 
@@ -143,7 +152,10 @@ def settings_of(args, budget, model, data, task, examples):
     the benchmark, its folder, name to show).
     """
     (path, shown, run), (bench_name, folder, data_name) = model, data
+    template = template_asked(args, run, task)
     think = run.get("think", True) if args.think is None else args.think
+    if args.template is not None and args.think is None:
+        think = "<think>" in template
     toy_model = run.get("model_name", shown) == "toy base"
     longest = max(longest_answer(toy_model, [task]), run.get("max_new_tokens", 0))
     return {
@@ -163,7 +175,8 @@ def settings_of(args, budget, model, data, task, examples):
         "decoding": "greedy",
         "max_new_tokens": args.max_new_tokens or longest,
         "video_budget": vars(budget),
-        "prompt": question_text(examples[0], 30.0, think),
+        "template": template,
+        "prompt": "<video>".join(words_around(examples[0], 30.0, think, template)),
         "device": args.device,
         "versions": versions(),
     }
@@ -179,11 +192,13 @@ def evaluation_folder(bench_name, usual_task, args):
     name = f"eval-{bench_name}"
     if args.task not in (None, usual_task):
         name += f"-{args.task}"
+    if args.template is not None:
+        name += "-prompt"
     if args.blind:
         name += "-blind"
     if args.clues:
         name += "-clues"
-    return name
+    return name + args.way.replace(", ", "-").replace(" ", "-")
 
 
 def folder_without_run(model):

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from argparse import Namespace
+from string import Formatter
 
 import torch
 
@@ -46,6 +48,11 @@ YES = {"action": "store_true"}
 YES_OR_NO = {"action": argparse.BooleanOptionalAction}
 INT, FLOAT = {"type": int}, {"type": float}
 
+PROMPT = (
+    "--prompt", {"metavar": "FILE", "dest": "template"}, "ask in your own words: a text file that "
+    "is all of the user's turn, with <video> where the video stands, and {question}, {options} or "
+    "{box} as the task has them, {duration} in seconds"
+)  # fmt: skip
 JUDGE = (
     "--judge", {}, "captions: a local language model that decides whether a caption tells of an "
     "event (default: matching content words)"
@@ -62,7 +69,9 @@ TRAIN_FLAGS = {
         ("--method", {"default": "grpo", "choices": ("grpo", "sft")}, "grpo: from rewards on own "
             "answers; sft: from the true answers, one token after the other"),
         ("--think", YES_OR_NO | {"default": True}, "ask for a <think> block before the answer "
-            "(SFT has no thoughts to show, so it never does)"),
+            "(SFT has no thoughts to show, so it never does; with --prompt: whether that names "
+            "<think>)"),
+        PROMPT,
         JUDGE,
     ],
     "from what": [
@@ -156,8 +165,12 @@ EVAL_FLAGS = {
     "model and decoding (always greedy)": [
         ("--model", {"nargs": "+", "default": [TOY_MODEL]}, "run folders of train.py, local model "
             "folders or hub names (default: the toy base)"),
-        ("--think", YES_OR_NO, "ask for a <think> block (default: as the run was trained, else "
-            "yes)"),
+        ("--think", {"nargs": "?", "const": True, "choices": ("both",)}, "ask for a <think> block "
+            "(default: as the run was trained, else yes); both: once with and once without, in two "
+            "folders"),
+        ("--no-think", {"dest": "think", "action": "store_false", "default": None}, "ask for the "
+            "answer alone"),
+        PROMPT,
         ("--blind", YES, "replace every frame by grey"),
         ("--max-new-tokens", INT, "longest answer (default: the task's usual length, or the run's "
             "if that is more; with --ask 256)"),
@@ -206,6 +219,11 @@ def parse_args(argv=None, description=__doc__):
     args = new_parser(description, TRAIN_FLAGS).parse_args(argv)
     check_flags(args)
     args.tasks = tasks_of(args.task)
+    if args.template is not None:
+        args.template = read_template(args.template)
+        for task in args.tasks:
+            check_template(args.template, task)
+        args.think = "<think>" in args.template
     fill_in(args)
     if args.group_size < 2 and args.method == "grpo":
         raise BadInput(
@@ -293,9 +311,71 @@ def parse_eval_args(argv=None, description=__doc__):
             "--compare scores with the judge that the evaluations were made with: "
             "leave --judge away"
         )
-    if args.out and len(args.model) * max(1, len(args.benches)) > 1:
+    if args.template is not None and args.think == "both":
+        raise BadInput("--prompt says itself whether to think: leave --think both away")
+    args.template = None if args.template is None else read_template(args.template)
+    args.way, args.ways = "", [args]
+    if args.think == "both":
+        given = vars(args) | {"ways": None}
+        kinds = {", thinking": True, ", not thinking": False}
+        args.ways = [Namespace(**given | {"way": k, "think": v}) for k, v in kinds.items()]
+    if args.out and len(args.model) * max(1, len(args.benches)) * len(args.ways) > 1:
         raise BadInput(
-            "--out is one folder; with several models or benchmarks leave it away, "
-            "each gets its own"
+            "--out is one folder; with several models or benchmarks, or --think both, leave it "
+            "away, each gets its own"
         )
     return args
+
+
+# ------------------------------------------------------------------------------------------------
+# The user's own wording
+# ------------------------------------------------------------------------------------------------
+
+FIELDS = ("question", "duration", "options", "box")
+
+
+def read_template(path):
+    """The text of --prompt FILE. Raises BadInput for a file that cannot be read or asked."""
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            text = f.read().rstrip("\n")
+        names = fields_in(text)
+    except OSError as e:
+        raise BadInput(f"--prompt {path} cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise BadInput(f"--prompt {path} is no text in UTF-8") from e
+    except ValueError as e:  # string.Formatter's
+        why = "a single { or } is nothing; write {{ or }} for one that is to be seen"
+        raise BadInput(f"--prompt {path}: {why}") from e
+    for name in names:
+        if name not in FIELDS:
+            known = ", ".join(f"{{{field}}}" for field in FIELDS)
+            raise BadInput(f"--prompt {path}: {{{name}}} stands for nothing; there is: {known}")
+    if text.count("<video>") != 1:
+        found = text.count("<video>")
+        raise BadInput(
+            f"--prompt {path}: <video> must be there once, where the video stands; it is there "
+            f"{found} times"
+        )
+    if "<|" in text:
+        raise BadInput(f"--prompt {path}: <|…|> are the model's own marks, and cannot be words")
+    return text
+
+
+def fields_in(text):
+    """The names in the braces of a prompt, with whatever stands beside a name: {a!r}, {a:.2f}."""
+    parts = [part for part in Formatter().parse(text) if part[1] is not None]
+    return [
+        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+        for _, name, spec, conversion in parts
+    ]
+
+
+def check_template(template, task):
+    """Raises BadInput unless a wording names what the task is about, and nothing that it lacks."""
+    given = set(fields_in(template)) - {"duration"}
+    wanted = {field.split(":")[0] for field in fields_in(TASKS[task].prompt)} - {"duration"}
+    for field in sorted(wanted - given):
+        raise BadInput(f"--prompt does not name {{{field}}}, which the task {task} asks about")
+    for field in sorted(given - wanted):
+        raise BadInput(f"--prompt names {{{field}}}, which the task {task} does not have")

@@ -25,7 +25,8 @@ from runtime.folders import replace_file
 def asked(prompt):
     """The question in a prompt: the user's words without the last line, which describes the form of
     the answer."""
-    words = prompt.split("<|vision_end|>")[-1].split("<|im_end|>")[0]
+    turn = prompt.split("<|im_start|>user\n")[-1].split("<|im_end|>")[0]
+    words = re.sub(r"<\|vision_start\|>.*?<\|vision_end\|>", "", turn).strip()
     return words.rpartition("\n")[0] or words
 
 

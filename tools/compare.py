@@ -56,6 +56,8 @@ def find_evaluation(run, name, bench_name, args):
     flags = f" --task {args.task}" if args.task else ""
     flags += " --blind" if args.blind else ""
     flags += " --clues" if args.clues else ""
+    flags += " --prompt FILE" if args.template is not None else ""
+    flags += " --think both" if args.way else ""
     raise BadInput(
         f"{run} has no evaluation on {bench_name} yet: "
         f"python eval.py --bench {bench_name}{flags} --model {run}"
