@@ -11,7 +11,8 @@ the same command goes on from where it was stopped or killed. It leaves in --out
 
     tables.md       the tables and the findings; results.json: every number in them
     CELL-seedN/     the runs; base/, base-think/: the evaluations of the toy base
-    logs/           what the programs said; minutes.jsonl: how long each took
+    logs/           what the programs said
+    evaluated.jsonl how long evaluations took; metrics.jsonl in a run: how long its steps did
 """
 
 import argparse
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from runtime.checkpoint import checksum
 from runtime.errors import BadInput, check_flags, read_object, run_program
 from runtime.folders import append_line, check_free, locks_released, read_lines, replace_file, take
 from runtime.predictions import fingerprint, metrics_of, read_predictions
@@ -85,16 +87,13 @@ def jobs_of(names, args):
 
 
 def has_begun(job):
-    """Whether its folder holds a run with its settings, from the base as it is now."""
-    path = os.path.join(job.folder, "settings.json")
-    newest = max(map(os.path.getmtime, glob.glob(os.path.join(TOY_MODEL, "*.safetensors"))))
-    if not os.path.isfile(path) or os.path.getmtime(path) < newest:
-        return False
+    """Whether its folder holds a run with its settings."""
     try:
-        saved = read_object(path)
-    except BadInput:  # damaged: it is trained again
+        saved = read_object(os.path.join(job.folder, "settings.json"))
+    except BadInput:  # none, or damaged: it is trained anew
         return False
-    return all(saved.get(name) == value for name, value in job.settings.items())
+    given = job.settings.items()  # train.py writes how many examples it found
+    return all(saved.get(name) == value for name, value in given if name != "examples")
 
 
 def is_trained(job):
@@ -168,58 +167,58 @@ def train_command(job):
     return [*words, "--resume" if has_begun(job) else "--overwrite"]
 
 
+def flags_of(evaluation):
+    return tables.EVALUATIONS.get(evaluation, f"--bench {evaluation}").split()
+
+
 def eval_commands(job, evaluations):
     """Benchmarks that a run is asked in the usual way are asked in one call: a start takes long."""
     words = [os.path.join(ROOT, "eval.py"), "--device", "cpu"]
     if job.args.limit:
         words += ["--limit", str(job.args.limit)]
-    flags = {e: tables.EVALUATIONS.get(e, f"--bench {e}").split() for e in evaluations}
     if not job.cell.task:  # the base has no run folder of its own
         words += ["--model", TOY_MODEL, "--think" if job.cell.think else "--no-think", "--out"]
-        return [[*words, os.path.dirname(job.results(e)), *flags[e]] for e in evaluations]
+        return [[*words, os.path.dirname(job.results(e)), *flags_of(e)] for e in evaluations]
     words += ["--model", job.folder]
     usual = [e for e in evaluations if e not in tables.EVALUATIONS]
     commands = [[*words, "--bench", ",".join(usual)]] if usual else []
-    return commands + [[*words, *flags[e]] for e in evaluations if e in tables.EVALUATIONS]
+    return commands + [[*words, *flags_of(e)] for e in evaluations if e in tables.EVALUATIONS]
 
 
 def work(job):
     """Trains and evaluates what is missing of a job."""
-    out, began = job.args.out, time.perf_counter()
-    log = os.path.join(out, "logs", os.path.basename(job.folder) + ".log")
-
-    def took(what, evaluations=0):
-        seconds = round(time.perf_counter() - began, 1)
-        line = {"cell": job.name, "seed": job.seed, "work": what, "evaluations": evaluations}
-        append_line(os.path.join(out, "minutes.jsonl"), line | {"seconds": seconds})
-
-    wait_for_orphan(job.folder)
+    log = os.path.join(job.args.out, "logs", os.path.basename(job.folder) + ".log")
+    wait_for_orphans(job)
     untrained, evaluations = missing(job)
     if untrained:
-        try:
-            run(train_command(job), log, job.args)
-        finally:
-            took("train")
+        run(train_command(job), log, job.args)
     began = time.perf_counter()
     for command in eval_commands(job, evaluations):
         run(command, log, job.args)
-    took("eval", len(evaluations))
+    took = {"seconds": round(time.perf_counter() - began, 1), "evaluations": len(evaluations)}
+    append_line(evaluated(job.args.out), {"cell": job.name, "seed": job.seed} | took)
 
 
-def wait_for_orphan(folder):
-    """Waits while a program that outlived an earlier, killed call is still at work there."""
-    while os.path.isdir(folder) and not STOPPING.is_set():
-        try:
-            return check_free(folder)
-        except BadInput:
-            time.sleep(2)
+def wait_for_orphans(job):
+    """Waits while programs that outlived an earlier, killed call are still at work there."""
+    for folder in (job.folder, *(os.path.dirname(job.results(e)) for e in job.evaluations)):
+        said = False
+        while os.path.isdir(folder) and not STOPPING.is_set():
+            try:
+                check_free(folder)
+                break
+            except BadInput as e:
+                if not said:
+                    tqdm.write(f"waiting: {e}", file=sys.stderr)
+                said = True
+                time.sleep(2)
 
 
 def do(jobs, args):
     """Does the jobs, several beside each other. Raises BadInput at the end if some failed."""
     jobs = [job for job in jobs if any(missing(job))]
-    for name in sorted({e.split("-")[0] for job in jobs for e in job.evaluations}):
-        ensure(name)  # rendered once, not by two cells at the same time
+    for bench in sorted({flags_of(e)[1] for job in jobs for e in job.evaluations}):
+        ensure(bench)  # rendered once, not by two cells at the same time
     left = {job: seconds_of(job) for job in jobs}
     jobs.sort(key=lambda job: (job.seed, -left[job]))  # the longest of a seed first
     failed = []
@@ -237,6 +236,7 @@ def do(jobs, args):
             if isinstance(error, BadInput):
                 failed.append(str(error))
             elif error and not isinstance(error, KeyboardInterrupt):
+                stopped(signal.SIGTERM, None)  # or the others would be waited for
                 raise error
             bar.set_postfix_str(f"{sum(left.values()) / 60 / args.processes:.0f} minutes left")
             bar.update(not error)
@@ -270,20 +270,29 @@ def kind_of(settings):
     return *(settings[name] for name in ("task", "method", "think")), settings.get("group_size", 8)
 
 
+def evaluated(out):
+    return os.path.join(out, "evaluated.jsonl")
+
+
+def evaluations_of(out):
+    """[{"cell", "seed", "seconds", "evaluations": how many}] of all that were made in --out."""
+    return read_lines(evaluated(out), cell=str, seconds=(int, float), evaluations=int)
+
+
 def measured(out):
     """({kind of run: seconds of a step}, seconds of an evaluation) as far as they ran in --out."""
-    kinds, asked = {}, [(EVALUATION, 1)]
+    kinds = {}
     for path in glob.glob(os.path.join(glob.escape(out), "*-seed*", "metrics.jsonl")):
         try:
             kind = kind_of(read_object(os.path.join(os.path.dirname(path), "settings.json")))
         except (BadInput, KeyError):
             continue
         kinds.setdefault(kind, []).extend(line["seconds_total"] for line in read_lines(path))
-    for line in read_lines(os.path.join(out, "minutes.jsonl")):
-        asked.append((line["seconds"], line["evaluations"]))
     steps = {kind: sum(seconds) / len(seconds) for kind, seconds in kinds.items() if seconds}
-    seconds, evaluations = (sum(c) for c in zip(*[a for a in asked if a[1]][-200:]))
-    return steps, seconds / evaluations
+    seconds, number = EVALUATION, 1
+    for line in evaluations_of(out):
+        seconds, number = seconds + line["seconds"], number + line["evaluations"]
+    return steps, seconds / number
 
 
 def training_seconds(job):
@@ -336,32 +345,27 @@ def collect(args):
     """All that is complete in --out, whatever was asked for, as results.json has it."""
     paths = glob.glob(os.path.join(glob.escape(args.out), "*-seed*"))
     seeds = sorted({int(m[1]) for path in paths if (m := re.search(r"-seed(\d+)$", path))})
-    minutes, cells = minutes_of(args.out), {}
+    minutes, cells = {}, {}
     for name in CELLS:
         for seed in seeds if CELLS[name].task else [0]:
             job = job_of(name, seed, args)
-            if is_trained(job) and (values := values_of(job, minutes)):
+            if is_trained(job) and (values := values_of(job)):
                 cells.setdefault(name, {})[str(seed)] = values
+                minutes[name] = minutes.get(name, 0.0) + values.get("run minutes", 0.0)
+    for line in evaluations_of(args.out):
+        if line["cell"] in cells:
+            minutes[line["cell"]] += line["seconds"] / 60
     findings = [tested(words, seeds, args) for words in tables.FINDINGS]
     return {
         "kind": KIND,
         "settings": size_of(args),
         "cells": cells,
-        "minutes": {name: round(sum(minutes[name].values()), 1) for name in cells},
+        "minutes": {name: round(value, 1) for name, value in minutes.items()},
         "findings": [finding for finding in findings if finding],
     }
 
 
-def minutes_of(out):
-    """{cell: {(seed, "train" or "eval"): minutes of one core}}."""
-    minutes = {name: {} for name in CELLS}
-    for line in read_lines(os.path.join(out, "minutes.jsonl"), cell=str, seed=int, seconds=float):
-        of_cell, key = minutes.setdefault(line["cell"], {}), (line["seed"], line["work"])
-        of_cell[key] = of_cell.get(key, 0.0) + line["seconds"] / 60
-    return minutes
-
-
-def values_of(job, minutes):
+def values_of(job):
     """{column: number} of its evaluations that are complete, and of its training."""
     values = {}
     for column in tables.columns_of(job.name):
@@ -373,10 +377,10 @@ def values_of(job, minutes):
             raise BadInput(f"{job.results(evaluation)} has no {metric!r}, but {', '.join(metrics)}")
         values[column] = round(metrics[metric], 2)
     if values and job.cell.task:
-        values["run minutes"] = round(minutes[job.name].get((job.seed, "train"), 0.0), 1)
+        lines = read_lines(os.path.join(job.folder, "metrics.jsonl"))
+        values["run minutes"] = round(sum(line["seconds_total"] for line in lines) / 60, 2)
         if job.settings.get("beta") != 0 and job.cell.method == "grpo":
-            last = read_lines(os.path.join(job.folder, "metrics.jsonl"))[-10:]
-            values["run kl"] = round(sum(line["kl"] for line in last) / len(last), 4)
+            values["run kl"] = round(sum(line["kl"] for line in lines[-10:]) / len(lines[-10:]), 4)
     return values
 
 
@@ -467,7 +471,9 @@ def parse_args():
 
 
 def size_of(args):
-    return {"steps": args.steps, "limit": args.limit}
+    """What all cells of a folder must have in common; base: the checksum of its weights."""
+    base = checksum(os.path.join(TOY_MODEL, "model.safetensors"))
+    return {"steps": args.steps, "limit": args.limit, "base": f"{base:08x}"}
 
 
 def check_out(args):
@@ -481,7 +487,7 @@ def check_out(args):
     if before["kind"] != KIND or before["settings"] != size_of(args):
         raise BadInput(
             f"--out {args.out} holds {before['kind']} with {before['settings']}, not {KIND} with "
-            f"{size_of(args)}: give another, or those --steps and --limit"
+            f"{size_of(args)}: give another, or the same --steps, --limit and toy base"
         )
 
 

@@ -65,7 +65,7 @@ def ways(task):
 
 
 CLIPS, GROUPS, BETAS = (100, 300, 1000), (2, 4, 16), (0, 0.01, 0.16)
-RANKS = (4, 64, None)  # None: all weights are trained
+RANKS = {"rank4": 4, "rank64": 64, "all-weights": None}
 NOISE = 0.2  # share of its decisions that the noisy judge gets wrong
 
 CELLS = (
@@ -92,8 +92,8 @@ CELLS = (
     | {f"grpo-clips{n}": Cell("grounding", "grpo", True, 3, on_clips(n)) for n in CLIPS}
     | {f"group{g}": Cell("grounding", think=True, more={"group_size": g}) for g in GROUPS}
     | {f"beta{b:g}": Cell("grounding", think=True, more={"beta": b}) for b in BETAS}
-    | {f"sft-rank{r}": Cell("grounding", "sft", False, 3, {"lora": r}) for r in RANKS}
-    | {f"grpo-rank{r}": Cell("grounding", "grpo", True, 3, {"lora": r}) for r in RANKS}
+    | {f"sft-{k}": Cell("grounding", "sft", False, 3, {"lora": r}) for k, r in RANKS.items()}
+    | {f"grpo-{k}": Cell("grounding", "grpo", True, 3, {"lora": r}) for k, r in RANKS.items()}
 )
 
 # ------------------------------------------------------------------------------------------------
@@ -240,12 +240,12 @@ TABLES = {
         ("SFT, rank 4", "sft-rank4", ""),
         ("SFT, rank 16", "grounding-sft-3", ""),
         ("SFT, rank 64", "sft-rank64", ""),
-        ("SFT, all weights", "sft-rankNone", ""),
+        ("SFT, all weights", "sft-all-weights", ""),
         ("base, thinking", "base-think", ""),
         ("GRPO, thinking, rank 4", "grpo-rank4", ""),
         ("GRPO, thinking, rank 16", "grounding-grpo-think-3", ""),
         ("GRPO, thinking, rank 64", "grpo-rank64", ""),
-        ("GRPO, thinking, all weights", "grpo-rankNone", ""),
+        ("GRPO, thinking, all weights", "grpo-all-weights", ""),
     ]),
 }  # fmt: skip
 
@@ -356,21 +356,22 @@ def grid(head, rows):
 
 
 def table_lines(name, results):
-    """The lines of one table in markdown; [] where no trained model of it is there."""
+    """The lines of one table in markdown; [] unless all its cells are there, with some seed."""
     table, cells = TABLES[name], results["cells"]
     shown = dict.fromkeys(cell for _, cell, _ in table.rows)
-    runs = sum(len(cells.get(cell, {})) for cell in shown if CELLS[cell].task)
-    if not runs:
+    asked = [column for column in table.columns if not column.startswith("run ")]
+    if not all(set(asked) <= set().union(*cells.get(cell, {}).values()) for cell in shown):
         return []
     rows = []
     for words, cell, paper in table.rows:
         row = [words]
         for column, figure in zip(table.columns, paper.split() or ["–"] * len(table.columns)):
-            values = [seed[column] for seed in cells.get(cell, {}).values() if column in seed]
+            values = [seed[column] for seed in cells[cell].values() if column in seed]
             toy = spread(values, 3 if column == "run kl" else 1) if values else "–"
             row.append(toy if figure == "–" else f"{toy} *({figure})*")
         rows.append(row)
-    minutes = sum(results["minutes"].get(cell, 0) for cell in shown)
+    runs = sum(len(cells[cell]) for cell in shown if CELLS[cell].task)
+    minutes = sum(results["minutes"][cell] for cell in shown)
     made = f"{runs} runs, {minutes:.0f} minutes of one core (with what other tables share)"
     title = f"### {'Table' if name.isdigit() else 'Beyond the paper,'} {name}: {table.title}"
     table = grid(["toy", *table.columns], rows)
@@ -403,9 +404,10 @@ def page(results):
     if not tables:
         return "Nothing has been run with this command yet."
     seeds = sorted({int(seed) for of_cell in results["cells"].values() for seed in of_cell})
+    of = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]} alone"
     return "\n".join([
-        "Toy base (1.1 million parameters), toy data, in percent: the mean and, after ±, the"
-        f" standard deviation over seeds {', '.join(map(str, seeds))}. *In brackets the paper's"
+        f"Toy base (1.1 million parameters), toy data, in percent, {of}: the mean and, after ±, the"
+        " standard deviation over seeds. *In brackets the paper's"
         " figure: another model (Qwen2.5-VL-7B) on other data, so compare directions alone; × says"
         " that it cannot answer any more.* Models answer directly where a row does not say"
         " “thinking”.",
