@@ -33,7 +33,15 @@ from tqdm import tqdm
 
 from runtime.checkpoint import checksum
 from runtime.errors import BadInput, check_flags, read_object, run_program
-from runtime.folders import append_line, check_free, locks_released, read_lines, replace_file, take
+from runtime.folders import (
+    LOCK,
+    append_line,
+    check_free,
+    locks_released,
+    read_lines,
+    replace_file,
+    take,
+)
 from runtime.predictions import fingerprint, metrics_of, read_predictions
 from runtime.settings import ROOT, TOY_MODEL
 from tools import paper_tables as tables
@@ -187,6 +195,8 @@ def eval_commands(job, evaluations):
 
 def work(job):
     """Trains and evaluates what is missing of a job."""
+    if STOPPING.is_set():
+        raise KeyboardInterrupt
     log = os.path.join(job.args.out, "logs", os.path.basename(job.folder) + ".log")
     wait_for_orphans(job)
     untrained, evaluations = missing(job)
@@ -196,7 +206,8 @@ def work(job):
     for command in eval_commands(job, evaluations):
         run(command, log, job.args)
     took = {"seconds": round(time.perf_counter() - began, 1), "evaluations": len(evaluations)}
-    append_line(evaluated(job.args.out), {"cell": job.name, "seed": job.seed} | took)
+    path = os.path.join(job.args.out, "evaluated.jsonl")
+    append_line(path, {"cell": job.name, "seed": job.seed} | took)
 
 
 def wait_for_orphans(job):
@@ -271,12 +282,9 @@ def kind_of(settings):
 
 
 def evaluated(out):
-    return os.path.join(out, "evaluated.jsonl")
-
-
-def evaluations_of(out):
     """[{"cell", "seed", "seconds", "evaluations": how many}] of all that were made in --out."""
-    return read_lines(evaluated(out), cell=str, seconds=(int, float), evaluations=int)
+    path = os.path.join(out, "evaluated.jsonl")
+    return read_lines(path, cell=str, seconds=(int, float), evaluations=int)
 
 
 def measured(out):
@@ -290,7 +298,7 @@ def measured(out):
         kinds.setdefault(kind, []).extend(line["seconds_total"] for line in read_lines(path))
     steps = {kind: sum(seconds) / len(seconds) for kind, seconds in kinds.items() if seconds}
     seconds, number = EVALUATION, 1
-    for line in evaluations_of(out):
+    for line in evaluated(out):
         seconds, number = seconds + line["seconds"], number + line["evaluations"]
     return steps, seconds / number
 
@@ -352,7 +360,7 @@ def collect(args):
             if is_trained(job) and (values := values_of(job)):
                 cells.setdefault(name, {})[str(seed)] = values
                 minutes[name] = minutes.get(name, 0.0) + values.get("run minutes", 0.0)
-    for line in evaluations_of(args.out):
+    for line in evaluated(args.out):
         if line["cell"] in cells:
             minutes[line["cell"]] += line["seconds"] / 60
     findings = [tested(words, seeds, args) for words in tables.FINDINGS]
@@ -399,7 +407,10 @@ def tested(words, seeds, args):
 
 
 def comparison(a, b, column, wanted, seeds, args):
-    """b − a by question and seed: its mean, its interval, and what that says. None without runs."""
+    """b − a by question and seed: its mean, its interval, and what that says. None without runs.
+
+    With a the same as b: its second look minus its first.
+    """
     evaluation, _, metric = column.partition(" ")
     table, ends = [], []
     for seed in seeds if CELLS[b].task else [0]:
@@ -407,11 +418,8 @@ def comparison(a, b, column, wanted, seeds, args):
         if not all(is_trained(job) and stands(job, evaluation) for job in pair):
             continue
         homes = [os.path.dirname(job.results(evaluation)) for job in pair]
-        second = ["-second-look" * (column in tables.LOOKS)] * 2
-        if a == b:
-            second[0] = ""
-        files = [os.path.join(h, f"predictions{look}.jsonl") for h, look in zip(homes, second)]
-        records = [read_predictions(path) for path in files]
+        names = ["predictions.jsonl", f"predictions{'-second-look' * (a == b)}.jsonl"]
+        records = [read_predictions(os.path.join(*path)) for path in zip(homes, names)]
         check_alike(*records, [], evaluation, *homes)
         task = read_object(pair[0].results(evaluation))["settings"]["task"]
         table.append(dict(differences(task, *records))[metric])
@@ -478,7 +486,9 @@ def size_of(args):
 
 def check_out(args):
     """Raises BadInput if --out holds anything but cells of this size: before hours of training."""
-    if not os.path.lexists(args.out) or os.path.isdir(args.out) and not os.listdir(args.out):
+    if not os.path.lexists(args.out):
+        return
+    if os.path.isdir(args.out) and set(os.listdir(args.out)) <= {LOCK}:
         return
     try:
         before = read_object(os.path.join(args.out, "results.json"), kind=str, settings=dict)
@@ -518,8 +528,9 @@ def start():
         return print("\n".join(plan(args.tables, args)))
     try:
         os.makedirs(args.out, exist_ok=True)
-        write(collect(args), args.out)  # at once: it says whose folder this is
         take(args.out)
+        if not os.path.exists(os.path.join(args.out, "results.json")):  # says whose folder it is
+            write(collect(args), args.out)
         os.makedirs(os.path.join(args.out, "logs"), exist_ok=True)
     except OSError as e:
         raise BadInput(f"cannot write to --out {args.out}: {e.strerror}") from e
