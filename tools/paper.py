@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -230,8 +230,7 @@ def do(jobs, args):
     jobs = [job for job in jobs if any(missing(job))]
     for bench in sorted({flags_of(e)[1] for job in jobs for e in job.evaluations}):
         ensure(bench)  # rendered once, not by two cells at the same time
-    left = {job: seconds_of(job) for job in jobs}
-    jobs.sort(key=lambda job: (job.seed, -left[job]))  # the longest of a seed first
+    jobs.sort(key=lambda job: (job.seed, -seconds_of(job)))  # the longest of a seed first
     failed = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stopped)
@@ -240,17 +239,17 @@ def do(jobs, args):
         tqdm(total=len(jobs), unit="cell", dynamic_ncols=True) as bar,
     ):
         running = {pool.submit(work, job): job for job in jobs}
-        bar.set_postfix_str(f"{sum(left.values()) / 60 / args.processes:.0f} minutes left")
-        for future in as_completed(running):
-            left.pop(running[future])
-            error = future.exception()
-            if isinstance(error, BadInput):
-                failed.append(str(error))
-            elif error and not isinstance(error, KeyboardInterrupt):
-                stopped(signal.SIGTERM, None)  # or the others would be waited for
-                raise error
-            bar.set_postfix_str(f"{sum(left.values()) / 60 / args.processes:.0f} minutes left")
-            bar.update(not error)
+        while running:
+            bar.set_postfix_str(f"{minutes_left(running.values(), args):.0f} minutes left")
+            for future in wait(running, timeout=20, return_when=FIRST_COMPLETED).done:
+                running.pop(future)
+                error = future.exception()
+                if isinstance(error, BadInput):
+                    failed.append(str(error))
+                elif error and not isinstance(error, KeyboardInterrupt):
+                    stopped(signal.SIGTERM, None)  # or the others would be waited for
+                    raise error
+                bar.update(not error)
     if STOPPING.is_set():
         raise KeyboardInterrupt
     if failed:
@@ -316,6 +315,11 @@ def seconds_of(job):
     untrained, evaluations = missing(job)
     seconds = len(evaluations) * job.args.measured[1]
     return seconds + training_seconds(job) if untrained else seconds
+
+
+def minutes_left(jobs, args):
+    args.measured = measured(args.out)
+    return sum(map(seconds_of, jobs)) / 60 / args.processes
 
 
 def plan(names, args):

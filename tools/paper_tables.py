@@ -70,11 +70,11 @@ NOISE = 0.2  # share of its decisions that the noisy judge gets wrong
 
 CELLS = (
     {"base": Cell(), "base-think": Cell(think=True)}
-    | {
-        k: v
-        for task in ("grounding", "tracking", "gqa", "qa", "all")
-        for k, v in ways(task).items()
-    }
+    | ways("grounding")
+    | ways("tracking")
+    | ways("gqa")
+    | ways("qa")
+    | ways("all")
     | {
         "grounding+gqa-grpo": Cell("grounding+gqa"),
         "grounding+gqa-grpo-think": Cell("grounding+gqa", think=True),
