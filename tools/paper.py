@@ -263,14 +263,14 @@ def do(jobs, args):
 # Guesses until there are runs to measure. Seconds of one core for a step of 16 prompts: SFT, GRPO
 # with eight completions answering directly, and thinking. Seconds for one evaluation.
 STEP = {
-    "grounding": (0.9, 2.5, 3.8),
-    "gqa": (1.1, 3.0, 5.0),
-    "qa": (0.9, 2.0, 4.0),
-    "tracking": (1.7, 18.0, 24.6),
-    "caption": (1.2, 8.0, 12.0),
-    "quality": (0.9, 2.0, 3.0),
-    "grounding+gqa": (1.0, 2.8, 4.4),
-    "all": (1.3, 8.0, 13.3),
+    "grounding": (0.9, 2.5, 3.0),
+    "gqa": (1.0, 3.0, 4.5),
+    "qa": (0.9, 2.5, 4.0),
+    "tracking": (1.2, 18.0, 24.5),
+    "caption": (1.2, 5.5, 8.0),
+    "quality": (0.9, 2.5, 3.5),
+    "grounding+gqa": (1.0, 3.0, 4.0),
+    "all": (1.3, 6.5, 9.0),
 }
 EVALUATION = 20.0
 
@@ -478,6 +478,8 @@ def parse_args():
     if unknown := sorted(set(args.tables) - {*TABLES, "all"}):
         raise BadInput(f"there is no table {unknown[0]}; there is: {', '.join(TABLES)}, all")
     args.tables = [name for name in TABLES if name in args.tables or "all" in args.tables]
+    if args.docs and (args.steps != tables.EPOCH or args.limit):
+        raise BadInput("docs/ show no rehearsals: give --docs without --steps and --limit")
     args.seeds = list(dict.fromkeys(args.seeds))
     return args
 
@@ -524,7 +526,7 @@ def write_docs(results, text):
 
 @locks_released()
 def start():
-    args = parse_args()
+    began, args = time.perf_counter(), parse_args()
     args.out = os.path.normpath(args.out)
     check_out(args)
     args.measured = measured(args.out)
@@ -545,7 +547,10 @@ def start():
         text = write(results, args.out)
     if args.docs:
         write_docs(results, text)
-    print(f"{tables.page(results)}\n\nwrote {args.out}/tables.md and {args.out}/results.json")
+    took = (time.perf_counter() - began) / 60
+    print(
+        f"{tables.page(results)}\n\nwrote {args.out}/tables.md and results.json: {took:.1f} minutes"
+    )
 
 
 def main():
