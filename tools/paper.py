@@ -547,10 +547,8 @@ def start():
         text = write(results, args.out)
     if args.docs:
         write_docs(results, text)
-    took = (time.perf_counter() - began) / 60
-    print(
-        f"{tables.page(results)}\n\nwrote {args.out}/tables.md and results.json: {took:.1f} minutes"
-    )
+    took = f"{(time.perf_counter() - began) / 60:.1f} minutes"
+    print(f"{tables.page(results)}\n\nwrote {args.out}/tables.md and results.json: {took}")
 
 
 def main():
