@@ -137,7 +137,7 @@ def answer_batch(evaluation, examples, budget):
         for e, prompt, text in zip(readable, prompts, texts):
             records[e.id] |= {"text": text, "seconds": prompt.duration}
     for e in examples:
-        records[e.id] |= tasks.score(e.task, records[e.id]["text"], e.answer, think)
+        records[e.id] |= predictions.rewards_of(e.task, records[e.id]["text"], e.answer, think)
     return list(records.values())
 
 
@@ -182,10 +182,12 @@ def score(evaluation, records, first_look):
     unread = [r["id"] for r in records if "error" not in r and not r["format"]]
     for r in failed[:5]:
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
+    formless = predictions.right_without_form(settings["task"], records)
     if failed or unread:
         print(
             f"{len(failed)} questions are about videos that could not be read, {len(unread)} "
-            f"answers are not in the form that was asked for; {out}/results.json lists them",
+            f"answers are not in the form that was asked for ({formless} of them right); "
+            f"{out}/results.json lists them",
             file=sys.stderr,
         )
     metrics = predictions.metrics_of(settings["task"], records)
@@ -200,6 +202,7 @@ def score(evaluation, records, first_look):
         "metrics": metrics,
         "failed": [r["id"] for r in failed],
         "not in the form": unread,
+        "right but not in the form": formless,
         "left out": evaluation.left_out,
         "settings": settings,
     }

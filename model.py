@@ -61,7 +61,7 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
     [[0, 1, 1, 3, 3, 4], [0, 1, 1, 1, 1, 4], [0, 1, 2, 1, 2, 4]]
     """
     vision = config.vision_config
-    merge = vision.spatial_merge_size
+    merge, tokens_per_second = vision.spatial_merge_size, vision.tokens_per_second
     is_video = (ids == config.video_token_id).cpu()
     pieces, place, start = [], 0, 0  # place: index into ids; start: the next free position
     for (t, h, w), seconds in zip(grids, seconds_per_grid, strict=True):
@@ -69,7 +69,7 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
         text = torch.arange(first - place).expand(3, -1) + start
         start += first - place
         h, w = h // merge, w // merge
-        time = (torch.arange(t) * seconds * vision.tokens_per_second).floor().long()
+        time = (torch.arange(t) * seconds * tokens_per_second).floor().long()
         axes = torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")
         video = torch.stack(axes).reshape(3, -1) + start
         assert is_video[first : first + t * h * w].all(), "fewer video tokens than the grid says"

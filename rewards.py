@@ -3,28 +3,46 @@
 The whole teaching signal of this project is in this file, and it is plain Python on strings. Nobody
 labels completions and no model judges them: a rule reads the answer and compares it with the truth.
 
-Two properties matter more than cleverness:
+An answer is read twice, because form and content ask for opposite things:
 
-- *total*    any string at all gives a number in [0, 1]: a policy under training will produce every
-             string you did not think of, and one exception ends a run of days;
-- *strict*   what a rule pays for is what the policy becomes. A format rule that accepts two
-             <answer> blocks teaches to answer twice.
+- *form*     is read strictly. What a rule pays for is what the policy becomes: a format rule that
+             accepts two <answer> blocks teaches to answer twice;
+- *content*  is read as a person would. "From 12.5 s to 17.8 s." says when, in whatever form. A
+             model that was never taught the form would otherwise score too low, and all that
+             training seems to gain would be obedience.
+
+Both are *total*: any string at all gives a number in [0, 1], in time that grows with its length
+alone. A policy under training will produce every string you did not think of, and one exception
+ends a run of days.
 
 What a completion looks like, and what it earns for the true interval (12.0, 18.0):
 
     "<think>She sits down.</think><answer>12.54 to 17.83</answer>"   format 1, iou 0.88
-    "<answer>12.54 to 17.83</answer>"                                format 0, iou 0.88
+    "<answer>It happens from 12.54 to 17.83 seconds.</answer>"       format 0, iou 0.88
     "<think>...</think><answer>17.83 to 12.54</answer>"              format 1, iou 0
-    "I think it happens around 12 seconds."                          format 0, iou 0
+    "<think>...</think><answer>12 to 18, or 20 to 25</answer>"       format 0, iou 0
 
-(Here a <think> block was asked for. Where it is not, the second earns format 1.) The other tasks
-answer with boxes, a letter, a letter and the intervals that show it (in <glue> tags), a phrase, or
-a description; `tasks.py` says which task is paid by which rules.
+The other tasks answer with boxes, a letter, a letter and the intervals that show it (in <glue>
+tags), a phrase, or a description; `tasks.py` says which task is paid by which rules.
 
     python -m doctest rewards.py -v      # runs the examples in the docstrings
 """
 
 import re
+
+from runtime.wording import (
+    MOST_INTERVALS,
+    N_BOXES,
+    parse_boxes,
+    parse_interval,
+    parse_intervals,
+    parse_letter,
+    parse_phrase,
+)
+
+# ------------------------------------------------------------------------------------------------
+# Form, exactly as it was asked for
+# ------------------------------------------------------------------------------------------------
 
 THINK = r"\s*<think>(.*)</think>"
 ANSWER = r"\s*<answer>(.*)</answer>\s*"
@@ -33,17 +51,16 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
 
 # At most six digits before the point: seconds of a video, and never one that overflows a float.
 NUMBER = r"[0-9]{1,6}(?:\.[0-9]{1,6})?"
-INTERVAL = re.compile(rf"\s*({NUMBER})\s+to\s+({NUMBER})\s*")
-PAIR = rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)"
-INTERVALS = re.compile(rf"\[\s*{PAIR}(?:\s*,\s*{PAIR})*\s*\]")
-BOX = rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]"
-BOXES = re.compile(rf"\[\s*{BOX}(?:\s*,\s*{BOX})*\s*\]")
-N_BOXES = 8  # frames of a tracking question (VideoChat-R1 §3)
-MOST_INTERVALS = 20  # an answer with more of them is not read: it earns 0
+PAIR = rf"\(\s*{NUMBER}\s*,\s*{NUMBER}\s*\)"
+BOX = r"\[\s*" + r"\s*,\s*".join([NUMBER] * 4) + r"\s*\]"
+SHORT = r"(?=[\s\S]{0,1000}\Z)"  # a list of more than 1,000 characters is none
 
-# ------------------------------------------------------------------------------------------------
-# Reading an answer
-# ------------------------------------------------------------------------------------------------
+INTERVAL = re.compile(rf"{NUMBER}\s+to\s+{NUMBER}")
+INTERVALS = re.compile(rf"{SHORT}\[\s*{PAIR}(\s*,\s*{PAIR}){{0,{MOST_INTERVALS - 1}}}\s*\]")
+BOXES = re.compile(rf"{SHORT}\[\s*{BOX}(\s*,\s*{BOX}){{{N_BOXES - 1}}}\s*\]")
+LETTER = re.compile(r"\(?[A-Z]\)?\.?")
+PHRASE = re.compile(r"[\s\S]{1,40}")
+ANYTHING = re.compile(r"[\s\S]+")
 
 
 def well_formed(text, think, glue=False):
@@ -66,64 +83,36 @@ def well_formed(text, think, glue=False):
     )
 
 
+def in_form(text, think, answer, glue=None):
+    """1.0 if the tags are right and what is inside them matches the patterns, else 0.0."""
+    good = well_formed(text, think, glue is not None)
+    good = good and answer.fullmatch(inside(text, "answer"))
+    return float(bool(good and (glue is None or glue.fullmatch(inside(text, "glue")))))
+
+
+# ------------------------------------------------------------------------------------------------
+# Content, as a person would read it
+# ------------------------------------------------------------------------------------------------
+# The readers parse_… are in runtime/wording.py. They read what stands inside the tags: of a policy
+# in training an answer without tags earns nothing. (An evaluation is more generous to models that
+# were never taught them: runtime.predictions.with_tags.)
+
+
 def inside(text, tag):
     """What stands in the completion's only <tag> block; None where there is none, or more than one.
 
-    >>> inside("<think>hm</think><answer> B </answer>", "answer")
+    A thought may name the tags: blocks in it count only where there is none outside.
+
+    >>> inside("<think>in <answer> tags, B</think><answer> B </answer>", "answer")
     'B'
     """
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    if text.count(opening) != 1 or text.count(closing) != 1:
-        return None
-    _, _, rest = text.partition(opening)
-    found, closed, _ = rest.partition(closing)
-    return found.strip() if closed else None
-
-
-def parse_interval(answer):
-    """'12.54 to 17.83' → (12.54, 17.83) in seconds; None for anything else.
-
-    >>> parse_interval("12.54 to 17.83"), parse_interval("from 3 to 4"), parse_interval(None)
-    ((12.54, 17.83), None, None)
-    """
-    match = INTERVAL.fullmatch(answer or "")
-    return (float(match[1]), float(match[2])) if match else None
-
-
-def parse_intervals(answer):
-    """'[(5.2, 10.4), (12, 13.5)]' → [(5.2, 10.4), (12.0, 13.5)]; None for anything else, also for
-    more than 20.
-
-    >>> parse_intervals("[(5.2, 10.4), (12, 13.5)]"), parse_intervals("[]")
-    ([(5.2, 10.4), (12.0, 13.5)], None)
-    """
-    if not answer or len(answer) > 1000 or not INTERVALS.fullmatch(answer):
-        return None
-    found = [(float(a), float(b)) for a, b in re.findall(PAIR, answer)]
-    return found if len(found) <= MOST_INTERVALS else None
-
-
-def parse_boxes(answer):
-    """'[[0.1, 0.2, 0.5, 0.6], …]' → eight boxes (x0, y0, x1, y1); None for anything else.
-
-    >>> eight = ", ".join(["[0, 0.1, 0.5, 1]"] * 8)
-    >>> parse_boxes(f"[{eight}]")[7], parse_boxes("[[0, 0, 1, 1]]")
-    ((0.0, 0.1, 0.5, 1.0), None)
-    """
-    if not answer or len(answer) > 1000 or not BOXES.fullmatch(answer):
-        return None
-    found = [tuple(float(v) for v in box) for box in re.findall(BOX, answer)]
-    return found if len(found) == N_BOXES else None
-
-
-def parse_letter(answer):
-    """'B', '(B)' or 'B.' → 'B', each bracket and the point being optional; None for anything else.
-
-    >>> parse_letter("(B)"), parse_letter("B or C"), parse_letter("b")
-    ('B', None, None)
-    """
-    match = re.fullmatch(r"\(?([A-Z])\)?\.?", answer or "")
-    return match[1] if match else None
+    before, _, rest = text.partition("<think>")
+    _, closed, after = rest.rpartition("</think>")
+    for part in (before + after if closed else text, text):
+        if part.count(f"<{tag}>") == 1 == part.count(f"</{tag}>"):
+            found, closed, _ = part.partition(f"<{tag}>")[2].partition(f"</{tag}>")
+            return found.strip() if closed else None
+    return None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -245,39 +234,37 @@ def says(caption, event):
 # ------------------------------------------------------------------------------------------------
 # The rules
 # ------------------------------------------------------------------------------------------------
-# Each takes (completion text, true answer, think) and returns a number in [0, 1].
+# Each takes (completion text, true answer, think) and returns a number in [0, 1] (VideoChat-R1 §3).
 #
-# What stands in the only <answer> block (<glue> block, for a gqa's intervals) earns its IoU or its
-# accuracy even if the rest of the form is wrong: else a policy that has not found it yet would
-# learn nothing.
+# Content earns its IoU or its accuracy even if the form is wrong: else a policy that has not found
+# the form yet would learn nothing.
 
 
 def grounding_format(text, answer, think):
-    """1.0 if the tags are right and the answer reads 'a to b' in seconds, else 0.0 (VideoChat-R1
-    §3)."""
-    return float(well_formed(text, think) and parse_interval(inside(text, "answer")) is not None)
+    """'12.54 to 17.83' in <answer>."""
+    return in_form(text, think, INTERVAL)
 
 
 def grounding_iou(text, answer, think):
-    """IoU of the answered interval with the true one (VideoChat-R1 §3)."""
+    """IoU of the answered interval with the true one."""
     interval = parse_interval(inside(text, "answer"))
     return temporal_iou(interval, answer) if interval else 0.0
 
 
 def tracking_format(text, answer, think):
-    """1.0 if the tags are right and the answer is a list of eight boxes."""
-    return float(well_formed(text, think) and parse_boxes(inside(text, "answer")) is not None)
+    """A list of eight boxes in <answer>."""
+    return in_form(text, think, BOXES)
 
 
 def tracking_iou(text, answer, think):
-    """IoU with the true box, mean over the eight frames; a list of another length earns 0."""
+    """IoU with the true box, mean over the eight frames; another number of boxes earns 0."""
     boxes = parse_boxes(inside(text, "answer"))
     return sum(map(box_iou, boxes, answer)) / N_BOXES if boxes else 0.0
 
 
 def choice_format(text, answer, think):
-    """1.0 if the tags are right and the answer is one letter."""
-    return float(well_formed(text, think) and parse_letter(inside(text, "answer")) is not None)
+    """One letter in <answer>."""
+    return in_form(text, think, LETTER)
 
 
 def choice_accuracy(text, answer, think):
@@ -286,10 +273,8 @@ def choice_accuracy(text, answer, think):
 
 
 def gqa_format(text, answer, think):
-    """1.0 for a letter in <answer>, then intervals in <glue>: [(5.2, 10.4), (12.0, 13.5)]."""
-    letter, intervals = parse_letter(inside(text, "answer")), parse_intervals(inside(text, "glue"))
-    good = well_formed(text, think, glue=True) and letter is not None and intervals is not None
-    return float(good)
+    """A letter in <answer>, then intervals in <glue>: [(5.2, 10.4), (12.0, 13.5)]."""
+    return in_form(text, think, LETTER, INTERVALS)
 
 
 def gqa_accuracy(text, answer, think):
@@ -303,18 +288,18 @@ def gqa_iou(text, answer, think):
 
 
 def phrase_format(text, answer, think):
-    """1.0 if the tags are right and the answer is a short phrase."""
-    return float(well_formed(text, think) and 0 < len(inside(text, "answer") or "") <= 40)
+    """A short phrase in <answer>."""
+    return in_form(text, think, PHRASE)
 
 
 def phrase_accuracy(text, answer, think):
-    """1.0 for the true phrase, capitals aside."""
-    return float((inside(text, "answer") or "").lower() == answer.lower())
+    """1.0 for the true phrase."""
+    return float(parse_phrase(inside(text, "answer")) == parse_phrase(answer))
 
 
 def caption_format(text, answer, think):
-    """1.0 if the tags are right and something is said."""
-    return float(well_formed(text, think) and bool(inside(text, "answer")))
+    """Anything in <answer>."""
+    return in_form(text, think, ANYTHING)
 
 
 # (caption, event) → bool; `--judge MODEL` puts a language model here (annotations/judge.py)
@@ -322,7 +307,7 @@ judge = says
 
 
 def caption_recall(text, answer, think):
-    """The share of reference events that the judge finds in the caption (VideoChat-R1 §3); answer:
-    a list of events."""
+    """The share of reference events that the judge finds in the caption; answer: a list of
+    events."""
     caption = inside(text, "answer") or ""
     return sum(map(bool, (judge(caption, event) for event in answer))) / len(answer)

@@ -1,83 +1,14 @@
 """tasks.py: one row a task, and nearly everything that is particular to a task is in its row.
 
-A task is: how the question is asked, in what form the answer is wanted, which rules pay for it
-(rewards.py), and what is reported about it (the functions below). Training and evaluation know
-tasks by name alone. To add one: a row here and, where none of those there fits, a reader
-(annotations/readers.py), a rule (rewards.py) and a metric.
+A task is: how the question is asked, in what form the answer is wanted, and which rules pay for it
+(rewards.py). Training and evaluation know tasks by name alone. To add one: a row here and, where
+none of those there fits, a rule (rewards.py), a reader (annotations/training_sets.py) and what a
+benchmark reports (annotations/metrics.py).
 """
 
 from dataclasses import dataclass, replace
 
 import rewards as r
-
-# ------------------------------------------------------------------------------------------------
-# What is reported, from records [{"text": the completion, "answer": the truth, "group": a
-# sub-task}, …]
-# ------------------------------------------------------------------------------------------------
-# In percent. What cannot be read as an answer counts as wrong; nothing is left out of a mean.
-
-
-def percent(values):
-    return 100 * sum(values) / len(values)
-
-
-def grounding_metrics(records):
-    """mIoU, and R@θ: the share of questions whose answer overlaps by at least θ (Charades-STA's own
-    measures)."""
-    ious = [r.grounding_iou(x["text"], x["answer"], False) for x in records]
-    return {"mIoU": percent(ious)} | {
-        f"R@{t}": percent([iou >= t for iou in ious]) for t in (0.3, 0.5, 0.7)
-    }
-
-
-def tracking_metrics(records):
-    """Average overlap over all frames, and success rates: the share of frames that overlap by more
-    than θ (GOT-10k)."""
-    overlaps = []
-    for x in records:
-        boxes = r.parse_boxes(r.inside(x["text"], "answer"))
-        overlaps += (
-            [r.box_iou(a, b) for a, b in zip(boxes, x["answer"])] if boxes else [0.0] * r.N_BOXES
-        )
-    return {"overlap": percent(overlaps)} | {
-        f"SR@{t}": percent([o > t for o in overlaps]) for t in (0.5, 0.7, 0.75)
-    }
-
-
-def choice_metrics(records):
-    """Accuracy over all questions; where they are of several groups (MVBench's sub-tasks), of each
-    and the mean of these."""
-    right = [r.choice_accuracy(x["text"], x["answer"], False) for x in records]
-    groups = sorted({x["group"] for x in records})
-    by_group = {
-        g: percent([ok for ok, x in zip(right, records) if x["group"] == g])
-        for g in groups
-        if len(groups) > 1
-    }
-    return {"accuracy": percent(right)} | (
-        {"mean of groups": sum(by_group.values()) / len(groups)} | by_group if by_group else {}
-    )
-
-
-def gqa_metrics(records):
-    """Accuracy, mIoU of the evidence, and the share both right and grounded at IoU ≥ 0.5
-    (NExT-GQA's own script asks that half of the *predicted* seconds be evidence, IoP, which a short
-    guess passes more easily)."""
-    right = [r.gqa_accuracy(x["text"], x["answer"], False) for x in records]
-    ious = [r.gqa_iou(x["text"], x["answer"], False) for x in records]
-    both = [ok and iou >= 0.5 for ok, iou in zip(right, ious)]
-    return {"accuracy": percent(right), "mIoU": percent(ious), "Acc@GQA": percent(both)}
-
-
-def phrase_metrics(records):
-    return {
-        "accuracy": percent([r.phrase_accuracy(x["text"], x["answer"], False) for x in records])
-    }
-
-
-def caption_metrics(records):
-    return {"recall": percent([r.caption_recall(x["text"], x["answer"], False) for x in records])}
-
 
 # ------------------------------------------------------------------------------------------------
 # How answers are written
@@ -111,7 +42,6 @@ class Task:
     wanted: str  # in words, what to answer in which tags
     form: str  # an example of it, shown in the prompt; the format rule pays it in full
     rules: dict  # {name: rule}; a completion's reward is their sum
-    metrics: object  # records → {name: number in percent}
     ideal: object = "<answer>{}</answer>".format  # annotated answer → text that earns every reward
     answer: object = lambda example: example.answer  # of an Example read for another task: this
     # task's answer to it
@@ -123,7 +53,7 @@ TASKS = {
         "charades",
         'The video lasts {duration:.1f} seconds. When does this happen: "{question}"?',
         "the start and the end in seconds inside <answer> tags", "<answer>12.54 to 17.83</answer>",
-        {"format": r.grounding_format, "iou": r.grounding_iou}, grounding_metrics,
+        {"format": r.grounding_format, "iou": r.grounding_iou},
         ideal=lambda a: f"<answer>{a[0]:.2f} to {a[1]:.2f}</answer>"),
     "tracking": Task(
         "got10k",
@@ -132,7 +62,7 @@ TASKS = {
         "Where is it in each of the 8 frames?",
         "the 8 boxes inside <answer> tags",
         f"<answer>{boxes_text([(0.12, 0.3, 0.45, 0.81)] * 8)}</answer>",
-        {"format": r.tracking_format, "iou": r.tracking_iou}, tracking_metrics,
+        {"format": r.tracking_format, "iou": r.tracking_iou},
         ideal=lambda a: f"<answer>{boxes_text(a)}</answer>", toy_tokens=320),
     "gqa": Task(
         "nextgqa",
@@ -140,7 +70,7 @@ TASKS = {
         "the letter of the right option inside <answer> tags, and in which seconds it can be seen "
         "inside <glue> tags",
         "<answer>B</answer><glue>[(5.2, 10.4), (12.0, 13.5)]</glue>",
-        {"format": r.gqa_format, "accuracy": r.gqa_accuracy, "iou": r.gqa_iou}, gqa_metrics,
+        {"format": r.gqa_format, "accuracy": r.gqa_accuracy, "iou": r.gqa_iou},
         ideal=lambda a: f"<answer>{a[0]}</answer><glue>{intervals_text(a[1])}</glue>",
         # no evidence, where --clues asks for it in data with letters alone
         answer=lambda e: (e.answer, [])),
@@ -148,21 +78,32 @@ TASKS = {
         "nextgqa",
         "{question}?\n{options}",
         "the letter of the right option inside <answer> tags", "<answer>B</answer>",
-        {"format": r.choice_format, "accuracy": r.choice_accuracy}, choice_metrics,
+        {"format": r.choice_format, "accuracy": r.choice_accuracy},
         answer=lambda e: e.answer[0]),  # the letter; the evidence stays with gqa
     "quality": Task(
         "quality",
         "Is the quality of this video low or high, to the eye and technically?",
         "either low quality or high quality inside <answer> tags", "<answer>high quality</answer>",
-        {"format": r.phrase_format, "accuracy": r.phrase_accuracy}, phrase_metrics),
+        {"format": r.phrase_format, "accuracy": r.phrase_accuracy}),
     "caption": Task(
         "caption",
         "Describe what happens in this video, one event after the other.",
         "the description inside <answer> tags",
         "<answer>A woman opens a door. Then she sits down.</answer>",
-        {"format": r.caption_format, "recall": r.caption_recall}, caption_metrics,
+        {"format": r.caption_format, "recall": r.caption_recall},
         ideal=lambda a: f"<answer>{'. '.join(a)}.</answer>", toy_tokens=320),
 }  # fmt: skip
+
+# The same question where the answer is (events, reference text): DREAM-1K, only evaluated on.
+TASKS["description"] = replace(
+    TASKS["caption"],
+    data="dream1k",
+    rules={
+        "format": r.caption_format,
+        "recall": lambda text, answer, think: r.caption_recall(text, answer[0], think),
+    },
+    ideal=lambda a: TASKS["caption"].ideal(a[0]),
+)
 
 
 JOINTLY = (

@@ -15,8 +15,8 @@ def start():
     dataset = DATASETS[args.dataset]
     for path in args.files:
         home = os.path.dirname(path.rstrip("/"))
-        if args.dataset == "mvbench":  # its files are in json/, beside the folder of videos
-            home = home.removesuffix("json")
+        if os.path.basename(home) == "json":  # the folder of videos is beside it
+            home = os.path.dirname(home)
         examples = dataset.reader(path, os.path.join(home, dataset.videos))
         videos = len({e.video for e in examples})
         print(f"{path}: {len(examples):,} examples about {videos:,} videos; the first:")

@@ -212,10 +212,10 @@ def open_run_folder(settings, room):
         elif is_run:
             checkpoint = resumable(folder, settings)
         check_room(folder, room - size_of(folder))
-        write_settings(folder, settings)
         step = checkpoint[1]["step"] if checkpoint else 0
         for name in LOGS:
             remove_lines_after(step, os.path.join(folder, name))
+        write_settings(folder, settings)
     except OSError as e:
         raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
     return folder, checkpoint
@@ -237,7 +237,7 @@ def size_of(folder):
 
 def remove_lines_after(step, path):
     """Removes the lines of a log that are later than a checkpoint: they will be written again."""
-    if os.path.isfile(path):
+    if os.path.exists(path):
         has_step = lambda record: not wrong_key(record, {"step": int})
         remove_lines(path, lambda record: has_step(record) and record["step"] <= step)
 

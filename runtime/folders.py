@@ -335,7 +335,11 @@ def replace_file(path, content):
     """
     with open(path + ".partial", "wb") as f:
         f.write(content.encode() if isinstance(content, str) else content)
-    os.replace(path + ".partial", path)
+    try:
+        os.replace(path + ".partial", path)
+    except OSError:  # a folder stands in its place
+        os.remove(path + ".partial")
+        raise
 
 
 def read_lines(path, **types):

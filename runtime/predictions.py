@@ -14,6 +14,8 @@ import json
 import os
 import sys
 
+import rewards
+from annotations.metrics import reported
 from annotations.readers import DATASETS, read_dataset
 from runtime.errors import NUMBER, BadInput, first_line, read_object
 from runtime.folders import (
@@ -27,7 +29,7 @@ from runtime.folders import (
 )
 from runtime.metrics import versions
 from runtime.settings import is_toy_model
-from tasks import TASKS, longest_answer, question_text
+from tasks import TASKS, longest_answer, question_text, score
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which questions
@@ -252,11 +254,44 @@ def answered(path):
     return done
 
 
+def with_tags(text):
+    """The completion with <answer> tags around what it answers, if it has no such block: after the
+    thought, before the evidence.
+
+    A model that was never taught the tags may know the answer. VideoChat-R1's own script for
+    grounding and lmms-eval's for multiple choice read one without tags, too. A thought that never
+    ended answers nothing.
+
+    >>> with_tags("12.5 to 17.8"), with_tags("<think>hm</think>B <glue>[(1, 2)]</glue>")
+    ('<answer>12.5 to 17.8</answer>', '<think>hm</think><answer>B </answer><glue>[(1, 2)]</glue>')
+    """
+    thought, closed, said = text.rpartition("</think>")
+    if rewards.inside(text, "answer") is not None or "</answer>" in said or "<think>" in said:
+        return text
+    said, evidence, rest = said.partition("<glue>")
+    return f"{thought}{closed}<answer>{said.rpartition('<answer>')[2]}</answer>{evidence}{rest}"
+
+
+def rewards_of(task, text, answer, think):
+    """tasks.score as an evaluation counts it: the form as it was written, the content with_tags."""
+    written = score(task, text, answer, think)
+    return score(task, with_tags(text), answer, think) | {"format": written["format"]}
+
+
+def right_without_form(task, records):
+    """How many answers are right, but not in the form asked for: all that pays for content pays at
+    least half, as an IoU of 0.5 or the right letter does."""
+    content = [name for name in TASKS[task].rules if name != "format"]
+    paid = [[r.get(name) for name in content] for r in records if not r["format"]]
+    return sum(all(isinstance(v, NUMBER) and v >= 0.5 for v in row) for row in paid)
+
+
 def metrics_of(task, records):
     """{name: percent}: the task's metrics, and the share of answers in the right form."""
     try:
         right_form = 100 * sum(r["format"] for r in records) / len(records)
-        return TASKS[task].metrics(records) | {"format": right_form}
+        records = [r | {"text": with_tags(r["text"])} for r in records]
+        return reported(task, records) | {"format": right_form}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
         raise BadInput(
             "the predictions cannot be scored, so predictions.jsonl is damaged "

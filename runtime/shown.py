@@ -42,12 +42,16 @@ def true_answer(answer):
 
     >>> true_answer((2.0, 9.7))
     {'words': '2.0 to 9.7', 'intervals': [(2.0, 9.7)], 'boxes': []}
+    >>> true_answer([["a boy runs"], "A boy runs. It rains."])["words"]
+    'A boy runs. It rains.'
     """
     words, intervals, boxes = "", [], []
     if not isinstance(answer, (list, tuple)):
         words = str(answer)
     elif all(isinstance(part, str) for part in answer):  # a caption's events
         words = ". ".join(answer)
+    elif isinstance(answer[-1], str):  # its events, and the text that they were taken from
+        words = answer[-1]
     elif isinstance(answer[0], str):
         intervals = answer[1]
         words = " ".join([answer[0], *(f"({start:.1f}, {end:.1f})" for start, end in intervals)])

@@ -11,18 +11,24 @@ import sys
 
 import pytest
 
-from annotations import readers
-from annotations.readers import (
-    DATASETS,
+from annotations import entries as files
+from annotations import training_sets
+from annotations.benchmarks import (
+    MVBENCH_FOLDERS,
+    read_dream1k,
+    read_longvideobench,
+    read_mvbench,
+    read_perceptiontest,
+    read_videomme,
+)
+from annotations.readers import DATASETS, read_dataset
+from annotations.training_sets import (
+    even_frames,
     read_captions,
     read_charades,
-    read_dataset,
     read_got10k,
-    read_mvbench,
     read_nextgqa,
-    read_perceptiontest,
     read_quality,
-    read_videomme,
 )
 from conftest import ROOT
 from data import Example
@@ -178,7 +184,9 @@ def test_got10k_folders_give_normalised_boxes_at_the_eight_frames(tmp_path):
     folder = world.ensure("got10k", str(tmp_path), train=0, test=2)
     example = read_dataset("got10k", "test", folder)[1]
     clip = world.make_clip("got10k", 1)
-    times = readers.uniform_indices(int(clip.duration * world.ANNO_FPS)) / world.ANNO_FPS
+    frames = even_frames(int(clip.duration * world.ANNO_FPS))
+    times = frames / world.ANNO_FPS
+    assert example.frames == tuple(frames.tolist())
     assert example.question == clip.things[0].name
     for box, t in zip(example.answer, times, strict=True):
         assert box == pytest.approx(clip.things[0].box(t), abs=1e-4)
@@ -318,24 +326,336 @@ def test_names_never_lead_out_of_the_folder(tmp_path):
             read_quality(path, "v", lambda line: None)
 
 
-@pytest.mark.slow
-def test_files_of_full_size_are_read_in_seconds(tmp_path):
-    entries = [
-        {
-            "id": str(i),
-            "video": f"{i % 997}/{i}.mp4",
-            "question": "why",
-            "options": [f"({c}) x{c}" for c in "ABCDE"],
-            "glue": [[1, 2]],
-            "answer": "(C)",
-        }
-        for i in range(34_132)
-    ]
-    assert len(read_nextgqa(write(tmp_path / "nextgqa_val.json", entries), "v")) == 34_132
-
-
 def test_examples_in_docstrings():
-    assert doctest.testmod(readers).failed == 0
+    assert doctest.testmod(files).failed == doctest.testmod(training_sets).failed == 0
+
+
+# Files as their authors publish them --------------------------------------------------------------
+
+
+def official(shared, *names):
+    path = os.path.join(shared, "official", *names)
+    if not os.path.exists(path):
+        pytest.skip(f"{path} is not here")
+    return path
+
+
+COUNTS = {
+    "train.json": ("charades", 24),
+    "nextgqa_test.json": ("nextgqa", 12),
+    "nextgqa/test.csv": ("nextgqa", 55),
+    "Quality_Access_100shot.json": ("quality", 20),
+    "Quality_Access_test.json": ("quality", 20),
+}
+
+
+@pytest.mark.parametrize("name, expected", COUNTS.items())
+def test_every_entry_of_the_published_pieces_is_read(shared, name, expected):
+    data_set, count = expected
+    said = []
+    path = official(shared, *name.split("/"))
+    assert len(DATASETS[data_set].reader(path, "v", said.append)) == count and not said
+
+
+def test_upstream_names_are_found(shared, tmp_path):
+    """A folder of links to the files, under the names that they are downloaded with."""
+    for name, links in {
+        "charades": {"train.json": "train.json", "charades_test.json": "train.json"},
+        "quality": {n: n for n in ("Quality_Access_100shot.json", "Quality_Access_test.json")},
+        "nextgqa": {
+            n: f"nextgqa/{n}" for n in ("test.csv", "gsub_test.json", "map_vid_vidorID.json")
+        },
+    }.items():
+        (tmp_path / name / "videos").mkdir(parents=True)
+        for link, target in links.items():
+            os.symlink(official(shared, *target.split("/")), tmp_path / name / link)
+        said = []
+        assert read_dataset(name, "test", str(tmp_path / name), said.append) and not said
+    assert len(read_dataset("charades", "train", str(tmp_path / "charades"))) == 24
+    assert len(read_dataset("quality", "train", str(tmp_path / "quality"))) == 20
+
+
+def test_the_authors_table_of_nextgqa_says_what_the_json_says(shared):
+    table = read_nextgqa(official(shared, "nextgqa", "test.csv"), "v")
+    by_id = {e.id: e for e in table}
+    both = [
+        (e, by_id[e.id])
+        for e in read_nextgqa(official(shared, "nextgqa_test.json"), "v")
+        if e.id in by_id
+    ]
+    assert len(both) == 8 and all(a == b for a, b in both)
+
+
+def test_evidence_before_the_video_begins_at_zero(shared, tmp_path):
+    starts = [
+        start
+        for e in read_nextgqa(official(shared, "nextgqa_test.json"), "v")
+        for start, _ in e.answer[1]
+    ]
+    assert starts.count(0.0) == 3 and min(starts) == 0.0
+    entry = NEXTGQA | {"glue": [[-0.0, 2], [-0.1, 3.5], [4, 5]]}
+    (e,) = read_nextgqa(write(tmp_path / "nextgqa_test.json", [entry]), "v")
+    assert repr(e.answer[1]) == "[(0.0, 2.0), (0.0, 3.5), (4.0, 5.0)]"  # no -0.0
+    said = []
+    path = write(tmp_path / "nextgqa_test.json", [entry, entry | {"glue": [[-2, -1]]}])
+    assert len(read_nextgqa(path, "v", said.append)) == 1 and "0 to -1 is no interval" in said[0]
+
+
+NEXTGQA = {
+    "id": "1_0",
+    "video": "1101/1.mp4",
+    "question": "why",
+    "options": ["(A) x", "(B) y"],
+    "glue": [[1, 2]],
+    "answer": "(A)",
+}
+TABLE = """video_id,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4
+1,719,320,240,"what, then",lay on floor,8,TN,clap,sit down,lay on floor,pick it up,crawl
+1,719,320,240,why,run,9,CW,clap,sit down,lay on floor,pick it up,crawl
+2,719,320,240,why,clap,0,CW,clap,sit down,lay on floor,pick it up,crawl
+1,719,320,240,why,clap,7,CW,clap,sit down,lay on floor,pick it up,crawl
+"""
+
+
+def test_a_table_with_holes_names_each(tmp_path):
+    (tmp_path / "test.csv").write_text(TABLE, encoding="utf-8")
+    seconds = {"1": {"location": {"8": [[-0.1, 2], [3, 4]], "9": [[1, 2]]}}}
+    write(tmp_path / "gsub_test.json", seconds)
+    write(tmp_path / "map_vid_vidorID.json", {"1": "1101/1"})
+    said = []
+    (e,) = read_nextgqa(str(tmp_path / "test.csv"), "v", said.append)
+    assert (e.id, e.video, e.question) == ("1_8", "v/1101/1.mp4", "what, then")
+    assert e.answer == ("C", [(0.0, 2.0), (3.0, 4.0)]) and e.group == "TN"
+    assert [int(s.split("line ")[1].split(":")[0]) for s in said] == [3, 4, 5]
+    assert "'run' is none of the 5 options" in said[0] and "no seconds for question 0" in said[1]
+    os.remove(tmp_path / "gsub_test.json")
+    with pytest.raises(BadInput, match="gsub_test.json does not exist"):
+        read_nextgqa(str(tmp_path / "test.csv"), "v")
+
+
+def test_letters_of_options_go_only_if_all_have_their_own(tmp_path):
+    for options, bare in (
+        (["A. a cat", "B. a dog"], ("a cat", "a dog")),
+        (["(A) a cat", "(B) a dog"], ("a cat", "a dog")),
+        (["A. Lincoln", "G. Washington"], ("A. Lincoln", "G. Washington")),
+        (["I) the first", "the second"], ("I) the first", "the second")),
+        (["A. a cat", "a dog"], ("A. a cat", "a dog")),
+        (["B. a cat", "A. a dog"], ("B. a cat", "A. a dog")),
+    ):
+        (e,) = read_videomme(write(tmp_path / "t.json", [VIDEOMME | {"options": options}]), "v")
+        assert e.options == bare and e.answer == "B"
+
+
+def test_gots_raw_folders_come_before_its_json_and_that_is_said(tmp_path):
+    folder = world.ensure("got10k", str(tmp_path), train=0, test=2)
+    boxes = [[0.1, 0.1, 0.5, 0.5]] * 8
+    entries = [
+        {"path": f"/mnt/a/GOT-10k/raw/GOT-10k/val/got10k{i:05d}", "object": "cat", "gt": boxes}
+        for i in range(2)
+    ]
+    path = write(tmp_path / "got_val.json", entries)
+    said = []
+    raw = read_dataset("got10k", "test", folder, said.append)
+    counts = [int(world.make_clip("got10k", i).duration * world.ANNO_FPS) for i in range(2)]
+    assert [e.frames for e in raw] == [tuple(even_frames(n).tolist()) for n in counts]
+    assert said == [f"{os.path.join(folder, 'val')} is read, and not {path}"]
+    os.remove(tmp_path / "val" / "list.txt")  # frames alone
+    said.clear()
+    published = read_dataset("got10k", "test", folder, said.append)
+    for e, n in zip(published, counts):  # the first, the second, …, the last
+        assert e.frames[:2] == (0, 1) and e.frames[-1] == n - 1 and len(e.frames) == 8
+        assert max(e.frames[k + 1] - e.frames[k] for k in range(1, 7)) <= (n - 2) / 6 + 1
+    assert not said
+    assert [e.video for e in published] == [e.video for e in raw]
+    assert all(os.path.isdir(e.video) for e in published)
+
+
+def test_timelens_in_both_its_forms(tmp_path):
+    dictionary = {"3MSZA": {"duration": 30.9, "spans": [[24.3, 30.4]], "queries": ["a light."]}}
+    entries = [
+        {"video_path": "videos/charades/3MSZA.mp4", "query": "a light.", "span": "[[24.3, 30.4]]"},
+        {"video_path": "3MSZA.mp4", "query": "two", "span": "[[1, 2], [3, 4]]"},
+    ]
+    said = []
+    (a,) = read_charades(write(tmp_path / "charades-timelens.json", dictionary), "v")
+    (b,) = read_charades(write(tmp_path / "list.json", entries), "v", said.append)
+    assert a == b == Example("3MSZA/0", "grounding", "v/3MSZA.mp4", "a light", (24.3, 30.4))
+    assert len(said) == 1 and "line 7" in said[0]
+
+
+def test_longvideobench_in_both_its_forms(tmp_path):
+    entry = {
+        "id": "86CxyhFV9MI_0",
+        "video_path": "86CxyhFV9MI.mp4",
+        "question": "Which?",
+        "correct_choice": 1,
+        "duration_group": 600,
+        "question_category": "S2E",
+    }
+    columns = {f"option{k}": text for k, text in enumerate(["a cat", "a dog", "N/A", "N/A", "N/A"])}
+    said = []
+    path = write(tmp_path / "a.json", [entry | {"candidates": ["a cat", "a dog"]}])
+    (a,) = read_longvideobench(path, "v")
+    without = entry | {"candidates": ["a cat", "a dog"], "correct_choice": 2}
+    path = write(tmp_path / "b.json", [entry | columns, without])
+    (b,) = read_longvideobench(path, "v", said.append)
+    assert a == b and (a.answer, a.options, a.group) == ("B", ("a cat", "a dog"), "up to 600 s")
+    assert len(said) == 1 and "none of the 2 options" in said[0]
+    handle = entry | {"video_path": "@somebody-7269438.mp4", "candidates": ["x", "y"]}
+    assert read_longvideobench(write(tmp_path / "c.json", [handle]), "v")[0].video.endswith("8.mp4")
+
+
+def test_dream1k_and_captions_as_a_text(tmp_path):
+    entry = {
+        "idx": 1,
+        "video_file": "video/1.mp4",
+        "source": "stock",
+        "description": "Two birds fly off.  Then it rains.",
+        "events": ["Two birds fly off.", "it rains"],
+    }
+    said = []
+    path = write(tmp_path / "metadata.json", [entry, entry | {"events": []}])
+    (e,) = read_dream1k(path, "v", said.append)
+    answer = (["Two birds fly off", "it rains"], "Two birds fly off. Then it rains")
+    assert (e.task, e.video, e.answer, e.group) == ("description", "v/1.mp4", answer, "stock")
+    assert len(said) == 1 and "'events' is no list" in said[0]
+    entries = [{"video": "a.mp4", "caption": "A boy kicks a 2.5 kg ball. The dog runs away!"}]
+    (e,) = read_captions(write(tmp_path / "metadata.json", entries), "v")
+    assert e.answer == ["A boy kicks a 2.5 kg ball", "The dog runs away"]
+
+
+# Files of full size -------------------------------------------------------------------------------
+
+LETTERED = {"question": "why", "options": [f"({c}) x{c}" for c in "ABCDE"]}
+GROUNDED = LETTERED | {"glue": [[-0.1, 2.5], [7, 8]], "type": "CW", "answer": "(C)"}
+GOT_PATH = "/mnt/somebody/GOT/raw/GOT-10k/train/GOT-10k_Train_{:06d}"
+
+
+def queries(count, times, sentences):
+    """So many queries, two about a clip, in the JSON form of Charades."""
+    two = {times: [[1, 2], [3, 4.5]], sentences: ["a", "b"]}
+    one = {times: [[1, 2]], sentences: ["a"]}
+    return {f"V{k:05d}": two for k in range(count // 2)} | ({"last": one} if count % 2 else {})
+
+
+FULL_SIZE = {  # (data set, split, file): (entries, how many Examples they are)
+    ("charades", "train", "train.json"): (queries(12_408, "timestamps", "sentences"), 12_408),
+    ("charades", "test", "charades_test.json"): (queries(3_720, "timestamps", "sentences"), 3_720),
+    ("activitynet", "test", "test.json"): (queries(17_031, "timestamps", "sentences"), 17_031),
+    ("timelens-charades", "test", "charades-timelens.json"): (
+        queries(3_363, "spans", "queries"),
+        3_363,
+    ),
+    ("timelens-activitynet", "test", "activitynet-timelens.json"): (
+        queries(4_501, "spans", "queries"),
+        4_501,
+    ),
+    ("got10k", "train", "got_train.json"): (
+        [
+            {"path": GOT_PATH.format(k), "object": "cat", "gt": [[0, 0.1, 0.5, 1.0]] * 8}
+            for k in range(9_335)
+        ],
+        9_335,
+    ),
+    ("nextgqa", "train", "nextgqa_val.json"): (
+        [GROUNDED | {"id": f"{k}_1", "video": f"{k % 997}/{k}.mp4"} for k in range(3_358)],
+        3_358,
+    ),
+    ("nextgqa", "test", "nextgqa_test.json"): (
+        [GROUNDED | {"id": f"{k}_1", "video": f"{k % 997}/{k}.mp4"} for k in range(5_553)],
+        5_553,
+    ),
+    ("quality", "train", "Quality_Access_100shot.json"): (
+        [{"video": f"{k:04d}.mp4", "answer": "high quality"} for k in range(200)],
+        200,
+    ),
+    ("caption", "train", "metadata.json"): (
+        [{"video": f"v_{k}.mp4", "caption": "A boy runs. It rains."} for k in range(1_000)],
+        1_000,
+    ),
+    ("dream1k", "test", "metadata.json"): (
+        [
+            {
+                "idx": k,
+                "video_file": f"video/{k}.mp4",
+                "source": f"source {k % 5}",
+                "description": "A boy runs.",
+                "events": ["a boy runs"],
+            }
+            for k in range(1_000)
+        ],
+        1_000,
+    ),
+    ("videomme", "test", "videomme.json"): (
+        [
+            VIDEOMME | {"question_id": f"{k}", "duration": ("short", "medium", "long")[k // 900]}
+            for k in range(2_700)
+        ],
+        2_700,
+    ),
+    ("longvideobench", "test", "lvb_val.json"): (
+        [
+            {
+                "id": f"{k}",
+                "video_path": f"{k}.mp4",
+                "question": "why",
+                "candidates": ["x", "y", "z"],
+                "correct_choice": k % 3,
+                "duration_group": (15, 60, 600, 3600)[k % 4],
+            }
+            for k in range(1_337)
+        ],
+        1_337,
+    ),
+    ("perceptiontest", "test", "mc_question_valid.json"): (
+        {
+            f"video_{v}": {"mc_question": [PERCEPTIONTEST | {"id": k} for k in range(4)]}
+            for v in range(4_785)
+        },
+        19_140,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FULL_SIZE, ids=lambda what: "-".join(what[:2]))
+def test_a_file_of_full_size_loses_nothing_unsaid(what, tmp_path):
+    """Every entry is read; of a file with damaged entries, each one left out is named."""
+    (name, split, file), (entries, count) = what, FULL_SIZE[what]
+    (tmp_path / DATASETS[name].videos).mkdir(exist_ok=True)
+    write(tmp_path / file, entries)
+    said = []
+    examples = read_dataset(name, split, str(tmp_path), said.append)
+    assert len(examples) == len({e.id for e in examples}) == count and not said
+    if isinstance(entries, list):  # every hundredth entry is another thing
+        entries = [entry if k % 100 else ["nothing"] for k, entry in enumerate(entries)]
+        write(tmp_path / file, entries)
+        examples = read_dataset(name, split, str(tmp_path), said.append)
+        assert len(said) == len(range(0, count, 100)) and len(examples) + len(said) == count
+
+
+def test_text_and_tables_of_full_size(tmp_path):
+    (tmp_path / "videos").mkdir()
+    lines = [f"V{k // 3:04d} {k % 7}.5 {k % 7 + 3}##a door opens.\n" for k in range(12_408)]
+    (tmp_path / "charades_sta_train.txt").write_text("".join(lines), encoding="utf-8")
+    rows = [f"{k // 10},9,9,9,why,b,{k % 10},CW,a,b,c,d,e\n" for k in range(5_553)]
+    header = TABLE.partition("\n")[0] + "\n"
+    (tmp_path / "test.csv").write_text(header + "".join(rows), encoding="utf-8")
+    located = {f"{v}": {"location": {f"{q}": [[1, 2]] for q in range(10)}} for v in range(556)}
+    write(tmp_path / "gsub_test.json", located)
+    write(tmp_path / "map_vid_vidorID.json", {f"{v}": f"1000/{v}" for v in range(556)})
+    said = []
+    assert len(read_dataset("charades", "train", str(tmp_path), said.append)) == 12_408
+    assert len(read_dataset("nextgqa", "test", str(tmp_path), said.append)) == 5_553 and not said
+
+
+def test_the_twenty_files_of_mvbench(tmp_path):
+    (tmp_path / "video").mkdir()
+    (tmp_path / "json").mkdir()
+    for subtask in MVBENCH_FOLDERS:
+        write(tmp_path / "json" / f"{subtask}.json", [MVBENCH] * 200)
+    said = []
+    examples = read_dataset("mvbench", "test", str(tmp_path), said.append)
+    assert len(examples) == 4_000 and len({e.group for e in examples}) == 20 and not said
 
 
 # Mistakes that would show much later --------------------------------------------------------------

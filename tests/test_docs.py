@@ -13,8 +13,11 @@ import pytest
 
 import eval as evaluation
 import train
+from annotations.metrics import reported
+from annotations.readers import DATASETS
 from conftest import ROOT
 from docs_check import all_commands, commands, pages
+from tasks import TASKS
 
 PAGES = pages()
 README = PAGES["README.md"]
@@ -84,6 +87,28 @@ def test_links_lead_somewhere(path):
     for file, heading in links(path):
         assert os.path.exists(os.path.join(ROOT, file)), f"{path}: {file}"
         assert not heading or heading in heading_names(PAGES[file]), f"{path}: {file}#{heading}"
+
+
+def first_cells(table):
+    """The names in the first column of a markdown table, head and line below it left out."""
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
+    return [name.strip() for row in rows[2:] for name in row.split(",") if name.strip()]
+
+
+def test_the_page_of_data_sets_names_every_task_and_data_set_and_metric():
+    tasks, reports, data_sets = PAGES["docs/datasets.md"].split("\n## ")[1:]
+    assert first_cells(tasks) == list(TASKS)
+    assert sorted(first_cells(data_sets)) == sorted(DATASETS)
+    assert set(first_cells(reports)) == {*DATASETS, "all"}
+    answers = {
+        "grounding": (0.0, 1.0),
+        "tracking": [(0.0, 0.0, 1.0, 1.0)] * 8,
+        "gqa": ("A", [(0.0, 1.0)]),
+        "description": (["a boy runs"], "A boy runs."),
+    }
+    for task, answer in answers.items():
+        for metric in reported(task, [{"text": "", "answer": answer, "group": ""}]):
+            assert re.sub(r"@[\d.]+", "@θ", metric) in reports, metric
 
 
 @pytest.mark.parametrize("path", PAGES)

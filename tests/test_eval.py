@@ -305,6 +305,19 @@ def test_clues_look_twice(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["videomme", "longvideobench"])
+def test_a_second_look_where_no_seconds_are_annotated(name, tmp_path):
+    """The paper's table 8: accuracy at the first look, and at the second."""
+    folder, out = world.ensure(name, str(tmp_path / name), test=3), tmp_path / "out"
+    options = ["--bench", name, "--data", folder, "--out", out, "--max-new-tokens", 60, "--clues"]
+    done = run(*options)
+    assert done.returncode == 0, done.stderr
+    with open(out / "results.json", encoding="utf-8") as f:
+        metrics = json.load(f)["metrics"]
+    assert {"accuracy, first look", "accuracy"} <= set(metrics) and "Acc@GQA" not in metrics
+    assert len(records(out)) == 3 and (out / "predictions-second-look.jsonl").exists()
+
+
 def test_the_second_look_is_at_the_interval_that_was_named():
     example = Example(
         "a", "gqa", "x.mp4", "why", ("A", [(1.0, 2.0)]), ("x", "y"), span=(100.0, 200.0)

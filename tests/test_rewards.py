@@ -132,6 +132,7 @@ TRUTHS = {
     "gqa": ("B", [(5.2, 10.4), (12.0, 13.5)]),
     "quality": "high quality",
     "caption": ["a boy kicks a ball", "the dog runs away"],
+    "description": (["a boy kicks a ball"], "A boy kicks a ball."),
 }
 
 EIGHT = "[" + ", ".join(["[0.1, 0.2, 0.5, 0.6]"] * 8) + "]"
@@ -141,7 +142,7 @@ EIGHT = "[" + ", ".join(["[0.1, 0.2, 0.5, 0.6]"] * 8) + "]"
     ("tracking", f"<answer>{EIGHT}</answer>", {"format": 1, "iou": 1}),
     ("tracking", f"<answer>{EIGHT[:-1]}, [0, 0, 1, 1]]</answer>", {"format": 0, "iou": 0}),  # nine
     ("tracking", "<answer>" + "[" * 3000 + "</answer>", {"format": 0, "iou": 0}),
-    ("tracking", f"<answer>{EIGHT.replace('0.1', '-0.1')}</answer>", {"format": 0, "iou": 0}),
+    ("tracking", f"<answer>{EIGHT.replace('0.6', '1e9')}</answer>", {"format": 0, "iou": 0}),
     ("tracking", f"<answer>{EIGHT.replace('0.1, 0.2, 0.5, 0.6', '0.5, 0.6, 0.1, 0.2')}</answer>",
         {"format": 1, "iou": 0}),  # inside out
     ("tracking", f"I see it: {EIGHT}", {"format": 0, "iou": 0}),

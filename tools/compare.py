@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from annotations.judge import install_judge
+from annotations.metrics import JUDGED
 from annotations.readers import find_data, read_dataset
 from runtime.errors import BadInput, read_object
 from runtime.predictions import (
@@ -31,8 +32,8 @@ def compare(bench_name, run_a, run_b, args):
     judges = [check_settings(f, bench_name, task, args).get("judge") for f in folders]
     file_name = "predictions-second-look.jsonl" if args.clues else "predictions.jsonl"
     a, b = (read_predictions(os.path.join(f, file_name)) for f in folders)
-    check_alike(a, b, judges if task == "caption" else [], bench_name, run_a, run_b)
-    if task == "caption" and judges[0] is not None:
+    check_alike(a, b, judges if task in JUDGED else [], bench_name, run_a, run_b)
+    if task in JUDGED and judges[0] is not None:
         install_judge(judges[0], args.device)
     rows = differences(task, a, b)
     print(

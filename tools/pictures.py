@@ -5,6 +5,7 @@ import sys
 
 import rewards
 from runtime.errors import first_line
+from runtime.predictions import with_tags
 from runtime.shown import plt
 
 TRUE, PREDICTED = "tab:green", "tab:orange"
@@ -59,7 +60,7 @@ def draw_row(axis, row, record):
     """The two bars of one query, or the true one and why there is no other."""
     start, end = record["answer"]
     axis.barh(row - 0.17, end - start, 0.3, start, color=TRUE)
-    prediction = rewards.parse_interval(rewards.inside(record["text"], "answer"))
+    prediction = rewards.parse_interval(rewards.inside(with_tags(record["text"]), "answer"))
     if prediction is None:
         why = "no readable answer"
         axis.text(0.1, row + 0.17, why, va="center", fontsize=7, color="tab:red")

@@ -21,7 +21,9 @@ import sys
 import numpy as np
 from PIL import Image
 
+from annotations.training_sets import even_frames
 from data import VideoBudget, read_frames
+from runtime.container import numbered_pictures
 from runtime.errors import NUMBER, BadInput, first_line, read_object, run_program, wrong_key
 from runtime.folders import kind_of, read_lines, replace_file
 from runtime.shown import (
@@ -100,7 +102,9 @@ def thumbnails(video):
     None if the clip cannot be read here.
     """
     try:
-        frames = read_frames(video, THUMBNAILS)
+        # of a folder of pictures those that tracking asks about, so that boxes and pictures agree
+        tracked = even_frames(len(numbered_pictures(video))) if os.path.isdir(video) else ()
+        frames = read_frames(video, THUMBNAILS, frames=tracked)
     except BadInput:
         return None
     shown = []

@@ -32,8 +32,10 @@ from transformers import (
 
 import data
 import tasks
+from annotations.training_sets import even_frames
 from data import Example, VideoBudget
 from model import NO_MASK, embed, encode_videos, mrope_positions, prepare
+from runtime.container import numbered_pictures
 from runtime.errors import run_program
 from runtime.models import load, save
 from runtime.optimizer import add_up_gradients
@@ -445,7 +447,8 @@ def read_clips(kind, numbers, folder, budget):
         world.render_job((kind, i, 0, folder))
         clip = make_clip(kind, i)
         path = os.path.join(folder, clip.name + extension)
-        pairs.append((clip, data.read_frames(path, budget)))
+        tracked = even_frames(len(numbered_pictures(path))) if kind == "got10k" else ()
+        pairs.append((clip, data.read_frames(path, budget, frames=tracked)))
     return pairs
 
 

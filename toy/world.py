@@ -10,15 +10,19 @@ trains the small model that lives in this world.
 
 train.py and eval.py render what they need by themselves. Training clips and test clips:
 
-    charades         when a shape is there                        1,000 and 200
-    activitynet      the same; longer, other backgrounds, shades      – and 100
-    got10k           where a shape is, as folders of jpg frames     600 and 100
-    nextgqa          multiple choice with evidence                  800 and 200
-    quality          blurred, noisy or pale clips against clean     200 and 100
-    caption          what happens, as a list of events              200 and 100
-    videomme         multiple choice of several kinds                 – and 150
-    mvbench          the same                                         – and 200
-    perceptiontest   the same                                         – and 150
+    charades              when a shape is there                        1,000 and 200
+    activitynet           the same; longer, other backgrounds, shades      – and 100
+    timelens-charades     another query about the clips of charades        – and 50
+    timelens-activitynet  another query about those of activitynet         – and 50
+    got10k                where a shape is, as folders of jpg frames     600 and 100
+    nextgqa               multiple choice with evidence                  800 and 200
+    quality               blurred, noisy or pale clips against clean     200 and 100
+    caption               what happens, as a list of events              200 and 100
+    dream1k               the same, with the text they were taken from     – and 50
+    videomme              multiple choice of several kinds                 – and 150
+    longvideobench        the same                                         – and 50
+    mvbench               the same                                         – and 200
+    perceptiontest        the same                                         – and 150
 """
 
 import glob
@@ -381,6 +385,26 @@ def make_activitynet(folder, seed, train=0, test=100):
     return [("activitynet", i, seed, "videos") for i in range(test)]
 
 
+def make_timelens(name, kind):
+    """TimeLens annotates clips of other data sets again: here the last thing instead of the first,
+    so that no question is asked twice."""
+
+    def make(folder, seed, train=0, test=50):
+        entries = {}
+        for i in range(test):
+            clip, rng = make_clip(kind, i, seed), np.random.default_rng([seed, i])
+            thing = clip.things[-1]
+            entries[clip.name] = {
+                "duration": clip.duration,
+                "spans": [[thing.start, thing.end]],
+                "queries": [caption(thing, rng)],
+            }
+        write_json(os.path.join(folder, f"{name}-timelens.json"), entries)
+        return [(kind, i, seed, "videos") for i in range(test)]
+
+    return make
+
+
 def make_got10k(folder, seed, train=600, test=100):
     jobs = []
     for split, numbers in (("train", range(test, test + train)), ("val", range(test))):
@@ -438,6 +462,23 @@ def make_caption(folder, seed, train=200, test=100):
     return [("caption", i, seed, "videos") for i in range(train + test)]
 
 
+def make_dream1k(folder, seed, train=0, test=50):
+    """Two sources, so that their means are told apart from the mean over clips."""
+    entries, numbers = [], range(1000, 1000 + test)
+    for clip in (make_clip("caption", i, seed) for i in numbers):
+        happens = events(clip)
+        entries.append({
+            "idx": len(entries) + 1,
+            "video_file": f"video/{clip.name}.mp4",
+            "source": "movie_live_action" if len(clip.things) > 2 else "stock",
+            "duration": clip.duration,
+            "description": " ".join(["The background is grey.", *(f"{e}." for e in happens)]),
+            "events": happens,
+        })
+    write_json(os.path.join(folder, "metadata.json"), entries)
+    return [("caption", i, seed, "videos") for i in numbers]
+
+
 def make_exam(numbers, seed):
     """[(clip, kind, question, options, number of the right one)], for multiple choice.
 
@@ -469,9 +510,26 @@ def make_videomme(folder, seed, train=0, test=150):
     return [("exam", i, seed, "videos") for i in numbers]
 
 
+def make_longvideobench(folder, seed, train=0, test=50):
+    entries, numbers = [], range(3000, 3000 + test)
+    for clip, kind, question, options, k in make_exam(numbers, seed):
+        entries.append({
+            "id": f"{clip.name}_0",
+            "video_path": f"{clip.name}.mp4",
+            "question": question,
+            "question_category": kind,
+            "duration": clip.duration,
+            "duration_group": 15 if clip.duration <= 15 else 60,
+            "candidates": options,
+            "correct_choice": k,
+        })
+    write_json(os.path.join(folder, "lvb_val.json"), entries)
+    return [("exam", i, seed, "videos") for i in numbers]
+
+
 def make_mvbench(folder, seed, train=0, test=200):
     # Imported here, because the processes that render need no torch.
-    from annotations.readers import MVBENCH_FOLDERS
+    from annotations.benchmarks import MVBENCH_FOLDERS
 
     os.makedirs(os.path.join(folder, "json"))
     numbers = range(1000, 1000 + test)
@@ -511,11 +569,15 @@ def make_perceptiontest(folder, seed, train=0, test=150):
 MAKERS = {
     "charades": make_charades,
     "activitynet": make_activitynet,
+    "timelens-charades": make_timelens("charades", "test"),
+    "timelens-activitynet": make_timelens("activitynet", "activitynet"),
     "got10k": make_got10k,
     "nextgqa": make_nextgqa,
     "quality": make_quality,
     "caption": make_caption,
+    "dream1k": make_dream1k,
     "videomme": make_videomme,
+    "longvideobench": make_longvideobench,
     "mvbench": make_mvbench,
     "perceptiontest": make_perceptiontest,
 }
@@ -525,7 +587,8 @@ MAKERS = {
 OURS = re.compile(
     rf"{MARK}|({'|'.join(KINDS)})\d{{5}}\.mp4(\.partial\.mp4)?|\d{{8}}\.jpg|groundtruth\.txt"
     r"|absence\.label|meta_info\.ini|list\.txt|charades_sta_(train|test)\.txt"
-    r"|(test|videomme|mc_question_valid|(nextgqa|quality|captions)_(train|val|test))\.json"
+    r"|(test|videomme|lvb_val|metadata|(charades|activitynet)-timelens|mc_question_valid"
+    r"|(nextgqa|quality|captions)_(train|val|test))\.json"
     rf"|({'|'.join(QUESTIONS)})\.json"
 )
 

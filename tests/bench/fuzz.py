@@ -3,8 +3,8 @@
     python tests/bench/fuzz.py                          # both
     python tests/bench/fuzz.py --completions 10000 --videos 30
 
-Every reward must be a number in [0, 1] and never an exception; the run must end, with each damaged
-video that it drew named in skipped.jsonl.
+Every reward must be a number in [0, 1] and never an exception, as training pays it and as an
+evaluation counts it; the run must end, with each damaged video that it drew named in skipped.jsonl.
 """
 
 import argparse
@@ -22,9 +22,11 @@ sys.path.insert(0, ROOT)
 
 import av
 
+from runtime.predictions import rewards_of
 from tasks import TASKS, score
 
 TRUTHS = {
+    "description": (["a red circle moves up"], "A red circle moves up."),
     "grounding": (2.0, 6.5),
     "tracking": [(0.1, 0.2, 0.4, 0.6)] * 8,
     "qa": "B",
@@ -39,12 +41,21 @@ GOOD = [
     "<answer>C</answer><glue>[(1.0, 4.0), (6.0, 9.5)]</glue>",
     "<answer>high quality</answer>",
     "<answer>A red circle moves up.</answer>",
+    # right, in other words
+    "<answer>It happens from 2.0 to 6.5 seconds.</answer>",
+    "<think>in <answer> tags</think><answer>0:02 - 0:06.5s</answer>",
+    '<answer>{"start": 2.0, "end": 6.5}</answer>',
+    "<answer>**B. the answer is (B)**</answer>",
+    "<answer>C) it says: Answer: C</answer><glue>(1.0, 4.0), 6.0s - 9.5s,</glue>",
+    "<answer>The quality is high.</answer>",
+    "The boxes: " + ", ".join(["(0.1, 0.2, 0.4, 0.6,)"] * 8),
 ]
 PIECES = [
     "<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>", "[", "]", "(", ")",
     ",", ".", " to ", "nan", "inf", "-1", "1e999", "9" * 400, "0.5", "\x00", "\n", "𝟙", "²", "٣",
     "é", "\ud800", "A", "(B)", "[[" * 50, "{}", "%s", "\\", "'", '"', " " * 300, "low quality",
-    "red circle moves",
+    "red circle moves", " and ", "-", "–", ":", "0:12", " s", "seconds", "%", "**", " ends at ",
+    "B. ", "A or B", "answer is ", "not ",
 ]  # fmt: skip
 
 
@@ -71,9 +82,11 @@ def fuzz_rewards(count, seed):
     for _ in range(count):
         text, think = completion(rng), rng.random() < 0.5
         for task, truth in TRUTHS.items():
-            for name, value in score(task, text, truth, think).items():
+            trained, evaluated = (pay(task, text, truth, think) for pay in (score, rewards_of))
+            assert trained["format"] == evaluated["format"], (task, text)
+            for name, value in [*trained.items(), *evaluated.items()]:
                 assert isinstance(value, float) and 0.0 <= value <= 1.0, (task, name, value, text)
-                paid += value > 0
+            paid += sum(value > 0 for value in trained.values())
     rules = sum(len(t.rules) for t in TASKS.values())
     print(
         f"{count:,} completions through {rules} rules of {len(TASKS)} tasks: no exception,"

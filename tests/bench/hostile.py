@@ -333,6 +333,14 @@ STATED = {"CLIP": {"timestamps": [[1, 2]], "sentences": ["a door opens"]}}
 ENTRIES = {
     "charades": ("charades_test.json", STATED),
     "activitynet": ("test.json", STATED),
+    "timelens-charades": (
+        "charades-timelens.json",
+        {"CLIP": {"spans": [[1, 2]], "queries": ["a door opens"]}},
+    ),
+    "timelens-activitynet": (
+        "activitynet-timelens.json",
+        [{"video_path": "CLIP", "query": "a door opens", "span": "[[1, 2]]"}],
+    ),
     "got10k": ("got_val.json", [{"path": "CLIP", "object": "door", "gt": [[0, 0, 1, 1]] * 8}]),
     "nextgqa": (
         "nextgqa_test.json",
@@ -340,6 +348,31 @@ ENTRIES = {
     ),
     "quality": ("quality_test.json", [{"video": "CLIP", "answer": "low quality"}]),
     "caption": ("captions_test.json", [{"video": "CLIP", "events": ["a door opens"]}]),
+    "dream1k": (
+        "metadata.json",
+        [
+            {
+                "idx": 1,
+                "video_file": "CLIP",
+                "source": "film",
+                "description": "a door opens",
+                "events": ["a door opens"],
+            }
+        ],
+    ),
+    "longvideobench": (
+        "lvb_val.json",
+        [
+            {
+                "id": "1",
+                "video_path": "CLIP",
+                "question": "which door",
+                "candidates": ["x", "y"],
+                "correct_choice": 1,
+                "duration_group": 60,
+            }
+        ],
+    ),
     "videomme": (
         "videomme.json",
         [CHOICE | {"question_id": "1", "videoID": "CLIP", "duration": "short", "answer": "A"}],

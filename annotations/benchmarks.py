@@ -1,0 +1,193 @@
+"""benchmarks.py: the files of data sets that are only evaluated on → Examples.
+
+The same contract as in training_sets.py: a reader takes one file and the folder of its videos,
+gives Examples in the file's order, and reports what it has to leave out.
+"""
+
+import os
+
+from annotations.entries import (
+    Malformed,
+    bare_options,
+    collect,
+    each_usable,
+    event_list,
+    interval,
+    json_entries,
+    letter_of,
+    own_name,
+    sentence,
+    table_entries,
+    video_path,
+)
+from data import Example
+
+# ------------------------------------------------------------------------------------------------
+# Multiple choice: Video-MME, LongVideoBench, MVBench, Perception Test
+# ------------------------------------------------------------------------------------------------
+
+
+def read_videomme(path, videos, report=print):
+    """Video-MME, from its parquet file (with pyarrow installed) or a JSON list of the same columns.
+
+    group: its split by length, "short", "medium" or "long".
+    """
+
+    def make(_, entry):
+        options = bare_options(entry["options"])
+        return [
+            Example(
+                str(entry["question_id"]),
+                "qa",
+                video_path(videos, entry["videoID"]),
+                sentence(entry["question"]),
+                letter_of(entry["answer"], options),
+                options,
+                group=str(entry["duration"]),
+            )
+        ]
+
+    form = "'question_id', 'videoID', 'duration', 'question', 'options' and 'answer'"
+    return collect(path, table_entries(path), make, report, form)
+
+
+def read_longvideobench(path, videos, report=print):
+    """LongVideoBench's validation questions, from JSON or parquet:
+    [{"id", "video_path", "question", "candidates": […], "correct_choice": 2, "duration_group": 60}]
+
+    In parquet the options are columns, option0 to option4, with "N/A" where there is none.
+    group: its split by length, "up to 60 s". Subtitles are not read.
+    """
+
+    def make(_, entry):
+        if "candidates" in entry:
+            options = entry["candidates"]
+        else:
+            options = [entry[f"option{k}"] for k in range(5)]
+            while options[-1] == "N/A":
+                options.pop()
+        options = bare_options(options)
+        return [
+            Example(
+                str(entry["id"]),
+                "qa",
+                video_path(videos, entry["video_path"]),
+                sentence(entry["question"]),
+                letter_of(int(entry["correct_choice"]), options),
+                options,
+                group=f"up to {int(entry['duration_group'])} s",
+            )
+        ]
+
+    form = "'id', 'video_path', 'question', 'candidates', 'correct_choice' and 'duration_group'"
+    return collect(path, table_entries(path), make, report, form)
+
+
+# Where MVBench's own archive keeps the clips of each of its 20 sub-tasks.
+MVBENCH_FOLDERS = {
+    "action_sequence": "star/Charades_v1_480",
+    "action_prediction": "star/Charades_v1_480",
+    "object_interaction": "star/Charades_v1_480",
+    "object_existence": "clevrer/video_validation",
+    "moving_direction": "clevrer/video_validation",
+    "moving_count": "clevrer/video_validation",
+    "moving_attribute": "clevrer/video_validation",
+    "counterfactual_inference": "clevrer/video_validation",
+    "object_shuffle": "perception/videos",
+    "action_count": "perception/videos",
+    "state_change": "perception/videos",
+    "character_order": "perception/videos",
+    "action_antonym": "ssv2_video",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "unexpected_action": "FunQA_test/test",
+    "action_localization": "sta/sta_video",
+    "scene_transition": "scene_qa/video",
+    "fine_grained_pose": "nturgbd",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/frames_fps3_hq",
+}
+
+
+def read_mvbench(path, videos, report=print):
+    """MVBench, one of its 20 JSON files:
+    [{"video", "question", "candidates": […], "answer": "…", "start", "end"}].
+
+    group: the sub-task, which is the file's name. start and end, where given, are the seconds of
+    the video that the question is about. The clips of episodic_reasoning are folders of frames,
+    three per second.
+    """
+    subtask = os.path.splitext(os.path.basename(path))[0]
+    folder = os.path.join(videos, MVBENCH_FOLDERS.get(subtask, subtask))
+
+    def make(k, entry):
+        options, candidates = bare_options(entry["candidates"]), list(map(str, entry["candidates"]))
+        answer = str(entry["answer"])
+        if answer not in candidates:
+            raise Malformed(f"the answer {answer[:60]!r} is none of the candidates")
+        letter = letter_of(candidates.index(answer), options)
+        span = interval(entry["start"], entry["end"]) if entry.get("end") is not None else None
+        video = video_path(folder, entry["video"])
+        return [
+            Example(
+                f"{subtask}/{k}",
+                "qa",
+                video.removesuffix(".mp4") if "frames" in folder else video,
+                sentence(entry["question"]),
+                letter,
+                options,
+                span,
+                subtask,
+            )
+        ]
+
+    form = "'video', 'question', 'candidates' and 'answer'"
+    return collect(path, json_entries(path), make, report, form)
+
+
+def read_perceptiontest(path, videos, report=print):
+    """Perception Test: {"video_8241": {"mc_question": [
+    {"id", "question", "options": [3 of them], "answer_id", "area"}]}}.
+    """
+
+    def make(name, entry):
+        def ask(question):
+            options = bare_options(question["options"])
+            return Example(
+                f"{name}/{question['id']}",
+                "qa",
+                video_path(videos, name),
+                sentence(question["question"]),
+                letter_of(int(question["answer_id"]), options),
+                options,
+                group=str(question.get("area", "")),
+            )
+
+        return each_usable(entry["mc_question"], ask)
+
+    form = "'mc_question', each with 'id', 'question', 'options' and 'answer_id'"
+    return collect(path, json_entries(path), make, report, form)
+
+
+# ------------------------------------------------------------------------------------------------
+# Descriptions: DREAM-1K
+# ------------------------------------------------------------------------------------------------
+
+
+def read_dream1k(path, videos, report=print):
+    """DREAM-1K: [{"idx": 1, "video_file": "video/1.mp4", "source": "movie_animation",
+                   "description": "Two birds fly off.", "events": ["two birds fly off"]}].
+
+    answer: (events, description); group: the source. Its authors' evaluation code calls these
+    "dataset" and "response".
+    """
+
+    def make(_, entry):
+        name = own_name(entry["video_file"])
+        text = entry["description"] if "description" in entry else entry["response"]
+        source = entry["source"] if "source" in entry else entry["dataset"]
+        answer = (event_list(entry["events"]), sentence(text))
+        video = video_path(videos, name)
+        return [Example(str(entry["idx"]), "description", video, "", answer, group=str(source))]
+
+    form = "'idx', 'video_file', 'source', 'description' and 'events', a list of sentences"
+    return collect(path, json_entries(path), make, report, form)
