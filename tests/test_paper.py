@@ -60,8 +60,10 @@ def test_every_metric_is_one_that_evaluations_have():
     """By a record of each benchmark's task; the two looks are named in eval.py."""
     usual = {"charades": "grounding", "activitynet": "grounding", "got10k": "tracking"}
     usual |= {"nextgqa": "gqa", "quality": "quality", "caption": "caption"}
+    usual |= {"dream1k": "description"}
     answers = {"grounding": (1.0, 2.0), "tracking": [(0, 0, 1, 1)] * 8, "qa": "A"}
     answers |= {"gqa": ("A", [(1.0, 2.0)]), "quality": "low quality", "caption": ["it moves"]}
+    answers |= {"description": (["it moves"], "it moves.")}
     for column in {c for table in tables.TABLES.values() for c in table.columns}:
         name, _, metric = column.partition(" ")
         if name == "run" or column in tables.LOOKS:
@@ -169,7 +171,7 @@ SIZE = paper.size_of(Namespace(steps=tables.EPOCH, limit=None))
 
 def made_up():
     """Results of table 8 as two seeds could have given them."""
-    looks = lambda a, b: dict(zip(tables.LOOKS, (a, b)))  # noqa: E731
+    looks = lambda a, b: dict(zip(tables.LOOKS, (a, b, a, b)))  # noqa: E731
     run = {"run minutes": 2.0, "run kl": 0.1}
     cells = {
         "base-think": {"0": looks(40.0, 38.0)},
