@@ -1,5 +1,5 @@
 # make demo    the main job: GRPO on the toy world, then the score before and after (about 5 minutes on 2 idle cores)
-# make paper   SFT against GRPO, task by task and jointly, on every toy benchmark (see tools/paper.py)
+# make paper   table 1 of the paper on the toy, seed 0: SFT against GRPO on every toy benchmark (tools/paper.py has them all)
 # make test    the tests; GPUs are hidden from them unless TEST_GPU=1 is set
 # make test-all     those, and the slow ones
 # make lint    what ruff has to say about the code; make format: its formatting
@@ -25,7 +25,7 @@ demo: .venv/installed
 	$(BIN)/python eval.py --bench charades --device cpu --model assets/toy-base runs/demo
 
 paper: .venv/installed
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m tools.paper
+	$(BIN)/python -m tools.paper 1 --seeds 0
 
 # Two at a time, in halves of about equal length: most tests are short programs of one thread.
 LONG = $(addprefix tests/test_,train.py scale.py tasks.py judge.py gpu.py plan.py checkpoint.py)

@@ -13,6 +13,8 @@ of the run's, in its rollouts.jsonl.
 """
 
 import functools
+import hashlib
+import re
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -93,6 +95,29 @@ def load_judge(name, device):
     return judge
 
 
+def noisy_judge(rate):
+    """The embedded judge, but wrong in a share `rate` of its decisions, always in the same ones.
+
+    For experiments: how good must a judge be? Which decisions are wrong hangs on the caption's and
+    the event's letters alone, so a run can be repeated.
+    """
+
+    def judge(caption, event):
+        digest = hashlib.sha1(f"{caption}\n{event}".encode(errors="replace")).digest()
+        wrong = int.from_bytes(digest[:4], "big") < rate * 2**32
+        return rewards.says(caption, event) != wrong
+
+    return judge
+
+
 def install_judge(name, device):
-    """Lets a language model decide from here on, in every caption reward and metric."""
-    rewards.judge = load_judge(name, device)
+    """Lets another judge decide from here on, in every caption reward and metric: a language model,
+    or by the name "noisy:0.2" the embedded one, wrong in a fifth of its decisions.
+    """
+    if name.startswith("noisy:"):
+        match = re.fullmatch(r"noisy:(0|1|0?\.\d+)", name)
+        if not match:
+            raise BadInput(f"--judge {name}: after noisy: comes a share from 0 to 1, as noisy:0.2")
+        rewards.judge = noisy_judge(float(match[1]))
+    else:
+        rewards.judge = load_judge(name, device)

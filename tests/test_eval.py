@@ -17,7 +17,6 @@ from annotations.readers import DATASETS, read_dataset
 from conftest import BASE, ROOT
 from data import Example, VideoBudget
 from rewards import temporal_iou
-from tools import paper
 from tools.second_look import second_look
 from toy import world
 
@@ -343,22 +342,6 @@ def test_the_second_look_is_at_the_interval_that_was_named():
         [example], {"a": said["a"] | {"seconds": 9.0}}, VideoBudget()
     )  # beyond the end
     assert again.span == (100.0, 200.0)
-
-
-def test_the_papers_table_of_the_tasks_that_were_run():
-    found = {"charades": {"mIoU": 30.0, "R@0.5": 20.0}}
-    everything = {name: dict.fromkeys(shown, 10.0) for name, (_, shown) in paper.SHOWN.items()}
-    columns = {
-        "base": [everything],
-        "SFT": [found],
-        "GRPO": [{"charades": {"mIoU": 25.0, "R@0.5": 20.0}}],
-    }
-    assert any(
-        "| charades mIoU | 10.0 | 30.0 (+20.0) | 25.0 (+15.0) | 29.0 → 60.8 (+31.8) |" in line
-        for line in paper.table(columns, [0])
-    )
-    (verdict,) = paper.verdicts(columns)
-    assert verdict.startswith("On toy charades SFT did better than GRPO: 30.0 against 25.0 mIoU.")
 
 
 def test_comparing_two_evaluations(charades, tmp_path):

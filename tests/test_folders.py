@@ -203,7 +203,7 @@ def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades,
                 "models",
             )
         ],
-        ("tools.paper", "--out", f"{home}/table"),
+        ("tools.paper", "7", "--out", f"{home}/table"),
     ]
     ended = {}
     for command in commands:
@@ -224,7 +224,7 @@ def test_no_program_and_no_flag_loses_a_foreign_file(inside, finished, charades,
         ("eval.py", *of_run): 0,
         ("tools.report", run): 0,
         ("tools.merge", f"{run}/policy", f"{home}/new"): 0,
-        ("tools.paper", "--out", f"{home}/table"): 2,
+        ("tools.paper", "7", "--out", f"{home}/table"): 2,
     }
     # What may be done is still done.
     assert {command: ended[command] for command in wanted} == wanted

@@ -19,7 +19,6 @@ from runtime.errors import BadInput
 from runtime.models import load
 from runtime.optimizer import MasterAdamW
 from scale import adapters, sharding
-from tools import paper
 
 STEPS = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", "--steps", "3"]
 
@@ -204,9 +203,6 @@ def test_merged_folder_loads_in_plain_transformers(charades, tmp_path):
             *("--out", out),
         ])
     )
-    assert paper.finished(out, 1) and not paper.finished(out, 2)
-    os.utime(os.path.join(out, "settings.json"), (1, 1))  # as if the base had been made anew since
-    assert not paper.finished(out, 1)
     done = subprocess.run(
         [
             sys.executable,
