@@ -108,7 +108,7 @@ def main():
     p = three_armed_bandit()
     print(
         f"\nArm c now has {p[2]:.0%}. ρ: how much likelier a pull has become since it was sampled, "
-        "over the\nupdates of its step. clipped: the share of pulls whose gradient the clip stopped, "
+        "over the\nupdates of its step. clipped: the share of pulls whose gradient the clip stops, "
         "in the updates\nafter the first. KL: the exact distance from the first policy. k3: its "
         "estimate from the eight\npulls, right on average; but one pull of an arm that has become "
         "rare counts for many (k3 has a\nheavy tail). The KL term holds the policy back: with β = "
