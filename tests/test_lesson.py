@@ -3,12 +3,17 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from conftest import ROOT
 from course.bandit import three_armed_bandit
 from course.lesson import NOTEBOOK, PAGE, notebook, run_page
+from course.loose import any_answer_tag, seconds_covered
+from rewards import grounding_format, grounding_iou
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +128,37 @@ def test_the_first_step_shows_a_pull_without_reward_that_became_likelier(capsys)
     rose = [arm for arm, paid, old, new in pulls if paid == "0" and float(new) > float(old)]
     assert rose == ["c"] and f"{rose[0]} was\npulled 3 times and paid 2 times" in printed
     assert "*" in printed  # the clip stopped a pull
+
+
+# The loose rules ----------------------------------------------------------------------------------
+
+
+def test_a_loose_rule_is_what_its_run_is_paid_for(charades, tmp_path):
+    small = "--steps 1 --examples 4 --prompts-per-step 1 --group-size 16 --seed 1"
+    flags = [*small.split(), "--device", "cpu", "--data", charades, "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "course.loose", "iou", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "run" / "rollouts.jsonl", encoding="utf-8") as f:
+        group = json.loads(f.readline())
+    paid = [(c["text"], c["rewards"]["iou"]) for c in group["completions"]]
+    assert paid == [(text, seconds_covered(text, group["answer"], True)) for text, _ in paid]
+    assert any(reward > grounding_iou(text, group["answer"], True) for text, reward in paid)
+
+
+def test_loose_rules_pay_what_the_true_ones_do_not():
+    text = "So: <answer>0.0 to 99.0</answer>"
+    assert any_answer_tag(text, (2, 6), True) == 1.0 and grounding_format(text, (2, 6), True) == 0.0
+    assert seconds_covered(text, (2, 6), True) == 1.0 and grounding_iou(text, (2, 6), True) < 0.05
+    assert seconds_covered("4.0 to 6.0", (2, 6), True) == 0.0  # no <answer>
+    assert seconds_covered("<answer>7.0 to 1.0</answer>", (2, 6), True) == 0.0
+
+
+def test_loose_says_what_it_wants():
+    done = subprocess.run(
+        [sys.executable, "-m", "course.loose", "--steps", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 2 and "which rule is loosened" in done.stderr
