@@ -184,10 +184,7 @@ LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo")
 
 def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
     """How much each token counts in the step's loss: where most of GRPO's later variants (LOSSES)
-    differ from it.
-
-    What else differs: gspo's ratio and cispo's use of it (policy_loss), dr_grpo's and gdpo's
-    advantages (compared_groups).
+    differ from it. gspo and cispo differ in policy_loss, too, dr_grpo and gdpo in compared_groups.
 
     Args:    mask (…, G, C): True on a completion's own tokens; n_completions and n_tokens: their
              numbers in the whole step, over all prompts and processes, so that losses of parts

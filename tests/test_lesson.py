@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,6 @@ def test_the_page_shows_what_its_code_prints(page, ran):
 
 
 def test_the_notebook_is_the_page(page, ran):
-    """Executed in a kernel's way as well: its cells in order, in one namespace, from docs/."""
     with open(NOTEBOOK, encoding="utf-8") as f:
         text = f.read()
     assert text == notebook(ran[1]), "run python -m course.lesson"
@@ -44,6 +44,23 @@ def test_the_notebook_is_the_page(page, ran):
         ast.parse(source)  # plain Python: no %magic and no !command, which only a kernel knows
     without_code = re.sub(r"```(?:python|text)\n.*?```\n", "", page, flags=re.DOTALL)
     assert prose.split() == without_code.split()
+
+
+def test_the_notebook_runs_from_its_folder_and_prints_what_it_shows():
+    """Its cells in order, in one fresh process, as a kernel runs them: from docs/."""
+    with open(NOTEBOOK, encoding="utf-8") as f:
+        cells = [c for c in json.load(f)["cells"] if c["cell_type"] == "code"]
+    shown = "".join(line for c in cells for out in c["outputs"] for line in out["text"])
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input="\n".join("".join(c["source"]) for c in cells),
+        cwd=os.path.dirname(NOTEBOOK),
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONUTF8": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown and "ε = 0.2" in shown
 
 
 def test_a_page_whose_output_is_out_of_date_is_noticed():
