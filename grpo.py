@@ -179,27 +179,23 @@ def kl_k3(logp, logp_ref):
     return delta.exp() - delta - 1
 
 
-LOSSES = ("grpo", "dr_grpo", "dapo", "gspo")
+LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo")
 
 
 def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
     """How much each token counts in the step's loss: where most of GRPO's later variants (LOSSES)
-    differ from it.
-
-    grpo and gspo weigh alike, but gspo has another ratio (policy_loss); dr_grpo also has other
-    advantages.
+    differ from it. gspo and cispo differ in policy_loss, too, dr_grpo and gdpo in compared_groups.
 
     Args:    mask (…, G, C): True on a completion's own tokens; n_completions and n_tokens: their
              numbers in the whole step, over all prompts and processes, so that losses of parts
              simply add up.
     Returns: weights (…, G, C), 0 outside the mask.
 
-    grpo, gspo   1 / (length · n_completions)          mean over a completion's tokens, then over
-                                                       completions
+    grpo, gspo,  1 / (length · n_completions)          mean over a completion's tokens, then over
+    gdpo                                               completions
     dr_grpo      1 / (max_new_tokens · n_completions)  no division by length: a long wrong answer is
                                                        not punished less per token (2503.20783)
-    dapo         1 / n_tokens                          every token of the step counts alike
-                                                       (arXiv 2503.14476 §3.3)
+    dapo, cispo  1 / n_tokens                          every token counts alike (2503.14476 §3.3)
 
     >>> mask = torch.tensor([[True, True, True, True], [True, False, False, False]])
     >>> token_weights(mask, "grpo", 4, 2, 5).tolist()
@@ -208,7 +204,7 @@ def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
     1.0
     """
     mask = mask.float()
-    if loss == "dapo":
+    if loss in ("dapo", "cispo"):
         return mask / n_tokens
     if loss == "dr_grpo":
         return mask / (max_new_tokens * n_completions)
@@ -227,7 +223,7 @@ def policy_loss(
              logp_ref (G, C) under the reference policy, or None when β = 0; advantages (G,);
              mask (G, C); weights (G, C) from token_weights.
     Returns: the scalar loss, and per-token tensors (G, C) without gradient: "kl" and "clipped"
-             (True where the clip stopped the gradient).
+             (True where the clip stopped the gradient; for cispo: where grpo's would have).
 
     Why min and clip: once ρ has moved past the clip in the direction that A asks for, min picks the
     constant, and the gradient is 0. In the other direction min keeps ρ A: mistakes are always
@@ -238,6 +234,9 @@ def policy_loss(
     gspo (arXiv 2507.18071): the ratio belongs to the whole completion, because the reward does too,
     ρ_i = exp(mean_t(logp − logp_old)); each token carries it. Its ratios stay much nearer to 1:
     clip at 3e-4.
+
+    cispo (MiniMax-M1, arXiv 2506.13585): clip(ρ) A logp with clip(ρ) as a constant. The clip weighs
+    tokens and silences none. (That paper clips above alone: --clip 1.)
 
     >>> logp, A = torch.tensor([[0.0], [0.0]]).requires_grad_(), torch.tensor([1.0, -1.0])
     >>> mask, half = torch.ones(2, 1).bool(), torch.full((2, 1), 0.5)
@@ -254,6 +253,8 @@ def policy_loss(
     A = advantages[:, None]
     clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     objective = torch.minimum(ratio * A, clipped_ratio * A)
+    if loss == "cispo":
+        objective = clipped_ratio.detach() * A * torch.where(mask, logp, 0.0)
     kl = torch.zeros_like(ratio)
     if logp_ref is not None:
         kl = kl_k3(torch.where(mask, logp, 0.0), torch.where(mask, logp_ref, 0.0))
@@ -373,9 +374,7 @@ def video_features(model, prompts, with_gradient):
 def compared_groups(completions, mask, logp_sampled, batch, settings, stop_ids, total):
     """2. and 3.: the sampled completions of each prompt with their rewards, advantages and weights.
 
-    Args:    completions, mask, logp_sampled (B, G, C) from sample_groups; the others as in
-             grpo_step.
-    Returns: B Groups.
+    Args: three (B, G, C) from sample_groups; the others as in grpo_step. Returns: B Groups.
     """
     groups, (B, G, _) = [], mask.shape
     n_completions, n_tokens = total(B * G), total(mask.sum().item())  # of all processes
@@ -385,11 +384,19 @@ def compared_groups(completions, mask, logp_sampled, batch, settings, stop_ids, 
         texts = completion_texts(ids, m, batch.tokenizer, stop_ids)
         scores = [score(example.task, text, example.answer, settings.think) for text in texts]
         rewards = torch.tensor([sum(s.values()) for s in scores], device=ids.device)  # (G,)
-        advantages = group_advantages(rewards, divide_by_std=settings.loss != "dr_grpo")  # (G,)
-        room = settings.max_new_tokens
-        weights = token_weights(m, settings.loss, room, n_completions, n_tokens)
+        # gdpo (arXiv 2601.05242) compares by each reward alone: in a sum the widest drowns others
+        parts = torch.tensor([list(s.values()) for s in scores], device=ids.device).T  # (n, G)
+        compared = parts if settings.loss == "gdpo" else rewards[None]
+        advantages = group_advantages(compared, settings.loss != "dr_grpo").sum(dim=0)  # (G,)
+        weights = token_weights(m, settings.loss, settings.max_new_tokens, n_completions, n_tokens)
+        if settings.mask_unfinished:  # they say nothing of what they would have earned (DAPO §3.4)
+            weights = weights * torch.isin(ids, torch.tensor(stop_ids).to(ids)).any(1, keepdim=True)
         made = Group(example, prompt, texts, scores, ids, m, weights, rewards, advantages, logp)
         groups.append(made)
+    if settings.loss == "gdpo":  # and divides by the std over the whole step, whose mean is 0
+        variance = total(sum(float(g.advantages.square().sum()) for g in groups))
+        for g in groups:
+            g.advantages /= (variance / (n_completions - 1)) ** 0.5 + 1e-4
     return groups
 
 

@@ -2,16 +2,19 @@
 
 import torch
 
-from grpo import draw, group_advantages, policy_loss, token_weights
+from grpo import draw, group_advantages, kl_k3, policy_loss, token_weights
+
+COLUMNS = "step  reward  least ρ … largest  clipped   KL  k3 of 8   P(a)  P(b)  P(c)"
 
 
-def three_armed_bandit(steps=300, G=8, lr=0.5, beta=0.04):
+def three_armed_bandit(steps=300, G=8, updates=4, lr=0.5, clip=0.2, beta=0.04):
     """GRPO where everything can be printed. A bandit is a gambling machine whose arms pay with
     chances of their own; the policy is three logits, and a completion is one token: the arm that is
     pulled.
 
     Arm c pays 1 with probability 0.8, b with 0.5, a with 0.2. The policy is not told; it begins by
-    liking a. Returns the policy's probabilities after training.
+    liking a. Each group serves several updates, so that the ratio ρ leaves 1 and the clip acts.
+    Returns the policy's probabilities after training.
     """
     torch.manual_seed(0)
     pays = torch.tensor([0.2, 0.5, 0.8])
@@ -20,59 +23,95 @@ def three_armed_bandit(steps=300, G=8, lr=0.5, beta=0.04):
     print(
         f"Three arms pay 1 with probability {rounded(pays)}. The policy, softmax of three logits,\n"
         f"does not know that; it starts at {rounded(reference.exp())} for arms a, b, c.\n"
-        f"Each step pulls {G} arms: a group.\n"
+        f"Each step pulls {G} arms, a group, and makes {updates} updates of the logits with it.\n"
     )
     for step in range(1, steps + 1):
-        logp_all = logits.log_softmax(dim=0)
+        before = logits.detach().log_softmax(dim=0)  # of all three arms
         chance = torch.rand(G, dtype=torch.float64)
-        arms = draw(logp_all.detach().expand(G, -1), chance)[:, None]  # 1. sample (G, C = 1)
+        arms = draw(before.expand(G, -1), chance)[:, None]  # 1. sample (G, C = 1)
         reward = (torch.rand(G) < pays[arms[:, 0]]).float()  # 2. reward (G,)
         A = group_advantages(reward)  # 3. advantages (G,)
-        logp, logp_ref = logp_all[arms], reference[arms]  # 4. log-probs (G, 1)
+        logp_old, logp_ref = before[arms], reference[arms]  # 4. log-probs (G, 1)
         mask = torch.ones_like(arms, dtype=torch.bool)
         weights = token_weights(mask, "grpo", 1, G, G)
-        tensors = (logp, logp.detach(), logp_ref, A, mask, weights)
-        loss, per_token = policy_loss(*tensors, 0.2, 0.2, beta)  # 5. loss
-        (gradient,) = torch.autograd.grad(loss, logits)
-        with torch.no_grad():
-            logits -= lr * gradient
+        happened = []  # of each update: ρ, which tokens the clip stopped, loss, gradient
+        for _ in range(updates):
+            logp = logits.log_softmax(dim=0)[arms]
+            tensors = (logp, logp_old, logp_ref, A, mask, weights)
+            loss, per_token = policy_loss(*tensors, clip, clip, beta)  # 5. loss
+            (gradient,) = torch.autograd.grad(loss, logits)
+            with torch.no_grad():
+                logits -= lr * gradient
+            ratio = (logp.detach() - logp_old).exp()[:, 0]
+            happened.append((ratio, per_token["clipped"][:, 0], loss.item(), gradient))
+        after = logits.detach().log_softmax(dim=0)
         if step == 1:
-            after = logits.detach().log_softmax(dim=0)[arms]
-            tell_first_step(arms, reward, A, logp, after, loss, gradient)
-            print("step  mean reward    KL   P(a)  P(b)  P(c)")
-        if step in (1, 10, 20, 30, 50, 100, 200, steps):
-            p = "  ".join(f"{p:.2f}" for p in logits.detach().softmax(dim=0))
-            still = "" if A.any() else "   all pay the same: every advantage is 0, only the KL acts"
-            print(f"{step:4}  {reward.mean():11.2f}  {per_token['kl'].mean():.2f}   {p}{still}")
-    return logits.detach().softmax(dim=0)
+            tell_first_step(arms[:, 0], reward, A, before, after, happened)
+            print(COLUMNS)
+        if step in (1, 2, 3, 5, 10, 20, 50, 100, 200, steps):
+            print(line_of(step, reward, A, before, reference, arms, after, happened))
+    return after.exp()
 
 
-def tell_first_step(arms, reward, A, logp, after, loss, gradient):
+def line_of(step, reward, A, before, reference, arms, after, happened):
+    """A row of the table. KL and k3 are of the policy that sampled: the one summed over all arms,
+    the other over the eight that were pulled."""
+    ratios = torch.stack([ratio for ratio, *_ in happened])
+    stops = sum(int(stopped.sum()) for _, stopped, *_ in happened)
+    clipped = stops / (len(A) * max(1, len(happened) - 1))  # at the first update nothing can be
+    exact = (before.exp() * (before - reference)).sum()
+    estimate = kl_k3(before[arms], reference[arms]).mean()
+    spread = f"{ratios.min():7.2f} … {ratios.max():<7.2f}"
+    p = "  ".join(f"{x:.2f}" for x in after.exp())
+    still = "" if A.any() else "  all pay the same: no advantages"
+    return (
+        f"{step:4}  {reward.mean():6.2f}  {spread}   {clipped:6.0%}  {exact:5.2f}  {estimate:7.2f}"
+        f"   {p}{still}"
+    )
+
+
+def tell_first_step(arms, reward, A, before, after, happened):
     print(
         f"Step 1: the rewards' mean is {reward.mean():.3f}, their sample standard deviation "
-        f"{reward.std():.3f}.\narm  reward  advantage  log-prob before → after"
+        f"{reward.std():.3f}.\narm  reward  advantage  "
+        f"{'ρ before each update':<{7 * len(happened)}} log-prob before → after"
     )
-    for i, arm in enumerate(arms[:, 0]):
-        change = f"{logp[i, 0]:15.3f} → {after[i, 0]:.3f}"
-        print(f"{'abc'[arm]:>3}  {reward[i]:6.0f}  {A[i]:+9.2f}  {change}")
+    for i, arm in enumerate(arms):
+        ratios = "".join(f"{r[i]:6.2f}{'*' if stop[i] else ' '}" for r, stop, *_ in happened)
+        change = f"{before[arm]:.3f} → {after[arm]:.3f}"
+        print(f"{'abc'[arm]:>3}  {reward[i]:6.0f}  {A[i]:+9.2f}  {ratios}  {change}")
+    print("(* the clip stops this pull's gradient: its ratio went as far as its advantage asked)\n")
+    sums = [A[arms == arm].sum().item() for arm in range(3)]
+    named = ", ".join(f"{name} {s:+.2f}" for name, s in zip("abc", sums))
+    _, _, loss, gradient = happened[0]
     print(
         "Siblings are compared with their own mean, so the advantages add up to "
-        f"{abs(A.sum().item()):.0f}. The loss is\n{abs(loss.item()):.3f}, because every ratio is "
-        "1; "
-        f"its gradient with respect to the logits is\n{rounded(gradient)}; a step against it makes "
-        "those arms likelier that paid more than\nthe mean. In one group that may be luck; over "
-        "many, luck averages out:\n"
+        f"{abs(A.sum().item()):.0f}, and the\nfirst loss is {abs(loss):.3f}: every ratio is 1. Its "
+        f"gradient with respect to the logits is\n{rounded(gradient)}: minus the advantages summed "
+        f"arm by arm ({named}), over {len(A)}.\n"
+    )
+    best = max(range(3), key=sums.__getitem__)
+    paid = reward[arms == best]
+    print(
+        "Why can a pull with reward 0 become likelier? Pulls of one arm share one logit: "
+        f"{'abc'[best]} was\npulled {len(paid)} times and paid {int(paid.sum())} times, so its sum "
+        "is above 0. And probabilities add up to 1:\nwhere one arm is pushed down the others rise, "
+        "pulled or not. In one group that may be luck;\nover many, luck averages out:\n"
     )
 
 
 def rounded(x):
-    return [round(v, 2) for v in x.tolist()]
+    return [round(v, 2) + 0.0 for v in x.tolist()]
 
 
 def main():
     p = three_armed_bandit()
     print(
-        f"\nArm c now has {p[2]:.0%}. The KL term holds it back: with β = 0 the same 300 steps end "
-        "above 99%.\nA video model's policy is the same with 150,000 arms per token and a rule in "
-        "place of the coin:\ntrain.py."
+        f"\nArm c now has {p[2]:.0%}. ρ: how much likelier a pull has become since it was sampled, "
+        "over the\nupdates of its step. clipped: the share of pulls whose gradient the clip stops, "
+        "in the updates\nafter the first. KL: the exact distance from the first policy. k3: its "
+        "estimate from the eight\npulls, right on average; but one pull of an arm that has become "
+        "rare counts for many (k3 has a\nheavy tail). The KL term holds the policy back: with β = "
+        "0 the same 300 steps end above 99%.\nA video model's policy is the same with 150,000 arms "
+        "per token and a rule in place of the coin:\ntrain.py."
     )

@@ -16,7 +16,7 @@ from scale.plan import GPUS, known_gpu
 
 HINT = """
 The loss of step 1 is 0 and that is right (nearly 0 with several updates per rollout, or --loss \
-dapo or dr_grpo): before
+dapo or dr_grpo; not with cispo, whose loss is no difference): before
 the first update every ratio is 1, and advantages have mean 0. Watch instead (all in \
 metrics.jsonl and curves.png):
   reward     mean over completions; its parts are reward/TASK/format (0 or 1) and the task's own, \

@@ -120,6 +120,8 @@ TRAIN_FLAGS = {
         ("--clip", FLOAT | {"default": 0.2}, "ε: the ratio is clipped to 1 ± ε (--loss gspo needs "
             "about 3e-4: give it yourself)"),
         ("--clip-high", FLOAT, "ε for ratios above 1, if it is to be another (dapo uses 0.28)"),
+        ("--mask-unfinished", YES, "completions that ran into --max-new-tokens count nothing in "
+            "the loss"),
     ],
     "optimizer (AdamW)": [
         ("--lr", FLOAT, "peak learning rate: 5 steps of warm-up, then straight down to a tenth "

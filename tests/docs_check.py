@@ -36,6 +36,9 @@ SMALLER = [
         r"\1 runs/docs-check/class --out runs/docs-check/grades.csv",
     ),
     (r" --trl 1", ""),
+    (r"--steps 40\b", "--steps 2"),
+    (r"^(python -m course\.loose .*)$", r"\1 --examples 8 --prompts-per-step 4 --group-size 2"),
+    (r"^(python tests/bench/ladder\.py)$", r"\1 --help"),  # half an hour
     (
         r"-m annotations (NAME|charades) FILE",
         "-m annotations charades data/toy/charades/charades_sta_test.txt",

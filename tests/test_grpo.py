@@ -2,6 +2,7 @@
 
 import doctest
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ def test_gradient_agrees_with_finite_differences():
     old, ref = logp.detach() + 0.1 * torch.randn(3, 4).double(), -torch.rand(3, 4).double()
     mask = torch.arange(4) < torch.tensor([4, 2, 1])[:, None]
     A = torch.tensor([1.0, -0.4, -0.6]).double()
-    for kind in grpo.LOSSES:
+    for kind in set(grpo.LOSSES) - {"cispo"}:  # its clipped ratio is a constant to autograd alone
         assert torch.autograd.gradcheck(
             lambda x, kind=kind: loss_of(x, old, A, mask, ref, 0.04, kind)[0], (logp,)
         )
@@ -164,7 +165,8 @@ def test_variants_weigh_tokens_as_published():
         4 / 16,
         2 / 16,
     ])
-    assert rows["gspo"] == rows["grpo"]
+    assert rows["gspo"] == rows["gdpo"] == rows["grpo"]
+    assert rows["cispo"] == rows["dapo"]
 
 
 def test_gspo_has_one_ratio_for_each_completion():
@@ -180,6 +182,127 @@ def test_gspo_has_one_ratio_for_each_completion():
     loss.backward()
     assert loss.item() == pytest.approx(-math.exp(0.1))
     assert logp.grad[0].tolist() == pytest.approx([-math.exp(0.1) / 3] * 3)
+
+
+def test_cispo_weighs_each_token_by_its_clipped_ratio_and_silences_none():
+    """By hand: d loss / d logp = − weight · clip(ρ) · A, also where the gradient of grpo is 0."""
+    ratios = [[1.0, 1.3, 0.7], [1.0, 1.3, 0.7]]
+    logp = torch.tensor(ratios).double().log().sub(2.0).requires_grad_()
+    old, A = torch.full((2, 3), -2.0).double(), torch.tensor([1.0, -0.5]).double()
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
+    loss, per_token = loss_of(logp, old, A, mask, kind="cispo", clip_high=0.28)
+    loss.backward()
+    expected, value = [[0.0] * 3, [0.0] * 3], 0.0
+    for i, n in ((0, 3), (1, 2)):
+        for t in range(n):
+            weight = min(max(ratios[i][t], 0.8), 1.28) * A[i].item() / 5  # 5 tokens, each alike
+            expected[i][t] = -weight
+            value -= weight * logp[i, t].item()
+    assert logp.grad.flatten().tolist() == pytest.approx(sum(expected, []), rel=1e-6)
+    assert loss.item() == pytest.approx(value, rel=1e-6)
+    # What grpo's clip would have stopped: good and above 1.28, bad and below 0.8 (that one is
+    # padding here).
+    assert per_token["clipped"].tolist() == [[False, True, False], [False, False, False]]
+
+
+def test_cispo_without_a_clip_in_reach_is_dapo():
+    torch.manual_seed(0)
+    logp, A = torch.randn(3, 4).double(), group_advantages(torch.rand(3).double())
+    mask = torch.arange(4) < torch.tensor([4, 2, 3])[:, None]
+    gradients = []
+    for kind in ("cispo", "dapo"):
+        x = logp.clone().requires_grad_()
+        loss_of(x, logp + 0.05, A, mask, logp - 0.2, 0.04, kind)[0].backward()
+        gradients.append(x.grad)
+    assert torch.allclose(*gradients, rtol=1e-12)
+
+
+# What a step's groups are made of -----------------------------------------------------------------
+
+STOP = 1
+
+
+def groups_of(base, texts, **changed):
+    """compared_groups of written completions, one list of texts per prompt: [Group, …].
+
+    A text that ends in "…" ran out of room: it has no stop token.
+    """
+    tokenizer = base[1]
+    ids = [
+        tokenizer(t.rstrip("…"))["input_ids"] + [STOP] * (t[-1] != "…") for ts in texts for t in ts
+    ]
+    room = max(map(len, ids))
+    rows = torch.tensor([row + [STOP] * (room - len(row)) for row in ids])
+    completions = rows.view(len(texts), -1, room)
+    mask = grpo.completion_mask(completions, torch.tensor([STOP]))
+    example = SimpleNamespace(task="grounding", answer=(2.0, 6.0))
+    batch = SimpleNamespace(
+        examples=[example] * len(texts), prompts=[None] * len(texts), tokenizer=tokenizer
+    )
+    usual = {"think": False, "loss": "grpo", "max_new_tokens": room, "mask_unfinished": False}
+    settings = SimpleNamespace(**usual | changed)
+    return grpo.compared_groups(
+        completions, mask, torch.zeros(mask.shape), batch, settings, [STOP], lambda n: n
+    )
+
+
+# Rewards, format + IoU: 1 + 1, 1 + 0, 1 + 0, 0 + 1; and 1 + 1, 1 + 0, 1 + 0, 1 + 0.
+WRITTEN = [
+    [
+        "<answer>2.0 to 6.0</answer>",
+        "<answer>0.0 to 2.0</answer>",
+        "<answer>7.0 to 9.0</answer>",
+        "So: <answer>2.0 to 6.0</answer>",
+    ],
+    ["<answer>2.0 to 6.0</answer>"] + ["<answer>7.0 to 9.0</answer>"] * 3,
+]
+
+
+def test_gdpo_compares_by_each_reward_alone_and_divides_by_the_steps_std(base):
+    groups = groups_of(base, WRITTEN, loss="gdpo")
+    rewards = [[(1, 1), (1, 0), (1, 0), (0, 1)], [(1, 1), (1, 0), (1, 0), (1, 0)]]
+    summed = []
+    for group in rewards:
+        columns = [statistics_of([pair[k] for pair in group]) for k in (0, 1)]
+        summed += [
+            sum((pair[k] - mean) / (std + 1e-4) for k, (mean, std) in enumerate(columns))
+            for pair in group
+        ]
+    mean, std = statistics_of(summed)
+    assert abs(mean) < 1e-12
+    got = torch.cat([g.advantages for g in groups]).tolist()
+    assert got == pytest.approx([a / (std + 1e-4) for a in summed], abs=1e-5)
+    # grpo cannot tell a right answer in the wrong form from a wrong one in the right form: both
+    # earn 1. gdpo can, because the two rewards do not vary alike.
+    usual = groups_of(base, WRITTEN)[0].advantages
+    assert usual[2] == usual[3] and got[2] != pytest.approx(got[3], abs=0.1)
+
+
+def statistics_of(values):
+    """Mean and sample standard deviation, in plain Python."""
+    mean = sum(values) / len(values)
+    return mean, (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+
+
+def test_gdpo_of_equal_rewards_teaches_nothing(base):
+    same = [["<answer>2.0 to 6.0</answer>"] * 4] * 2
+    for group in groups_of(base, same, loss="gdpo"):
+        assert group.advantages.tolist() == [0.0] * 4
+
+
+def test_unfinished_completions_count_nothing_where_that_is_asked(base):
+    texts = [["<answer>2.0 to 6.0</answer>", "<answer>2.0 to 6.0</answer> and so on and so on…"]]
+    (usual,), (masked,) = groups_of(base, texts), groups_of(base, texts, mask_unfinished=True)
+    assert masked.weights[0].tolist() == usual.weights[0].tolist()
+    assert usual.weights[1].sum() > 0 and masked.weights[1].tolist() == [0.0] * len(usual.mask[1])
+    # Their rewards still stand in the group's mean, as in DAPO.
+    assert masked.advantages.tolist() == usual.advantages.tolist()
+    for kind in grpo.LOSSES:  # no gradient, neither of the reward nor of the KL
+        (g,) = groups_of(base, texts, loss=kind, mask_unfinished=True)
+        logp = torch.full(g.mask.shape, -1.0).requires_grad_()
+        tensors = (logp, logp.detach() - 0.1, logp.detach() + 0.1, g.advantages, g.mask, g.weights)
+        policy_loss(*tensors, 0.2, 0.2, 0.04, kind)[0].backward()
+        assert logp.grad[0].abs().sum() > 0 and logp.grad[1].abs().sum() == 0
 
 
 def test_micro_batches_add_up_to_the_whole():

@@ -227,7 +227,7 @@ def test_sft_learns_the_true_answers(charades, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["dr_grpo", "dapo", "gspo"])
+@pytest.mark.parametrize("loss", ["dr_grpo", "dapo", "gspo", "cispo", "gdpo"])
 def test_every_variant_runs(loss, charades, tmp_path):
     done = run(
         PYTHON,
