@@ -28,7 +28,7 @@ paper: .venv/installed
 	$(BIN)/python -m tools.paper 1 --seeds 0
 
 # Two at a time, in halves of about equal length: most tests are short programs of one thread.
-LONG = $(addprefix tests/test_,train.py scale.py tasks.py judge.py gpu.py plan.py checkpoint.py report.py)
+LONG = $(addprefix tests/test_,train.py scale.py tasks.py judge.py gpu.py plan.py checkpoint.py lesson.py own_words.py)
 test: .venv/installed
 	$(MAKE) --no-print-directory -j 2 --output-sync=target test-long test-others
 

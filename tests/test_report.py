@@ -322,8 +322,11 @@ def click_through(folder, width=1280):
         "--dump-dom",
         f"file://{path}",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    match = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    for _ in range(3):  # on a busy machine the page's time can be over before it has loaded
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        match = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+        if match:
+            break
     assert match, done.stderr[-500:]
     return json.loads(html.unescape(match[1]))
 
