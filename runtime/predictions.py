@@ -289,8 +289,8 @@ def with_tags(text):
 
 def rewards_of(task, text, answer, think):
     """tasks.score as an evaluation counts it: the form as it was written, the content with_tags."""
-    written = score(task, text, answer, think)
-    return score(task, with_tags(text), answer, think) | {"format": written["format"]}
+    form = TASKS[task].rules["format"](text, answer, think)
+    return score(task, with_tags(text), answer, think) | {"format": form}
 
 
 def right_without_form(task, records):

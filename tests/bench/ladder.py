@@ -11,7 +11,6 @@ says so. What is complete is not run again, so the same command goes on after a 
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, ROOT)
 
 from runtime.errors import BadInput, check_flags, read_object, run_program
+from runtime.folders import read_lines
 
 # row: (the row it is compared with, its flags). The clips are those of the papers.
 VARIANTS = {
@@ -53,21 +53,13 @@ def measured(name, seed, args):
     log = os.path.join(folder, "metrics.jsonl")
     results = os.path.join(folder, "eval-charades", "results.json")
     wanted = ["--seed", str(seed), "--steps", str(args.steps), "--out", folder]
-    if steps_in(log) != args.steps or not os.path.isdir(os.path.join(folder, "policy")):
+    if len(read_lines(log)) != args.steps or not os.path.isdir(os.path.join(folder, "policy")):
         run(sys.executable, "train.py", *ALL.split(), *VARIANTS[name][1].split(), *wanted)
     if not os.path.isfile(results):
         run(sys.executable, "eval.py", "--bench", "charades", "--device", "cpu", "--model", folder)
-    with open(log, encoding="utf-8") as f:
-        last = [json.loads(line) for line in f][-LAST:]
+    last = read_lines(log)[-LAST:]
     values = {key: sum(line[key] for line in last) / len(last) for key in MEASURED[:-1]}
     return values | {"mIoU": read_object(results, metrics=dict)["metrics"]["mIoU"]}
-
-
-def steps_in(log):
-    if not os.path.isfile(log):
-        return 0
-    with open(log, encoding="utf-8") as f:
-        return sum(1 for _ in f)
 
 
 def interval(values):
