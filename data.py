@@ -290,7 +290,8 @@ class Example:
 class Prompt:
     """What the model reads: token ids (P,), and for its videos (one here; the model takes any
     number) patches (N, 1176), grids [(t, h, w)] and seconds_per_grid [float]. `text` is for people
-    to read; duration: of the (only) video, in seconds."""
+    to read; duration: of the (only) video, in seconds. branches: ids (T_q,) of the ways in which it
+    goes on, each a prompt of its own; none: it ends here."""
 
     ids: torch.Tensor
     patches: torch.Tensor
@@ -298,6 +299,7 @@ class Prompt:
     seconds_per_grid: list
     text: str
     duration: float = 0.0
+    branches: list = ()
 
 
 @dataclass

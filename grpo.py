@@ -14,8 +14,9 @@ PPO, the method before it, trains a second network to estimate how good an answe
 
 There are no files here and no other processes. Of model.py, the chapter before, this is needed:
 `prefill` reads the prompts and returns logits (B, V), a cache of keys and values, and the next
-positions; `decode_step` adds one token to every completion; `group_logprobs` scores a group.
-`fast_decoding` makes the decoding fast and changes no number (scale/decoding.py; skip it at first).
+positions; `decode_step` adds one token to every completion; `groups_logprobs` scores groups.
+`fast_decoding` makes the decoding fast, `rows_of` says how many groups are scored at once; neither
+changes a number (scale/decoding.py, scale/packing.py; skip them at first).
 
 Letters: B prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold
 one group.
@@ -25,11 +26,13 @@ one group.
 """
 
 from dataclasses import dataclass, field
+from itertools import compress
 
 import torch
 
-from model import decode_step, encode_videos, group_logprobs, prefill
+from model import decode_step, encode_videos, groups_logprobs, prefill
 from scale.decoding import fast_decoding
+from scale.packing import rows_of
 from tasks import score
 
 # ------------------------------------------------------------------------------------------------
@@ -58,11 +61,12 @@ def sample_groups(
              max_new_tokens has no stop token.
     """
     logits, cache, position = prefill(model, prompts, features)
-    B, G, C, device = len(prompts), group_size, max_new_tokens, logits.device
-    # All G first tokens come from the same distribution.
-    logits = logits.repeat_interleave(G, dim=0)  # (B·G, V)
-    position = position.repeat_interleave(G)
-    cache.start_decoding(G, C)
+    # All first tokens of a group come from the same distribution.
+    logits = logits.repeat_interleave(group_size, dim=0)  # (B·G, V)
+    position = position.repeat_interleave(group_size)
+    B, C, device = len(prompts), max_new_tokens, logits.device
+    G = len(logits) // B  # group_size, times the branches of a prompt where it has some
+    cache.start_decoding(group_size, C)
     # All uniform random numbers, drawn up front: (B·G, C) in [0, 1).
     chance = None
     if generators:
@@ -329,40 +333,61 @@ def grpo_step(policy, reference, batch, settings, update_weights, total, clock):
 
     # 4. Log-probs: here under the reference policy, in the loop below under the policy as it is by
     #    then. Without a KL (β = 0) a group of equal rewards has no gradient and is not scored.
-    taught = [b for b, g in enumerate(groups) if settings.score_every_group or g.advantages.any()]
+    is_taught = [settings.score_every_group or bool(g.advantages.any()) for g in groups]
+    taught = list(compress(groups, is_taught))
     if settings.beta > 0:
         with torch.no_grad(), reference() as reference_model:
             if settings.train_vision:
                 values = video_features(reference_model, prompts, with_gradient=False)
-            for g, video in zip(groups, values):
-                g.logp_ref, _ = reference_model.call(group_logprobs, g.prompt, video, g.completions)
+            for row in scored_rows(reference_model, groups, values, settings.score_tokens):
+                for g, logp_ref, _ in row:
+                    g.logp_ref = logp_ref
     clock("reference")
 
-    # 5. Loss, backward, update. One backward per group: gradients add up, and memory holds the
-    #    activations of a single group. Each ends at its leaf; one more takes all through the tower.
+    # 5. Loss, backward, update. One backward per row of groups: gradients add up, and memory holds
+    #    the activations of a single row. Each ends at its groups' leaves; one more takes all
+    #    through the tower.
     step = Step(groups)
     for update in range(settings.updates_per_rollout):
         if update and settings.train_vision:
             features = video_features(policy, prompts, with_gradient=True)
-        leaves = [f.detach().requires_grad_(settings.train_vision) for f in features]
-        for g, leaf in ((groups[b], leaves[b]) for b in taught):
-            logp, entropy = policy.call(group_logprobs, g.prompt, leaf, g.completions)
-            if update == 0:  # the policy is still the one that sampled
-                g.logp_old, g.entropy = logp.detach(), entropy
-            tensors = (logp, g.logp_old, g.logp_ref, g.advantages, g.mask, g.weights)
-            clip = (settings.clip, settings.clip_high)
-            loss, per_token = policy_loss(*tensors, *clip, settings.beta, settings.loss)
+        watched = list(compress(features, is_taught))
+        leaves = [f.detach().requires_grad_(settings.train_vision) for f in watched]
+        for row in scored_rows(policy, taught, leaves, settings.score_tokens):
+            loss = 0.0
+            for g, logp, entropy in row:
+                if update == 0:  # the policy is still the one that sampled
+                    g.logp_old, g.entropy = logp.detach(), entropy
+                tensors = (logp, g.logp_old, g.logp_ref, g.advantages, g.mask, g.weights)
+                clip = (settings.clip, settings.clip_high)
+                part, per_token = policy_loss(*tensors, *clip, settings.beta, settings.loss)
+                loss = loss + part
+                if update == 0:
+                    g.kl = per_token["kl"]
+                else:  # at the first update every ratio is 1 and nothing can be clipped
+                    g.clipped += int(per_token["clipped"].sum())
             loss.backward()
             step.losses.append(loss.item())
-            if update == 0:
-                g.kl = per_token["kl"]
-            else:  # at the first update every ratio is 1 and nothing can be clipped
-                g.clipped += int(per_token["clipped"].sum())
         if taught and settings.train_vision:
-            torch.autograd.backward([features[b] for b in taught], [leaves[b].grad for b in taught])
+            torch.autograd.backward(watched, [leaf.grad for leaf in leaves])
         step.grad_norm = update_weights()
     clock("update")
     return step
+
+
+def scored_rows(model, groups, features, tokens):
+    """Scores Groups, in rows of at most `tokens` tokens: yields [(group, log-probs (G, C), entropy
+    (G, C)), …] of one row after the other.
+
+    features: of each group's video. A row is one forward: with gradient, memory holds the
+    activations of one, until the caller's backward has used them.
+    """
+    lengths = [len(g.prompt.ids) + g.completions.numel() for g in groups]
+    for row in rows_of(model, lengths, tokens):
+        some, seen = [groups[i] for i in row], [features[i] for i in row]
+        what = ([g.prompt for g in some], seen, [g.completions for g in some])
+        scores = model.call(groups_logprobs, *what)
+        yield [(g, *score) for g, score in zip(some, scores)]
 
 
 def video_features(model, prompts, with_gradient):

@@ -6,14 +6,14 @@ saves):
 
     1. positions               (3, L) M-RoPE: each video token knows its second, row and column
     2. embeddings              token ids + patches → embeddings, the video's in their places
-    3. attention               one prompt, read by a whole group of completions
+    3. attention               branches of one prompt: [prompt | branch 1 | … | branch G]
     4. prefill, decode_step    the two halves of sampling, with a KV cache
-    5. group_logprobs          log-probs of a group of completions, with gradient, for training
+    5. groups_logprobs         log-probs of groups of completions, with gradient, for training
 
 Rule of this file: `generate()`, `get_rope_index()` and `forward(position_ids=None)` are never used.
 The sampler and the scorer must be the same distribution, so both go through the functions below.
 
-Letters: P prompt tokens, B prompts, G completions of each, C completion tokens (padded), D hidden
+Letters: P prompt tokens, B prompts, G branches of each, C tokens of a branch (padded), D hidden
 size, H query heads and K key/value heads of d numbers each, V vocabulary.
 """
 
@@ -21,10 +21,13 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from scale.attention import ATTENTION, register_windows, vision_layout
+from scale.cache import GroupCache
+from scale.packing import rows_of
 
 # ------------------------------------------------------------------------------------------------
 # 1. Positions
@@ -118,11 +121,14 @@ def embed(model, ids, features):
 
 
 # ------------------------------------------------------------------------------------------------
-# 3. Attention: the group shares its prompt
+# 3. Attention: branches of one prompt
 # ------------------------------------------------------------------------------------------------
 # In video RL the prompt is thousands of tokens and a completion a few hundred, and G completions
 # have the same prompt. Repeating it G times costs G · (P + C) tokens; reading it once, P + G · C.
 # Nothing but attention ever mixes tokens, so nothing but attention has to know.
+#
+# The idea serves three times: completions are branches of their prompt when they are sampled and
+# when they are scored, and questions are branches of their clip when a model is evaluated.
 #
 # transformers lets a model's layers call an attention function that we register (end of this
 # section). NO_MASK: which token sees which is decided in the functions below, and nowhere else.
@@ -137,27 +143,22 @@ def prepare(model, attn="sdpa"):
     return model
 
 
-def attention(module, query, key, value, attention_mask, scaling, attend, group=None, **_):
-    """What each layer of the language model calls.
+def attention(module, query, key, value, attention_mask, scaling, attend, groups, **_):
+    """What each layer of the language model calls. (decode_step does without.)
 
-    reading   group = None      (B, H, P, d) queries on (B, K, P, d) keys, causal
-    scoring   group = (G, C)    one row [prompt | c_1 | … | c_G], (1, H, P + G·C, d): the prompt is
-                                causal on itself; a completion sees the prompt and itself, never
-                                its siblings
-
-    Returns (batch, length, H, d), None, as transformers expects. (decode_step does without this.)
+    One row of several prompts with their branches, [prompt | c_1 | … | c_G | prompt | c_1 | … ]:
+    groups is their [(P, G, C), …], query (1, H, L, d), key and value (1, K, L, d). What belongs to
+    different prompts never meets. Returns (1, L, H, d), None, as transformers expects.
     """
     assert attention_mask is None, "a mask was built that nothing here would respect"
-    if group is None:
-        out = attend(query, key, value, scaling, causal=True)
-    else:
-        out = packed_attention(query, key, value, group, scaling, attend)
-    return out.transpose(1, 2), None
+    each = zip(*(x.split([P + G * C for P, G, C in groups], dim=2) for x in (query, key, value)))
+    out = [packed_attention(*x, (G, C), scaling, attend) for x, (_, G, C) in zip(each, groups)]
+    return torch.cat(out, dim=2).transpose(1, 2), None
 
 
 def packed_attention(query, key, value, group, scale, attend):
     """[prompt | c_1 | … | c_G] in two calls: prompt × prompt, and completions × (prompt +
-    themselves).
+    themselves): a completion never sees its siblings.
 
     Causality of the second is aligned to the lower right: token j of a completion sees all P prompt
     positions and its own first j + 1.
@@ -177,6 +178,8 @@ def packed_attention(query, key, value, group, scale, attend):
     G, C = group
     P = query.shape[2] - G * C
     prompt = attend(query[:, :, :P], key[:, :, :P], value[:, :, :P], scale, causal=True)
+    if C == 0:
+        return prompt
 
     def per_completion(x):  # (1, heads, P + G·C, d) → (G, heads, C, d)
         return x[0, :, P:].unflatten(1, (G, C)).transpose(0, 1)
@@ -195,47 +198,6 @@ register_windows(ATTENTION)
 # ------------------------------------------------------------------------------------------------
 # 4. Sampling: prefill, decode
 # ------------------------------------------------------------------------------------------------
-
-
-class GroupCache:
-    """Keys and values of B prompts, each held once, and of their B·G completions.
-
-    While prompts are read, `prompt[layer]` is a list with one ((1, K, P, d), (1, K, P, d)) for
-    each. After start_decoding it is ((B, K, P, d), (B, K, P, d)), padded on the left to the longest
-    prompt; `completions[layer]` has room for C tokens of each row; mask (B, 1, 1, P + C) hides with
-    −inf the padding and the places not yet written; length, a tensor: how many are written.
-    """
-
-    def __init__(self):
-        self.prompt, self.completions = {}, {}
-
-    def update(self, key, value, layer):
-        """Called by transformers' layers while a prompt is read."""
-        self.prompt.setdefault(layer, []).append((key, value))
-        return key, value
-
-    def start_decoding(self, group_size, max_new_tokens):
-        lengths = [key.shape[2] for key, _ in self.prompt[0]]
-        P, first = max(lengths), self.prompt[0][0][0]
-        hidden = first.new_full((len(lengths), 1, 1, max_new_tokens), float("-inf"))
-        padding = [F.pad(first.new_zeros(n), (P - n, 0), value=float("-inf")) for n in lengths]
-        self.mask = torch.cat([torch.stack(padding)[:, None, None], hidden], dim=3)
-        self.length = torch.zeros(1, dtype=torch.long, device=first.device)
-
-        def stacked(tensors):  # B of (1, K, P_b, d) → (B, K, P, d)
-            return torch.cat([F.pad(x, (0, 0, P - x.shape[2], 0)) for x in tensors])
-
-        def room(x):  # zeros: what is masked has weight 0, and 0 · NaN would be NaN
-            return x.new_zeros(len(x) * group_size, x.shape[1], max_new_tokens, x.shape[3])
-
-        for layer, pairs in self.prompt.items():
-            keys, values = (stacked(x) for x in zip(*pairs))
-            self.prompt[layer] = keys, values
-            self.completions[layer] = room(keys), room(values)
-
-    @property
-    def prompt_length(self):
-        return self.prompt[0][0].shape[2]
 
 
 def token_logits(model, hidden):
@@ -259,33 +221,54 @@ def never_sampled(tokens, vocabulary, device):
 
 
 def prefill(model, prompts, features):
-    """Reads B prompts, each once.
+    """Reads B prompts, each once, and the Q branches that each may have (data.Prompt).
 
     Args:    prompts: list of data.Prompt; features: their videos, from encode_videos.
-    Returns: logits (B, V) of each prompt's next token, the GroupCache, and next_position (B,).
+    Returns: logits (B, V) of each prompt's next token, or of each branch's (B·Q, V); the
+             GroupCache; and next_position (B,) or (B·Q,).
     """
     cache, last, after = GroupCache(), [], []
-    for prompt, seen in zip(prompts, features, strict=True):
-        positions = prompt_positions(model, prompt).to(seen.device)  # (3, P)
-        hidden = run_layers(model, embed(model, prompt.ids, seen), positions, past_key_values=cache)
-        last.append(hidden[-1])
-        after.append(positions[:, -1].amax() + 1)
-    return token_logits(model, torch.stack(last)), cache, torch.stack(after)
+    tails = [prompt.branches or [prompt.ids[:0]] for prompt in prompts]  # Q of (T_q,)
+    padded = [pad_sequence(each, batch_first=True) for each in tails]  # (Q, T)
+    for row in rows_of(model, [len(p.ids) + t.numel() for p, t in zip(prompts, padded)]):
+        what = [[each[b] for b in row] for each in (prompts, features, padded)]
+        for b, hidden, positions in zip(row, *read_row(model, *what, cache)):
+            P, T, lengths = len(prompts[b].ids), padded[b].shape[1], [len(t) for t in tails[b]]
+            ends = [P + q * T + n - 1 for q, n in enumerate(lengths)]
+            last += [hidden[i] for i in ends]
+            after.append(positions.amax(dim=0)[ends] + 1)
+            cache.lengths.append(lengths)
+    last = torch.stack(last)
+    return token_logits(model, last), cache, torch.cat(after).to(last.device)
 
 
-def prompt_positions(model, prompt):
-    return mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config)
+def read_row(model, prompts, features, branches, cache=None):
+    """One forward over [prompt | branch 1 | … | branch G] of several prompts, one after the other.
 
-
-def run_layers(model, embeds, positions, **how):
-    """Input embeddings (L, D) and positions (3, L) → the last layer's hidden states (L, D).
-
-    how: past_key_values (a GroupCache, while prompts are read) or group (see attention).
+    Args:    prompts, features: as of prefill; branches: of each prompt the ids (G, C) of the ways
+             in which it goes on; cache: a GroupCache that keeps the keys and values.
+    Returns: the last layer's hidden states, (P + G·C, D) of each prompt, and the positions, on the
+             CPU, (3, P + G·C) of each. Every branch counts on from its prompt.
     """
+    embeds, positions, groups = [], [], []
+    for prompt, seen, ids in zip(prompts, features, branches, strict=True):
+        embeds.append(embed(model, prompt.ids, seen))
+        embeds.append(model.model.language_model.embed_tokens(ids.flatten().to(seen.device)))
+        own = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config)
+        after = own[:, -1].amax() + 1 + torch.arange(ids.shape[1])
+        positions.append(torch.cat([own, after.repeat(len(ids)).expand(3, -1)], dim=1))
+        groups.append((len(prompt.ids), *ids.shape))
+    if cache is not None:
+        cache.groups += groups
     out = model.model.language_model(
-        inputs_embeds=embeds[None], position_ids=positions[:, None], attention_mask=NO_MASK, **how
+        inputs_embeds=torch.cat(embeds)[None],
+        position_ids=torch.cat(positions, dim=1)[:, None].to(embeds[0].device),
+        attention_mask=NO_MASK,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        groups=groups,
     )
-    return out.last_hidden_state[0]
+    return out.last_hidden_state[0].split([x.shape[1] for x in positions]), positions
 
 
 def decode_step(model, cache, tokens, positions):
@@ -304,7 +287,7 @@ def decode_step(model, cache, tokens, positions):
     angles = positions[:, None] * language_model.rotary_emb.inv_freq  # (B·G, d/2): plain RoPE
     angles = torch.cat([angles, angles], dim=1)[:, None]  # (B·G, 1, d)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    cache.mask.index_fill_(3, cache.prompt_length + cache.length, 0.0)
+    cache.mask.index_fill_(1, cache.prompt_length + cache.length, 0.0)
     for layer, block in enumerate(language_model.layers):
         attn, h = block.self_attn, rms_norm(x, block.input_layernorm)
         projections = (attn.q_proj, attn.k_proj, attn.v_proj)
@@ -335,7 +318,7 @@ def decode_attention(query, completions, prompt, mask):
     group.
 
     Args:    query (B·G, H, d), already scaled; completions: keys and values (B·G, K, C, d); prompt:
-             those of the prompts (B, K, P, d); mask (B, 1, 1, P + C).
+             those of the prompts (B, K, P, d); mask (B·G, P + C).
     Returns: (B·G, H · d).
     """
     B, K, P, d = prompt[0].shape
@@ -347,8 +330,9 @@ def decode_attention(query, completions, prompt, mask):
 
     to_prompt = by_prompt(rows) @ prompt[0].transpose(2, 3)
     to_completion = by_prompt(rows @ completions[0].transpose(2, 3))
-    scores = torch.cat([to_prompt, to_completion], dim=3).float() + mask  # (B, K, G·rep, P + C)
-    weights = scores.softmax(dim=3).to(query.dtype)
+    scores = torch.cat([to_prompt, to_completion], dim=3).float()  # (B, K, G·rep, P + C)
+    scores = scores.unflatten(2, (G, rep)) + mask.view(B, 1, G, 1, -1)
+    weights = scores.softmax(dim=4).to(query.dtype).flatten(2, 3)
 
     def by_row(x):  # and back
         return x.view(B, K, G, rep, -1).transpose(1, 2).reshape(B * G, K, rep, -1)
@@ -364,35 +348,36 @@ def decode_attention(query, completions, prompt, mask):
 
 
 def group_logprobs(model, prompt, features, completions, chunk=1024):
-    """Log-probs of a group of completions of one prompt, in one forward.
+    """groups_logprobs of a single group."""
+    return groups_logprobs(model, [prompt], [features], [completions], chunk)[0]
 
-    Args:    prompt: data.Prompt; features (video tokens, D) of its videos; completions (G, C) token
-             ids, padded on the right with anything: nothing before it changes.
-    Returns: log-probs (G, C) float32, with gradient; and, without, the entropy (G, C) in nats of
-             the distribution that each token was drawn from.
 
-    The row is [prompt | c_1 | … | c_G]. Token j of a completion is predicted by the token before
-    it, and all G first tokens by the prompt's last one. The output layer lm_head runs on those G ·
-    C positions alone, `chunk` of them at a time, and is recomputed in the backward pass: with
-    V = 152,064, float32 logits of 8 × 1024 tokens would be 5 GB.
+def groups_logprobs(model, prompts, features, completions, chunk=1024):
+    """Log-probs of groups of completions, each group of one prompt, in one forward.
+
+    Args:    prompts: list of data.Prompt; features: of each, (video tokens, D); completions: of
+             each, (G, C) token ids, padded on the right with anything: nothing before it changes.
+    Returns: for each group: log-probs (G, C) float32, with gradient; and, without, the entropy
+             (G, C) in nats of the distribution that each token was drawn from.
+
+    A group's part of the row is [prompt | c_1 | … | c_G]. Token j of a completion is predicted by
+    the token before it, and all G first tokens by the prompt's last one. The output layer lm_head
+    runs on those positions alone, `chunk` of them at a time, and is recomputed in the backward
+    pass: with V = 152,064, float32 logits of 8 × 1024 tokens would be 5 GB.
     """
-    (G, C), device = completions.shape, features.device
-    completions = completions.to(device)
-    embed_tokens = model.model.language_model.embed_tokens
-    embeds = torch.cat([embed(model, prompt.ids, features), embed_tokens(completions.flatten())])
-    positions = prompt_positions(model, prompt).to(device)
-    after = positions[:, -1].amax() + 1 + torch.arange(C, device=device)  # of each completion
-    positions = torch.cat([positions, after.repeat(G).expand(3, -1)], dim=1)
-    hidden = run_layers(model, embeds, positions, use_cache=False, group=(G, C))
-    predicting = predicting_states(hidden, (G, C)).flatten(0, 1)  # (G·C, D)
+    completions = [ids.to(features[0].device) for ids in completions]
+    hidden, _ = read_row(model, prompts, features, completions)
+    predicting = [predicting_states(h, c.shape).flatten(0, 1) for h, c in zip(hidden, completions)]
+    tokens = torch.cat([c.flatten() for c in completions])  # (all G·C)
 
     def score(states, tokens):
         return token_logprobs(token_logits(model, states), tokens)
 
-    chunks = zip(predicting.split(chunk), completions.flatten().split(chunk))
+    chunks = zip(torch.cat(predicting).split(chunk), tokens.split(chunk))
     parts = [checkpoint(score, states, tokens, use_reentrant=False) for states, tokens in chunks]
-    logp, entropy = (torch.cat(part).view(G, C) for part in zip(*parts))
-    return logp, entropy
+    sizes = [c.numel() for c in completions]
+    each = zip(*(torch.cat(part).split(sizes) for part in zip(*parts)))
+    return [tuple(x.view(c.shape) for x in pair) for pair, c in zip(each, completions)]
 
 
 def predicting_states(hidden, group):

@@ -32,7 +32,7 @@ class BadInput(Exception):
 RANGES = {
     **dict.fromkeys(("steps", "examples", "prompts_per_step", "max_new_tokens", "save_every",
                      "rollouts_every", "updates_per_rollout", "keep", "group_size", "lora",
-                     "limit", "batch_size", "processes", "plan"), "[1, inf)"),
+                     "limit", "batch_size", "processes", "plan", "score_tokens"), "[1, inf)"),
     "seed": "[0, inf)",  # NumPy takes no negative ones
     "seeds": "[0, inf)",
     "decode_timeout": "[1, 86400]",

@@ -11,6 +11,7 @@ import grpo
 from annotations.readers import DATASETS
 from runtime.errors import BadInput, check_flags
 from scale.attention import ATTENTION
+from scale.packing import ROW
 from tasks import JOINTLY, TASKS, longest_answer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -141,6 +142,9 @@ TRAIN_FLAGS = {
         ("--shard", YES, "split weights, gradients and optimizer over all processes (FSDP2); needs "
             "torchrun"),
         ("--offload", YES, "keep float32 weights and optimizer in the CPU's memory"),
+        ("--score-tokens", INT | {"default": ROW}, "score as many groups in one forward as fit in "
+            "so many tokens, at least one (more is faster on small models only; with --shard it is "
+            "always one)"),
     ],
 }  # fmt: skip
 

@@ -96,7 +96,7 @@ def keep(cache, rows):
     """
     prompts = rows[:, 0] // (len(cache.completions[0][0]) // len(cache.prompt[0][0]))
     rows = rows.flatten()
-    cache.mask = cache.mask[prompts]
+    cache.mask = cache.mask[rows]
     for layer, (keys, values) in cache.prompt.items():
         cache.prompt[layer] = keys[prompts], values[prompts]
     for layer, (keys, values) in cache.completions.items():
@@ -105,8 +105,8 @@ def keep(cache, rows):
 
 def rewind(cache):
     """Forgets all tokens of a GroupCache's completions."""
-    cache.length.zero_()
-    cache.mask[..., cache.prompt_length :] = float("-inf")
+    cache.length.fill_(cache.tail)
+    cache.mask[:, cache.prompt_length + cache.tail :] = float("-inf")
 
 
 @contextmanager

@@ -18,8 +18,8 @@ MAY_IMPORT = {
     "rewards": {"runtime.wording"},
     "tasks": {"rewards"},
     "data": {"rewards", "tasks", "runtime.container", "runtime.errors"},
-    "model": {"scale.attention"},
-    "grpo": {"tasks", "model", "scale.decoding"},
+    "model": {"scale.attention", "scale.cache", "scale.packing"},
+    "grpo": {"tasks", "model", "scale.decoding", "scale.packing"},
     "runtime.errors": set(),
 }  # fmt: skip
 

@@ -135,7 +135,7 @@ def test_kv_cache_is_what_is_sampled_with(base):
     with torch.no_grad():
         features = encode_videos(model, prompts)
         cache = prefill(model, prompts, features)[1]
-        listed = sum(x.nbytes for pairs in cache.prompt.values() for pair in pairs for x in pair)
+        listed = sum(x.nbytes for pairs in cache.read.values() for pair in pairs for x in pair)
         cache.start_decoding(4, 32)
     args, stays, moving, _, sizes = toy_plan(P=len(prompts[0].ids))
     of_prompts, own = plan.kv_cache(SimpleNamespace(**sizes))

@@ -47,6 +47,7 @@ from runtime.loader import generator_for
 from runtime.models import load
 from runtime.optimizer import MasterAdamW
 from runtime.run import Clock
+from scale.packing import ROW
 from toy import world
 
 
@@ -137,6 +138,7 @@ def trl_seconds(examples, budget, args, steps):
 
 SETTINGS = dict(
     score_every_group=True,
+    score_tokens=ROW,
     task="grounding",
     tasks=["grounding"],
     think=True,
