@@ -290,8 +290,7 @@ class Example:
 class Prompt:
     """What the model reads: token ids (P,), and for its videos (one here; the model takes any
     number) patches (N, 1176), grids [(t, h, w)] and seconds_per_grid [float]. `text` is for people
-    to read; duration: of the (only) video, in seconds. branches: ids (T_q,) of the ways in which it
-    goes on, each a prompt of its own; none: it ends here."""
+    to read; duration: of the (only) video, in seconds."""
 
     ids: torch.Tensor
     patches: torch.Tensor
@@ -299,7 +298,6 @@ class Prompt:
     seconds_per_grid: list
     text: str
     duration: float = 0.0
-    branches: list = ()
 
 
 @dataclass
@@ -352,18 +350,14 @@ def build_prompt(text, video, tokenizer, max_tokens=None, before=""):
     )
 
 
-def load_prompt(
-    example,
-    budget,
-    tokenizer,
-    think=True,
-    blind=False,
-    max_tokens=None,
-    read=read_frames,
-    template=None,
-):
-    """Example → data.Prompt: reads the video (read: data.read_frames, or a Decoder's) and asks the
-    task's question about it, or the template's (see tasks.words_around)."""
-    video = load_video(example.video, budget, blind, example.span, example.frames, read)
+def ask(example, video, tokenizer, think=True, max_tokens=None, template=None):
+    """An Example and its Video → data.Prompt: the task's question about it, or the template's (see
+    tasks.words_around). Prompts about one Video share its patches, and are read together."""
     before, after = words_around(example, video.duration, think, template)
     return build_prompt(after, video, tokenizer, max_tokens, before)
+
+
+def load_prompt(example, budget, tokenizer, think=True, read=read_frames, **asked):
+    """Example → data.Prompt. read: data.read_frames, or a Decoder's; asked: see `ask`."""
+    video = load_video(example.video, budget, False, example.span, example.frames, read)
+    return ask(example, video, tokenizer, think, **asked)

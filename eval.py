@@ -28,9 +28,9 @@ An evaluation that was interrupted continues where it stopped when the same comm
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from itertools import product
 
 import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
@@ -44,9 +44,10 @@ import grpo
 import tasks
 from annotations.judge import install_judge
 from annotations.readers import find_data
-from data import VideoBudget, load_prompt
+from data import VideoBudget, ask, load_video
 from model import encode_videos
 from runtime import predictions
+from runtime.clips import batches_of, read_ahead, turns
 from runtime.decoder import Decoder, ended_by_ctrl_c
 from runtime.errors import BadInput, run_program
 from runtime.folders import append_line, locks_released
@@ -82,8 +83,11 @@ class Evaluation:
     world: int  # … of so many
 
 
-def prepare(bench_name, name, args, decoder, rank, world, device):
-    """Finds model and data, opens the folder for the answers, and returns an Evaluation."""
+def prepare(bench_name, name, args, decoder, rank, world, load_once):
+    """Finds model and data, opens the folder for the answers, and returns an Evaluation.
+
+    load_once: a model's path → (model, tokenizer); it stays loaded over its benchmarks.
+    """
     path, shown, run = find_model(name)
     budget = VideoBudget.of_model(path, **vars(args))
     folder, data_name = on_first(rank, world, lambda: find_data(bench_name, args.data, ensure))
@@ -96,6 +100,7 @@ def prepare(bench_name, name, args, decoder, rank, world, device):
     home = name if run else predictions.folder_without_run(name)
     folder_name = predictions.evaluation_folder(bench_name, usual_task, args)
     out = args.out or os.path.join(home, folder_name)
+    model, tokenizer = load_once(path)
     on_first(rank, world, lambda: predictions.open_evaluation(out, settings))
     if rank == 0:
         print(
@@ -104,7 +109,6 @@ def prepare(bench_name, name, args, decoder, rank, world, device):
             f"think: {settings['think']}   decoding: greedy"
             f"{'   BLIND: all frames grey' if args.blind else ''}"
         )
-    model, tokenizer = on_each(world, lambda: load(path, device, attn=args.attn))
     what = (examples, budget, settings, out, left_out)
     return Evaluation(*what, model, tokenizer, decoder, args.batch_size, rank, world)
 
@@ -112,60 +116,87 @@ def prepare(bench_name, name, args, decoder, rank, world, device):
 # ------------------------------------------------------------------------------------------------
 # Ask and answer
 # ------------------------------------------------------------------------------------------------
+# The video stands first in the prompt, so questions about one clip begin alike. A clip is read,
+# seen and prefilled once, and its questions are branches of what they share: the idea of model.py's
+# section 3 once more. (Where --prompt puts words before the video, each question is read whole.)
 
 
-def answer_batch(evaluation, examples, budget):
-    """Answers questions together, greedily. Returns a record per question, in their order.
+def read_clips(evaluation, clips, budget):
+    """Reads each clip of a batch once and asks its questions.
 
-    An example whose video cannot be read has its error in the record, and counts as wrong.
+    clips: lists of Examples about one clip. Returns (Example, its Prompt) of each; where the video
+    cannot be read, or the prompt does not fit, the BadInput that says so in place of the Prompt.
     """
-    model, tokenizer, settings = evaluation.model, evaluation.tokenizer, evaluation.settings
-    think, blind = settings["think"], settings["blind"]
-    records, readable, prompts = {}, [], []
-    room = room_for_prompt(model, settings["max_new_tokens"])
-    for e in examples:
-        asked = {"id": e.id, "group": e.group, "video": e.video, "question": e.question}
-        records[e.id] = asked | {"answer": e.answer}
-        try:
-            read = evaluation.decoder.read
-            how = (think, blind, room, read, settings["template"])
-            prompts.append(load_prompt(e, budget, tokenizer, *how))
-            readable.append(e)
-        except BadInput as error:
-            records[e.id] |= {"text": "", "error": str(error)}
+    settings, asked = evaluation.settings, []
+    room = room_for_prompt(evaluation.model, settings["max_new_tokens"])
+    how = (evaluation.tokenizer, settings["think"], room, settings["template"])
+    for questions in clips:
+        e = questions[0]
+        part = (settings["blind"], e.span, e.frames, evaluation.decoder.read)
+        video = or_error(load_video, e.video, budget, *part)
+        unread = isinstance(video, BadInput)
+        asked += [(e, video if unread else or_error(ask, e, video, *how)) for e in questions]
+    return asked
+
+
+def or_error(f, *args):
+    try:
+        return f(*args)
+    except BadInput as error:
+        return error
+
+
+def answer_batch(evaluation, asked):
+    """Answers questions together, greedily. asked: as read_clips returns them.
+
+    Returns a record per question, in their order. One that could not be asked has its error in the
+    record, and counts as wrong.
+    """
+    model, settings, records = evaluation.model, evaluation.settings, []
+    prompts = {e.id: prompt for e, prompt in asked if not isinstance(prompt, BadInput)}
     if prompts:
         stop_ids, longest = model.generation_config.eos_token_id, settings["max_new_tokens"]
+        to_read = list(prompts.values())
         with torch.no_grad():
-            features = encode_videos(model, prompts)
-        completions, mask, _ = grpo.sample_groups(model, prompts, features, 1, longest, stop_ids)
-        texts = grpo.completion_texts(completions[:, 0], mask[:, 0], tokenizer, stop_ids)
-        for e, prompt, text in zip(readable, prompts, texts):
-            records[e.id] |= {"text": text, "seconds": prompt.duration}
-    for e in examples:
-        records[e.id] |= predictions.rewards_of(e.task, records[e.id]["text"], e.answer, think)
-    return list(records.values())
+            features = encode_videos(model, to_read)
+        completions, mask, _ = grpo.sample_groups(model, to_read, features, 1, longest, stop_ids)
+        said = (completions[:, 0], mask[:, 0], evaluation.tokenizer, stop_ids)
+        texts = dict(zip(prompts, grpo.completion_texts(*said)))
+    for e, prompt in asked:
+        record = {"id": e.id, "group": e.group, "video": e.video, "question": e.question}
+        record["answer"] = e.answer
+        if e.id in prompts:
+            record |= {"text": texts[e.id], "seconds": prompt.duration}
+        else:
+            record |= {"text": "", "error": str(prompt)}
+        think = settings["think"]
+        records.append(record | predictions.rewards_of(e.task, record["text"], e.answer, think))
+    return records
 
 
 def answer_all(evaluation, examples, budget, path):
-    """Answers questions batch by batch, and appends a record of each to the file."""
-    title, size = f"answering {evaluation.settings['bench']}", evaluation.batch_size
+    """Answers questions batch by batch, and appends a record of each to the file. Of several
+    processes each takes the next batch when it is free. The bar counts those taken by any."""
+    batches = batches_of(examples, evaluation.batch_size)
+    taken = turns(len(batches), evaluation.world)
+    sizes = [sum(map(len, batch)) for batch in batches]
+    read = lambda k: read_clips(evaluation, batches[k], budget)
+    title = f"answering {evaluation.settings['bench']}"
     shape = {"unit": "question", "dynamic_ncols": True, "disable": evaluation.rank != 0}
     with tqdm(total=len(examples), desc=title, **shape) as bar:
-        for i in range(0, len(examples), size):
-            for record in answer_batch(evaluation, examples[i : i + size], budget):
+        for k, asked in read_ahead(taken, read):
+            for record in answer_batch(evaluation, asked):
                 append_line(path, record)
-                bar.update()
+            bar.update(sum(sizes[: k + 1]) - bar.n)
+        bar.update(len(examples) - bar.n)
 
 
 def answer(evaluation, examples, budget, file_name):
-    """Asks what the file has no answer to yet. Returns all its records, in the examples' order.
-
-    Questions are shared out by their number: each is answered by one process.
-    """
+    """Asks what the file has no answer to yet. Returns all its records, in the examples' order."""
     rank, world = evaluation.rank, evaluation.world
     path = os.path.join(evaluation.out, file_name)
     done = on_first(rank, world, lambda: predictions.answered(path))
-    to_ask = [e for e in examples if e.id not in done][rank::world]
+    to_ask = [e for e in examples if e.id not in done]
     on_each(world, lambda: answer_all(evaluation, to_ask, budget, path))
     records = predictions.read_predictions(path)
     return [records[e.id] for e in examples]
@@ -183,52 +214,26 @@ def score(evaluation, records, first_look):
     before the second look.
     """
     settings, out = evaluation.settings, evaluation.out
-    failed = [r for r in records if "error" in r]
-    unread = [r["id"] for r in records if "error" not in r and not r["format"]]
-    for r in failed[:5]:
-        print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
-    formless = predictions.right_without_form(settings["task"], records)
-    if failed or unread:
-        print(
-            f"{len(failed)} questions are about videos that could not be read, {len(unread)} "
-            f"answers are not in the form that was asked for ({formless} of them right); "
-            f"{out}/results.json lists them",
-            file=sys.stderr,
-        )
-    metrics = predictions.metrics_of(settings["task"], records)
-    if settings["clues"]:
-        before = predictions.metrics_of(settings["task"], first_look)
-        metrics = {
-            "accuracy, first look": before["accuracy"],
-            "accuracy": metrics["accuracy"],
-            "format": metrics["format"],
-        }
-    results = {
-        "metrics": metrics,
-        "failed": [r["id"] for r in failed],
-        "not in the form": unread,
-        "right but not in the form": formless,
-        "left out": evaluation.left_out,
-        "settings": settings,
-    }
+    results = predictions.results_of(settings, records, first_look, evaluation.left_out)
+    predictions.say_what_failed(results, records, out)
     predictions.write_object(os.path.join(out, "results.json"), results)
     if settings["task"] == "grounding":
         from tools.pictures import draw_evaluation
 
-        draw_evaluation(out, settings, records, metrics)
+        draw_evaluation(out, settings, records, results["metrics"])
     print(f"wrote {out}/\n")
-    return metrics
+    return results["metrics"]
 
 
 @locks_released()
-def bench(bench_name, name, args, rank, world, device):
+def bench(bench_name, name, args, rank, world, load_once):
     """Evaluates one model on one benchmark.
 
     Returns (name of the model, name of the data, metrics) on process 0, None on the others.
     """
     decoder = Decoder(args.decode_timeout)
     with ended_by_ctrl_c(decoder):
-        evaluation = prepare(bench_name, name, args, decoder, rank, world, device)
+        evaluation = prepare(bench_name, name, args, decoder, rank, world, load_once)
         examples, budget = evaluation.examples, evaluation.budget
         records = first_look = answer(evaluation, examples, budget, "predictions.jsonl")
         if args.clues:
@@ -255,8 +260,9 @@ def run_benchmarks(args):
         install_judge(args.judge, device)
     columns = []
     for model in args.model:
+        load_once = cache(lambda path: on_each(world, lambda: load(path, device, attn=args.attn)))
         for way in args.ways:
-            rows = [bench(name, model, way, rank, world, device) for name in args.benches]
+            rows = [bench(name, model, way, rank, world, load_once) for name in args.benches]
             if rank == 0:
                 column = {name: row[1:] for name, row in zip(args.benches, rows)}
                 columns.append((rows[0][0], column))

@@ -26,7 +26,7 @@ one group.
 """
 
 from dataclasses import dataclass, field
-from itertools import compress
+from itertools import chain
 
 import torch
 
@@ -61,12 +61,11 @@ def sample_groups(
              max_new_tokens has no stop token.
     """
     logits, cache, position = prefill(model, prompts, features)
-    # All first tokens of a group come from the same distribution.
-    logits = logits.repeat_interleave(group_size, dim=0)  # (B·G, V)
-    position = position.repeat_interleave(group_size)
-    B, C, device = len(prompts), max_new_tokens, logits.device
-    G = len(logits) // B  # group_size, times the branches of a prompt where it has some
-    cache.start_decoding(group_size, C)
+    B, G, C, device = len(prompts), group_size, max_new_tokens, logits.device
+    # All G first tokens come from the same distribution.
+    logits = logits.repeat_interleave(G, dim=0)  # (B·G, V)
+    position = position.repeat_interleave(G)
+    cache.start_decoding(G, C)
     # All uniform random numbers, drawn up front: (B·G, C) in [0, 1).
     chance = None
     if generators:
@@ -76,7 +75,7 @@ def sample_groups(
     tokens = torch.full((B * G, C), stop_ids[0], device=device)
     logps = torch.zeros(B * G, C, device=device)
     alive = torch.ones(B * G, dtype=torch.bool, device=device)  # completions that have not ended
-    with fast_decoding(decode_step, model, cache, B, G) as next_logits:
+    with fast_decoding(decode_step, model, cache) as next_logits:
         for step in range(C):
             logp = logits.log_softmax(dim=-1)
             token = logp.argmax(dim=-1) if chance is None else draw(logp, chance[:, step])
@@ -333,41 +332,36 @@ def grpo_step(policy, reference, batch, settings, update_weights, total, clock):
 
     # 4. Log-probs: here under the reference policy, in the loop below under the policy as it is by
     #    then. Without a KL (β = 0) a group of equal rewards has no gradient and is not scored.
-    is_taught = [settings.score_every_group or bool(g.advantages.any()) for g in groups]
-    taught = list(compress(groups, is_taught))
+    taught = [b for b, g in enumerate(groups) if settings.score_every_group or g.advantages.any()]
     if settings.beta > 0:
         with torch.no_grad(), reference() as reference_model:
             if settings.train_vision:
                 values = video_features(reference_model, prompts, with_gradient=False)
-            for row in scored_rows(reference_model, groups, values, settings.score_tokens):
-                for g, logp_ref, _ in row:
-                    g.logp_ref = logp_ref
+            rows = scored(reference_model, groups, values, settings.score_tokens)
+            for g, logp_ref, _ in chain.from_iterable(rows):
+                g.logp_ref = logp_ref
     clock("reference")
 
-    # 5. Loss, backward, update. One backward per row of groups: gradients add up, and memory holds
-    #    the activations of a single row. Each ends at its groups' leaves; one more takes all
-    #    through the tower.
-    step = Step(groups)
+    # 5. Loss, backward, update. One backward per row of groups: gradients add up, memory holds one
+    #    row's activations. Each ends at its leaves; one more takes all of them through the tower.
+    step, clip = Step(groups), (settings.clip, settings.clip_high)
     for update in range(settings.updates_per_rollout):
         if update and settings.train_vision:
             features = video_features(policy, prompts, with_gradient=True)
-        watched = list(compress(features, is_taught))
+        watched = [features[b] for b in taught]
         leaves = [f.detach().requires_grad_(settings.train_vision) for f in watched]
-        for row in scored_rows(policy, taught, leaves, settings.score_tokens):
-            loss = 0.0
+        for row in scored(policy, [groups[b] for b in taught], leaves, settings.score_tokens):
+            losses = []
             for g, logp, entropy in row:
                 if update == 0:  # the policy is still the one that sampled
                     g.logp_old, g.entropy = logp.detach(), entropy
                 tensors = (logp, g.logp_old, g.logp_ref, g.advantages, g.mask, g.weights)
-                clip = (settings.clip, settings.clip_high)
-                part, per_token = policy_loss(*tensors, *clip, settings.beta, settings.loss)
-                loss = loss + part
-                if update == 0:
-                    g.kl = per_token["kl"]
-                else:  # at the first update every ratio is 1 and nothing can be clipped
-                    g.clipped += int(per_token["clipped"].sum())
-            loss.backward()
-            step.losses.append(loss.item())
+                loss, per_token = policy_loss(*tensors, *clip, settings.beta, settings.loss)
+                losses.append(loss)
+                g.kl = g.kl if update else per_token["kl"]
+                g.clipped += int(per_token["clipped"].sum())  # 0 in the first update: ρ = 1
+            sum(losses).backward()
+            step.losses += [loss.item() for loss in losses]
         if taught and settings.train_vision:
             torch.autograd.backward(watched, [leaf.grad for leaf in leaves])
         step.grad_norm = update_weights()
@@ -375,19 +369,14 @@ def grpo_step(policy, reference, batch, settings, update_weights, total, clock):
     return step
 
 
-def scored_rows(model, groups, features, tokens):
-    """Scores Groups, in rows of at most `tokens` tokens: yields [(group, log-probs (G, C), entropy
-    (G, C)), …] of one row after the other.
-
-    features: of each group's video. A row is one forward: with gradient, memory holds the
-    activations of one, until the caller's backward has used them.
-    """
-    lengths = [len(g.prompt.ids) + g.completions.numel() for g in groups]
-    for row in rows_of(model, lengths, tokens):
-        some, seen = [groups[i] for i in row], [features[i] for i in row]
+def scored(model, groups, features, tokens):
+    """Log-probs of Groups, features being their videos': as many groups in a forward as `tokens`
+    hold. Yields of each row [(group, log-probs (G, C), entropy (G, C)), …]."""
+    size = lambda pair: len(pair[0].prompt.ids) + pair[0].completions.numel()
+    for row in rows_of(model, list(zip(groups, features)), size, tokens):
+        some, seen = zip(*row)
         what = ([g.prompt for g in some], seen, [g.completions for g in some])
-        scores = model.call(groups_logprobs, *what)
-        yield [(g, *score) for g, score in zip(some, scores)]
+        yield [(g, *both) for g, both in zip(some, model.call(groups_logprobs, *what))]
 
 
 def video_features(model, prompts, with_gradient):

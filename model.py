@@ -21,13 +21,12 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from scale.attention import ATTENTION, register_windows, vision_layout
 from scale.cache import GroupCache
-from scale.packing import rows_of
+from scale.packing import clips_of, rows_of
 
 # ------------------------------------------------------------------------------------------------
 # 1. Positions
@@ -89,19 +88,21 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
 
 
 def encode_videos(model, prompts):
-    """Runs the vision tower once over all videos of all prompts.
+    """Runs the vision tower once over all videos: over a clip once, however many ask about it.
 
-    Args:    prompts: list of data.Prompt.
+    Args:    prompts: list of data.Prompt; those about one clip hold the same patches (data.ask).
     Returns: one (video tokens of the prompt, D) tensor per prompt.
     """
     config, weight = model.config.vision_config, model.model.visual.patch_embed.proj.weight
-    patches = torch.cat([prompt.patches for prompt in prompts]).to(weight)  # its device and dtype
-    grids = torch.tensor([grid for prompt in prompts for grid in prompt.grids])
+    clips = {id(prompt.patches): prompt for prompt in prompts}
+    patches = torch.cat([clip.patches for clip in clips.values()]).to(weight)  # device and dtype
+    grids = torch.tensor([grid for clip in clips.values() for grid in clip.grids])
     layout = vision_layout(grids, config, patches.device)
     features = model.model.visual(patches, grid_thw=grids, **layout).pooler_output
     merged = config.spatial_merge_size**2  # patches of a token
-    tokens = [sum(t * h * w for t, h, w in prompt.grids) // merged for prompt in prompts]
-    return list(features.split(tokens))
+    tokens = [sum(t * h * w for t, h, w in clip.grids) // merged for clip in clips.values()]
+    seen = dict(zip(clips, features.split(tokens)))
+    return [seen[id(prompt.patches)] for prompt in prompts]
 
 
 def embed(model, ids, features):
@@ -221,23 +222,18 @@ def never_sampled(tokens, vocabulary, device):
 
 
 def prefill(model, prompts, features):
-    """Reads B prompts, each once, and the Q branches that each may have (data.Prompt).
+    """Reads B prompts, each once; and of those about one clip what they have in common only once.
 
     Args:    prompts: list of data.Prompt; features: their videos, from encode_videos.
-    Returns: logits (B, V) of each prompt's next token, or of each branch's (B·Q, V); the
-             GroupCache; and next_position (B,) or (B·Q,).
+    Returns: logits (B, V) of each prompt's next token, the GroupCache, and next_position (B,).
     """
-    cache, last, after = GroupCache(), [], []
-    tails = [prompt.branches or [prompt.ids[:0]] for prompt in prompts]  # Q of (T_q,)
-    padded = [pad_sequence(each, batch_first=True) for each in tails]  # (Q, T)
-    for row in rows_of(model, [len(p.ids) + t.numel() for p, t in zip(prompts, padded)]):
-        what = [[each[b] for b in row] for each in (prompts, features, padded)]
-        for b, hidden, positions in zip(row, *read_row(model, *what, cache)):
-            P, T, lengths = len(prompts[b].ids), padded[b].shape[1], [len(t) for t in tails[b]]
-            ends = [P + q * T + n - 1 for q, n in enumerate(lengths)]
-            last += [hidden[i] for i in ends]
-            after.append(positions.amax(dim=0)[ends] + 1)
-            cache.lengths.append(lengths)
+    clips, last, after = clips_of(prompts, features, model.config.video_token_id), [], []
+    cache = GroupCache(clips)
+    for row in rows_of(model, clips, lambda clip: clip.size):
+        what = ([getattr(clip, name) for clip in row] for name in ("prompt", "features", "rest"))
+        for clip, hidden, positions in zip(row, *read_row(model, *what, cache)):
+            last += [hidden[i] for i in clip.ends]
+            after.append(positions[:, clip.ends].amax(dim=0) + 1)
     last = torch.stack(last)
     return token_logits(model, last), cache, torch.cat(after).to(last.device)
 
@@ -258,8 +254,6 @@ def read_row(model, prompts, features, branches, cache=None):
         after = own[:, -1].amax() + 1 + torch.arange(ids.shape[1])
         positions.append(torch.cat([own, after.repeat(len(ids)).expand(3, -1)], dim=1))
         groups.append((len(prompt.ids), *ids.shape))
-    if cache is not None:
-        cache.groups += groups
     out = model.model.language_model(
         inputs_embeds=torch.cat(embeds)[None],
         position_ids=torch.cat(positions, dim=1)[:, None].to(embeds[0].device),

@@ -315,6 +315,40 @@ def metrics_of(task, records):
         ) from e
 
 
+def results_of(settings, records, first_look, left_out):
+    """The content of results.json. first_look: with --clues the records of the first answers."""
+    metrics = metrics_of(settings["task"], records)
+    if settings["clues"]:
+        before = metrics_of(settings["task"], first_look)
+        metrics = {
+            "accuracy, first look": before["accuracy"],
+            "accuracy": metrics["accuracy"],
+            "format": metrics["format"],
+        }
+    return {
+        "metrics": metrics,
+        "failed": [r["id"] for r in records if "error" in r],
+        "not in the form": [r["id"] for r in records if "error" not in r and not r["format"]],
+        "right but not in the form": right_without_form(settings["task"], records),
+        "left out": left_out,
+        "settings": settings,
+    }
+
+
+def say_what_failed(results, records, out):
+    """Names the first videos that could not be read, and counts what is not in the form."""
+    for r in [r for r in records if "error" in r][:5]:
+        print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
+    failed, unread = len(results["failed"]), len(results["not in the form"])
+    if failed or unread:
+        print(
+            f"{failed} questions are about videos that could not be read, {unread} answers are not "
+            f"in the form that was asked for ({results['right but not in the form']} of them "
+            f"right); {out}/results.json lists them",
+            file=sys.stderr,
+        )
+
+
 def print_table(columns):
     """columns: [(name of the model, {benchmark: (name of the data, metrics)})].
 

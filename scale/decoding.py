@@ -27,7 +27,7 @@ NARROW_EVERY = 4
 
 
 @contextmanager
-def fast_decoding(decode_step, model, cache, B, G):
+def fast_decoding(decode_step, model, cache):
     """Gives next_logits(tokens, positions, alive) → logits (B·G, V) of every row's next token.
 
     Args:    decode_step: model.decode_step, which does the work; cache: a GroupCache after
@@ -37,15 +37,16 @@ def fast_decoding(decode_step, model, cache, B, G):
              None once no completion is alive (on a GPU up to ASK_EVERY tokens later).
     """
     with gathered(model), adapters_ready(model), threads_for_one_token(model):
-        yield Decoding(partial(decode_step, model, cache), cache, B, G)
+        yield Decoding(partial(decode_step, model, cache), cache)
 
 
 class Decoding:
-    """next_logits of fast_decoding. rows (B', G'): the completions that are still in the batch."""
+    """next_logits of fast_decoding. rows (B', G'): the completions that are still in the batch, by
+    what they share."""
 
-    def __init__(self, step, cache, B, G):
+    def __init__(self, step, cache):
         self.step, self.cache, self.steps = step, cache, 0
-        self.rows = torch.arange(B * G).view(B, G)
+        self.rows = torch.arange(len(cache.mask)).view(cache.shape)
 
     def __call__(self, tokens, positions, alive):
         self.steps += 1
@@ -94,7 +95,7 @@ def keep(cache, rows):
 
     rows (B', G'): their indices among all B·G, one row per prompt.
     """
-    prompts = rows[:, 0] // (len(cache.completions[0][0]) // len(cache.prompt[0][0]))
+    prompts = rows[:, 0] // cache.shape[1]
     rows = rows.flatten()
     cache.mask = cache.mask[rows]
     for layer, (keys, values) in cache.prompt.items():

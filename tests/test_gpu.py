@@ -284,8 +284,9 @@ def test_an_evaluations_batch(batch, charades, gpu):
         asked = SimpleNamespace(
             model=model.to(device), tokenizer=tokenizer, settings=settings, decoder=reader
         )
-        batches = (examples[:2], examples[2:])
-        records = [r for b in batches for r in evaluation.answer_batch(asked, b, TOY_BUDGET)]
+        batches = [[[e] for e in examples[:2]], [examples[2:]]]
+        read = [evaluation.read_clips(asked, batch, TOY_BUDGET) for batch in batches]
+        records = [r for batch in read for r in evaluation.answer_batch(asked, batch)]
         said.append([record["text"] for record in records])
     assert said[0] == said[1] and len(said[0]) == 3
 
