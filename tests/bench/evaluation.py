@@ -1,0 +1,108 @@
+"""Bench: an evaluation by clip, against the same questions one by one.
+
+    python tests/bench/evaluation.py
+    python tests/bench/evaluation.py --questions 1 3 5 --clips 8 16 --frame-tokens 4 64
+
+The toy base answers made-up questions about toy clips, each with its interval, thinking, greedily:
+from the video file to the record in predictions.jsonl, by eval.py's own functions, 16 questions
+together. "by clip": each clip is read, seen and prefilled once. "one by one": once per question, as
+eval.py did before. P: tokens of a prompt; frames of 4 tokens are the toy's own, 64 bring P to the
+length of a short real clip's. Both sides of a line in turns; last the answers that differ.
+"""
+
+import os
+from dataclasses import replace
+from functools import partial
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+from common import TOKENIZER, arguments, by_turns
+
+import data
+import eval as evaluation
+from annotations.readers import read_dataset
+from runtime.decoder import Decoder
+from runtime.models import load
+from runtime.predictions import read_predictions
+from toy import world
+
+WORDS = ("{}", "{}, the first time", "{} (from beginning to end)", "the moment when {}", "how {}",
+         "{}, as far as it can be seen", "{}, all of it", "whether {}")  # fmt: skip
+
+BY_CLIP = evaluation.read_clips
+
+
+def questions_about(clips, number):
+    """`number` questions about each of so many toy clips: Examples."""
+    examples = {e.video: e for e in read_dataset("charades", "test", world.ensure("charades"))}
+    first = list(examples.values())[:clips]
+    asked = [[replace(e, id=f"{e.id}-{k}", question=w.format(e.question))
+              for k, w in enumerate(WORDS[:number])] for e in first]  # fmt: skip
+    return [e for same in asked for e in same]
+
+
+def answer(asked, examples, budget, path):
+    if os.path.exists(path):
+        os.remove(path)
+    evaluation.answer_all(asked, examples, budget, path)
+
+
+def apart(asked):
+    """The same Evaluation with a clip of its own for each question: nothing is shared."""
+
+    def read_clips(_, clips, budget):
+        each = [[e] for questions in clips for e in questions]
+        return BY_CLIP(asked, each, budget)
+
+    return read_clips
+
+
+def main():
+    args = arguments(
+        __doc__,
+        "trained",
+        clips=([16], "numbers of clips"),
+        questions=([1, 2, 3, 5, 8], "questions about each"),
+        frame_tokens=([4, 64], "tokens of a pair of frames"),
+    )
+    model, tokenizer = load(TOKENIZER, args.device)
+    decoder = Decoder(600)
+    settings = {"bench": "toy", "think": True, "blind": False, "template": None}
+    settings["max_new_tokens"] = 64
+    asked = SimpleNamespace(model=model, tokenizer=tokenizer, settings=settings, decoder=decoder)
+    asked.__dict__.update(batch_size=16, rank=1, world=1)  # rank 1: without a bar
+    print(f"{'P':>5} {'clips':>6} {'questions':>10}   {'by clip':>9} {'one by one':>11}   faster"
+          "   answers that differ")  # fmt: skip
+    with TemporaryDirectory() as folder:
+        for tokens in args.frame_tokens:
+            n = tokens * 28 * 28
+            budget = data.VideoBudget(max_frames=64, min_frame_pixels=n, max_frame_pixels=n)
+            for clips in args.clips:
+                for number in args.questions:
+                    examples = questions_about(clips, number)
+                    sides = {}
+                    for name, read in (("clip", BY_CLIP), ("one", apart(asked))):
+                        path = os.path.join(folder, name)
+                        sides[name] = partial(run, read, asked, examples, budget, path)
+                    t = by_turns(sides, args.repeats, args.device)
+                    said = [read_predictions(os.path.join(folder, name)) for name in sides]
+                    differ = sum(said[0][e.id]["text"] != said[1][e.id]["text"] for e in examples)
+                    prompt = data.load_prompt(examples[0], budget, tokenizer)
+                    per_second = {name: len(examples) / seconds for name, seconds in t.items()}
+                    print(f"{len(prompt.ids):>5} {clips:>6} {number:>10}   "
+                          f"{per_second['clip']:>7.1f}/s {per_second['one']:>9.1f}/s   "
+                          f"{t['one'] / t['clip']:>5.1f}×   {differ} of {len(examples)}",
+                          flush=True)  # fmt: skip
+    decoder.stop()
+
+
+def run(read, asked, examples, budget, path):
+    before, evaluation.read_clips = evaluation.read_clips, read
+    try:
+        answer(asked, examples, budget, path)
+    finally:
+        evaluation.read_clips = before
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""Prompts that share: questions about one clip, read as its branches, and groups in one forward.
+
+The other side is always the same thing done one by one.
+"""
+
+import copy
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import eval as evaluation
+import grpo
+from annotations.readers import read_dataset
+from model import encode_videos, prefill
+from runtime.clips import batches_of, read_ahead, turns
+from runtime.errors import BadInput
+from runtime.loader import generator_for
+from runtime.run import Clock
+from runtime.settings import parse_args
+from scale.packing import ROW, clips_of, common_length, rows_of
+from toy.base import TOY_BUDGET
+
+TEXT_FIRST = "When does this happen: {question}? It lasts {duration} s.<video>"
+
+
+@pytest.fixture
+def asked(base, charades):
+    """(Examples, Prompts): three questions about each of three clips, of different lengths."""
+    examples, prompts, first = [], [], read_dataset("charades", "test", charades)
+    clips = {e.video: e for e in first}
+    for e in list(clips.values())[:3]:
+        video = data.load_video(e.video, TOY_BUDGET)
+        for k, words in enumerate(("{}", "{} and nothing else in this clip", "the first {}")):
+            examples.append(replace(e, id=f"{e.id}-{k}", question=words.format(e.question)))
+            prompts.append(data.ask(examples[-1], video, base[1], think=k < 2))
+    return examples, prompts
+
+
+def apart(prompts):
+    """The same prompts, as if each were about a clip of its own."""
+    return [replace(p, patches=p.patches.clone()) for p in prompts]
+
+
+def sampled(model, prompts, group_size, generators=None):
+    with torch.no_grad():
+        features = encode_videos(model, prompts)
+        stop_ids = model.generation_config.eos_token_id
+        return grpo.sample_groups(model, prompts, features, group_size, 40, stop_ids, generators)
+
+
+# The model ---------------------------------------------------------------------------------------
+
+
+def test_what_questions_about_a_clip_share(base, asked):
+    _, prompts = asked
+    clips = clips_of(prompts, list(range(9)), base[0].config.video_token_id)
+    assert [clip.features for clip in clips] == [0, 3, 6]
+    for clip, same in zip(clips, (prompts[:3], prompts[3:6], prompts[6:])):
+        rows = [clip.prompt.ids.tolist() + r[:n].tolist() for r, n in zip(clip.rest, clip.lengths)]
+        assert rows == [p.ids.tolist() for p in same] and min(clip.lengths) >= 1
+        assert clip.prompt.ids.tolist().count(base[0].config.video_token_id) > 0
+        flat = clip.prompt.ids.tolist() + clip.rest.flatten().tolist()
+        assert [flat[i] for i in clip.ends] == [int(p.ids[-1]) for p in same]
+
+
+@pytest.mark.parametrize("case", ["apart", "unequal numbers", "one each", "words first"])
+def test_where_nothing_can_be_shared(case, base, asked, charades):
+    examples, prompts = asked
+    if case == "words first":
+        video = data.load_video(examples[0].video, TOY_BUDGET)
+        prompts = [data.ask(e, video, base[1], template=TEXT_FIRST) for e in examples[:3]]
+    else:
+        cut = {"apart": apart(prompts), "unequal numbers": prompts[:5], "one each": prompts[::3]}
+        prompts = cut[case]
+    clips = clips_of(prompts, prompts, base[0].config.video_token_id)
+    assert [clip.prompt for clip in clips] == prompts
+    assert all(clip.rest.shape == (1, 0) and clip.lengths == [0] for clip in clips)
+
+
+def test_common_length_against_the_definition():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        rows = rng.integers(0, 2, (rng.integers(1, 5), 9)).tolist()
+        rows = [row[: rng.integers(1, 10)] for row in rows]
+        n = common_length(rows)
+        assert 0 <= n < min(map(len, rows)) and all(row[:n] == rows[0][:n] for row in rows)
+        assert n == min(map(len, rows)) - 1 or len({row[n] for row in rows}) > 1
+
+
+def test_branches_of_a_clip_against_whole_prompts(base, fresh, asked):
+    _, prompts = asked
+    for model, _ in (base, fresh):
+        with torch.no_grad():
+            ours = prefill(model, prompts, encode_videos(model, prompts))
+            theirs = prefill(model, apart(prompts), encode_videos(model, apart(prompts)))
+        finite = torch.isfinite(theirs[0])
+        assert (ours[0] - theirs[0])[finite].abs().max() < 1e-4 and ours[2].equal(theirs[2])
+
+
+@pytest.mark.parametrize("G", [1, 4])
+def test_sampling_about_one_clip_against_one_by_one(G, base, asked):
+    """Completions of different lengths, so that the batch narrows in between."""
+    _, prompts = asked
+    sides = []
+    for some in (prompts, apart(prompts)):
+        generators = [generator_for(0, 0, k) for k in range(9)] if G > 1 else None
+        sides.append(sampled(base[0], some, G, generators))
+    (tokens, mask, logps), (tokens_2, mask_2, logps_2) = sides
+    assert tokens.equal(tokens_2) and mask.equal(mask_2)
+    assert (logps - logps_2).abs().max() < 1e-4
+    assert len(set(mask.sum(dim=2).flatten().tolist())) > 2
+
+
+def test_the_vision_tower_sees_a_clip_once(base, asked, monkeypatch):
+    _, prompts = asked
+    tower, seen = base[0].model.visual, []
+    forward = tower.forward
+    monkeypatch.setattr(tower, "forward", lambda x, **how: seen.append(len(x)) or forward(x, **how))
+    with torch.no_grad():
+        together, alone = encode_videos(base[0], prompts), encode_videos(base[0], apart(prompts))
+    assert seen[1] == 3 * seen[0]
+    assert all((a - b).abs().max() < 1e-4 for a, b in zip(together, alone))
+
+
+# Groups in one forward ----------------------------------------------------------------------------
+
+
+def one_step(base, examples, flags):
+    """(Step, {name: gradient}) of a policy a little way from its reference policy."""
+    policy, reference = copy.deepcopy(base[0]), copy.deepcopy(base[0]).requires_grad_(False)
+    moved = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        head = policy.lm_head.weight
+        head.add_(1e-3 * torch.randn(head.shape, generator=moved))
+    gradients = {}
+
+    def update_weights():
+        gradients.update({n: p.grad.clone() for n, p in policy.named_parameters()})
+        return 0.0
+
+    settings = parse_args(["--max-new-tokens", "32", *flags])
+    prompts = [data.load_prompt(e, TOY_BUDGET, base[1]) for e in examples]
+    generators = [generator_for(0, 0, k) for k in range(len(examples))]
+    batch = data.Batch(examples, prompts, generators, base[1])
+    same = lambda: nullcontext(reference)
+    clock = Clock("cpu")
+    step = grpo.grpo_step(
+        policy.requires_grad_(), same, batch, settings, update_weights, float, clock
+    )
+    return step, gradients
+
+
+@pytest.mark.parametrize("flags", [[], ["--loss", "dr_grpo", "--updates-per-rollout", "2"]])
+def test_groups_in_one_forward_against_one_at_a_time(flags, base, charades):
+    """Log-probs within 1e-5 and gradients within 1e-4 (of their norm), whatever the budget."""
+    examples = read_dataset("charades", "train", charades)[:5]
+    budgets = [[*flags, "--score-tokens", str(tokens)] for tokens in (1, 700, ROW)]
+    (one, exact), *others = [one_step(base, examples, budget) for budget in budgets]
+    norm = torch.cat([g.flatten() for g in exact.values()]).norm()
+    for step, gradients in others:
+        for a, b in zip(one.groups, step.groups):
+            assert a.completions.equal(b.completions)
+            for name in ("logp_old", "logp_ref"):
+                assert (getattr(a, name) - getattr(b, name))[a.mask].abs().max() < 1e-5
+        for name, g in exact.items():
+            assert (g - gradients[name]).abs().max() < 1e-4 * norm, name
+        assert sum(step.losses) == pytest.approx(sum(one.losses), abs=1e-5)
+
+
+def test_rows_hold_everything_in_order_and_no_more_than_the_budget():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = rng.integers(1, 900, rng.integers(1, 20)).tolist()
+        rows = rows_of(None, sizes, int, tokens=1000)
+        assert [n for row in rows for n in row] == sizes
+        assert all(sum(row) <= 1000 for row in rows)
+        sharded = SimpleNamespace(unshard=None)
+        assert rows_of(sharded, sizes, int) == [[n] for n in sizes]
+
+
+# An evaluation by clip ----------------------------------------------------------------------------
+
+
+def test_batches_by_clip():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        examples = [
+            data.Example(
+                str(i), "qa", f"v{rng.integers(6)}", "", "A", span=(0, int(s)) if s else None
+            )
+            for i, s in enumerate(rng.integers(0, 2, 40))
+        ]
+        size = int(rng.integers(1, 20))
+        batches = batches_of(examples, size)
+        flat = [e for batch in batches for clip in batch for e in clip]
+        assert sorted(e.id for e in flat) == sorted(e.id for e in examples)
+        for batch in batches:
+            assert len({len(clip) for clip in batch}) == 1 and sum(map(len, batch)) <= size
+            assert all(len({(e.video, e.span) for e in clip}) == 1 for clip in batch)
+
+
+class Counting:
+    """read_frames, counting; it refuses videos whose name holds `bad`."""
+
+    def __init__(self, bad="nothing"):
+        self.reads, self.bad = [], bad
+
+    def read(self, path, *part):
+        self.reads.append(path)
+        if self.bad in path:
+            raise BadInput(f"video file {path} is damaged")
+        return data.read_frames(path, *part)
+
+
+def answers(base, examples, decoder, path, batch_size=16, template=None, room=None):
+    settings = {"bench": "toy", "think": True, "blind": False, "template": template}
+    settings["max_new_tokens"] = 40
+    it = SimpleNamespace(model=base[0], tokenizer=base[1], settings=settings, decoder=decoder)
+    it.__dict__.update(batch_size=batch_size, rank=1, world=1)
+    evaluation.answer_all(it, examples, TOY_BUDGET, str(path))
+    return evaluation.predictions.read_predictions(str(path))
+
+
+@pytest.mark.parametrize("template", [None, TEXT_FIRST])
+def test_answers_by_clip_are_those_one_by_one(template, base, asked, tmp_path):
+    examples, _ = asked
+    together, alone = Counting(), Counting()
+    ours = answers(base, examples, together, tmp_path / "ours", 6, template)
+    theirs = answers(base, examples, alone, tmp_path / "theirs", 1, template)
+    assert ours == theirs and len(ours) == 9
+    assert len(together.reads) == 3 and len(alone.reads) == 9
+
+
+def test_what_cannot_be_asked_costs_only_itself(base, asked, tmp_path, monkeypatch):
+    """A damaged clip: its questions. A question that is too long: that one."""
+    examples, _ = asked
+    examples[4] = replace(examples[4], question="a word " * 3000)
+    bad = examples[6].video
+    monkeypatch.setattr(evaluation, "room_for_prompt", lambda *_: 1000)
+    said = answers(base, examples, Counting(bad), tmp_path / "p")
+    errors = {id: r.get("error", "") for id, r in said.items()}
+    for k, e in enumerate(examples):
+        wanted = "does not fit" if k == 4 else "is damaged" if k >= 6 else ""
+        assert wanted in errors[e.id] and bool(wanted) == bool(errors[e.id]), e.id
+    good = answers(base, examples[:4], Counting(), tmp_path / "q", 1)
+    assert all(said[id]["text"] == r["text"] for id, r in good.items())
+
+
+def test_the_next_is_read_while_this_one_is_used():
+    read, used = [], []
+    for item, content in read_ahead(iter(range(4)), lambda k: read.append(k) or 10 * k):
+        end = time.monotonic() + 5
+        while len(read) < min(4, item + 2) and time.monotonic() < end:
+            time.sleep(0.01)
+        used.append((item, content, len(read)))
+    assert used == [(0, 0, 2), (1, 10, 3), (2, 20, 4), (3, 30, 4)]
+
+
+def test_an_error_while_reading_ahead_is_raised_where_it_is_used():
+    def fails_at_2(k):
+        if k == 2:
+            raise BadInput("no")
+        return k
+
+    got = []
+    with pytest.raises(BadInput, match="no"):
+        for k, _ in read_ahead(range(5), fails_at_2):
+            got.append(k)
+    assert got == [0, 1]
+
+
+def test_turns_of_one_process_are_all():
+    assert list(turns(5, 1)) == [0, 1, 2, 3, 4]
