@@ -181,9 +181,9 @@ def answer_all(evaluation, examples, budget, path):
     taken = turns(len(batches), evaluation.world)
     sizes = [sum(map(len, batch)) for batch in batches]
     read = lambda k: read_clips(evaluation, batches[k], budget)
-    title = f"answering {evaluation.settings['bench']}"
     shape = {"unit": "question", "dynamic_ncols": True, "disable": evaluation.rank != 0}
-    with tqdm(total=len(examples), desc=title, **shape) as bar:
+    shape["desc"] = f"answering {evaluation.settings['bench']}"
+    with tqdm(total=len(examples), **shape) as bar:
         for k, asked in read_ahead(taken, read):
             for record in answer_batch(evaluation, asked):
                 append_line(path, record)

@@ -28,6 +28,9 @@ one group.
 from dataclasses import dataclass, field
 from itertools import chain
 
+import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 import torch
 
 from model import decode_step, encode_videos, groups_logprobs, prefill

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "tasks": {"rewards"},
     "data": {"rewards", "tasks", "runtime.container", "runtime.errors"},
     "model": {"scale.attention", "scale.cache", "scale.packing"},
-    "grpo": {"tasks", "model", "scale.decoding", "scale.packing"},
+    "grpo": {"tasks", "model", "scale.decoding", "scale.packing", "runtime.threads"},
     "runtime.errors": set(),
 }  # fmt: skip
 
@@ -104,3 +104,38 @@ def test_lengths():
             if isinstance(node, ast.FunctionDef):
                 where = f"{module}.{node.name}"
                 assert node.end_lineno - node.lineno < 60, where
+
+
+PROGRAMS = ("course", "tools", "toy")  # rooms that are started with python -m
+
+
+def test_every_program_says_how_threads_wait_before_torch_is_imported():
+    """runtime/threads.py is the one place. It is imported first of all by the chapters that are
+    programs, by the rooms that are, and by what the benches share."""
+    programs = ["grpo.py", "train.py", "eval.py", *(f"{room}/__init__.py" for room in PROGRAMS)]
+    benches = sorted(os.listdir(os.path.join(ROOT, "tests", "bench")))
+    for path in programs + [f"tests/bench/{name}" for name in benches if name.endswith(".py")]:
+        if path.endswith("trl_trainer.py"):  # another package's program, in its own environment
+            continue
+        with open(os.path.join(ROOT, path), encoding="utf-8") as f:
+            order = imported_in_order(ast.parse(f.read()))
+        late = [k for k, name in enumerate(order) if brings_torch(name)]
+        first = [k for k, name in enumerate(order) if name in ("runtime.threads", "common")]
+        if late or path in programs:
+            assert first and first[0] < min(late, default=len(order)), path
+
+
+def imported_in_order(tree):
+    """The modules that a file's own lines import, first to last."""
+    nodes = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    each = [[n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names]
+            for n in nodes]  # fmt: skip
+    return [name for names in each for name in names]
+
+
+@cache
+def brings_torch(name):
+    """Whether importing a module imports torch. (The rooms in PROGRAMS say first how it waits.)"""
+    if name in files() and name.split(".")[0] not in PROGRAMS and name != "runtime.threads":
+        return any(map(brings_torch, imported_in_order(files()[name])))
+    return name.split(".")[0] in ("torch", "transformers", "safetensors")

@@ -13,6 +13,9 @@ weights and the KV cache; what norms, rotations and activations cost separates u
 
 from types import SimpleNamespace
 
+import common  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 import torch
 
 from common import arguments, by_turns, make_policy, make_prompt

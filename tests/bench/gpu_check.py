@@ -30,6 +30,9 @@ import tempfile
 import time
 from types import SimpleNamespace
 
+import common  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 import torch
 from safetensors.torch import load_file
 

@@ -14,6 +14,9 @@ import subprocess
 import sys
 import tempfile
 
+import common  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 import numpy as np
 import torch
 

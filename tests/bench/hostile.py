@@ -47,6 +47,9 @@ os.environ |= {
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
+import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 import av
 import numpy as np
 import test_container as clips

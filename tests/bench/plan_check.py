@@ -20,6 +20,9 @@ import os
 import tempfile
 from contextlib import nullcontext
 
+import common  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function

@@ -11,6 +11,9 @@ bandwidth.
 
 from functools import partial
 
+import common  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 import torch
 
 from common import (

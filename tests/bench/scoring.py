@@ -10,6 +10,9 @@ Measured are time and peak memory.
 
 import gc
 
+import common  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 import torch
 
 from common import arguments, by_turns, make_policy, make_prompt, peak_memory, repeated_logprobs

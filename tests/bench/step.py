@@ -25,6 +25,9 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 
+import common  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 import numpy as np
 import torch
 
