@@ -9,9 +9,14 @@ import subprocess
 import sys
 import tempfile
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, ROOT)
+
+import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
 from safetensors.torch import load_file
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STEPS = [
     *"train.py --task grounding --steps 3 --prompts-per-step 4 --group-size 8".split(),
     *"--device cpu --quiet".split(),
