@@ -21,7 +21,11 @@ BIN := .venv/bin
 # On the CPU whatever GPUs there are: two processes would share one, and its launches take longer than this model's products.
 demo: .venv/installed
 	@echo "demo: a model of 1.1 million weights, on the CPU, in two processes (a GPU is not asked for)"
-	$(BIN)/torchrun --nproc-per-node 2 train.py --task grounding --device cpu --out runs/demo --overwrite
+	@echo "demo, 1 of 3: the model as it is answers 200 questions; after it two minutes of training, and the same questions again"
+	$(BIN)/python eval.py --bench charades --device cpu
+	@echo "demo, 2 of 3: training; the bar says how long it still takes, and half a minute after it the table is here"
+	$(BIN)/torchrun --nproc-per-node 2 train.py --task grounding --device cpu --steps 200 --out runs/demo --overwrite
+	@echo "demo, 3 of 3: the same questions again"
 	$(BIN)/python eval.py --bench charades --device cpu --model assets/toy-base runs/demo
 
 paper: .venv/installed

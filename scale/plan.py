@@ -13,8 +13,8 @@ What the figures do not know is fragmentation and what CUDA itself takes: about 
 which is added.
 
 Letters as in model.py: P prompt tokens, B prompts of one process, G completions of each, C tokens
-of each, L = P + G·C the row that is scored, D hidden size, I of the MLP, V vocabulary, N weights; W
-processes.
+of each, L = P + G·C of a group that is scored, D hidden size, I of the MLP, V vocabulary, N
+weights; W processes; packed: groups that are scored in one row (--score-tokens).
 """
 
 import os
@@ -115,9 +115,12 @@ def sizes_of(model, args, world, number, P):
     videos = B  # of how many prompts they are read at once
     if args.method == "sft":
         G = videos = 1
+    alone = args.shard or args.method == "sft"
+    packed = 1 if alone else min(B, max(1, args.score_tokens // (P + G * C)))  # packing.rows_of
     return SimpleNamespace(
         **dict(number=number, share=world if args.shard else 1),
         **dict(P=P, G=G, C=C, B=B, L=P + G * C, videos=videos, patches=videos * P * 4),
+        packed=packed,
         N=count(named.values()),
         trained=count(trained),
         largest=max(p.numel() for p in trained),
@@ -201,7 +204,7 @@ def sampling(s, args):
 
 
 def layer_activations(s, args):
-    """Bytes that a layer of the language model keeps of one group's row for its backward pass."""
+    """Bytes that a layer of the language model keeps of one group for its backward pass."""
     # Of width D per token: of each of two norms a float32 copy of its input and, where its weight
     # is trained, the normalised input; the inputs of (q, k, v), of o and of (gate, up); queries and
     # outputs of attention. Of width I: the MLP's gate, silu(gate), up and product. With --lora each
@@ -215,11 +218,11 @@ def layer_activations(s, args):
 
 
 def scoring(s, args):
-    """Bytes of one group's activations and logits, and of what --shard gathers meanwhile."""
-    a_layer = layer_activations(s, args)
-    kept = s.layers * (s.L * s.D * s.number if args.recompute else a_layer)
+    """Bytes of one row's activations and logits, and of what --shard gathers meanwhile."""
+    a_layer = s.packed * layer_activations(s, args)
+    kept = s.layers * (s.packed * s.L * s.D * s.number if args.recompute else a_layer)
     # float32: logits, log-softmax, the entropy's product, and the gradients of the first two
-    logits = min(1024, s.G * s.C) * s.V * 4 * 5
+    logits = min(1024, s.packed * s.G * s.C) * s.V * 4 * 5
     # in the backward pass the head's turn is over before the layers' begins
     at_once = max(logits, 1.25 * a_layer if args.recompute else 0)
     gathered = gathered_while_scoring(s, args) if args.shard else 0

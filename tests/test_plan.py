@@ -14,7 +14,7 @@ import train
 from conftest import BASE, ROOT
 from docs_check import all_commands
 from grpo import sample_groups
-from model import encode_videos, group_logprobs, prefill
+from model import encode_videos, groups_logprobs, prefill
 from runtime import settings
 from runtime.errors import BadInput
 from runtime.models import load
@@ -98,20 +98,28 @@ def test_plan_counts_what_is_there(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rank", [None, 8])
-def test_activations_are_what_autograd_keeps(dtype, rank):
+@pytest.mark.parametrize("packed", [1, 3])
+def test_activations_are_what_autograd_keeps(dtype, rank, packed):
     model = toy_policy(dtype, rank)
     model.model.visual.requires_grad_(False)
     prompt = make_prompt(model, 400, frame_tokens=4)
     with torch.no_grad():
         features = encode_videos(model, [prompt])[0]
     completions = torch.randint(20, 200, (4, 32))
-    kept = bytes_kept(model, lambda: group_logprobs(model, prompt, features, completions))
+    row = [[x] * packed for x in (prompt, features, completions)]
+    kept = bytes_kept(model, lambda: [logp for logp, _ in groups_logprobs(model, *row)])
     args, *_, sizes = toy_plan(
-        *(["--lora", str(rank)] if rank else []), P=len(prompt.ids), number=dtype.itemsize
+        *(["--lora", str(rank)] if rank else []),
+        *("--score-tokens", str(packed * (len(prompt.ids) + completions.numel()))),
+        *("--prompts-per-step", "4"),
+        P=len(prompt.ids),
+        number=dtype.itemsize,
     )
+    assert sizes["packed"] == packed
     said = model.config.text_config.num_hidden_layers * plan.layer_activations(
         SimpleNamespace(**sizes), args
     )
+    said *= packed
     # Not in the plan: the mask that attention makes on the CPU, cos and sin, adapters in the
     # policy's dtype.
     assert 0.94 < said / kept < 1.01
@@ -254,7 +262,7 @@ def test_the_demo_asks_for_no_gpu_and_neither_do_the_tests():
     assert (
         re.findall(r"(\w+)\.py .*--device cpu", demo)
         == re.findall(r"(\w+)\.py ", demo)
-        == ["train", "eval"]
+        == ["eval", "train", "eval"]
     )
     if os.environ.get("TEST_GPU") != "1":
         asked = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]

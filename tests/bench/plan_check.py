@@ -164,6 +164,7 @@ def main():
             if only not in name:
                 continue
             fixed = ["--max-new-tokens", str(C), "--prompts-per-step", str(PROMPTS * world)]
+            fixed += ["--score-tokens", "1"]  # as two_steps scores: one group at a time
             vision = [] if "--train-vision" in flags else ["--no-train-vision"]
             args = train.parse_args([*flags.split(), *vision, *fixed])
             said, used = planned(args, dtype, world), most_bytes(two_steps, args, dtype, world)
