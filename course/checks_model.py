@@ -396,7 +396,8 @@ def tiny_model():
 
 
 def text_prompt(ids):
-    return Prompt(torch.tensor(ids), None, [], [], "")
+    """A prompt without a video. Its patches are its own: prompts that share them share a clip."""
+    return Prompt(torch.tensor(ids), torch.empty(0, 1176), [], [], "")
 
 
 def prompts_of(lengths):

@@ -17,7 +17,7 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from course import exercises  # noqa: E402
+from course import exercises, grading  # noqa: E402
 
 WRONG = [
     # 1. temporal IoU
@@ -620,7 +620,7 @@ def graded(number, text, folder):
     exercise = exercises.EXERCISES[number - 1]
     with open(os.path.join(folder, exercise.file), "w", encoding="utf-8") as f:
         f.write(text)
-    return exercises.examine(exercise, folder)
+    return grading.examine(exercise, folder)
 
 
 def try_all(number, folder):

@@ -1,0 +1,261 @@
+"""apart.py: a student's functions in a process of their own, called from here like any other.
+
+The cases of checks.py call what looks like the student's function. It sends the arguments to the
+process (calls.py) and returns what comes back, so that whatever is compared is compared here, out
+of reach. Gradients pass, too: autograd asks the process for those of the arguments.
+"""
+
+import atexit
+import compileall
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import time
+from functools import cache
+
+import torch
+
+from course import calls
+from course.checks import Unfit, Wrong
+from course.exercises import BLANKS, CHAPTERS, ROOT, in_handout, without_bodies
+
+STARTING = 180  # seconds that a process may take to import torch
+USUALLY = {
+    "hung": "a loop whose end never comes, or Python loops over what tensors do at once",
+    "died": "a call of exit, or no memory left",
+}
+
+
+class Broken(Exception):
+    """The check itself failed, which is no fault of the student's."""
+
+
+@cache
+def room_for(exercise):
+    """A folder with the chapters, in which the exercise's functions have no bodies.
+
+    It is all of the project that the process of a check sees; it goes when this program ends.
+    """
+    room = tempfile.mkdtemp(prefix="course-")
+    atexit.register(shutil.rmtree, room, ignore_errors=True)
+    for chapter in CHAPTERS:
+        with open(os.path.join(ROOT, chapter + ".py"), encoding="utf-8") as f:
+            source = f.read()
+        if chapter == exercise.module and not in_handout():
+            said = f"this is exercise {exercise.number} itself: ours does not answer to yours"
+            instead = f'raise NotImplementedError("{said}")'
+            source = without_bodies(source, exercise.functions, instead)
+        with open(os.path.join(room, chapter + ".py"), "w", encoding="utf-8") as f:
+            f.write(source)
+    away = shutil.ignore_patterns("__pycache__")
+    for folder in ("runtime", "scale"):
+        shutil.copytree(os.path.join(ROOT, folder), os.path.join(room, folder), ignore=away)
+    if in_handout():  # where the chapters' functions are compiled files, one for each
+        own = [f"{exercise.module}.{name}.pyc" for name in exercise.functions]
+        kept = shutil.ignore_patterns("__pycache__", "expected.pt", "ex*.py", *own)
+        shutil.copytree(BLANKS, os.path.join(room, os.path.basename(BLANKS)), ignore=kept)
+    compileall.compile_dir(room, quiet=2)
+    return room
+
+
+class Link(torch.autograd.Function):
+    """The results of a call as functions of its arguments: the process knows their gradients."""
+
+    @staticmethod
+    def forward(ctx, apart, graph, results, *args):
+        ctx.apart, ctx.graph = apart, graph
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        message = {"backward": ctx.graph, "grads": [calls.encode(g) for g in grads]}
+        found = calls.decode(ctx.apart.ask(message)["value"])
+        return None, None, None, *found
+
+
+class Apart:
+    """The process of one exercise of one student. `functions` holds what can be called.
+
+    limit: seconds that the student's code may take, all calls together. `ended` becomes "hung" or
+    "died", with `said`. Raises Wrong for what goes wrong in the student's code, Broken for what
+    goes wrong in ours.
+    """
+
+    def __init__(self, exercise, path, limit, method=None):
+        self.limit = self.left = limit
+        self.ended, self.said, self.at = "", "", "reading the file"
+        self.models = []
+        self.scratch = tempfile.mkdtemp(prefix="course-")
+        inside = os.path.join(self.scratch, exercise.file)
+        shutil.copyfile(path, inside)
+        self.functions = {name: self.function(name) for name in exercise.functions}
+        self.process = None
+        self.start(exercise, inside, method)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.connection.close()
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)  # the process and all that it started
+        except (AttributeError, OSError):  # no process groups on this system, or it has ended
+            self.process.kill()
+        self.process.join()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def start(self, exercise, path, method):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+        if ROOT not in paths:
+            os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *paths])
+        # A server that imports torch once and forks for each check saves seconds per check.
+        method = method or ("forkserver" if hasattr(os, "fork") else "spawn")
+        context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload(["course.calls"])
+        self.connection, theirs = context.Pipe()
+        names = exercise.functions
+        args = (theirs, room_for(exercise), self.scratch, path, names, CHAPTERS, ROOT)
+        self.process = context.Process(target=calls.serve, args=args, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def load(self):
+        """Waits for the process, and has it read the student's file."""
+        self.left = STARTING
+        self.judged(self.receive())
+        if self.ended:
+            raise Broken(self.said)
+        self.left = self.limit
+        self.judged(self.receive())
+
+    def printed(self, most=2000):
+        """What the student's code printed, its beginning."""
+        with open(os.path.join(self.scratch, "output.txt"), "rb") as f:
+            text = f.read(most + 1).decode("utf-8", "replace")
+        return text if len(text) <= most else text[:most] + " …"
+
+    def receive(self):
+        """The next message. What is not of the agreed form is the student's doing."""
+        began = time.monotonic()
+        try:
+            if not self.connection.poll(max(0.0, self.left)):
+                return self.end("hung", f"not done after {self.limit:g} seconds")
+            raw = self.connection.recv_bytes(calls.MOST_BYTES)
+        except (EOFError, OSError):
+            self.process.join(5)
+            code = self.process.exitcode
+            return self.end("died", f"your code ended the whole process (exit code {code})")
+        self.left -= time.monotonic() - began
+        try:
+            message = json.loads(raw)
+            if isinstance(message, dict):
+                return message
+        except (ValueError, RecursionError):
+            pass
+        return self.end("died", "your code wrote into the connection of the check")
+
+    def end(self, how, said):
+        self.ended = how
+        self.said = f"{said}; it was at: {self.at}\n  usually  {USUALLY[how]}"
+        return {}
+
+    def judged(self, message):
+        """The message, or Wrong for what the process says of the student's code."""
+        if self.ended:
+            raise Unfit(self.said)
+        if "broken" in message:
+            raise Broken(str(message["broken"])[:2000])
+        if "raised" in message:
+            kind = Unfit if message.get("unfit") is True else Wrong
+            raise kind(str(message["raised"])[:2000])
+        return message
+
+    def ask(self, message, callbacks=()):
+        """Sends a message and returns the response; answers the callbacks that come before it."""
+        if self.ended:
+            raise Unfit(self.said)
+        try:
+            while True:
+                self.connection.send_bytes(json.dumps(message).encode())
+                response = self.judged(self.receive())
+                if "callback" not in response:
+                    return response
+                called = callbacks[response["callback"]]
+                message = {"value": calls.encode(called(*map(calls.decode, response["args"])))}
+        except (OSError, LookupError, TypeError, ValueError, AttributeError) as e:
+            self.end("died", f"your code upset the connection of the check ({type(e).__name__})")
+            raise Unfit(self.said) from None
+
+    def function(self, name):
+        """What stands for the student's function."""
+
+        def call(*args, **kwargs):
+            given, models, generators, callbacks = [], [], [], []
+
+            def special(x):
+                if isinstance(x, torch.nn.Module):
+                    models.append(x)
+                    return {"of": self.hand_over(x)}
+                if isinstance(x, torch.Generator):
+                    generators.append(x)
+                    return {"generator": calls.encode(x.get_state())}
+                module = getattr(x, "__module__", "").split(".")[0]
+                if callable(x) and (module not in (*CHAPTERS, "scale") or "<" in x.__qualname__):
+                    callbacks.append(x)
+                    return {"callback": len(callbacks) - 1}
+                return calls.special_of(x)
+
+            message = {
+                "call": name,
+                "args": [calls.encode(x, special, given) for x in args],
+                "kwargs": {k: calls.encode(x, special, given) for k, x in kwargs.items()},
+                "grad": torch.is_grad_enabled(),
+            }
+            response = self.ask(message, callbacks)
+            try:
+                return self.returned(response, args, given, models, generators)
+            except (LookupError, TypeError, ValueError, RecursionError, RuntimeError) as e:
+                raise Unfit(f"  what came back is no value: {e}") from None
+
+        call.__name__ = name
+        return call
+
+    def hand_over(self, model):
+        """The number under which the process knows a model, which it is sent once."""
+        if model not in self.models:
+            weights = {name: calls.encode(x) for name, x in model.state_dict().items()}
+            self.ask({"model": weights, "config": json.loads(model.config.to_json_string())})
+            self.models.append(model)
+        return self.models.index(model)
+
+    def returned(self, response, args, given, models, generators):
+        """The value of a response; and all that the call did to its arguments is done to ours."""
+        for i, x in response["changed"].items():
+            take_over(args[int(i)], calls.decode(x))
+        for generator, state in zip(generators, response["generators"]):
+            generator.set_state(calls.decode(state))
+        for shape in response["read"] if models else []:
+            # so that what hangs on the embedding here hears what the other model was given
+            models[0].get_input_embeddings()(torch.zeros(shape, dtype=torch.int64))
+        results = []
+        calls.decode(response["value"], with_grad=lambda x: results.append(x) or x)
+        if not results or not given or not torch.is_grad_enabled():
+            return calls.decode(response["value"])
+        linked = iter(Link.apply(self, response["graph"], results, *given))
+        return calls.decode(response["value"], with_grad=lambda x: next(linked))
+
+
+def take_over(old, new):
+    """Gives an argument the content that it has in the process after the call."""
+    if isinstance(old, torch.Tensor):
+        old.data = new.data
+    elif isinstance(old, list):
+        old[:] = new
+    elif isinstance(old, dict):
+        old.clear()
+        old.update(new)
