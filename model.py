@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from scale.attention import ATTENTION, register_windows, vision_layout
+from scale.attention import ATTENTION, PatchProduct, register_windows, vision_layout
 from scale.cache import GroupCache
 from scale.packing import clips_of, rows_of
 
@@ -138,9 +138,10 @@ NO_MASK = {"full_attention": None}
 
 
 def prepare(model, attn="sdpa"):
-    """Makes the language model use `attention` below, and the vision tower its windows'."""
+    """Makes the language model use `attention` below, and the vision tower scale/attention.py."""
     model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
     model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
+    model.model.visual.patch_embed.__class__ = PatchProduct
     return model
 
 
