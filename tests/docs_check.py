@@ -44,7 +44,7 @@ SMALLER = [
         "-m annotations charades data/toy/charades/charades_sta_test.txt",
     ),
     (
-        r"^(python tests/bench/(?:kills|worlds|fuzz|plan_check|rehearsal|busy|long_clips)\.py)( .*)?$",
+        r"^(python tests/bench/(?:kills|worlds|fuzz|plan_check|rehearsal)\.py)( .*)?$",
         r"\1 --help",
     ),  # minutes each, and run as they stand for the figures of docs/
     (r"^(python -m toy\.base)$", r"\1 --help"),  # hours
@@ -70,7 +70,7 @@ SMALLER = [
     ),
     (r"^(python tests/bench/(?:sampling|floor)\.py)$", r"\1 --repeats 1 --prompt 256"),
     (r"^(python tests/bench/step\.py)$", r"\1 --repeats 1 --frame-tokens 4"),
-    (r"^(python tests/bench/growth\.py)$", r"\1 --help"),  # twenty minutes
+    (r"^(python tests/bench/(?:growth|busy|long_clips)\.py)$", r"\1 --help"),  # many minutes
     (
         r"^(python tests/bench/evaluation\.py)$",
         r"\1 --repeats 1 --clips 2 --questions 2 --frame-tokens 4",
