@@ -22,7 +22,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	@echo "demo: a model of 1.1 million weights, on the CPU, in two processes (a GPU is not asked for)"
 	@echo "demo, 1 of 3: the model as it is answers 200 questions; after it two minutes of training, and the same questions again"
-	$(BIN)/python eval.py --bench charades --device cpu
+	$(BIN)/python eval.py --bench charades --device cpu --model assets/toy-base
 	@echo "demo, 2 of 3: training; the bar says how long it still takes, and half a minute after it the table is here"
 	$(BIN)/torchrun --nproc-per-node 2 train.py --task grounding --device cpu --steps 200 --out runs/demo --overwrite
 	@echo "demo, 3 of 3: the same questions again"

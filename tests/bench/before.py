@@ -5,14 +5,15 @@
     python tests/bench/before.py ../before --prompt 1024 3584
 
 Each side is a process of its own with the settings of step.py (8 prompts, G = 8, 64 tokens, β =
-0.04); they take turns, one step at a time. With --prompt weights and videos are random, so that
-both sides decode all 64 tokens. Memory: what a step needs at its peak beyond what the process held
-before.
+0.04); they take turns, one step at a time, after two that do not count. With --prompt weights and
+videos are random, so that both sides decode all 64 tokens. Memory: the peak of a process's first
+step, beyond what it held before. (Later ones reuse what the first one freed.)
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -97,15 +98,11 @@ def main():
             )
             for folder in (args.before, ROOT)
         ]  # fmt: skip
-        turns = [[step(side) for side in sides] for _ in range(args.repeats + 2)][2:]
+        first, _, *turns = [[step(side) for side in sides] for _ in range(args.repeats + 2)]
         for side in sides:
             side.communicate()
-        medians = [
-            [sorted(turn[k][what] for turn in turns)[len(turns) // 2] for k in (0, 1)]
-            for what in (0, 1)
-        ]
-        (before, here), memory = medians
-        mega = [f"{n / 1e6:.0f} MB" for n in memory]
+        before, here = (statistics.median(turn[k][0] for turn in turns) for k in (0, 1))
+        mega = [f"{memory / 1e6:.0f} MB" for _, memory in first]
         print(
             f"{P or 'clips':>6} {before:>7.2f} s {here:>7.2f} s {before / here:>6.2f}× "
             f"{mega[0]:>16} {mega[1]:>8}",
