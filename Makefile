@@ -1,4 +1,4 @@
-# make demo    the main job: GRPO on the toy world, then the score before and after (about 4 minutes on 2 idle cores)
+# make demo    the main job: GRPO on the toy world, then the score before and after (under 3 minutes on 2 idle cores, once installed)
 # make paper   table 1 of the paper on the toy, seed 0: SFT against GRPO on every toy benchmark (tools/paper.py has them all)
 # make test    the tests; GPUs are hidden from them unless TEST_GPU=1 is set
 # make test-all     those, and the slow ones
