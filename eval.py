@@ -110,7 +110,8 @@ def prepare(bench_name, name, args, decoder, rank, world, load_once):
             f"{'   BLIND: all frames grey' if args.blind else ''}"
         )
     what = (examples, budget, settings, out, left_out)
-    return Evaluation(*what, model, tokenizer, decoder, args.batch_size, rank, world)
+    together = args.batch_size or (64 if predictions.is_toy(shown, run) else 16)
+    return Evaluation(*what, model, tokenizer, decoder, together, rank, world)
 
 
 # ------------------------------------------------------------------------------------------------

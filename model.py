@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from scale.attention import ATTENTION, register_windows, vision_layout
+from scale.attention import ATTENTION, PatchProduct, register_windows, vision_layout
 from scale.cache import GroupCache
 from scale.packing import clips_of, rows_of
 
@@ -138,9 +138,10 @@ NO_MASK = {"full_attention": None}
 
 
 def prepare(model, attn="sdpa"):
-    """Makes the language model use `attention` below, and the vision tower its windows'."""
+    """Makes the language model use `attention` below, and the vision tower scale/attention.py."""
     model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
     model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
+    model.model.visual.patch_embed.__class__ = PatchProduct
     return model
 
 
@@ -230,7 +231,7 @@ def prefill(model, prompts, features):
     clips, last, after = clips_of(prompts, features, model.config.video_token_id), [], []
     cache = GroupCache(clips)
     for row in rows_of(model, clips, lambda clip: clip.size):
-        what = ([getattr(clip, name) for clip in row] for name in ("prompt", "features", "rest"))
+        what = zip(*[(clip.prompt, clip.features, clip.rest) for clip in row])
         for clip, hidden, positions in zip(row, *read_row(model, *what, cache)):
             last += [hidden[i] for i in clip.ends]
             after.append(positions[:, clip.ends].amax(dim=0) + 1)

@@ -145,6 +145,11 @@ def template_asked(args, run, task):
     return run.get("template") if task in run.get("tasks", []) else None
 
 
+def is_toy(shown, run):
+    """Whether find_model's answer is the toy base, or a run that was trained from it."""
+    return run.get("model_name", shown) == "toy base"
+
+
 def settings_of(args, budget, model, data, task, examples):
     """All that an evaluation's answers depend on, as it is saved beside them.
 
@@ -156,7 +161,7 @@ def settings_of(args, budget, model, data, task, examples):
     think = run.get("think", True) if args.think is None else args.think
     if args.template is not None and args.think is None:
         think = "<think>" in template
-    toy_model = run.get("model_name", shown) == "toy base"
+    toy_model = is_toy(shown, run)
     longest = max(longest_answer(toy_model, [task]), run.get("max_new_tokens", 0))
     return {
         "bench": bench_name,

@@ -180,7 +180,7 @@ EVAL_FLAGS = {
         ("--blind", YES, "replace every frame by grey"),
         ("--max-new-tokens", INT, "longest answer (default: the task's usual length, or the run's "
             "if that is more; with --ask 256)"),
-        ("--batch-size", INT | {"default": 16}, "questions answered together"),
+        ("--batch-size", INT, "questions answered together (toy model: 64; others: 16)"),
         ("--decode-timeout", FLOAT | {"default": 600}, "seconds after which a video counts as "
             "unreadable; an hour of video takes minutes"),
         ("--student", {"metavar": "DIR"}, "with the functions you wrote in DIR (course/) instead "

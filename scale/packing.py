@@ -72,14 +72,18 @@ def clips_of(prompts, features, video_token):
              patches, as data.ask makes them; features: their videos'; video_token: the id of
              <|video_pad|>.
     Returns: B / Q Clips of Q prompts. If numbers of prompts differ between clips, or the words
-             stand before the video: B Clips, each a prompt without a rest (Q = 1, T = 0).
+             stand before the video, or nothing is in common: B Clips, each a prompt without a rest
+             (Q = 1, T = 0).
     """
     pairs = list(zip(prompts, features, strict=True))
+    alone = [Clip(p, seen, p.ids[None, :0], [0]) for p, seen in pairs]
     clips = [list(same) for _, same in groupby(pairs, key=lambda pair: id(pair[0].patches))]
+    if len(clips) == len(pairs) or len({len(same) for same in clips}) > 1:
+        return alone
     common = [common_length([p.ids.tolist() for p, _ in same]) for same in clips]
     cut = [(p.ids[n:] == video_token).any() for same, n in zip(clips, common) for p, _ in same]
-    if len({len(same) for same in clips}) > 1 or len(clips) == len(pairs) or any(cut):
-        return [Clip(p, seen, p.ids[None, :0], [0]) for p, seen in pairs]
+    if any(cut) or not all(common):
+        return alone
     made = []
     for same, n in zip(clips, common):
         prompt, seen = same[0]

@@ -70,7 +70,11 @@ SMALLER = [
     ),
     (r"^(python tests/bench/(?:sampling|floor)\.py)$", r"\1 --repeats 1 --prompt 256"),
     (r"^(python tests/bench/step\.py)$", r"\1 --repeats 1 --frame-tokens 4"),
-    (r"^(python tests/bench/growth\.py)$", r"\1 --help"),  # twenty minutes
+    (r"^(python tests/bench/(?:growth|busy|long_clips)\.py)$", r"\1 --help"),  # many minutes
+    (
+        r"^(python tests/bench/evaluation\.py)$",
+        r"\1 --repeats 1 --clips 2 --questions 2 --frame-tokens 4",
+    ),
 ]
 # What must be there before: a short run, its evaluation, and somebody's solved homework in a folder
 # of submissions.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 
 import data
 import grpo
@@ -22,6 +23,7 @@ from model import embed, encode_videos, group_logprobs, mrope_positions, prefill
 from runtime.errors import BadInput
 from runtime.models import load, save
 from scale import decoding
+from scale.attention import PatchProduct
 from toy.base import TOY_BUDGET
 
 
@@ -138,11 +140,9 @@ def test_another_video_changes_the_log_probs(base, prompts):
     assert (a - b).abs().max() > 1e-3
 
 
-def test_windows_together_are_windows_apart(fresh):
-    """Our vision attention groups windows of equal size; transformers' loops over them.
-
-    Odd sizes included.
-    """
+def test_the_vision_tower_is_transformers(fresh):
+    """Ours attends to windows of equal size together, odd sizes included, where transformers' loops
+    over them, and embeds patches by a product where transformers' calls conv3d."""
     model = fresh[0]
     torch.manual_seed(1)
     grids = [(3, 14, 22), (2, 8, 4)]
@@ -150,8 +150,12 @@ def test_windows_together_are_windows_apart(fresh):
         grids=grids, patches=torch.randn(sum(t * h * w for t, h, w in grids), 1176)
     )
     results = []
-    for implementation in ("flash_like_windows_sdpa", "sdpa"):
+    embed = model.model.visual.patch_embed
+    assert type(embed) is PatchProduct
+    kinds = {"flash_like_windows_sdpa": PatchProduct, "sdpa": Qwen2_5_VisionPatchEmbed}
+    for implementation, kind in kinds.items():
         model.model.visual.config._attn_implementation = implementation
+        embed.__class__ = kind
         features = encode_videos(model, [prompt])[0]
         results.append((
             features,

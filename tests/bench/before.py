@@ -5,14 +5,15 @@
     python tests/bench/before.py ../before --prompt 1024 3584
 
 Each side is a process of its own with the settings of step.py (8 prompts, G = 8, 64 tokens, β =
-0.04); they take turns, one step at a time. With --prompt weights and videos are random, so that
-both sides decode all 64 tokens. Memory: what a step needs at its peak beyond what the process held
-before.
+0.04); they take turns, one step at a time, after two that do not count. With --prompt weights and
+videos are random, so that both sides decode all 64 tokens. Memory: the peak of a process's first
+step, beyond what it held before. (Later ones reuse what the first one freed.)
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,15 +21,8 @@ from types import SimpleNamespace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-SETTINGS = dict(
-    device="cpu", config="toy", score_every_group=True, score_tokens=4096, task="grounding",
-    tasks=["grounding"], think=True, train_vision=True, shard=False, group_size=8,
-    max_new_tokens=64, beta=0.04, loss="grpo", updates_per_rollout=1, clip=0.2, clip_high=0.2,
-    grad_clip=1.0, mask_unfinished=False,
-)  # fmt: skip
 
-
-def work(checkout, P, clips):
+def work(checkout, P, clips, settings):
     """The process of one side: for every line it is sent, one step; prints seconds and bytes.
 
     It uses what all commits of tests/bench/step.py have had under the same name.
@@ -39,7 +33,7 @@ def work(checkout, P, clips):
 
     import step as bench
 
-    from common import make_policy, make_prompt
+    from common import _resident, make_policy, make_prompt
 
     if P:
         policy, tokenizer = make_policy("toy", "cpu"), bench.NoTokenizer()
@@ -54,19 +48,14 @@ def work(checkout, P, clips):
         prompts = [load_prompt(e, budget, tokenizer, True) for e in examples]
     reference = copy.deepcopy(policy).requires_grad_(False)
     job = (policy, reference, tokenizer, list(enumerate(examples)), prompts)
-    job += (bench.MasterAdamW(policy, 0.0), SimpleNamespace(**SETTINGS))
+    job += (bench.MasterAdamW(policy, 0.0), SimpleNamespace(**settings))
     for _ in sys.stdin:
         with open("/proc/self/clear_refs", "w", encoding="utf-8") as f:
             f.write("5")  # the high-water mark starts again from here
-        before, began = resident("VmRSS"), time.perf_counter()
+        before, began = _resident("VmRSS"), time.perf_counter()
         bench.ours(*job)
         took = time.perf_counter() - began
-        print(json.dumps([took, resident("VmHWM") - before]), flush=True)
-
-
-def resident(field):
-    with open("/proc/self/status", encoding="utf-8") as f:
-        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
+        print(json.dumps([took, _resident("VmHWM") - before]), flush=True)
 
 
 def main():
@@ -76,36 +65,34 @@ def main():
     p.add_argument("before", help="a checkout of the other commit")
     p.add_argument("--prompt", type=int, nargs="+", default=[0], help="P, with random weights")
     p.add_argument("--repeats", type=int, default=5, help="steps of each side; the median counts")
-    p.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    p.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.work:
-        return work(args.before, int(args.work[0]), args.work[1])
-    sys.path.insert(0, ROOT)
-    from toy import world
+        P, clips, settings = args.work
+        return work(args.before, int(P), clips, json.loads(settings))
+    from step import SETTINGS, world
 
     clips = os.path.abspath(world.ensure("charades"))
+    settings = json.dumps(SETTINGS | {"device": "cpu", "config": "toy"})
     named = subprocess.run(
         ["git", "-C", args.before, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
     print(f"toy policy, CPU; before: {named}")
     print(f"{'P':>6} {'before':>9} {'here':>9} {'faster':>7} {'memory: before':>16} {'here':>8}")
     for P in args.prompt:
+        own = ["--work", str(P), clips, settings]
         sides = [
             subprocess.Popen(
-                [sys.executable, __file__, os.path.abspath(folder), "--work", str(P), clips],
+                [sys.executable, __file__, os.path.abspath(folder), *own],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
             for folder in (args.before, ROOT)
         ]  # fmt: skip
-        turns = [[step(side) for side in sides] for _ in range(args.repeats + 2)][2:]
+        first, _, *turns = [[step(side) for side in sides] for _ in range(args.repeats + 2)]
         for side in sides:
             side.communicate()
-        medians = [
-            [sorted(turn[k][what] for turn in turns)[len(turns) // 2] for k in (0, 1)]
-            for what in (0, 1)
-        ]
-        (before, here), memory = medians
-        mega = [f"{n / 1e6:.0f} MB" for n in memory]
+        before, here = (statistics.median(turn[k][0] for turn in turns) for k in (0, 1))
+        mega = [f"{memory / 1e6:.0f} MB" for _, memory in first]
         print(
             f"{P or 'clips':>6} {before:>7.2f} s {here:>7.2f} s {before / here:>6.2f}× "
             f"{mega[0]:>16} {mega[1]:>8}",

@@ -21,6 +21,7 @@ import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
 import numpy as np
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 
 from data import Prompt
 from model import prepare
@@ -211,14 +212,17 @@ def peak_memory(make, args, device):
 
 @contextlib.contextmanager
 def plain_transformers(model):
-    """Inside, the model computes attention as transformers does."""
+    """Inside, the model computes attention and patches as transformers does."""
     configs = (model.model.language_model.config, model.model.visual.config)
     ours = [config._attn_implementation for config in configs]
     for config in configs:
         config._attn_implementation = "sdpa"
+    embed = model.model.visual.patch_embed
+    kind, embed.__class__ = embed.__class__, Qwen2_5_VisionPatchEmbed
     try:
         yield
     finally:
+        embed.__class__ = kind
         for config, name in zip(configs, ours):
             config._attn_implementation = name
 

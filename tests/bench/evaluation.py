@@ -4,10 +4,12 @@
     python tests/bench/evaluation.py --questions 1 3 5 --clips 8 16 --frame-tokens 4 64
 
 The toy base answers made-up questions about toy clips, each with its interval, thinking, greedily:
-from the video file to the record in predictions.jsonl, by eval.py's own functions, 16 questions
-together. "by clip": each clip is read, seen and prefilled once. "one by one": once per question, as
-eval.py did before. P: tokens of a prompt; frames of 4 tokens are the toy's own, 64 bring P to the
-length of a short real clip's. Both sides of a line in turns; last the answers that differ.
+from the video file to the record in predictions.jsonl, by eval.py's own functions. "by clip": 64
+questions together, each clip read, seen and prefilled once, the next ones while the model answers.
+"one by one": 16 together, each clip once per question, and nothing ahead, as eval.py did before.
+
+P: tokens of a prompt; frames of 4 tokens are the toy's own, 64 bring P to the length of a short
+real clip's. Both sides of a line in turns; last the answers that differ.
 """
 
 import os
@@ -22,14 +24,13 @@ import data
 import eval as evaluation
 from annotations.readers import read_dataset
 from runtime.decoder import Decoder
+from runtime.folders import append_line
 from runtime.models import load
 from runtime.predictions import read_predictions
 from toy import world
 
 WORDS = ("{}", "{}, the first time", "{} (from beginning to end)", "the moment when {}", "how {}",
          "{}, as far as it can be seen", "{}, all of it", "whether {}")  # fmt: skip
-
-BY_CLIP = evaluation.read_clips
 
 
 def questions_about(clips, number):
@@ -41,20 +42,23 @@ def questions_about(clips, number):
     return [e for same in asked for e in same]
 
 
-def answer(asked, examples, budget, path):
-    if os.path.exists(path):
-        os.remove(path)
+def by_clip(asked, examples, budget, path):
     evaluation.answer_all(asked, examples, budget, path)
 
 
-def apart(asked):
-    """The same Evaluation with a clip of its own for each question: nothing is shared."""
+def one_by_one(asked, examples, budget, path):
+    """16 questions at a time; each has its clip read, seen and prefilled for itself, and nothing is
+    read ahead."""
+    for i in range(0, len(examples), 16):
+        batch = [[e] for e in examples[i : i + 16]]
+        for record in evaluation.answer_batch(asked, evaluation.read_clips(asked, batch, budget)):
+            append_line(path, record)
 
-    def read_clips(_, clips, budget):
-        each = [[e] for questions in clips for e in questions]
-        return BY_CLIP(asked, each, budget)
 
-    return read_clips
+def anew(answer, asked, examples, budget, path):
+    if os.path.exists(path):
+        os.remove(path)
+    answer(asked, examples, budget, path)
 
 
 def main():
@@ -70,7 +74,7 @@ def main():
     settings = {"bench": "toy", "think": True, "blind": False, "template": None}
     settings["max_new_tokens"] = 64
     asked = SimpleNamespace(model=model, tokenizer=tokenizer, settings=settings, decoder=decoder)
-    asked.__dict__.update(batch_size=16, rank=1, world=1)  # rank 1: without a bar
+    asked.__dict__.update(batch_size=64, rank=1, world=1)  # rank 1: without a bar
     print(f"{'P':>5} {'clips':>6} {'questions':>10}   {'by clip':>9} {'one by one':>11}   faster"
           "   answers that differ")  # fmt: skip
     with TemporaryDirectory() as folder:
@@ -80,28 +84,21 @@ def main():
             for clips in args.clips:
                 for number in args.questions:
                     examples = questions_about(clips, number)
-                    sides = {}
-                    for name, read in (("clip", BY_CLIP), ("one", apart(asked))):
-                        path = os.path.join(folder, name)
-                        sides[name] = partial(run, read, asked, examples, budget, path)
+                    sides = {
+                        side.__name__: partial(anew, side, asked, examples, budget,
+                                               os.path.join(folder, side.__name__))
+                        for side in (by_clip, one_by_one)
+                    }  # fmt: skip
                     t = by_turns(sides, args.repeats, args.device)
                     said = [read_predictions(os.path.join(folder, name)) for name in sides]
                     differ = sum(said[0][e.id]["text"] != said[1][e.id]["text"] for e in examples)
                     prompt = data.load_prompt(examples[0], budget, tokenizer)
                     per_second = {name: len(examples) / seconds for name, seconds in t.items()}
                     print(f"{len(prompt.ids):>5} {clips:>6} {number:>10}   "
-                          f"{per_second['clip']:>7.1f}/s {per_second['one']:>9.1f}/s   "
-                          f"{t['one'] / t['clip']:>5.1f}×   {differ} of {len(examples)}",
+                          f"{per_second['by_clip']:>7.1f}/s {per_second['one_by_one']:>9.1f}/s   "
+                          f"{t['one_by_one'] / t['by_clip']:>5.1f}×   {differ} of {len(examples)}",
                           flush=True)  # fmt: skip
     decoder.stop()
-
-
-def run(read, asked, examples, budget, path):
-    before, evaluation.read_clips = evaluation.read_clips, read
-    try:
-        answer(asked, examples, budget, path)
-    finally:
-        evaluation.read_clips = before
 
 
 if __name__ == "__main__":
