@@ -148,7 +148,8 @@ EXERCISES = (
         lesson="The group's prompt is read once, not G times: with thousands of video tokens that "
                "is the difference between a run and no run. attend(query, key, value, scale, "
                "causal=True) is attention aligned to the lower right: the last query sees all "
-               "keys, the one before it all but the last, and so on.",
+               "keys, the one before it all but the last, and so on. A prompt that is only read "
+               "has no completions: C = 0.",
         hint="First call: the prompt on itself. For the second make the completions a batch: "
              "queries (G, H, C, d), keys and values (G, K, P + C, d), the prompt's expanded to "
              "each. Then put the outputs back in one row, completion after completion."),
