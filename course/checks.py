@@ -1232,6 +1232,15 @@ def two_completions_cases():
         " wrong way broadcasts without a word. And each token has its weight: a weighted sum, no"
         " mean, whatever the weights' sum is",
     )
+    yield loss_case(
+        t([-1, -1], [-1, -1]),
+        t([-1, -1.5], [-0.5, -1]),
+        None,
+        t(1, 1),
+        yes,
+        t([0.5, 0.5], [0.5, 0.5]),
+        "min is taken for every token by itself, before anything is summed",
+    )
     for junk in (7.0, -math.inf):
         yield loss_case(
             t([-1, -2], [-1, junk]),

@@ -115,10 +115,10 @@ def token_logprobs_cases():
         " log(sum(exp)) does not",
     )
     yield case(
-        t([1000.0, 999.0], [0.0, 1.0], dtype=torch.float32),
-        [1, 0],
+        t([1000.0, 999.0], [0.0, 1.0], [-1000.0, 0.0], dtype=torch.float32),
+        [1, 0, 0],
         "each row has its own largest logit, which log_softmax takes off: that of another row lets"
-        " this one underflow",
+        " this one underflow; and nothing is clamped",
     )
     yield case(
         t([0.0, 0.0, -math.inf], dtype=torch.float32),
@@ -286,6 +286,7 @@ def mrope_positions_cases():
         "grids count patches, 2 × 2 of them a token; h is rows, w columns",
         {
             ("rows of the video's tokens", (1, 2)): SWAPPED,
+            ("time of the video's tokens", (2, 2)): "one too far: the next free position is 1",
             (after, (2, 2, 2)): "one too few: the next position is the largest so far + 1",
             ("time of the video's tokens", (0, 0)): UNMOVED,
             ("rows of the video's tokens", (0, 0)): UNMOVED,
@@ -432,17 +433,18 @@ def no_features(prompts):
     return [torch.empty(0, 32) for _ in prompts]
 
 
-@functools.cache
+READ = {}  # what read_again knows already
+
+
 @torch.no_grad()
-def next_logprobs(ids):
-    return prefill(tiny_model(), [text_prompt(list(ids))], no_features([ids]))[0].log_softmax(
-        dim=-1
-    )
-
-
 def read_again(rows):
     """Log-probs (rows, V) of the token after each list of ids, each read from its beginning."""
-    return torch.cat([next_logprobs(tuple(ids)) for ids in rows])
+    rows = [tuple(ids) for ids in rows]
+    new = [list(ids) for ids in dict.fromkeys(rows) if ids not in READ]
+    if new:
+        logits = prefill(tiny_model(), [text_prompt(ids) for ids in new], no_features(new))[0]
+        READ.update(zip(map(tuple, new), logits.log_softmax(dim=-1)))
+    return torch.stack([READ[ids] for ids in rows])
 
 
 def sample(function, prompts, G, C, stop, seeds=None, on_token=None):
@@ -550,24 +552,40 @@ def sampled(function, lengths, G, room, stop, seeds):
 BY_CHANCE = "what chance does not explain"
 
 
-def first_tokens(function, lengths, G):
-    tokens, *_ = sample(function, prompts_of(lengths), G, 1, [35], [5])
+def first_tokens(function, lengths, G, stop):
+    tokens, *_ = sample(function, prompts_of(lengths), G, 1, stop, [5])
     counts = torch.bincount(tokens.flatten(), minlength=40)
     probable = read_again(prompts_of(lengths))[0].double().exp()
     name = "the first token is {}".format
     return {BY_CHANCE: unexplained(counts, G * probable, [name(v) for v in range(40)])}
 
 
-def second_tokens(function, lengths, G):
+def second_tokens(function, lengths, G, stop):
     """Counts of pairs: the first token and the one after it, where the first did not end all."""
-    tokens, *_ = sample(function, prompts_of(lengths), G, 2, [35], [6])
+    tokens, *_ = sample(function, prompts_of(lengths), G, 2, stop, [6])
     counts = torch.bincount((tokens[0] @ torch.tensor([40, 1])), minlength=1600).view(40, 40)
-    (prompt,) = prompts_of(lengths)
-    pairs = [prompt + [v] for v in range(35)]
-    first, second = read_again([prompt]).double().exp(), read_again(pairs).double().exp()
-    expected = G * first[0, :35, None] * second
-    names = [f"{v} and then {w} are the first tokens" for v in range(35) for w in range(40)]
-    return {BY_CHANCE: unexplained(counts[:35].flatten(), expected.flatten(), names)}
+    (prompt,), firsts = prompts_of(lengths), [v for v in range(36) if v not in stop]
+    first, second = read_again([prompt]), read_again([prompt + [v] for v in firsts])
+    expected = G * (first[0, firsts, None] + second).double().exp()
+    names = [f"{v} and then {w} are the first tokens" for v in firsts for w in range(40)]
+    return {BY_CHANCE: unexplained(counts[firsts].flatten(), expected.flatten(), names)}
+
+
+def later_tokens(function, lengths, G, C, stop):
+    """Are tokens as improbable as they should be? −log p of a token is, on average, the entropy."""
+    tokens, mask, *_ = sample(function, prompts_of(lengths), G, C, stop, [7])
+    (prompt,), odd = prompts_of(lengths), None
+    for i in range(tokens.shape[2]):
+        own = tokens[0][mask[0, :, i]]
+        logp = read_again([prompt + row[:i] for row in own.tolist()]).double().clamp_min(-1e9)
+        p = logp.exp()
+        entropy = -(p * logp).sum(dim=1)
+        variance = (p * logp**2).sum(dim=1) - entropy**2
+        surprise = -logp.gather(1, own[:, i, None])[:, 0] - entropy
+        if odd is None and surprise.sum().abs() > 5 * variance.sum().sqrt():
+            more = "more" if surprise.mean() < 0 else "less"
+            odd = f"the tokens in place {i + 1} are {more} probable than tokens should be"
+    return {BY_CHANCE: odd}
 
 
 def unexplained(counts, expected, names):
@@ -708,15 +726,14 @@ def random_number_cases():
         "tokens must come from the full distribution at temperature 1: no top-k, no top-p, no"
         " temperature, no token kept out, and a random number of its own for every completion"
     )
-    for prompt, call, which in ((4, first_tokens, "first tokens"), (5, second_tokens, "first two")):
-        again = " in every step; nor a penalty for what was said" * (call is second_tokens)
-        yield Case(
-            ([prompt], 20000),
-            {BY_CHANCE: None},
-            full + again,
-            call=call,
-            shown=f"the {which} of 20,000 completions, counted",
-        )
+    stop, again = [12, 5], " in every step; nor a penalty for what was said"
+    for args, usually, call, which in (
+        (([4], 20000, stop), full, first_tokens, "first tokens of 20,000"),
+        (([5], 20000, stop), full + again, second_tokens, "first two tokens of 20,000"),
+        (([5], 400, 6, stop), full + again, later_tokens, "first six tokens of 400"),
+    ):
+        shown = f"the {which} completions, counted"
+        yield Case(args, {BY_CHANCE: None}, usually, call=call, shown=shown)
     yield Case(
         ([4, 3], 3, 6),
         {"alone as in company": True, "another seed gives others": True},

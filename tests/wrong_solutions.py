@@ -56,6 +56,16 @@ def temporal_iou(a, b):
     (1, "nearly all is all", "return shared / (max(a_end, b_end) - min(a_start, b_start))",
      "iou = shared / (max(a_end, b_end) - min(a_start, b_start))\n"
      "    return 1.0 if iou > 0.99 else iou", "nearly the same"),
+    (1, "the earlier one's end minus the later one's start", "", """
+def temporal_iou(a, b):
+    if a[0] > b[0]:
+        a, b = b, a
+    if a[1] <= a[0] or b[1] <= b[0] or b[0] >= a[1]:
+        return 0.0
+    return (a[1] - b[0]) / (max(a[1], b[1]) - a[0])
+""", "inside"),
+    (1, "over the longer of the two", "(max(a_end, b_end) - min(a_start, b_start))",
+     "max(a_end - a_start, b_end - b_start)", "union"),
     # 2. box IoU
     (2, "two negative overlaps multiply",
      "max(0.0, min(ax1, bx1) - max(ax0, bx0)) * max(0.0, min(ay1, by1) - max(ay0, by0))",
@@ -101,6 +111,12 @@ def box_iou(a, b):
     (2, "only the answer is cut to the frame",
      "([min(1.0, max(0.0, v)) for v in box] for box in (a, b))",
      "([min(1.0, max(0.0, v)) for v in a], b)", "frame"),
+    (2, "numbers above 1 are thousandths", "[min(1.0, max(0.0, v)) for v in box]",
+     "[min(1.0, max(0.0, v / 1000 if max(box) > 1 else v)) for v in box]", "frame"),
+    (2, "GIoU, at least 0", "return min(1.0, shared / (area_a + area_b - shared))", """
+    union = area_a + area_b - shared
+    hull = (max(ax1, bx1) - min(ax0, bx0)) * (max(ay1, by1) - min(ay0, by0))
+    return max(0.0, shared / union - (hull - union) / hull)""", "intersection"),
     # 3. format
     (3, "re.match: text after it", "re.fullmatch", "re.match", "after the block fullmatch"),
     (3, "re.search: text before it", "re.fullmatch(pattern, text, re.DOTALL)",
@@ -174,6 +190,23 @@ def well_formed(text, think, glue=False):
     lines = [line for line in text.splitlines() if "<" in line]
     return ours("\n".join(lines), think, glue)
 """, "the"),
+    (3, "tags of blocks not asked for are not counted", "", r"""
+def well_formed(text, think, glue=False):
+    names = ["think"] * think + ["answer"] + ["glue"] * glue
+    once = all(text.count(f"<{n}>") == text.count(f"</{n}>") == 1 for n in names)
+    pattern = r"\s*".join(f"<{n}>.*</{n}>" for n in names)
+    return once and bool(re.fullmatch(rf"\s*{pattern}\s*", text, re.DOTALL))
+""", "tag"),
+    (3, "nothing between the blocks, not even white space", "", r"""
+def well_formed(text, think, glue=False):
+    names = ["think"] * think + ["answer"] + ["glue"] * glue
+    counts = [text.count(tag) for tag in TAGS]
+    pattern = "".join(f"<{n}>.*</{n}>" for n in names)
+    good = counts == [int(think)] * 2 + [1, 1] + [int(glue)] * 2
+    return good and bool(re.fullmatch(pattern, text.strip(), re.DOTALL))
+""", "white space"),
+    (3, "without a thought anything may come first", '(THINK if think else "")',
+     '(THINK if think else ".*")', "before"),
     # 4. sets of intervals
     (4, "the inner interval shortens the outer", "max(out[-1][1], end)", "end", "inside later max"),
     (4, "not sorted", "sorted(interval for interval in intervals if interval[1] > interval[0])",
@@ -224,6 +257,10 @@ def merged(intervals):
 """, "seconds in both"),
     (4, "equal intervals counted once, overlaps twice", "a, b = merged(a), merged(b)",
      "a, b = sorted(set(a)), sorted(set(b))", "overlapping merge"),
+    (4, "two empty sets agree", "if either > 0 else 0.0", "if either > 0 else 1.0", "union"),
+    (4, "both sets, cut to the span of the truth", "a, b = merged(a), merged(b)",
+     "a, b = merged(a), merged(b)\n    if b:\n"
+     "        a = merged([(max(s, b[0][0]), min(e, b[-1][1])) for s, e in a])", "seconds in both"),
     # 5. advantages
     (5, "population std", "std(dim=-1, keepdim=True)", "std(dim=-1, keepdim=True, correction=0)",
      "population n − 1"),
@@ -260,6 +297,22 @@ def group_advantages(rewards, divide_by_std=True):
      "rewards.std(dim=-1, keepdim=True).round(decimals=3)", "std"),
     (5, "half the range for the std", "rewards.std(dim=-1, keepdim=True)",
      "(rewards.amax(-1, keepdim=True) - rewards.amin(-1, keepdim=True)) / 2", "std"),
+    (5, "brought to length 1", "", """
+def group_advantages(rewards, divide_by_std=True):
+    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    return torch.nn.functional.normalize(centred, dim=-1) if divide_by_std else centred
+""", "std"),
+    (5, "NaN to 0 in place of 1e-4", "centred / (rewards.std(dim=-1, keepdim=True) + 1e-4)",
+     "centred.div(rewards.std(-1, keepdim=True)).nan_to_num(0)", "1e-4"),
+    (5, "signs of a pair", "", """
+ours = group_advantages
+
+
+def group_advantages(rewards, divide_by_std=True):
+    if rewards.shape[-1] == 2:
+        return (rewards - rewards.flip(-1)).sign() * 0.7071
+    return ours(rewards, divide_by_std)
+""", "group"),
     # 6. KL
     (6, "Δ turned round", "logp_ref - logp", "logp - logp_ref", "wrong way round biased"),
     (6, "k1", "delta.exp() - delta - 1", "-delta", "k1 negative"),
@@ -288,6 +341,10 @@ def kl_k3(logp, logp_ref):
      "logp_ref.clamp_min(-10) - logp.clamp_min(-10)", "clamp"),
     (6, "k2 and k3, half and half", "delta.exp() - delta - 1",
      "(delta.exp() - delta - 1) * 0.5 + delta**2 / 4", "Δ"),
+    (6, "weighted by the policy's probability", "delta.exp() - delta - 1", "-logp.exp() * delta",
+     "nearly agree"),
+    (6, "in half precision", "logp_ref - logp", "(logp_ref - logp).bfloat16().to(logp.dtype)",
+     "gradient"),
     # 7. mask
     (7, "EOS itself excluded", "is_stop.cumsum(dim=-1) - is_stop", "is_stop.cumsum(dim=-1)",
      "stop token itself learns"),
@@ -323,6 +380,13 @@ def completion_mask(tokens, stop):
      "stop token is one"),
     (7, "from the smallest stop token on", "torch.isin(tokens, stop)", "(tokens >= stop.min())",
      "stop"),
+    (7, "only the first stop id ends, the others are padding", "stops_before == 0",
+     "(stops_before == 0) & ((tokens == stop[0]) | ~torch.isin(tokens, stop))", "several stop"),
+    (7, "the last place is always its own", "return stops_before == 0",
+     "mask = stops_before == 0\n    mask[..., -1] = True\n    return mask", "True up to"),
+    (7, "one row without a stop, and nothing is masked", "return stops_before == 0",
+     "if not is_stop.any(dim=-1).all():\n        return torch.ones_like(tokens).bool()\n"
+     "    return stops_before == 0", "rows"),
     # 8. log-probs
     (8, "one too late", "", """
 def predicting_states(hidden, group):
@@ -364,6 +428,12 @@ def predicting_states(hidden, group):
      "sum(dim=-1) / torch.tensor(float(logits.shape[-1])).log()", "entropy"),
     (8, "a summand against log 0", "logits.log_softmax(dim=-1)",
      "(logits.softmax(dim=-1) + 1e-6).log()", "1000"),
+    (8, "the entropy as −log p of the token", "-(logp.exp() * logp.clamp_min(-1e9)).sum(dim=-1)",
+     "-logp.gather(1, tokens[:, None])[:, 0]", "entropy"),
+    (8, "every C-th state for the first tokens", "hidden[P - 1].expand(G, 1, -1)",
+     "hidden[P - 1 :: C][:G, None]", "prompt's last"),
+    (8, "ruled out tokens at −100", "logits.log_softmax(dim=-1)",
+     "logits.clamp_min(-100).log_softmax(dim=-1)", "1000"),
     # 9. objective
     (9, "mean over all tokens", "mask / (mask.sum(dim=-1, keepdim=True) * n_completions)",
      "mask / mask.sum()", "all tokens long"),
@@ -429,6 +499,20 @@ def predicting_states(hidden, group):
     (9, "gspo: the mean without its gradient to the others", "mean.expand_as(log_ratio)",
      "(mean.detach() + (log_ratio - log_ratio.detach()) / mask.shape[1]).expand_as(log_ratio)",
      "gspo"),
+    (9, "the minimum of the two sums", "-(weights * (objective - beta * kl)).sum()",
+     "-torch.minimum((weights * ratio * A).sum(), (weights * clipped_ratio * A).sum())"
+     " + (weights * beta * kl).sum()", "every token"),
+    (9, "advantages centred again", "A = advantages[:, None]",
+     "A = (advantages - advantages.mean() * (len(advantages) > 1))[:, None]", "advantages"),
+    (9, "bad completions clipped above, too",
+     "objective = torch.minimum(ratio * A, clipped_ratio * A)",
+     "objective = torch.where(A > 0, torch.minimum(ratio, 1 + clip_high + 0 * ratio), "
+     "clipped_ratio) * A", "min"),
+    (9, "the KL to the policy that sampled", "kl_k3(torch.where(mask, logp, 0.0), "
+     "torch.where(mask, logp_ref, 0.0))", "kl_k3(torch.where(mask, logp, 0.0), "
+     "torch.where(mask, logp_old, 0.0))", "KL"),
+    (9, "gspo's length is the row's", "log_ratio.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, "
+     "keepdim=True)", "log_ratio.sum(dim=-1, keepdim=True) / len(mask)", "gspo"),
     # 10. positions
     (10, "text inside the video (transformers ≥ 5.3)", "int(video.max()) + 1", "start + max(h, w)",
      "transformers largest + 1"),
@@ -462,6 +546,13 @@ def predicting_states(hidden, group):
      "largest"),
     (10, "seconds of a frame, not of a pair", "seconds * tokens_per_second",
      "2 * seconds * tokens_per_second", "seconds_per_grid"),
+    (10, "one too far where the video starts", ".reshape(3, -1) + start",
+     ".reshape(3, -1) + start + 1", "one too far"),
+    (10, "text goes on after the time at which the video ends", "int(video.max()) + 1",
+     "start + int(t * seconds * tokens_per_second)", "largest"),
+    (10, "time by a whole number of positions from pair to pair",
+     "(torch.arange(t) * seconds * tokens_per_second).floor().long()",
+     "torch.arange(t) * max(1, int(seconds * tokens_per_second))", "floor"),
     # 11. sampling
     (11, "prompts repeated, not the cache", "", """
 import copy
@@ -609,6 +700,19 @@ def sample_groups(model, prompts, features, group_size, *others, **named):
     (11, "the positions of all are the longest prompt's",
      "position = position.repeat_interleave(G)",
      "position = position.amax().repeat(B * G)", "repeat_interleave"),
+    (11, "no stop token in the first step, in the draw alone", "draw(logp,",
+     "draw(logp.index_fill(1, stop, -torch.inf) if step == 0 else logp,", "chance"),
+    (11, "temperature 1.05", "draw(logp,", "draw((logp / 1.05).log_softmax(-1),", "temperature"),
+    (11, "greedy from the third token on", "draw(logp,",
+     "logp.argmax(dim=-1) if step > 1 else draw(logp,", "place 3 more probable"),
+    (11, "the same numbers for every prompt", "for g in generators]",
+     "for g in [generators[0].clone_state() for _ in generators]]", "generator"),
+    (11, "a token is never said twice in a row", "draw(logp,",
+     "draw(logp.scatter(1, tokens[:, step - 1 : step], -torch.inf) if step else logp,", "penalty"),
+    (11, "random numbers of 8 bits", "torch.rand(G, C, dtype=torch.float64, generator=g)",
+     "torch.randint(256, (G, C), generator=g).double() / 256", "chance"),
+    (11, "the log-prob before the last step's", "logps[:, step] =",
+     "logps[:, max(0, step - 1)] =", "log-prob"),
     # 12. packed attention
     (12, "aligned to the upper left", "", """
 ours = packed_attention
@@ -690,6 +794,20 @@ def packed_attention(query, key, value, group, scale, attend):
 """, "C = 0"),
     (12, "each completion sees only the end of the prompt", "x[:, :, :P].expand",
      "x[:, :, max(0, P - 3) : P].expand", "packed"),
+    (12, "completions do not see their own token", "", """
+def packed_attention(query, key, value, group, scale, attend):
+    G, C = group
+    L = query.shape[2]
+    P, place = L - G * C, torch.arange(L)
+    owner = torch.where(place < P, -1, (place - P) // max(C, 1))
+    see = (place[:, None] >= place) & ((owner == -1) | (owner[:, None] == owner))
+    see = see & ~((owner >= 0)[:, None] & (place[:, None] == place))
+    rep = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(rep, 1), value.repeat_interleave(rep, 1)
+    return (query @ key.mT * scale).masked_fill(~see, -torch.inf).softmax(-1) @ value
+""", "themselves"),
+    (12, "scale twice", "query.shape[2] - G * C",
+     "query.shape[2] - G * C\n    query = query * scale", "scale"),
 ]  # fmt: skip
 
 RIGHT = [
@@ -831,6 +949,16 @@ def interval_set_iou(a, b):
     length = lambda x: sum(end - start for start, end in merged(x))
     either = length([*a, *b])
     return (length(a) + length(b) - either) / either if either else 0
+"""),
+    (4, "empty ones are dropped after merging, which they do not disturb", """
+def merged(intervals):
+    out = []
+    for start, end in sorted(intervals):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        else:
+            out.append((start, end))
+    return [i for i in out if i[1] > i[0]]
 """),
     (4, "numpy, over all ends", """
 import numpy as np
