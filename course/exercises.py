@@ -222,7 +222,8 @@ EXERCISES = (
         lesson="The group's prompt is read once, not G times: with thousands of video tokens that "
                "is the difference between a run and no run. attend(query, key, value, scale, "
                "causal=True) is attention aligned to the lower right: the last query sees all "
-               "keys, the one before it all but the last, and so on.",
+               "keys, the one before it all but the last, and so on. A prompt that is only read "
+               "has no completions: C = 0.",
         hints=(
             "Which keys does the first token of the second completion see? Which calls of "
             "`attend` with causal=True give exactly these?",

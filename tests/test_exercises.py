@@ -42,7 +42,7 @@ def test_wrong_solutions_are_rejected_by_name_and_right_ones_pass(number, tmp_pa
 
 
 def test_there_are_enough_of_them():
-    assert len(wrong_solutions.WRONG) >= 45 and len(wrong_solutions.RIGHT) >= 12
+    assert len(wrong_solutions.WRONG) >= 230 and len(wrong_solutions.RIGHT) >= 40
 
 
 def test_an_exception_shows_the_students_line_and_nothing_of_ours(tmp_path):
