@@ -400,21 +400,15 @@ def box_iou_cases():
         (0, 0, 1, 1),
         "a box turned inside out holds nothing; its two negative sides multiply to a positive area",
     )
-    yield case(
-        (0.5, 0.5, 0, 0),
-        (0.5, 0.5, 0, 0),
-        "two boxes turned inside out hold nothing, alike as they are",
-    )
+    usually = "two boxes turned inside out hold nothing, alike as they are"
+    yield case((0.5, 0.5, 0, 0), (0.5, 0.5, 0, 0), usually)
     yield case(
         (0.5, 0, 1.5, 1),
         (0.5, 0, 1, 1),
         "what lies outside the frame [0, 1] counts for nothing: clip the coordinates first",
     )
-    yield case(
-        (1.25, 0, 1.5, 1),
-        (1.25, 0, 1.5, 1),
-        "both outside the frame: nothing is left, and 0 / 0 is no reward",
-    )
+    usually = "both outside the frame: nothing is left, and 0 / 0 is no reward"
+    yield case((1.25, 0, 1.5, 1), (1.25, 0, 1.5, 1), usually)
     yield case((0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5), "boxes without area: 0 / 0 is no reward")
     no_steps = "coordinates are any numbers: not counted in steps, not rounded, no threshold"
     yield case((0.4, 0.4, 0.43, 0.43), (0.4, 0.4, 0.5, 0.5), f"a small box is one: {no_steps}")
@@ -690,18 +684,10 @@ def group_advantages_cases():
         (2 / (8 / 3) ** 0.5, 0, -2 / (8 / 3) ** 0.5): population,
         (2 / ((8 / 3) ** 0.5 + 1e-4), 0, -2 / ((8 / 3) ** 0.5 + 1e-4)): population,
         (1, 0, -1): "1e-4 is missing beside the std",
-        (2 / 4.0001**0.5,)
-        + (
-            0,
-            -2 / 4.0001**0.5,
-        ): "1e-4 belongs beside the std, not under its root",
+        (2 / 4.0001**0.5, 0, -2 / 4.0001**0.5): "1e-4 belongs beside the std, not under its root",
         (2 / 4.0001, 0, -2 / 4.0001): "divided by the variance: its root is the standard deviation",
         (2, 0, -2): "not divided by the standard deviation",
-        (
-            4 / 2.0001,
-            2 / 2.0001,
-            0,
-        ): "the group's mean was not taken off: every answer would look good",
+        (4 / 2.0001, 2 / 2.0001, 0): "the group's mean was not taken off: all would look good",
     }
     yield Case(
         (t(4, 2, 0),),
@@ -820,13 +806,8 @@ def kl_k3_cases():
         call=kl_over_vocabulary,
         shown="Σ p · kl_k3(log p, log q) with p = 0.7, 0.2, 0.1 and q = 0.1, 0.3, 0.6",
     )
-    rng = random.Random(6)
-    for shape, dtype in (
-        ((2, 3), torch.float64),
-        ((4,), torch.float32),
-        ((3, 5), torch.float64),
-        ((2, 2, 2), torch.float64),
-    ):
+    rng, single, double = random.Random(6), torch.float32, torch.float64
+    for shape, dtype in (((2, 3), double), ((4,), single), ((3, 5), double), ((2, 2, 2), double)):
         yield Case(
             (numbers(rng, *shape, dtype=dtype), numbers(rng, *shape, dtype=dtype)),
             slow_kl_k3,
