@@ -20,7 +20,7 @@ import torch
 
 from course import calls
 from course.checks import Unfit, Wrong
-from course.exercises import BLANKS, CHAPTERS, ROOT, in_handout, without_bodies
+from course.exercises import BLANKS, CHAPTERS, ROOT, in_handout, source_of, without_bodies
 
 STARTING = 180  # seconds that a process may take to import torch
 USUALLY = {
@@ -42,13 +42,15 @@ def room_for(exercise):
     room = tempfile.mkdtemp(prefix="course-")
     atexit.register(shutil.rmtree, room, ignore_errors=True)
     for chapter in CHAPTERS:
-        with open(os.path.join(ROOT, chapter + ".py"), encoding="utf-8") as f:
+        with open(os.path.join(ROOT, source_of(chapter)), encoding="utf-8") as f:
             source = f.read()
         if chapter == exercise.module and not in_handout():
             said = f"this is exercise {exercise.number} itself: ours does not answer to yours"
             instead = f'raise NotImplementedError("{said}")'
             source = without_bodies(source, exercise.functions, instead)
-        with open(os.path.join(room, chapter + ".py"), "w", encoding="utf-8") as f:
+        path = os.path.join(room, source_of(chapter))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as f:
             f.write(source)
     away = shutil.ignore_patterns("__pycache__")
     for folder in ("runtime", "scale"):

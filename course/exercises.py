@@ -15,7 +15,7 @@ For instructors (docs/course.md):
     python -m course gradescope --out autograder.zip
 
 A student's file is made from the reference code itself: its functions without their bodies. What is
-checked, and what a failure usually means, is in checks.py and checks_model.py; how a student's code
+checked, and what a failure usually means, is in the files checks*.py; how a student's code
 is run, apart from all that, in apart.py and calls.py.
 """
 
@@ -31,7 +31,8 @@ from textwrap import fill
 from runtime.errors import BadInput
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CHAPTERS = ("rewards", "tasks", "data", "model", "grpo")  # that an exercise may import
+# What an exercise is of, or may import.
+CHAPTERS = ("rewards", "tasks", "data", "model", "grpo", "course.further")
 # Only a hand-out has this folder: the students' files, what the checks expect, and the exercises'
 # functions, compiled.
 BLANKS = os.path.join(ROOT, "handout")
@@ -41,7 +42,7 @@ BLANKS = os.path.join(ROOT, "handout")
 class Exercise:
     number: int
     title: str
-    module: str  # the chapter that holds the reference's functions
+    module: str  # of CHAPTERS: it holds the reference's functions
     functions: tuple  # names of what the student writes, in this order in one file
     points: tuple  # of each function; multiples of 4 (grading.py)
     lesson: str
@@ -234,7 +235,48 @@ EXERCISES = (
             "causal=True). Completions: x[0, :, P:].unflatten(1, (G, C)).transpose(0, 1) gives "
             "(G, H, C, d); keys = cat of the prompt's, expanded to G, and their own along dim "
             "2. Then out.transpose(0, 1).flatten(1, 2)[None], behind out_prompt along dim 2.")),
+    Exercise(13, "a reward that cannot be gamed", "course.further", ("caption_f1",),
+        points=(8,),
+        lesson="rewards.caption_recall pays for true events and charges for nothing. A policy finds"
+               " out: it lists whatever might happen, repeats itself, or puts all words into one "
+               "sentence, and earns 1.0 without a look at the video. Write a rule that such texts "
+               "lose by. To train with it, put it in the place of caption_recall in tasks.py and "
+               "compare what the policy says after 100 steps.",
+        hints=(
+            "Take a text that earns everything from caption_recall and describes nothing. What "
+            "about it would a person object to, and which count of yours would grow with it?",
+            "Three lists: the content words of each sentence, those of each event, and which "
+            "events are still free. One sentence may use up one event, and one event may be "
+            "used up by one sentence. What stays over on either side is in the denominator.",
+            "claims = content_words of each piece of re.split(r\"[.;!?\\n]\", inside(text, "
+            "\"answer\") or \"\"), without the empty ones. For each claim look through the events "
+            "that are left; the first with len(claim & event) >= 0.75 · max(len(claim), "
+            "len(event)) is removed and counted. Return 2 · pairs / (len(claims) + "
+            "len(answer)).")),
+    Exercise(14, "a later variant: CISPO", "course.further", ("cispo_loss",),
+        points=(8,),
+        lesson="GRPO's clip silences a token: once ρ has moved far enough, its gradient is 0. The "
+               "tokens that move first are the rare ones, and among them are those at which a "
+               "thought turns. CISPO bounds how much a token counts and lets every token speak. "
+               "Compare with exercise 9: where are the values equal, and where the gradients? (Our "
+               "own stands in grpo.policy_loss; train.py --loss cispo --clip 1 --clip-high 0.28 "
+               "runs it.)",
+        hints=(
+            "In exercise 9, which factor carried the gradient? If the clipped ratio is a "
+            "constant, which other factor can carry one?",
+            "The ratio as in exercise 9, made safe outside the mask. Clamp it, detach it. What "
+            "it multiplies is A · logp, with logp made safe outside the mask as well: 0 · −inf "
+            "is NaN.",
+            "log_ratio = torch.where(mask, logp − logp_old, 0.0); held = log_ratio.exp().clamp(1"
+            " − clip_low, 1 + clip_high).detach(); return −(weights · held · "
+            "advantages[:, None] · torch.where(mask, logp, 0.0)).sum().")),
 )  # fmt: skip
+
+
+def source_of(module):
+    """The path of a module's source, from the root."""
+    return module.replace(".", os.sep) + ".py"
+
 
 # ------------------------------------------------------------------------------------------------
 # From the reference code to a student's file
@@ -308,7 +350,7 @@ def write_up(exercise, solved=False):
             )
         with open(os.path.join(BLANKS, exercise.file), encoding="utf-8") as f:
             return f.read()
-    with open(os.path.join(ROOT, exercise.module + ".py"), encoding="utf-8") as f:
+    with open(os.path.join(ROOT, source_of(exercise.module)), encoding="utf-8") as f:
         source = f.read()
     header = imports_for(ast.parse(source), exercise.functions, exercise.module)
     if not solved:

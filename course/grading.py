@@ -24,12 +24,13 @@ from types import SimpleNamespace
 
 import torch
 
-from course import checks, checks_model, submissions
+from course import checks, checks_further, checks_model, submissions
 from course.apart import Apart, Broken
 from course.exercises import BLANKS, EXERCISES, in_handout, unfinished
 from runtime.errors import BadInput
 from runtime.folders import replace_file
 
+CASES = (checks, checks_model, checks_further)  # the modules
 LIMIT = 20.0  # seconds that a check may take
 OTHER = "With other numbers than those of `python -m course check`:\n"
 Part = namedtuple("Part", "exercise function score maximum status message hidden printed")
@@ -51,13 +52,12 @@ def other_numbers(seed):
         def __init__(self, n=0):
             super().__init__(f"{seed} {n}")
 
-    modules = (checks, checks_model)
-    for module in modules:
+    for module in CASES:
         module.random = SimpleNamespace(**vars(random) | {"Random": Other})
     try:
         yield
     finally:
-        for module in modules:
+        for module in CASES:
             module.random = random
 
 
@@ -68,7 +68,7 @@ def cases_of(exercise, seed=None):
     A hand-out has the results alone, as files: what computes them would be half a solution.
     """
     name = exercise.functions[-1] + "_cases"
-    make = getattr(checks, name, None) or getattr(checks_model, name)
+    make = next(getattr(module, name) for module in CASES if hasattr(module, name))
     with other_numbers(seed):
         cases = list(make())
     if in_handout():

@@ -26,6 +26,7 @@ from course.exercises import (
     ROOT,
     functions_of,
     in_handout,
+    source_of,
     without_bodies,
     write_files,
     write_up,
@@ -83,8 +84,8 @@ def without_solutions(folder, name):
     Of the checks' own slow computations a hand-out holds only the results: without_solutions takes
     their bodies out, as it does with those of the exercises' functions.
     """
-    source, chapter = read(folder, name), name[:-3]
-    if folder == "" and chapter in CHAPTERS:
+    source, chapter = read(folder, name), f"{folder}.{name[:-3]}".lstrip(".")
+    if chapter in CHAPTERS:
         for exercise in EXERCISES:
             if exercise.module == chapter:
                 said = f"exercise {exercise.number}: see homework/{exercise.file}"
@@ -109,7 +110,7 @@ def filled(source, chapter):
 
 def compiled(exercise, name):
     """The .pyc file of one function: its magic number, no source to compare with, its code."""
-    node = functions_of(read(exercise.module + ".py"))[name]
+    node = functions_of(read(source_of(exercise.module)))[name]
     tree = ast.Module(body=[node], type_ignores=[])
     code = compile(tree, f"exercise {exercise.number}, compiled", "exec")
     return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)

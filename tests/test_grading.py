@@ -310,7 +310,7 @@ def test_a_handout_holds_no_solution_as_text(handed_out):
     for e in EXERCISES:
         functions = exercises.functions_of((handed_out / (e.module + ".py")).read_bytes())
         assert all(exercises.is_blank(functions[name]) for name in e.functions)
-    for name in ("checks.py", "checks_model.py"):
+    for name in ("checks.py", "checks_model.py", "checks_further.py"):
         functions = exercises.functions_of((handed_out / "course" / name).read_bytes())
         slow = [node for function, node in functions.items() if function.startswith("slow_")]
         assert slow and all(map(exercises.is_blank, slow))

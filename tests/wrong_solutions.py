@@ -808,6 +808,80 @@ def packed_attention(query, key, value, group, scale, attend):
 """, "themselves"),
     (12, "scale twice", "query.shape[2] - G * C",
      "query.shape[2] - G * C\n    query = query * scale", "scale"),
+    # 13. a reward that cannot be gamed
+    (13, "repetition is paid", "del unpaired[i]", "pass", "repetition"),
+    (13, "recall alone", "2 * pairs / (len(claims) + len(answer))", "pairs / len(answer)",
+     "charged for"),
+    (13, "precision alone", "2 * pairs / (len(claims) + len(answer))",
+     "pairs / len(claims) if claims else 0.0", "charged for"),
+    (13, "the event's words alone: one sentence holds them all", "max(len(claim), len(event))",
+     "len(event)", "one sentence"),
+    (13, "the claim's words alone", "max(len(claim), len(event))", "len(claim)", "too few"),
+    (13, "more than three quarters", ">= 0.75", "> 0.75", "at least"),
+    (13, "three quarters of all words together", "0.75 * max(len(claim), len(event))",
+     "0.75 * len(claim | event)", "each of the two"),
+    (13, "the thought counts", 'inside(text, "answer") or ""', "text", "<answer>"),
+    (13, "no answer is None", 'inside(text, "answer") or ""', 'inside(text, "answer")',
+     "nothing is claimed"),
+    (13, "full stops alone", 'r"[.;!?\\n]"', 'r"[.]"', "sentences end"),
+    (13, "commas, too", 'r"[.;!?\\n]"', 'r"[.,;!?\\n]"', "comma"),
+    (13, "empty sentences are claims", "for words in map(content_words, sentences) if words",
+     "for words in map(content_words, sentences)", "no claim"),
+    (13, "harmonic mean of zeros", "return 2 * pairs / (len(claims) + len(answer))",
+     "p, r = pairs / len(claims), pairs / len(answer)\n    return 2 * p * r / (p + r)",
+     "ZeroDivisionError"),
+    (13, "a claim takes every event that it means", "", """
+def caption_f1(text, answer, think):
+    sentences = re.split(r"[.;!?\\n]", inside(text, "answer") or "")
+    claims = [words for words in map(content_words, sentences) if words]
+    left, pairs = [content_words(event) for event in answer], 0
+    for claim in claims:
+        fits = [e for e in left if len(claim & e) >= 0.75 * max(len(claim), len(e))]
+        left = [e for e in left if e not in fits]
+        pairs += len(fits)
+    return 2 * pairs / (len(claims) + len(answer))
+""", "one claim"),
+    (13, "sets of texts: what happens twice is one event", "", """
+def caption_f1(text, answer, think):
+    sentences = re.split(r"[.;!?\\n]", inside(text, "answer") or "")
+    claims = {frozenset(content_words(s)) for s in sentences} - {frozenset()}
+    events = {frozenset(content_words(e)) for e in answer}
+    pairs = 0
+    for claim in claims:
+        for event in events:
+            if len(claim & event) >= 0.75 * max(len(claim), len(event)):
+                events.discard(event)
+                pairs += 1
+                break
+    return 2 * pairs / (len(claims) + len(answer))
+""", "repetition"),
+    (13, "best rather than first: the last free event", "for i, event in enumerate(unpaired):",
+     "for i, event in reversed(list(enumerate(unpaired))):", "first"),
+    # 14. CISPO
+    (14, "the ratio carries a gradient, too", ".detach()", "", "detach"),
+    (14, "not clipped", ".clamp(1 - clip_low, 1 + clip_high)", "", "not clipped"),
+    (14, "GRPO's objective", "objective = held * advantages[:, None] * torch.where(mask, logp, "
+     "0.0)",
+     "A = advantages[:, None]\n    objective = torch.minimum(log_ratio.exp() * A, "
+     "log_ratio.exp().clamp(1 - clip_low, 1 + clip_high) * A)", "constant"),
+    (14, "what the clip stops is silent", "objective = held",
+     "objective = (held == log_ratio.exp().detach()) * held", "clip stopped the gradient"),
+    (14, "the sign", "return -(weights", "return (weights", "sign"),
+    (14, "logp is not masked", "torch.where(mask, logp, 0.0)\n", "logp\n", "padding"),
+    (14, "the ratio is not masked", "torch.where(mask, logp - logp_old, 0.0)", "logp - logp_old",
+     "padding"),
+    (14, "advantages of tokens", "advantages[:, None]", "advantages", "rows"),
+    (14, "a mean", "(weights * objective).sum()", "(weights * objective).mean()", "sum"),
+    (14, "divided by the weights' sum", "(weights * objective).sum()",
+     "(weights * objective).sum() / weights.sum()", "sum"),
+    (14, "one clip for both sides", "1 - clip_low", "1 - clip_high", ""),
+    (14, "clipped above alone", ".clamp(1 - clip_low, 1 + clip_high)", ".clamp(max=1 + clip_high)",
+     "not clipped"),
+    (14, "the log-ratio is clipped", ".exp().clamp(1 - clip_low, 1 + clip_high)",
+     ".clamp(-clip_low, clip_high).exp()", "clip"),
+    (14, "gradients are clamped", "held = log_ratio",
+     "logp.register_hook(lambda g: g.clamp(-2, 2))\n    held = log_ratio", "clamped"),
+    (14, "weights are forgotten", "(weights * objective)", "(mask * objective)", "weighted"),
 ]  # fmt: skip
 
 RIGHT = [
@@ -1389,6 +1463,60 @@ def packed_attention(query, key, value, group, scale, attend):
     scores = torch.einsum("bkrid,bkjd->bkrij", q, key) * scale
     weights = torch.softmax(scores.masked_fill(hide, -torch.inf), -1)
     return torch.einsum("bkrij,bkjd->bkrid", weights, value).flatten(1, 2)
+"""),
+    (13, "a table, then rows", """
+def caption_f1(text, answer, think):
+    said = inside(text, "answer")
+    if said is None:
+        return 0.0
+    claims = [w for w in (content_words(s) for s in re.split("[.;!?\\n]+", said)) if len(w)]
+    events = [content_words(e) for e in answer]
+    free = [True] * len(events)
+    for c in claims:
+        same = [4 * len(c & e) >= 3 * len(c) and 4 * len(c & e) >= 3 * len(e) for e in events]
+        hits = [i for i in range(len(events)) if same[i] and free[i]]
+        if hits:
+            free[hits[0]] = False
+    pairs = free.count(False)
+    return 2 * pairs / (len(claims) + len(events))
+"""),
+    (13, "precision and recall", """
+def caption_f1(text, answer, think):
+    claims, events = [], list(map(content_words, answer))
+    for line in (inside(text, "answer") or "").splitlines() or [""]:
+        for sentence in re.findall(r"[^.;!?]+", line):
+            claims += [content_words(sentence)] if content_words(sentence) else []
+    used = set()
+    for claim in claims:
+        for i, event in enumerate(events):
+            share = min(len(claim & event) / len(claim), len(claim & event) / max(1, len(event)))
+            if i not in used and share >= 0.75:
+                used.add(i)
+                break
+    if not used:
+        return 0
+    p, r = len(used) / len(claims), len(used) / len(events)
+    return 2 / (1 / p + 1 / r)
+"""),
+    (14, "token by token", """
+def cispo_loss(logp, logp_old, advantages, mask, weights, clip_low, clip_high):
+    total = logp.new_zeros(())
+    for g in range(len(logp)):
+        for c in range(logp.shape[1]):
+            if mask[g, c]:
+                with torch.no_grad():
+                    rho = (logp[g, c] - logp_old[g, c]).exp()
+                    rho = min(max(rho.item(), 1 - clip_low), 1 + clip_high)
+                total = total - weights[g, c] * rho * advantages[g] * logp[g, c]
+    return total
+"""),
+    (14, "own tokens picked out", """
+def cispo_loss(logp, logp_old, advantages, mask, weights, clip_low, clip_high):
+    own, old = logp[mask], logp_old[mask]
+    ratio = torch.exp(own.detach() - old)
+    push = torch.clip(ratio, 1 - clip_low, 1 + clip_high) * weights[mask]
+    A = advantages.repeat_interleave(mask.sum(1))
+    return -torch.dot((push * A).to(own.dtype), own)
 """),
 ]  # fmt: skip
 
