@@ -9,10 +9,13 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 
+import grpo
+import rewards
 import wrong_solutions
 from conftest import ROOT
-from course import exercises, grading
+from course import exercises, further, grading
 from course.__main__ import main
 from course.bandit import three_armed_bandit
 from course.exercises import EXERCISES
@@ -66,7 +69,7 @@ def test_what_start_writes_is_the_reference_without_its_bodies(tmp_path):
     for e in EXERCISES:
         with open(os.path.join(folder, e.file), encoding="utf-8") as f:
             blank = exercises.functions_of(f.read())
-        with open(os.path.join(ROOT, e.module + ".py"), encoding="utf-8") as f:
+        with open(os.path.join(ROOT, exercises.source_of(e.module)), encoding="utf-8") as f:
             ours = exercises.functions_of(f.read())
         assert list(blank) == list(e.functions)
         for name in e.functions:
@@ -92,7 +95,7 @@ def test_start_leaves_work_alone(tmp_path, capsys):
 
 def test_every_command_line_mistake_is_one_sentence(tmp_path, capsys):
     for args, says in (
-        (["check", "13"], "from 1 to 12"),
+        (["check", "15"], "from 1 to 14"),
         (["hint"], "hint what?"),
         (["handout"], "--into"),
         (["results"], "results what?"),
@@ -131,10 +134,41 @@ def test_train_runs_with_the_students_functions(charades, tmp_path):
     assert "yours: rewards.temporal_iou" in done.stdout and "the reference's: none" in done.stdout
     with open(note, encoding="utf-8") as f:
         called = set(f.read().split())
-    not_called = {"box_iou", "merged", "interval_set_iou"}
+    not_called = {"box_iou", "merged", "interval_set_iou", "caption_f1", "cispo_loss"}
     assert called == {name for e in EXERCISES for name in e.functions} - not_called
     with open(out / "metrics.jsonl", encoding="utf-8") as f:
         assert len([json.loads(line) for line in f]) == 1
+
+
+def test_cheap_captions_earn_everything_from_recall_and_little_from_f1():
+    events = ["a boy jumps", "a dog climbs over a fence"]
+    honest = "<answer>A boy jumps.</answer>"
+    cheap = {
+        "everything that may happen": "A boy jumps. A girl jumps. A man jumps. A dog climbs over a "
+        "fence. A cat climbs over a fence. A boy climbs over a fence. A dog jumps.",
+        "again and again": "A boy jumps. A dog climbs over a fence. " * 4,
+        "one sentence of all": "boy girl man dog cat jumps climbs over fence falls",
+    }
+    for name, said in cheap.items():
+        said = f"<answer>{said}</answer>"
+        assert rewards.caption_recall(said, events, False) == 1.0, name
+        assert further.caption_f1(said, events, False) < further.caption_f1(honest, events, False)
+
+
+def test_cispo_alone_is_the_loss_of_the_chapter():
+    torch.manual_seed(0)
+    logp, old = -3 * torch.rand(4, 6), -3 * torch.rand(4, 6)
+    mask = torch.arange(6) < torch.tensor([[6], [1], [3], [5]])
+    A, weights = torch.randn(4), grpo.token_weights(mask, "cispo", 8, 4, 15)
+    results = []
+    for loss in (
+        lambda x: further.cispo_loss(x, old, A, mask, weights, 0.2, 0.28),
+        lambda x: grpo.policy_loss(x, old, None, A, mask, weights, 0.2, 0.28, 0.0, "cispo")[0],
+    ):
+        x = logp.clone().requires_grad_()
+        loss(x).backward()
+        results.append((loss(x).item(), x.grad.tolist()))
+    assert results[0] == results[1]
 
 
 def test_no_folder_and_broken_files_are_one_sentence(tmp_path):
