@@ -218,11 +218,11 @@ def cispo_loss_cases():
     yield cispo_case(t([-1, -2]), t([-1, -2]), t(1), two[:1], t([0.5, 0.3]), usually)
     usually = "advantages (G,) belong to completions, which are rows: advantages[:, None]"
     yield cispo_case(t([-1, -2], [-1, -3]), t([-1, -2], [-1, -3]), t(1, -2), two,
-               t([0.1, 0.2], [0.3, 0.7]), usually)  # fmt: skip
+                     t([0.1, 0.2], [0.3, 0.7]), usually)  # fmt: skip
     usually = "each side has its own clip: 1 − clip_low below, 1 + clip_high above"
     for low, high in ((1.0, 0.28), (0.3, 0.1), (0.05, 5.0)):
-        yield cispo_case(t([-1, -3, -2]), t([-3, -1, -1.9]), t(1), torch.ones(1, 3, dtype=torch.bool),
-                   t([0.2, 0.3, 0.4]), usually, None, low, high)  # fmt: skip
+        yield cispo_case(t([-1, -3, -2]), t([-3, -1, -1.9]), t(1), torch.tensor([[True] * 3]),
+                         t([0.2, 0.3, 0.4]), usually, None, low, high)  # fmt: skip
     for junk in (7.0, -math.inf):
         yield cispo_case(
             t([-1, -2], [-1, junk]),
