@@ -1,4 +1,4 @@
-"""What a run records of itself: nothing twice, nothing lost, and nothing of it is felt in training."""
+"""What a run records of itself: nothing twice, nothing lost, and training feels nothing of it."""
 
 import json
 import os
