@@ -293,7 +293,7 @@ def page_curve(name, title, steps, values):
     points = list(zip(steps, values, running_mean(values).tolist()))
     finite = [p for p in points if math.isfinite(p[1])]
     largest = max(finite, key=lambda p: p[1], default=None)
-    shown = evenly(points, MOST_POINTS)
+    shown = evenly(points, MOST_POINTS - 1)
     if largest and largest not in shown:
         shown = sorted([*shown, largest])
     top = 1 if is_share(name) else axis_top(values)
