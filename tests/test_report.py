@@ -70,8 +70,8 @@ def content(page):
     return json.loads(re.search(script, page, re.DOTALL)[1])
 
 
-def change_groups(folder, change):
-    path = os.path.join(folder, "rollouts.jsonl")
+def change_groups(folder, change, log="rollouts.jsonl"):
+    path = os.path.join(folder, log)
     groups = report.read_lines(path)
     for group in groups:
         change(group)
@@ -364,10 +364,9 @@ const click = async () => { try {
     seen.chosenBy.push(curve.getAttribute("aria-valuetext").split(":")[0]);
   }
   seen.looks = [];
-  for ($("look").value = 0, $("look").dispatchEvent(new Event("input")); ; ) {
+  for (const look of run.looks) {
     const bars = $$("#looks [data-row]").map(bar => bar.style.left + bar.style.width);
     seen.looks.push({step: $("look-step").textContent, cards: $$("#looks article").length, bars});
-    if ($("look").value === $("look").max) break;
     $("look-later").click();
   }
   seen.width = innerWidth;
@@ -445,7 +444,8 @@ def test_clicking_through_the_page(copy, width):
 
 @browser
 def test_a_run_without_tokens_and_without_its_clips(copy):
-    """Old runs have no tokens, copied ones no clips: the page shows what there is."""
+    """Old runs have no tokens, no samples, copied ones no clips: the page shows what there is."""
+    os.remove(copy / "samples.jsonl")
 
     def forget(group):
         group["video"] = "gone.mp4"
@@ -478,8 +478,10 @@ def test_other_tasks_are_drawn(copy, answer, text, drawn):
             c["text"] = text
 
     change_groups(copy, answer_so)
+    change_groups(copy, answer_so, "samples.jsonl")
     seen = click_through(copy)
     assert seen["errors"] == [] and seen["tooWide"] <= 0
+    assert all(len(look["bars"]) == 3 * drawn for look in seen["looks"])
     assert seen["drawn"] == drawn and seen["frames"] == 8
 
 

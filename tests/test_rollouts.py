@@ -114,7 +114,7 @@ def test_two_processes_record_as_one(charades, tmp_path, more):
     flags = "--steps 3 --rollouts-every 100"
     alone = run(charades, tmp_path / "one", flags)
     two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    two += ["--master-port", "29617", "train.py", *QUICK, *flags.split(), *more.split()]
+    two += ["--standalone", "train.py", *QUICK, *flags.split(), *more.split()]
     two += ["--data", charades, "--out", str(tmp_path / "two"), "--device", "cpu"]
     done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
