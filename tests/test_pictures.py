@@ -88,7 +88,7 @@ def test_a_bar_for_before_where_the_base_was_evaluated_so(runs, tmp_path, figure
     (figure,) = figures
     drawn = [bar[1:] for bar in bars(figure)]
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert os.path.getsize(out / "predictions.png") > 5000
     if changed == {}:
         assert drawn == [(1.0, 2.0), (5.0, 6.0), (1.0, 3.0), (1.0, 2.0), (1.0, 2.0)]

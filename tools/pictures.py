@@ -80,11 +80,11 @@ def draw_intervals(path, records, title, before=None, rows=14):
     axis.set_yticks(range(len(records)), labels, fontsize=8)
     axis.set_ylim(len(records) - 0.4, -0.6)
     axis.set_xlim(left=0)
-    axis.set_xlabel("seconds   (number beside each query: IoU in percent)", fontsize=8)
-    axis.legend(
+    which = ", before → after" if before else ""
+    axis.set_xlabel(f"seconds   (beside each query: IoU in percent{which})", fontsize=8)
+    figure.legend(
         handles=[plt.Rectangle((0, 0), 1, 1, color=c, label=n) for n, c in zip(names, colours)],
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.09),
+        loc="outside lower center",
         ncols=len(names),
         fontsize=8,
         frameon=False,
