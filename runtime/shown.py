@@ -232,9 +232,13 @@ def fit_axis(axis, name, steps, values):
         axis.set_ylim(bottom - 0.04 * (top - bottom), top)
         axis.plot(above, [top] * len(above), "^", color="tab:red", markersize=5, clip_on=False)
         peak, at = max(zip(values, steps))
-        side = "right" if at > (steps[0] + steps[-1]) / 2 else "left"
-        label = f"  {peak:.3g} at step {at}  "
-        axis.text(at, top, label, ha=side, va="top", fontsize=7, color="tab:red")
+        late = at > (steps[0] + steps[-1]) / 2
+        readable = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        said = dict(
+            va="top", fontsize=7, color="tab:red", bbox=readable, textcoords="offset points"
+        )
+        place = {"xytext": (-6 if late else 6, 0), "ha": "right" if late else "left"}
+        axis.annotate(f"{peak:.3g} at step {at}", (at, top), **place, **said)
 
 
 def axis_top(values):
