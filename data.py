@@ -359,5 +359,5 @@ def ask(example, video, tokenizer, think=True, max_tokens=None, template=None):
 
 def load_prompt(example, budget, tokenizer, think=True, read=read_frames, **asked):
     """Example → data.Prompt. read: data.read_frames, or a Decoder's; asked: see `ask`."""
-    video = load_video(example.video, budget, False, example.span, example.frames, read)
+    video = load_video(example.video, budget, span=example.span, frames=example.frames, read=read)
     return ask(example, video, tokenizer, think, **asked)

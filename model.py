@@ -231,7 +231,7 @@ def prefill(model, prompts, features):
     clips, last, after = clips_of(prompts, features, model.config.video_token_id), [], []
     cache = GroupCache(clips)
     for row in rows_of(model, clips, lambda clip: clip.size):
-        what = ([getattr(clip, name) for clip in row] for name in ("prompt", "features", "rest"))
+        what = zip(*[(clip.prompt, clip.features, clip.rest) for clip in row])
         for clip, hidden, positions in zip(row, *read_row(model, *what, cache)):
             last += [hidden[i] for i in clip.ends]
             after.append(positions[:, clip.ends].amax(dim=0) + 1)

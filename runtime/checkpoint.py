@@ -180,7 +180,7 @@ def check_room(run, needed):
 # Settings that decide nothing about what is learned: a resumed run may have others.
 MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep",
               "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute",
-              "versions", "out", "kind", "score_every_group")  # fmt: skip
+              "versions", "out", "kind", "score_every_group", "score_tokens")  # fmt: skip
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl")
 
 

@@ -291,18 +291,28 @@ def take(folder):
             stale = check_free(folder)
         if stale is None:  # released meanwhile
             continue
-        # Two processes may find it stale at once: one of them moves it, then looks what it got.
-        moved = f"{path}.{pid}"
-        with suppress(FileNotFoundError):
-            os.rename(path, moved)
-            if read_lock(moved) != stale:
-                os.rename(moved, path)
-                continue
-            os.remove(moved)
-            whose = "nobody knows whom"
-            if stale:
-                whose = f"process {stale['pid']}, which is no longer there"
-            print(f"{folder}: took over the lock of {whose}", file=sys.stderr)
+        # Several may find it stale at once. One claims the dead owner's lock by creating a second
+        # file, looks whether it is still that lock, and removes it: whoever removed a lock that it
+        # had only read before could remove a new owner's.
+        claim = f"{path}.{stale.get('pid', 0)}"
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                if time.time() - os.stat(claim).st_mtime > 10:
+                    left = f"{claim} is left of a process that was killed: remove it"
+                    raise BadInput(left) from None
+            time.sleep(0.05)
+            continue
+        try:
+            if read_lock(path) == stale:
+                os.remove(path)
+                whose = "nobody knows whom"
+                if stale:
+                    whose = f"process {stale['pid']}, which is no longer there"
+                print(f"{folder}: took over the lock of {whose}", file=sys.stderr)
+        finally:
+            os.remove(claim)
     with os.fdopen(file, "w", encoding="utf-8") as f:
         json.dump(me, f)
     HELD.append((path, me))

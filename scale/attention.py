@@ -79,7 +79,7 @@ def vision_layout(grids, config, device):
 
 class PatchProduct(Qwen2_5_VisionPatchEmbed):
     """Patches (N, 1176) → (N, D). Where a convolution's step is its kernel, as here, it is one
-    matrix product; transformers calls conv3d, which took 6 to 12 times as long on a CPU."""
+    matrix product; transformers calls conv3d, which on a CPU takes several times as long."""
 
     def forward(self, patches):
         weight = self.proj.weight.flatten(1)

@@ -30,7 +30,7 @@ class GroupCache:
         """Makes room for group_size completions of each prompt."""
         shapes = [clip.shape for clip in self.clips]
         longest, _, self.tail = (max(numbers) for numbers in zip(*shapes))
-        written = self.tail + max_new_tokens
+        places = self.tail + max_new_tokens  # of a row, after what it shares
 
         def prompts(tensors):  # B of (1, K, P + Q·T, d) → (B, K, P, d)
             cut = [x[:, :, :P] for x, (P, _, _) in zip(tensors, shapes)]
@@ -38,20 +38,19 @@ class GroupCache:
 
         def rests(tensors):  # → (B·Q·G, K, T + C, d). Zeros, as 0 · NaN of masked places is NaN
             each = [x[0, :, P:].unflatten(1, (Q, T)) for x, (P, Q, T) in zip(tensors, shapes)]
-            room = [F.pad(x, (0, 0, 0, written - x.shape[2])) for x in each]
+            room = [F.pad(x, (0, 0, 0, places - x.shape[2])) for x in each]
             return torch.cat(room, dim=1).transpose(0, 1).repeat_interleave(group_size, dim=0)
 
         for layer in list(self.read):
             keys, values = zip(*self.read.pop(layer))
             self.prompt[layer] = prompts(keys), prompts(values)
             self.completions[layer] = rests(keys), rests(values)
-        mask = torch.full((sum(Q for _, Q, _ in shapes), longest + written), -torch.inf)
+        mask = torch.full((sum(Q for _, Q, _ in shapes), longest + places), -torch.inf)
         own = [(P, n) for clip, (P, _, _) in zip(self.clips, shapes) for n in clip.lengths]
         for row, (P, n) in enumerate(own):
             mask[row, longest - P : longest + n] = 0.0
-        device = keys[0].device
         self.mask = mask.repeat_interleave(group_size, dim=0).to(keys[0])
-        self.length = torch.full((1,), self.tail, device=device)
+        self.length = torch.full((1,), self.tail, device=keys[0].device)
 
     @property
     def shape(self):

@@ -76,12 +76,14 @@ def clips_of(prompts, features, video_token):
              (Q = 1, T = 0).
     """
     pairs = list(zip(prompts, features, strict=True))
+    alone = [Clip(p, seen, p.ids[None, :0], [0]) for p, seen in pairs]
     clips = [list(same) for _, same in groupby(pairs, key=lambda pair: id(pair[0].patches))]
+    if len(clips) == len(pairs) or len({len(same) for same in clips}) > 1:
+        return alone
     common = [common_length([p.ids.tolist() for p, _ in same]) for same in clips]
     cut = [(p.ids[n:] == video_token).any() for same, n in zip(clips, common) for p, _ in same]
-    equal = len({len(same) for same in clips}) == 1 and len(clips) < len(pairs)
-    if not equal or any(cut) or not all(common):
-        return [Clip(p, seen, p.ids[None, :0], [0]) for p, seen in pairs]
+    if any(cut) or not all(common):
+        return alone
     made = []
     for same, n in zip(clips, common):
         prompt, seen = same[0]

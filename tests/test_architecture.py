@@ -106,7 +106,7 @@ def test_lengths():
                 assert node.end_lineno - node.lineno < 60, where
 
 
-PROGRAMS = ("course", "tools", "toy")  # rooms that are started with python -m
+PROGRAMS = ("annotations", "course", "tools", "toy")  # rooms that are started with python -m
 
 
 def test_every_program_says_how_threads_wait_before_torch_is_imported():

@@ -442,6 +442,19 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path):
         assert said == ["refused"] * 5 + ["taken"]
 
 
+def test_a_process_killed_while_it_took_over_a_lock_is_named(tmp_path):
+    held = {"pid": 2**22 - 1, "host": socket.gethostname(), "since": "x", "born": "1"}
+    (tmp_path / "lock").write_text(json.dumps(held))
+    claim = tmp_path / f"lock.{held['pid']}"
+    claim.touch()
+    os.utime(claim, (0, 0))
+    with pytest.raises(BadInput, match=rf"lock\.{held['pid']} is left of a process .*: remove it"):
+        folders.take(str(tmp_path))
+    claim.unlink()
+    with folders.locks_released():
+        folders.take(str(tmp_path))
+
+
 def test_an_evaluation_holds_its_folder_and_gives_it_back(finished, charades, tmp_path):
     ask = [
         *("--bench", "charades"),

@@ -21,15 +21,8 @@ from types import SimpleNamespace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-SETTINGS = dict(
-    device="cpu", config="toy", score_every_group=True, score_tokens=4096, task="grounding",
-    tasks=["grounding"], think=True, train_vision=True, shard=False, group_size=8,
-    max_new_tokens=64, beta=0.04, loss="grpo", updates_per_rollout=1, clip=0.2, clip_high=0.2,
-    grad_clip=1.0, mask_unfinished=False,
-)  # fmt: skip
 
-
-def work(checkout, P, clips):
+def work(checkout, P, clips, settings):
     """The process of one side: for every line it is sent, one step; prints seconds and bytes.
 
     It uses what all commits of tests/bench/step.py have had under the same name.
@@ -40,7 +33,7 @@ def work(checkout, P, clips):
 
     import step as bench
 
-    from common import make_policy, make_prompt
+    from common import _resident, make_policy, make_prompt
 
     if P:
         policy, tokenizer = make_policy("toy", "cpu"), bench.NoTokenizer()
@@ -55,19 +48,14 @@ def work(checkout, P, clips):
         prompts = [load_prompt(e, budget, tokenizer, True) for e in examples]
     reference = copy.deepcopy(policy).requires_grad_(False)
     job = (policy, reference, tokenizer, list(enumerate(examples)), prompts)
-    job += (bench.MasterAdamW(policy, 0.0), SimpleNamespace(**SETTINGS))
+    job += (bench.MasterAdamW(policy, 0.0), SimpleNamespace(**settings))
     for _ in sys.stdin:
         with open("/proc/self/clear_refs", "w", encoding="utf-8") as f:
             f.write("5")  # the high-water mark starts again from here
-        before, began = resident("VmRSS"), time.perf_counter()
+        before, began = _resident("VmRSS"), time.perf_counter()
         bench.ours(*job)
         took = time.perf_counter() - began
-        print(json.dumps([took, resident("VmHWM") - before]), flush=True)
-
-
-def resident(field):
-    with open("/proc/self/status", encoding="utf-8") as f:
-        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
+        print(json.dumps([took, _resident("VmHWM") - before]), flush=True)
 
 
 def main():
@@ -77,23 +65,25 @@ def main():
     p.add_argument("before", help="a checkout of the other commit")
     p.add_argument("--prompt", type=int, nargs="+", default=[0], help="P, with random weights")
     p.add_argument("--repeats", type=int, default=5, help="steps of each side; the median counts")
-    p.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    p.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.work:
-        return work(args.before, int(args.work[0]), args.work[1])
-    sys.path.insert(0, ROOT)
-    from toy import world
+        P, clips, settings = args.work
+        return work(args.before, int(P), clips, json.loads(settings))
+    from step import SETTINGS, world
 
     clips = os.path.abspath(world.ensure("charades"))
+    settings = json.dumps(SETTINGS | {"device": "cpu", "config": "toy"})
     named = subprocess.run(
         ["git", "-C", args.before, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
     print(f"toy policy, CPU; before: {named}")
     print(f"{'P':>6} {'before':>9} {'here':>9} {'faster':>7} {'memory: before':>16} {'here':>8}")
     for P in args.prompt:
+        own = ["--work", str(P), clips, settings]
         sides = [
             subprocess.Popen(
-                [sys.executable, __file__, os.path.abspath(folder), "--work", str(P), clips],
+                [sys.executable, __file__, os.path.abspath(folder), *own],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
             for folder in (args.before, ROOT)

@@ -46,15 +46,16 @@ def make_clip(path, minutes, gop):
 
 def work(side, path):
     """The process of one side: for every line it is sent, one read; prints seconds and bytes."""
-    sys.path.insert(0, ROOT)
     import time
 
     import decord
     import numpy as np
 
+    from common import _resident
+
     import data
 
-    budget, imported = data.VideoBudget(), resident("VmRSS")
+    budget, imported = data.VideoBudget(), _resident("VmRSS")
     for line in sys.stdin:
         index = json.loads(line)
         began = time.perf_counter()
@@ -65,12 +66,7 @@ def work(side, path):
             reader = decord.VideoReader(path, num_threads=1)
             reader.get_batch(index).asnumpy()
         took = time.perf_counter() - began
-        print(json.dumps([took, resident("VmHWM") - imported, index]), flush=True)
-
-
-def resident(field):
-    with open("/proc/self/status", encoding="utf-8") as f:
-        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
+        print(json.dumps([took, _resident("VmHWM") - imported, index]), flush=True)
 
 
 def ask(process, index):

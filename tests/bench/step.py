@@ -155,6 +155,7 @@ SETTINGS = dict(
     clip=0.2,
     clip_high=0.2,
     grad_clip=1.0,
+    mask_unfinished=False,
 )
 
 
