@@ -11,8 +11,8 @@ What a run leaves in its folder:
     settings.json     every setting and library version
     metrics.jsonl     one line per step: rewards, KL, entropy, gradient norm, tokens, seconds
     rollouts.jsonl    now and then one group in full: prompt, completions, rewards, advantages, and
-                      of each token its log-prob, its change by the step, and its KL
-                      (python -m tools.report RUN shows them)
+                      of each token its log-prob, its change and its KL (tools.report shows them)
+    samples.jsonl     what three prompts, always the same, are answered every 25 steps
     curves.png        redrawn as the run goes
     policy/           the trained model in Hugging Face format, for eval.py or from_pretrained
     checkpoints/      what --resume needs
@@ -117,12 +117,12 @@ def train(settings):
     STOP["cancel"] = loader.cancel
     total = lambda n: add_up({"n": n}, device, world)["n"]
     try:
-        for step, batch in loader.batches(run.first, steps):
+        for step, batch in run.batches(loader):
             clock, lr = Clock(device, data=batch.waited), learning_rate(step, steps, settings.lr)
             update_weights = partial(optimizer.step, lr, settings.grad_clip, world)
             if settings.method == "grpo":
                 result = grpo_step(policy, reference, batch, settings, update_weights, total, clock)
-                outcome = outcome_of(result, policy, tokenizer, settings, clock, step)
+                outcome = outcome_of(result, policy, settings)
             else:
                 outcome = sft_step(policy, batch, settings, update_weights, clock)
             run.log(step, batch, outcome, lr, clock)

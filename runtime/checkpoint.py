@@ -215,6 +215,8 @@ def open_run_folder(settings, room):
         step = checkpoint[1]["step"] if checkpoint else 0
         for name in LOGS:
             remove_lines_after(step, os.path.join(folder, name))
+        # The samples before a run's next step are taken when that begins: they will be taken again.
+        remove_lines_after(step - 1, os.path.join(folder, "samples.jsonl"))
         if os.path.isdir(path := os.path.join(folder, "metrics.jsonl")):  # the run needs it
             raise BadInput(f"{path} cannot be read (Is a directory)")
         write_settings(folder, settings)

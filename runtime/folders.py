@@ -33,7 +33,7 @@ OWN = {
     "model": MODEL,
     "evaluation": EVALUATION,
     "checkpoint": r"part-\d+\.safetensors|state\.json",
-    "run": (r"(settings\.json|(metrics|rollouts|skipped)\.jsonl|report\.html)(\.partial)?"
+    "run": (r"(settings\.json|(metrics|rollouts|samples|skipped)\.jsonl|report\.html)(\.partial)?"
             r"|curves\.png(\.partial)?|curves\.partial\.png|lock(\.\d+)?"
             r"|tensorboard/events\.out\.tfevents\.[^/]+"
             r"|checkpoints/step-\d+(\.partial)?/(part-\d+\.safetensors|state\.json)"

@@ -17,6 +17,7 @@ from runtime.processes import add_up, on_first
 from tasks import TASKS, as_task
 
 STAND_INS = 10  # examples tried for one prompt, before the data as a whole counts as unreadable
+FIXED = 3  # prompts, the run's first, whose answers are looked at again and again
 
 
 def training_examples(settings, rank, world, stand_in):
@@ -76,6 +77,7 @@ class Loader:
         self.settings, self.rank, self.world, self.device = settings, rank, world, device
         self.decoder = Decoder(settings.decode_timeout)
         self.thread = ThreadPoolExecutor(max_workers=1)
+        self.kept = None  # what `fixed` has read
 
     def batches(self, first, steps):
         """Yields (step, data.Batch) for steps first … steps − 1, the next one being read meanwhile.
@@ -124,6 +126,29 @@ class Loader:
         error = BadInput(f"{STAND_INS} examples in a row cannot be read, the last because: {why}")
         error.process = self.rank  # the only process that knows about it
         raise error
+
+    def fixed(self):
+        """The run's first FIXED prompts, shared out: this process's [(number, Example, Prompt,
+        Generator)], the generator being the one that the first step samples with. [] where a read
+        was cancelled.
+
+        Every process calls this, and gets equally many: where they do not come out even, some
+        prompts are several processes' (their numbers are FIXED and up). They are read once.
+        """
+        numbers = range(self.rank, -(-FIXED // self.world) * self.world, self.world)
+        if self.kept is None:
+            # In the thread: the decoder's process serves one read at a time.
+            read = lambda k: self.thread.submit(self.readable, 0, k % FIXED, []).result()
+            try:
+                self.kept = [(k, *read(k)) for k in numbers]
+            except Cancelled:
+                self.kept = None
+            cancelled = {"cancelled": self.kept is None}
+            if add_up(cancelled, self.device, self.world)["cancelled"]:
+                self.kept = None
+                return []
+        seed = self.settings.seed
+        return [(*kept, generator_for(seed, 0, kept[0] % FIXED)) for kept in self.kept]
 
     def cancel(self):
         """Ends a read that waits. May be called from a signal handler."""

@@ -2,17 +2,19 @@
 
 step_sums       sums over this process's share, which become a line of metrics.jsonl
 sampler_gaps    how far the sampler's log-probs are from the scorer's
-group_record    one group in full, a line of rollouts.jsonl
-token_records   the same token by token, with what the step did to each
+group_record    one group in full
+token_records   the same token by token, with what the step did to each: a line of rollouts.jsonl
+sampled_again   what the policy answers by now to a prompt of the run's first: a line of
+                samples.jsonl
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from grpo import kl_k3, video_features
+from grpo import completion_texts, kl_k3, sample_groups, video_features
 from model import group_logprobs
-from tasks import TASKS
+from tasks import TASKS, score
 
 
 @dataclass
@@ -21,20 +23,15 @@ class Outcome:
 
     sums: dict  # of its share; added up over all processes, they are the step's
     grad_norm: float
-    group: dict = None  # its first group as JSON; None for SFT, as the next
+    groups: tuple = ()  # its grpo.Groups; none for SFT, which has no gaps either
     sampler_gaps: torch.Tensor = None  # |sampler − scorer| of each scored token's log-prob
 
 
-def outcome_of(step, policy, tokenizer, settings, clock, number):
-    """grpo.Step → Outcome. Every --rollouts-every steps its group is recorded token by token."""
+def outcome_of(step, policy, settings):
+    """grpo.Step → Outcome."""
     stop_ids = policy.generation_config.eos_token_id
     sums = step_sums(step, settings.tasks, stop_ids, settings.updates_per_rollout)
-    group = group_record(step.groups[0])
-    if number % settings.rollouts_every == 0:
-        records = token_records(policy, tokenizer, step.groups[0])
-        group["completions"] = [c | tokens for c, tokens in zip(group["completions"], records)]
-        clock("record")
-    return Outcome(sums, step.grad_norm, group, sampler_gaps(step))
+    return Outcome(sums, step.grad_norm, step.groups, sampler_gaps(step))
 
 
 def step_sums(step, tasks, stop_ids, updates):
@@ -83,6 +80,11 @@ def sampler_gaps(step):
     return torch.cat(gaps) if gaps else torch.zeros(0, device=step.groups[0].rewards.device)
 
 
+def mean_kl(group):
+    """KL per token of a Group in nats, before the step; 0 where it was not scored."""
+    return 0.0 if group.kl is None else float(group.kl[group.mask].mean())
+
+
 def group_record(group):
     """A Group as JSON: the question, and each completion with what it earned."""
     columns = {
@@ -93,9 +95,12 @@ def group_record(group):
         "tokens": group.mask.sum(dim=1).tolist(),
     }
     completions = [dict(zip(columns, row)) for row in zip(*columns.values())]
-    example, prompt = group.example, group.prompt.text
+    return about_prompt(group.example, group.prompt) | {"completions": completions}
+
+
+def about_prompt(example, prompt):
     record = {name: getattr(example, name) for name in ("id", "video", "answer")}
-    return record | {"prompt": prompt, "completions": completions}
+    return record | {"prompt": prompt.text}
 
 
 @torch.no_grad()
@@ -103,20 +108,42 @@ def token_records(policy, tokenizer, group):
     """What a step did to each token of a group, for the report. It takes one more scoring forward,
     after the update.
 
-    Returns: per completion {"token_texts", "logp" and "kl" before the update, "logp_change" by it}.
+    Returns: group_record, with more of each completion: "token_texts", "logp" and "kl" before the
+             update, "logp_change" by it.
 
-    Every process does this for its first group, though only one writes: where weights are sharded,
-    all processes must take part in a forward. A group that was not scored (without spread and
-    without a KL it teaches nothing) has the sampler's log-probs, the same but for rounding.
+    Every process does this for a group, though only one writes: where weights are sharded, all
+    processes must take part in a forward. A group that was not scored (without spread and without
+    a KL it teaches nothing) has the sampler's log-probs, the same but for rounding.
     """
     before = group.logp_sampled if group.logp_old is None else group.logp_old
     features = video_features(policy, [group.prompt], with_gradient=False)[0]
     change = policy.call(group_logprobs, group.prompt, features, group.completions)[0] - before
     kl = torch.zeros_like(before) if group.logp_ref is None else kl_k3(before, group.logp_ref)
     values = {"logp": before, "logp_change": change, "kl": kl}
-    records = []
-    for g, (ids, mask) in enumerate(zip(group.completions, group.mask)):
-        record = {"token_texts": [tokenizer.decode([i]) for i in ids[mask].tolist()]}
-        record |= {name: [round(v, 4) for v in x[g][mask].tolist()] for name, x in values.items()}
-        records.append(record)
-    return records
+    record = group_record(group)
+    for g, (completion, ids, mask) in enumerate(
+        zip(record["completions"], group.completions, group.mask)
+    ):
+        completion["token_texts"] = [tokenizer.decode([i]) for i in ids[mask].tolist()]
+        for name, x in values.items():
+            completion[name] = [round(v, 4) for v in x[g][mask].tolist()]
+    return record
+
+
+@torch.no_grad()
+def sampled_again(policy, tokenizer, settings, example, prompt, generator):
+    """A group that is sampled to be looked at: the policy's G answers to a prompt, with what they
+    earn.
+
+    One prompt at a time, so that it needs no more memory than a step. Where weights are sharded,
+    every process must call this.
+    """
+    features = video_features(policy, [prompt], with_gradient=False)
+    stop_ids, how = policy.generation_config.eos_token_id, (settings.group_size,)
+    how += (settings.max_new_tokens, stop_ids, [generator])
+    ids, mask, _ = policy.call(sample_groups, [prompt], features, *how)  # (1, G, C)
+    completions = []
+    for text in completion_texts(ids[0], mask[0], tokenizer, stop_ids):
+        rewards = score(example.task, text, example.answer, settings.think)
+        completions.append({"text": text, "rewards": rewards, "reward": sum(rewards.values())})
+    return about_prompt(example, prompt) | {"completions": completions}

@@ -18,8 +18,10 @@ from tqdm import tqdm
 from runtime.checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
 from runtime.errors import BadInput, first_line
 from runtime.folders import append_line, read_lines
+from runtime.loader import FIXED
 from runtime.metrics import HINT, speed, step_metrics, tensorboard, versions
 from runtime.processes import add_up, largest, on_first
+from runtime.rollouts import group_record, mean_kl, sampled_again, token_records
 from runtime.shown import draw_curves, group_text
 
 # ------------------------------------------------------------------------------------------------
@@ -67,6 +69,9 @@ class Clock:
         self.last = now
 
 
+SAMPLED_EVERY = 25  # steps, between two looks at the same prompts
+
+
 class Run:
     """The run's folder, opened and locked. With --resume, its newest checkpoint is loaded.
 
@@ -85,10 +90,11 @@ class Run:
         self.out, checkpoint = opened
         self.first, self.lines, self.said, self.checked, self.problems = 0, [], set(), False, []
         self.counts = {"drawn": 0, "skipped": 0, "dropped": 0, "dropped_in_a_row": 0}
+        self.counts["largest_kl"] = 0.0
         if checkpoint:
             optimizer.load_tensors(read_checkpoint(*checkpoint))
             state = checkpoint[1]
-            self.first, self.counts = state["step"], state["counts"]
+            self.first, self.counts = state["step"], self.counts | state["counts"]
         if rank == 0 and self.first:
             self.lines = read_lines(self.path("metrics.jsonl"))
         self.done = self.saved = self.first
@@ -135,20 +141,63 @@ class Run:
             self.agreement = check_sampler(outcome.sampler_gaps, dtype, self.world)
             self.checked = True
         self.count(sums, outcome.grad_norm)
+        if outcome.groups:
+            self.record_group(step, sums, outcome.groups, clock)
         for record in batch.skipped:
-            self.may_fail("skipped.jsonl", append_line, self.path("skipped.jsonl"), record)
+            self.append("skipped.jsonl", record)
         if self.rank:
             return
         line = step_metrics(step + 1, sums, outcome.grad_norm, lr, clock.seconds, self.settings)
         line |= {k: self.counts[k] for k in ("skipped", "dropped")}
         line |= speed(line, self.n_weights, self.n_trained, self.settings, self.world, self.device)
         self.lines.append(line)
-        self.may_fail("metrics.jsonl", append_line, self.path("metrics.jsonl"), line)
+        self.append("metrics.jsonl", line)
         if self.board:
             self.may_fail("tensorboard", add_scalars, self.board, line)
-        if outcome.group and step % self.settings.rollouts_every == 0:
-            record = {"step": step + 1, **outcome.group}
-            self.may_fail("rollouts.jsonl", append_line, self.path("rollouts.jsonl"), record)
+
+    def record_group(self, step, sums, groups, clock):
+        """A line of rollouts.jsonl: every --rollouts-every steps a group, the step's first. Of a
+        step whose KL is the largest so far, so that its reason can be seen, always one: that of
+        the largest KL, whichever process has it."""
+        kl = sums["kl"] / max(1.0, sums["scored_tokens"])
+        group, writer = groups[0], 0
+        if is_peak := self.counts["largest_kl"] < kl < math.inf:
+            self.counts["largest_kl"] = kl
+            group = max(groups, key=mean_kl)
+            of = {rank: mean_kl(group) * (rank == self.rank) for rank in range(self.world)}
+            of = add_up(of, self.device, self.world)
+            writer = max(of, key=of.get)
+        if is_peak or step % self.settings.rollouts_every == 0:
+            record = {"step": step + 1, **token_records(self.policy, self.tokenizer, group)}
+            if self.rank == writer:
+                self.append("rollouts.jsonl", record)
+            clock("record")
+
+    def batches(self, loader):
+        """The loader's (step, batch), and before the first step, every SAMPLED_EVERY steps and
+        after the last a look at what the policy answers to the same few prompts."""
+        for step, batch in loader.batches(self.first, self.steps):
+            if step % SAMPLED_EVERY == 0:
+                self.record_samples(step, loader)
+            yield step, batch
+        if self.done == self.steps:
+            self.record_samples(self.done, loader)
+
+    def record_samples(self, done, loader):
+        """Lines of samples.jsonl, one per fixed prompt: its number, and what is answered after
+        `done` steps. Always with the same random numbers, so that answers change because the policy
+        did. They are not the training's, which goes on as if nobody had looked."""
+        if self.settings.method != "grpo":
+            return
+        for number, *prompt in loader.fixed():
+            began = time.perf_counter()
+            record = sampled_again(self.policy, self.tokenizer, self.settings, *prompt)
+            record |= {"seconds": round(time.perf_counter() - began, 3)}
+            if number < FIXED:
+                self.append("samples.jsonl", {"step": done, "number": number, **record})
+
+    def append(self, name, record):
+        self.may_fail(name, append_line, self.path(name), record)
 
     def count(self, sums, grad_norm):
         dropped = not math.isfinite(grad_norm)
@@ -194,8 +243,8 @@ class Run:
         a run would go on learning from nothing."""
         if self.rank == 0:
             line, task = self.lines[-1], self.settings.task
-            if outcome.group and step % 10 == 0 and not self.settings.quiet:
-                self.may_fail("a group", self.write_group, step, outcome.group)
+            if outcome.groups and step % 10 == 0 and not self.settings.quiet:
+                self.may_fail("a group", self.write_group, step, outcome.groups[0])
             names = ["loss"]
             if self.settings.method == "grpo":
                 names = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"]
@@ -211,7 +260,7 @@ class Run:
 
     def write_group(self, step, group):
         width = min(120, shutil.get_terminal_size().columns)
-        self.bar.write(group_text(step + 1, group, width) + "\n")
+        self.bar.write(group_text(step + 1, group_record(group), width) + "\n")
 
     # The end -------------------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ TRAIN_FLAGS = {
             "always)"),
         ATTN,
         ("--rollouts-every", INT | {"default": 5}, "steps between two groups written to "
-            "rollouts.jsonl"),
+            "rollouts.jsonl; that of the largest KL so far is always written"),
         ("--quiet", YES, "do not show a group in the terminal every tenth step"),
         ("--save-every", INT | {"default": 100}, "steps between two saves of the policy and a "
             "checkpoint; always at the end and when told to stop"),

@@ -205,12 +205,7 @@ def draw_curves(folder, lines, settings):
         axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
         axis.plot(steps, running_mean(values), color=colour, linewidth=2)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.25)
-        if is_share(name):
-            axis.set_ylim(-0.02, 1.02)
-        axis.spines[["top", "right"]].set_visible(False)
+        fit_axis(axis, name, steps, values)
     for axis in axes.flat[len(curves) :]:
         axis.axis("off")
     title = "{} on {data_name}, from {model_name}, seed {seed}"
@@ -219,6 +214,47 @@ def draw_curves(folder, lines, settings):
     figure.savefig(png, format="png", dpi=110)
     plt.close(figure)
     replace_file(os.path.join(folder, "curves.png"), png.getvalue())
+
+
+def fit_axis(axis, name, steps, values):
+    """Dresses a curve's axis. A spike above its top is a mark there, the largest with its value."""
+    axis.set_xlabel("step", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    if is_share(name):
+        axis.set_ylim(-0.02, 1.02)
+        return
+    top = axis_top(values)
+    above = [step for step, value in zip(steps, values) if value > top]
+    if above:
+        bottom = np.nanmin(values)
+        axis.set_ylim(bottom - 0.04 * (top - bottom), top)
+        axis.plot(above, [top] * len(above), "^", color="tab:red", markersize=5, clip_on=False)
+        peak, at = max(zip(values, steps))
+        late = at > (steps[0] + steps[-1]) / 2
+        readable = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        said = dict(
+            va="top", fontsize=7, color="tab:red", bbox=readable, textcoords="offset points"
+        )
+        place = {"xytext": (-6 if late else 6, 0), "ha": "right" if late else "left"}
+        axis.annotate(f"{peak:.3g} at step {at}", (at, top), **place, **said)
+
+
+def axis_top(values):
+    """Where the axis of a curve ends: at its largest value, unless that towers over the others. A
+    single spike would press all the rest flat, so then it ends half as far again as 98 % of them.
+
+    >>> axis_top([0.0, 0.1, 0.2] * 10 + [9.0])
+    0.3
+    >>> axis_top([0.0, 0.1, 0.2] * 10 + [0.3])
+    0.3
+    """
+    values = [v for v in values if np.isfinite(v)] or [0.0]
+    lowest, largest = min(values), max(values)
+    usual = float(np.quantile(values, 0.98, method="lower")) - lowest
+    towers = len(values) >= 20 and usual > 0 and largest - lowest > 3 * usual
+    return round(lowest + 1.5 * usual, 12) if towers else largest
 
 
 def running_mean(values):

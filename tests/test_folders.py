@@ -800,6 +800,7 @@ FILES = {
     "settings.json": "page resume evaluate",
     "metrics.jsonl": "page resume",
     "rollouts.jsonl": "page group resume",
+    "samples.jsonl": "page resume",
     "skipped.jsonl": "resume",
     "policy/video_budget.json": "evaluate",
     "checkpoints/step-000001/state.json": "resume",

@@ -70,8 +70,8 @@ def content(page):
     return json.loads(re.search(script, page, re.DOTALL)[1])
 
 
-def change_groups(folder, change):
-    path = os.path.join(folder, "rollouts.jsonl")
+def change_groups(folder, change, log="rollouts.jsonl"):
+    path = os.path.join(folder, log)
     groups = report.read_lines(path)
     for group in groups:
         change(group)
@@ -183,6 +183,63 @@ def test_a_thousand_steps_of_long_answers_stay_under_10_mb(copy):
     assert all(2 <= len(c["points"]) <= 400 and c["points"][-1][0] == 1000 for c in shown["curves"])
 
 
+def test_the_page_opens_on_a_group_that_teaches(copy):
+    """On the one whose rewards differ most; of each it says who moved as its advantage asked."""
+    opened = content(make(copy))
+    groups = opened["groups"]
+    assert opened["opening"] == max(groups, key=lambda g: g["std"])["step"]
+    for group in groups:
+        rewards = torch.tensor([c["reward"] for c in group["completions"]])
+        assert group["mean"] == pytest.approx(float(rewards.mean()), rel=1e-4)
+        assert group["std"] == pytest.approx(float(rewards.std()), rel=1e-4)
+        asked = [c for c in group["completions"] if c["advantage"] != 0]
+        up = [sum(c["logp_change"]) > 0 for c in asked]
+        right = [moved == (c["advantage"] > 0) for moved, c in zip(up, asked)]
+        assert group["moved"] == [sum(right), len(asked)]
+    assert opened["moved"] == [sum(g["moved"][i] for g in groups) for i in (0, 1)]
+    assert opened["moved"][0] > opened["moved"][1] / 2  # the step does what it is for
+
+    def without_spread(group):
+        for c in group["completions"]:
+            c.update(reward=1.0, advantage=0.0)
+
+    change_groups(copy, without_spread)
+    assert content(make(copy))["moved"] == [0, 0]
+
+
+def test_a_spike_flattens_no_curve_and_is_kept(copy):
+    """In 1,000 steps, thinned to 400 points: its step is on the page, and so is its group."""
+    line = report.read_lines(os.path.join(copy, "metrics.jsonl"))[0]
+    kl = {step: 0.1 + step / 10_000 for step in range(1, 1001)} | {502: 80.0}
+    with open(os.path.join(copy, "metrics.jsonl"), "w", encoding="utf-8") as f:
+        f.writelines(json.dumps(line | {"step": s, "kl": v}) + "\n" for s, v in kl.items())
+    group = report.read_lines(os.path.join(copy, "rollouts.jsonl"))[0]
+    steps = sorted({*range(1, 1001, 5), 502})
+    with open(os.path.join(copy, "rollouts.jsonl"), "w", encoding="utf-8") as f:
+        f.writelines(json.dumps(group | {"step": s}) + "\n" for s in steps)
+    shown = content(make(copy))
+    assert shown["peak"] == {"step": 502, "kl": 80.0} and len(shown["groups"]) < 70
+    assert 502 in [g["step"] for g in shown["groups"]]
+    (curve,) = [c for c in shown["curves"] if c["name"] == "kl"]
+    assert 0.15 < curve["top"] < 0.4
+    assert [p[1] for p in curve["points"] if p[1] > curve["top"]] == [80.0]
+    assert [p[0] for p in curve["points"]] == sorted(p[0] for p in curve["points"])
+
+
+def test_axes_of_healthy_curves_hold_them_whole():
+    rising = [x**2 / 100 for x in range(100)]
+    for values in (
+        rising,
+        rising[::-1],
+        [1.0] * 50,
+        [0.0] * 30 + [1.0],
+        [float("nan")] * 3,
+        [1, 9],
+    ):
+        finite = [v for v in values if v == v] or [0.0]
+        assert shown.axis_top(values) == max(finite)
+
+
 def test_a_run_that_is_still_going(copy):
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         with open(copy / name, encoding="utf-8") as f:
@@ -193,7 +250,9 @@ def test_a_run_that_is_still_going(copy):
     shown = content(make(copy))
     assert [g["step"] for g in shown["groups"]] == [1, 2] and "2 of 3 steps" in shown["about"]
     (copy / "rollouts.jsonl").unlink()
-    assert content(make(copy))["groups"] == []
+    (copy / "samples.jsonl").unlink()
+    nothing = content(make(copy))
+    assert nothing["groups"] == nothing["looks"] == [] and nothing["opening"] is None
 
 
 def test_what_a_model_says_stays_text(copy):
@@ -274,21 +333,42 @@ const click = async () => { try {
   seen.rows = $$("#stage button.row").length;
   seen.drawn = $$("#stage [data-row]").length;
   seen.words = $$("#answers .tokens").map(p => p.textContent);
-  const tokens = $$("#answers .tokens")[0];
-  if (tokens.tabIndex === 0) {
-    tokens.focus();
-    for (const key of ["ArrowRight", "ArrowRight"])
-      tokens.dispatchEvent(new KeyboardEvent("keydown", {key}));
+  const tokens = $$("#answers [role=group] button"), press = (node, key) =>
+    node.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+  if (tokens.length) {
+    tokens[0].focus();
+    press(tokens[0], "ArrowRight");
+    seen.focused = tokens.indexOf(document.activeElement);
     seen.token = $$("#answers output")[0].textContent;
+    seen.stops = tokens.filter(token => token.tabIndex === 0).length;
+    seen.unnamed = tokens.filter(token => !(token.ariaLabel || token.textContent.trim())).length;
+    seen.dots = $$("#objective circle").length;
+    seen.count = tokens.length;
     for (const name of ["kl", "logp", "logp_change"]) {
       $("shade").value = name;
       $("shade").dispatchEvent(new Event("change"));
     }
-    seen.shaded = $$("#answers .tokens span").filter(span => span.style.background).length;
+    seen.shaded = tokens.filter(token => token.style.background).length;
   }
   $$("#stage button.row")[1].click();
   seen.chosen = $$("#answers li").map(card => card.classList.contains("chosen"));
   seen.pressed = $$("#stage button.row").map(row => row.getAttribute("aria-pressed"));
+  seen.low = $$("button, select").filter(node => node.offsetHeight < 44).length;
+  seen.said = ["why", "statistics", "moved", "spike", "objective"].map(id => $(id).textContent);
+  const curve = $$("#curves svg")[0], box = curve.getBoundingClientRect();
+  seen.curve = box.width;
+  curve.dispatchEvent(new MouseEvent("click", {clientX: box.right, clientY: box.top}));
+  seen.chosenBy = [$("step").textContent];
+  for (const key of ["Home", "ArrowRight"]) {
+    press(curve, key);
+    seen.chosenBy.push(curve.getAttribute("aria-valuetext").split(":")[0]);
+  }
+  seen.looks = [];
+  for (const look of run.looks) {
+    const bars = $$("#looks [data-row]").map(bar => bar.style.left + bar.style.width);
+    seen.looks.push({step: $("look-step").textContent, cards: $$("#looks article").length, bars});
+    $("look-later").click();
+  }
   seen.width = innerWidth;
   seen.tooWide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   seen.scripts = document.scripts.length;
@@ -340,20 +420,32 @@ def test_clicking_through_the_page(copy, width):
     change_groups(copy, say_evil)
     seen = click_through(copy, width)
     assert seen["width"] == width and seen["tooWide"] <= 0
+    if width == 390:  # fingers, and eyes: 300 units of a curve have 11 for a letter
+        assert seen["low"] == 0 and seen["curve"] > 300
     assert seen["errors"] == [] and seen["scripts"] == 3
     assert seen["steps"] == ["step 1", "step 2", "step 3"] and seen["hash"] == "#step=2"
     assert seen["drawings"] == 9 and seen["frames"] == 8 and seen["broken"] == 0
     assert seen["rows"] == 4 and seen["drawn"] >= 1
+    assert seen["chosenBy"] == ["step 3", "step 1", "step 2"]
+    assert [look["step"] for look in seen["looks"]] == ["after 0 steps", "after 3 steps"]
+    assert all(look["cards"] == 3 and len(look["bars"]) > 3 for look in seen["looks"])
+    assert seen["looks"][0]["bars"] != seen["looks"][1]["bars"]
+    why, statistics, moved, spike, objective = seen["said"]
+    assert re.fullmatch(r"Mean reward \d\.\d+, standard deviation \d\.\d+\. Adv.*", statistics)
+    assert re.match(r"\d of 4 moved as their advantage asked.* 3 recorded .*: \d+ %", moved)
+    assert "The largest here is" in spike and "e^Δ" in spike and "min(ρA" not in objective
     assert any(EVIL in words for words in seen["words"])
     assert seen["token"].startswith("token 2, ") and "log-prob" in seen["token"]
-    assert seen["shaded"] > 20
+    assert seen["focused"] == 1 and seen["stops"] == 4 and seen["unnamed"] == 0
+    assert seen["shaded"] > 20 and seen["dots"] == seen["count"]
     assert seen["chosen"] == [False, True, False, False]
     assert seen["pressed"] == ["false", "true", "false", "false"]
 
 
 @browser
 def test_a_run_without_tokens_and_without_its_clips(copy):
-    """Old runs have no tokens, copied ones no clips: the page shows what there is."""
+    """Old runs have no tokens, no samples, copied ones no clips: the page shows what there is."""
+    os.remove(copy / "samples.jsonl")
 
     def forget(group):
         group["video"] = "gone.mp4"
@@ -364,6 +456,7 @@ def test_a_run_without_tokens_and_without_its_clips(copy):
     change_groups(copy, forget)
     seen = click_through(copy)
     assert seen["errors"] == [] and seen["frames"] == 0 and seen["rows"] == 4
+    assert seen["said"][2] == seen["said"][4] == ""
     assert "token" not in seen and len(seen["words"]) == 4
 
 
@@ -385,8 +478,10 @@ def test_other_tasks_are_drawn(copy, answer, text, drawn):
             c["text"] = text
 
     change_groups(copy, answer_so)
+    change_groups(copy, answer_so, "samples.jsonl")
     seen = click_through(copy)
     assert seen["errors"] == [] and seen["tooWide"] <= 0
+    assert all(len(look["bars"]) == 3 * drawn for look in seen["looks"])
     assert seen["drawn"] == drawn and seen["frames"] == 8
 
 

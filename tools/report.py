@@ -17,6 +17,7 @@ import json
 import math
 import os
 import sys
+from itertools import chain
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,7 @@ from runtime.errors import NUMBER, BadInput, first_line, read_object, run_progra
 from runtime.folders import kind_of, read_lines, replace_file
 from runtime.shown import (
     asked,
+    axis_top,
     curves_of,
     draw_curves,
     duration_of,
@@ -35,11 +37,13 @@ from runtime.shown import (
     given_answer,
     is_share,
     running_mean,
+    shorten,
     true_answer,
 )
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
 MOST_GROUPS = 60  # steps to choose from on the page
+MOST_LOOKS = 60  # at the fixed prompts
 MOST_POINTS = 400  # of a curve
 MOST_BYTES = 9_000_000  # of the page
 HELD_OUT_CLIPS = 6  # of an evaluation
@@ -119,21 +123,80 @@ def thumbnails(video):
 GROUP = {"step": int, "prompt": str, "video": str, "completions": list}
 
 
+# And one of samples.jsonl.
+SAMPLE = GROUP | {"number": int}
+
+
+def page_prompt(record):
+    """The prompt of a record as the page takes it."""
+    truth = true_answer(record["answer"])
+    return {
+        "step": record["step"],
+        "question": asked(record["prompt"]),
+        "clip": record["video"],
+        "duration": duration_of(record["prompt"], truth),
+        "truth": truth,
+    }
+
+
 def page_group(group):
     """A record of rollouts.jsonl as the page takes it, completions from best to worst."""
-    truth = true_answer(group["answer"])
     completions = [
         c | {"number": i + 1, "given": given_answer(c["text"], group["answer"])}
         for i, c in enumerate(group["completions"])
     ]
-    return {
-        "step": group["step"],
-        "question": asked(group["prompt"]),
-        "clip": group["video"],
-        "duration": duration_of(group["prompt"], truth),
-        "truth": truth,
+    rewards = np.array([c["reward"] for c in completions])
+    return page_prompt(group) | {
         "completions": sorted(completions, key=lambda c: -c["reward"]),
+        "mean": float(rewards.mean()),
+        "std": float(rewards.std(ddof=1)),
+        "moved": moved(completions),
     }
+
+
+def moved(completions):
+    """[how many moved as their advantage asked, of how many]: likelier by the step where it is
+    positive, less likely where it is negative. One of advantage 0 was asked nothing. None for runs
+    from before tokens were recorded."""
+    if any("logp_change" not in c for c in completions):
+        return None
+    asked = [c for c in completions if c["advantage"]]
+    return [sum(sum(c["logp_change"]) * c["advantage"] > 0 for c in asked), len(asked)]
+
+
+def most_instructive(groups):
+    """The step of the group that the page opens on: of those with answers above and below the mean
+    and with tokens, the one whose rewards differ most. None where no group has been recorded."""
+    best = max(groups, key=lambda g: (g["moved"] is not None, g["std"]), default=None)
+    return best and best["step"]
+
+
+def page_sample(record):
+    """A record of samples.jsonl as the page takes it."""
+
+    def answer(c):
+        given = given_answer(c["text"], record["answer"])
+        return {"reward": c["reward"], "given": given | {"words": shorten(given["words"], 200)}}
+
+    answers = [answer(c) for c in record["completions"]]
+    mean = sum(c["reward"] for c in answers) / len(answers)
+    return page_prompt(record) | {"number": record["number"], "answers": answers, "mean": mean}
+
+
+def read_records(folder, name, types, use):
+    """The usable records of a log of a run's, as the page takes them."""
+    path = os.path.join(folder, name)
+    records = [usable(use, record, path) for record in read_lines(path, **types)]
+    return [record for record in records if record]
+
+
+def page_looks(folder):
+    """samples.jsonl: a list per step that was looked at, of what its prompts were answered."""
+    by_step = {}
+    for sample in read_records(folder, "samples.jsonl", SAMPLE, page_sample):
+        by_step.setdefault(sample["step"], []).append(sample)
+    looks = [sorted(by_step[step], key=lambda s: s["number"]) for step in sorted(by_step)]
+    return evenly(looks, MOST_LOOKS)
 
 
 def held_out(folder, settings):
@@ -228,7 +291,24 @@ def tidy(x):
 
 def page_curve(name, title, steps, values):
     points = list(zip(steps, values, running_mean(values).tolist()))
-    return {"title": title, "share": is_share(name), "points": evenly(points, MOST_POINTS)}
+    finite = [p for p in points if math.isfinite(p[1])]
+    largest = max(finite, key=lambda p: p[1], default=None)
+    shown = evenly(points, MOST_POINTS - 1)
+    if largest and largest not in shown:
+        shown = sorted([*shown, largest])
+    top = 1 if is_share(name) else axis_top(values)
+    return {"name": name, "title": title, "share": is_share(name), "points": shown, "top": top}
+
+
+def largest_kl(lines):
+    """{"step", "kl"} of the step where the run's KL was largest, or None where it has none."""
+    has = [
+        {"step": x["step"], "kl": x.get("kl") or 0}
+        for x in lines
+        if math.isfinite(x.get("kl") or 0)
+    ]
+    largest = max(has, key=lambda x: x["kl"])
+    return largest if largest["kl"] else None
 
 
 def write_page(folder, lines, settings):
@@ -236,9 +316,9 @@ def write_page(folder, lines, settings):
 
     Fewer groups are shown until the page is small enough to be sent by mail.
     """
-    path = os.path.join(folder, "rollouts.jsonl")
-    rollouts = [usable(page_group, record, path) for record in read_lines(path, **GROUP)]
-    rollouts = [group for group in rollouts if group]
+    rollouts = read_records(folder, "rollouts.jsonl", GROUP, page_group)
+    opening, peak, looks = most_instructive(rollouts), largest_kl(lines), page_looks(folder)
+    always = {opening, peak and peak["step"]}
     evaluations, pictures = held_out(folder, settings), {}
     about = "From {model_name}, seed {seed}. {} of {steps} steps so far."
     content = {
@@ -246,6 +326,10 @@ def write_page(folder, lines, settings):
         "about": about.format(lines[-1]["step"], **settings),
         "toy": "toy" in settings["data_name"] + settings["model_name"],
         "recorded": len(rollouts),
+        "opening": opening,
+        "peak": peak,
+        "moved": [sum(pair) for pair in zip(*(g["moved"] for g in rollouts if g["moved"]))],
+        "looks": looks,
         "settings": settings,
         "curves": [page_curve(*curve) for curve in curves_of(lines)],
         "heldOut": evaluations,
@@ -254,8 +338,10 @@ def write_page(folder, lines, settings):
         template = f.read()
     most = MOST_GROUPS
     while True:
-        groups = evenly(rollouts, most) if most else []
-        clips = {shown["clip"] for shown in groups + [c for e in evaluations for c in e["clips"]]}
+        kept = {g["step"] for g in evenly(rollouts, most)} | always if most else {}
+        groups = [g for g in rollouts if g["step"] in kept]
+        asked_elsewhere = chain(*looks, *(e["clips"] for e in evaluations))
+        clips = {shown["clip"] for shown in chain(groups, asked_elsewhere)}
         pictures |= {clip: thumbnails(clip) for clip in clips - set(pictures)}
         content |= {"groups": groups, "clips": {clip: pictures[clip] for clip in clips}}
         # Inside <script> only "<" could end the JSON early, and JSON has another way to write it.
