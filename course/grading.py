@@ -204,7 +204,10 @@ def results_json(submission, parts):
         }
         for p in parts
     ]
-    about = {"output": overview(submission), "stdout_visibility": "hidden", "tests": tests}
+    output = overview(submission)
+    if any(p.status == "not checked" for p in parts):
+        output += "\nA check failed by a fault of its own: have this graded again."
+    about = {"output": output, "stdout_visibility": "hidden", "tests": tests}
     if parts:
         about["score"] = sum(p.score for p in parts)
     return about | {"extra_data": {"flags": submission.flags}}
@@ -226,8 +229,9 @@ def overview(submission):
 def feedback(submission, parts):
     """What a student is given to read, as markdown."""
     got, whole = sum(p.score for p in parts), sum(p.maximum for p in parts)
-    text = [f"# {submission.student}: {got} of {whole} points\n", overview(submission)]
-    for exercise in EXERCISES:
+    points = f"{got} of {whole} points" if parts else "not graded"
+    text = [f"# {submission.student}: {points}\n", overview(submission)]
+    for exercise in EXERCISES if parts else ():
         own = [p for p in parts if p.exercise is exercise]
         points = f"{sum(p.score for p in own)} of {sum(p.maximum for p in own)}"
         text.append(f"\n## {exercise.number}. {exercise.title}: {points}\n")
@@ -236,8 +240,8 @@ def feedback(submission, parts):
             text.append(f"- `{p.function}`, {numbers}: {p.score} of {p.maximum}, {p.status}")
         said = dict.fromkeys(p.message.rstrip() for p in own if p.status not in ("right", "to do"))
         text += [f"\n```text\n{message.strip(chr(10))}\n```" for message in said]
-        if own and own[0].printed:
-            text.append(f"\nIt printed:\n\n```text\n{own[0].printed.rstrip()}\n```")
+        if printed := next((p.printed for p in own if p.printed), ""):
+            text.append(f"\nIt printed:\n\n```text\n{printed.rstrip()}\n```")
     return "\n".join(text) + "\n"
 
 
