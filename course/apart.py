@@ -26,10 +26,6 @@ from course.checks import Broken, Unfit, Wrong
 from course.exercises import BLANKS, CHAPTERS, ROOT, in_handout, without_bodies
 
 STARTING = 180  # seconds that a process may take to import torch
-USUALLY = {
-    "hung": "a loop whose end never comes, or Python loops over what tensors do at once",
-    "died": "a call of exit, or no memory left",
-}
 
 
 @cache
@@ -173,14 +169,16 @@ class Apart:
     def gone(self):
         """The process has ended, or closed its connection, or its time is over."""
         if self.left <= 0:
-            return self.end("hung", f"not done after {self.limit:g} seconds")
+            usually = "a loop whose end never comes, or Python loops over what tensors do at once"
+            return self.end("hung", f"not done after {self.limit:g} seconds", usually)
         self.process.join(5)
-        code = self.process.exitcode
-        return self.end("died", f"your code ended the whole process (exit code {code})")
+        said = f"your code ended the whole process (exit code {self.process.exitcode})"
+        return self.end("died", said, "a call of exit, or no memory left")
 
-    def end(self, how, said):
-        self.ended = how
-        self.said = f"{said}; it was at: {self.at}\n  usually  {USUALLY[how]}"
+    def end(self, how, said, usually=""):
+        self.ended, self.said = how, f"{said}; it was at: {self.at}"
+        if usually:
+            self.said += f"\n  usually  {usually}"
         return {}
 
     def judged(self, message):

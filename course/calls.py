@@ -245,7 +245,9 @@ def guard(work, path):
     try:
         return work()
     except SyntaxError as e:
-        raise Raised(f"  {name} line {e.lineno}: {e.msg}: {(e.text or '').strip()}") from None
+        saved = "the file is not saved as UTF-8: " * ("utf-8" in str(e.msg))
+        said = f"  {name} line {e.lineno}: {saved}{e.msg}: {(e.text or '').strip()}"
+        raise Raised(said) from None
     except NotImplementedError as e:
         raise Raised(f"  {e}", unfit=True) from None
     except BaseException as e:  # SystemExit too
@@ -301,6 +303,10 @@ def serve(connection, room, scratch, path, name, chapters, root):
     """
     if hasattr(os, "setsid"):
         os.setsid()  # so that whatever the student's code starts can be ended with it
+        # Descriptors that multiprocessing shares among its processes: writing into them would harm
+        # the checks of others.
+        os.closerange(3, connection.fileno())
+        os.closerange(connection.fileno() + 1, 1 << 16)
     output = os.open(os.path.join(scratch, "output.txt"), os.O_WRONLY | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)  # also what C++ prints

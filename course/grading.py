@@ -151,11 +151,14 @@ def parts_of(exercise, folder, limit, seed):
     why = "not written yet" if os.path.exists(path) else "no file"
     parts = []
     for name, points in zip(exercise.functions, exercise.points):
+        said = ["", why]  # so far of this function
         for hidden, numbers in ((False, None), (True, seed)):
             status, message, printed = "to do", why, ""
             if name not in blank:
                 status, message, printed = try_function(exercise, name, path, limit, numbers)
-                message = OTHER + message if hidden and message else message
+            if message not in said:
+                said.append(message)
+                message = OTHER * hidden + message
             maximum = points // 4 if hidden else points - points // 4
             score = maximum if status == "right" else 0
             parts.append(Part(exercise, name, score, maximum, status, message, hidden, printed))
@@ -206,15 +209,15 @@ def results_json(submission, parts):
     ]
     output = overview(submission)
     if any(p.status == "not checked" for p in parts):
-        output += "\nA check failed by a fault of its own: have this graded again."
-    about = {"output": output, "stdout_visibility": "hidden", "tests": tests}
+        output.append("A check failed by a fault of its own: have this graded again.")
+    about = {"output": "\n".join(output), "stdout_visibility": "hidden", "tests": tests}
     if parts:
         about["score"] = sum(p.score for p in parts)
     return about | {"extra_data": {"flags": submission.flags}}
 
 
 def overview(submission):
-    """What was found of a submission, and what was not, in lines."""
+    """What was found of a submission, and what was not: lines."""
     lines = list(submission.notes)
     if not submission.files:
         lines.append(f"Nothing was found to grade. The files should be named {EXERCISES[0].file} "
@@ -223,14 +226,14 @@ def overview(submission):
         shown = ", ".join(submission.unmatched[:20])
         more = len(submission.unmatched) - 20
         lines.append(f"files of no exercise: {shown}" + (f" and {more} more" if more > 0 else ""))
-    return "\n".join(lines)
+    return lines
 
 
 def feedback(submission, parts):
     """What a student is given to read, as markdown."""
     got, whole = sum(p.score for p in parts), sum(p.maximum for p in parts)
     points = f"{got} of {whole} points" if parts else "not graded"
-    text = [f"# {submission.student}: {points}\n", overview(submission)]
+    text = [f"# {submission.student}: {points}\n", *overview(submission)]
     for exercise in EXERCISES if parts else ():
         own = [p for p in parts if p.exercise is exercise]
         points = f"{sum(p.score for p in own)} of {sum(p.maximum for p in own)}"
@@ -265,7 +268,7 @@ def remarks(submission, parts):
                 said.setdefault(" ".join(p.message.split()), (p.function, p.status))
         for message, (function, status) in said.items():
             lines.append(f"{exercise.number} {function} {status}: {message}")
-    return "\n".join([overview(submission)] * bool(overview(submission)) + lines)
+    return "\n".join(overview(submission) + lines)
 
 
 def grade(folder, out, limit=LIMIT, seed=None):
@@ -327,6 +330,6 @@ def grade_one(folder, out, limit=LIMIT, seed=None):
     made = json.dumps(results_json(submission, parts), indent=1, ensure_ascii=False)
     replace_file(out, made + "\n")
     print(f"{sum(p.score for p in parts)} of {sum(p.maximum for p in parts)}; wrote {out}")
-    for line in [overview(submission), *submission.flags]:
+    for line in overview(submission) + submission.flags:
         print(line)
     return int(not submission.files)

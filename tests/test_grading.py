@@ -154,11 +154,12 @@ def cheating(line):
 
 
 @pytest.mark.parametrize("title", CHEATS)
-def test_a_cheat_earns_nothing_and_is_flagged(title, tmp_path):
+def test_a_cheat_earns_nothing_and_is_flagged(title, tmp_path, capfd):
     line, flag = CHEATS[title]
     put(tmp_path / EXERCISES[0].file, cheating(line))
     status, message, _ = grading.examine(EXERCISES[0], str(tmp_path), limit=5)
     assert status == "hung" if title == "half a message" else status in ("wrong", "died"), message
+    assert capfd.readouterr().err == ""  # the processes that all checks share are well
     flags = submissions.suspicious(cheating(line).encode(), EXERCISES[0])
     assert any(flag in f for f in flags), flags
     assert not submissions.suspicious(solution(1).encode(), EXERCISES[0])
@@ -262,7 +263,9 @@ def odd_class(folder):
     put(folder / "dora" / "solution.py", solution(6) + "\n" + solution(1))
     put(folder / "dora" / "grpo.py", solution(7))
     for e, (line, _) in zip(EXERCISES, CHEATS.values()):
-        text = cheating(line).replace("temporal_iou", e.functions[-1])
+        text = cheating(line).replace(
+            "temporal_iou(a, b):", f"{e.functions[-1]}(a, b=0, *_, **__):"
+        )
         put(folder / "emil" / e.file, text)
     put(folder / "fay" / EXERCISES[4].file, with_line(5, "while True: pass"))
     put(folder / "fay" / EXERCISES[5].file, with_line(6, "import os; os._exit(0)"))
