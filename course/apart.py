@@ -8,29 +8,24 @@ of reach. Gradients pass, too: autograd asks the process for those of the argume
 import atexit
 import compileall
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 
 from course import calls
-from course.checks import Unfit, Wrong
+from course.checks import Broken, Unfit, Wrong
 from course.exercises import BLANKS, CHAPTERS, ROOT, in_handout, source_of, without_bodies
 
 STARTING = 180  # seconds that a process may take to import torch
-USUALLY = {
-    "hung": "a loop whose end never comes, or Python loops over what tensors do at once",
-    "died": "a call of exit, or no memory left",
-}
-
-
-class Broken(Exception):
-    """The check itself failed, which is no fault of the student's."""
 
 
 @cache
@@ -78,53 +73,70 @@ class Link(torch.autograd.Function):
         return None, None, None, *found
 
 
+def started(args, method=None):
+    """(connection, process) of a process that serves calls; args: of calls.serve, after it."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    if ROOT not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *paths])
+    # A server that imports torch once and forks for each check saves seconds per check.
+    method = method or ("forkserver" if hasattr(os, "fork") else "spawn")
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["course.calls"])
+    connection, theirs = context.Pipe()
+    process = context.Process(target=calls.serve, args=(theirs, *args), daemon=True)
+    process.start()
+    theirs.close()
+    return connection, process
+
+
 class Apart:
-    """The process of one exercise of one student. `functions` holds what can be called.
+    """A process for one function of a student's file; `function` calls it.
 
     limit: seconds that the student's code may take, all calls together. `ended` becomes "hung" or
     "died", with `said`. Raises Wrong for what goes wrong in the student's code, Broken for what
-    goes wrong in ours.
+    goes wrong in ours. method: of starting it, as multiprocessing calls it.
     """
 
-    def __init__(self, exercise, path, limit, method=None):
+    def __init__(self, exercise, name, path, limit, method=None):
         self.limit = self.left = limit
         self.ended, self.said, self.at = "", "", "reading the file"
         self.models = []
         self.scratch = tempfile.mkdtemp(prefix="course-")
         inside = os.path.join(self.scratch, exercise.file)
         shutil.copyfile(path, inside)
-        self.functions = {name: self.function(name) for name in exercise.functions}
-        self.process = None
-        self.start(exercise, inside, method)
+        # Opened here first, so that it can be read whatever becomes of its name.
+        self.output = open(os.path.join(self.scratch, "output.txt"), "w+b")
+        self.function = self.function_called(name)
+        args = (room_for(exercise), self.scratch, inside, name, CHAPTERS, ROOT)
+        self.connection, self.process = started(args, method)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def close(self):
+        self.kill()
         self.connection.close()
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)  # the process and all that it started
-        except (AttributeError, OSError):  # no process groups on this system, or it has ended
-            self.process.kill()
+        self.output.close()
         self.process.join()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def start(self, exercise, path, method):
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-        if ROOT not in paths:
-            os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *paths])
-        # A server that imports torch once and forks for each check saves seconds per check.
-        method = method or ("forkserver" if hasattr(os, "fork") else "spawn")
-        context = multiprocessing.get_context(method)
-        if method == "forkserver":
-            context.set_forkserver_preload(["course.calls"])
-        self.connection, theirs = context.Pipe()
-        names = exercise.functions
-        args = (theirs, room_for(exercise), self.scratch, path, names, CHAPTERS, ROOT)
-        self.process = context.Process(target=calls.serve, args=args, daemon=True)
-        self.process.start()
-        theirs.close()
+    def kill(self):
+        """Ends the process and all that it started."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (AttributeError, OSError):  # no process groups on this system, or it has ended
+            self.process.kill()
+
+    @contextmanager
+    def watched(self):
+        """The student's time runs, and the process is killed when it is over: a message that never
+        comes, or of which half has come, or that is not taken off, is not waited for."""
+        began, watch = time.monotonic(), threading.Timer(max(0.0, self.left), self.kill)
+        watch.start()
+        try:
+            yield
+        finally:
+            watch.cancel()
+            self.left -= time.monotonic() - began
 
     def load(self):
         """Waits for the process, and has it read the student's file."""
@@ -137,22 +149,17 @@ class Apart:
 
     def printed(self, most=2000):
         """What the student's code printed, its beginning."""
-        with open(os.path.join(self.scratch, "output.txt"), "rb") as f:
-            text = f.read(most + 1).decode("utf-8", "replace")
+        self.output.seek(0)
+        text = self.output.read(most + 1).decode("utf-8", "replace")
         return text if len(text) <= most else text[:most] + " …"
 
     def receive(self):
         """The next message. What is not of the agreed form is the student's doing."""
-        began = time.monotonic()
         try:
-            if not self.connection.poll(max(0.0, self.left)):
-                return self.end("hung", f"not done after {self.limit:g} seconds")
-            raw = self.connection.recv_bytes(calls.MOST_BYTES)
+            with self.watched():
+                raw = self.connection.recv_bytes(calls.MOST_BYTES)
         except (EOFError, OSError):
-            self.process.join(5)
-            code = self.process.exitcode
-            return self.end("died", f"your code ended the whole process (exit code {code})")
-        self.left -= time.monotonic() - began
+            return self.gone()
         try:
             message = json.loads(raw)
             if isinstance(message, dict):
@@ -161,9 +168,19 @@ class Apart:
             pass
         return self.end("died", "your code wrote into the connection of the check")
 
-    def end(self, how, said):
-        self.ended = how
-        self.said = f"{said}; it was at: {self.at}\n  usually  {USUALLY[how]}"
+    def gone(self):
+        """The process has ended, or closed its connection, or its time is over."""
+        if self.left <= 0:
+            usually = "a loop whose end never comes, or Python loops over what tensors do at once"
+            return self.end("hung", f"not done after {self.limit:g} seconds", usually)
+        self.process.join(5)
+        said = f"your code ended the whole process (exit code {self.process.exitcode})"
+        return self.end("died", said, "a call of exit, or no memory left")
+
+    def end(self, how, said, usually=""):
+        self.ended, self.said = how, f"{said}; it was at: {self.at}"
+        if usually:
+            self.said += f"\n  usually  {usually}"
         return {}
 
     def judged(self, message):
@@ -183,17 +200,21 @@ class Apart:
             raise Unfit(self.said)
         try:
             while True:
-                self.connection.send_bytes(json.dumps(message).encode())
+                with self.watched():
+                    self.connection.send_bytes(json.dumps(message).encode())
                 response = self.judged(self.receive())
                 if "callback" not in response:
                     return response
                 called = callbacks[response["callback"]]
                 message = {"value": calls.encode(called(*map(calls.decode, response["args"])))}
-        except (OSError, LookupError, TypeError, ValueError, AttributeError) as e:
+        except OSError:  # it takes no message off
+            self.gone()
+            raise Unfit(self.said) from None
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as e:
             self.end("died", f"your code upset the connection of the check ({type(e).__name__})")
             raise Unfit(self.said) from None
 
-    def function(self, name):
+    def function_called(self, name):
         """What stands for the student's function."""
 
         def call(*args, **kwargs):
@@ -213,7 +234,6 @@ class Apart:
                 return calls.special_of(x)
 
             message = {
-                "call": name,
                 "args": [calls.encode(x, special, given) for x in args],
                 "kwargs": {k: calls.encode(x, special, given) for k, x in kwargs.items()},
                 "grad": torch.is_grad_enabled(),
@@ -243,6 +263,8 @@ class Apart:
             generator.set_state(calls.decode(state))
         for shape in response["read"] if models else []:
             # so that what hangs on the embedding here hears what the other model was given
+            if math.prod(shape) > 1 << 20:
+                raise ValueError("a model that was given more tokens than there are")
             models[0].get_input_embeddings()(torch.zeros(shape, dtype=torch.int64))
         results = []
         calls.decode(response["value"], with_grad=lambda x: results.append(x) or x)

@@ -3,7 +3,7 @@
 It computes and judges nothing. grading.py sends a call, gets what the function returned, and knows
 what it should be; so there is nothing here that a student's code could look up or overwrite:
 
-    → {"call": "kl_k3", "args": […], "kwargs": {…}}
+    → {"args": […], "kwargs": {…}}                     call the function
     ← {"value": …, "changed": {"0": …}, "graph": 3}    changed: arguments that are different now
     ← {"raised": "ex06_kl_k3.py line 9: …", "unfit": false}
     → {"backward": 3, "grads": […]}                    the gradients of call 3's arguments
@@ -13,7 +13,7 @@ All of it is JSON. Numbers and tensors are exact; of any other object a student'
 its type's name and a short text arrive. Nothing that arrives is unpickled, imported or run.
 
 This file imports nothing of the project: its process finds the chapters in a folder in which the
-exercise's functions have no bodies (grading.room_for), and may read no other.
+exercise's functions have no bodies (apart.room_for), and may read no other.
 """
 
 import base64
@@ -143,10 +143,10 @@ def decode_array(x):
 
 
 class Calls:
-    """A student's functions, and what they need between one message and the next."""
+    """A student's function, and what it needs between one message and the next."""
 
-    def __init__(self, connection, functions, path):
-        self.connection, self.functions, self.path = connection, functions, path
+    def __init__(self, connection, function, path):
+        self.connection, self.function, self.path = connection, function, path
         self.graphs, self.models = [], []  # (arguments, results) that carry gradients; models
         self.read, self.generators = [], []  # of one call: what the models read; its generators
 
@@ -165,9 +165,8 @@ class Calls:
         args = [decode(x, self.object_of, leaf) for x in message["args"]]
         kwargs = {k: decode(x, self.object_of, leaf) for k, x in message["kwargs"].items()}
         before, results = [encode(x) for x in args], []
-        function = self.functions[message["call"]]
         with torch.set_grad_enabled(message["grad"]):
-            value = guard(lambda: encode(function(*args, **kwargs), grads=results), self.path)
+            value = guard(lambda: encode(self.function(*args, **kwargs), grads=results), self.path)
         self.graphs.append((leaves, results))
         after = [encode(x) for x in args]
         changed = {str(i): after[i] for i in range(len(args)) if after[i] != before[i]}
@@ -246,7 +245,9 @@ def guard(work, path):
     try:
         return work()
     except SyntaxError as e:
-        raise Raised(f"  {name} line {e.lineno}: {e.msg}: {(e.text or '').strip()}") from None
+        saved = "the file is not saved as UTF-8: " * ("utf-8" in str(e.msg))
+        said = f"  {name} line {e.lineno}: {saved}{e.msg}: {(e.text or '').strip()}"
+        raise Raised(said) from None
     except NotImplementedError as e:
         raise Raised(f"  {e}", unfit=True) from None
     except BaseException as e:  # SystemExit too
@@ -260,19 +261,18 @@ def guard(work, path):
         raise Raised(f"  {where}{type(e).__name__}: {said}".rstrip(": ")) from None
 
 
-def load_file(path, names):
-    """Runs a student's file and returns its functions, {name: function}. Raises Raised for what
-    goes wrong in it."""
+def load_file(path, name):
+    """Runs a student's file and returns its function. Raises Raised for what goes wrong in it."""
     title = os.path.basename(path)[:-3]
     spec = importlib.util.spec_from_file_location(f"student_{title}", os.path.abspath(path))
     module = importlib.util.module_from_spec(spec)
     guard(lambda: spec.loader.exec_module(module), path)
-    missing = [name for name in names if not callable(getattr(module, name, None))]
-    if missing:
-        name = os.path.basename(path)
-        said = f"  {name} defines no function {missing[0]}: keep the names that `start` wrote"
+    function = getattr(module, name, None)
+    if not callable(function):
+        file = os.path.basename(path)
+        said = f"  {file} defines no function {name}: keep the names that `start` wrote"
         raise Raised(said, unfit=True)
-    return {name: getattr(module, name) for name in names}
+    return function
 
 
 # ------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ class Printed(io.TextIOBase):
         return 1
 
 
-def serve(connection, room, scratch, path, names, chapters, root):
+def serve(connection, room, scratch, path, name, chapters, root):
     """What the process does: answers calls until it is killed.
 
     room: the folder of chapters; scratch: the only folder it may write into, which holds the
@@ -303,7 +303,11 @@ def serve(connection, room, scratch, path, names, chapters, root):
     """
     if hasattr(os, "setsid"):
         os.setsid()  # so that whatever the student's code starts can be ended with it
-    output = os.open(os.path.join(scratch, "output.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        # Descriptors that multiprocessing shares among its processes: writing into them would harm
+        # the checks of others.
+        os.closerange(3, connection.fileno())
+        os.closerange(connection.fileno() + 1, 1 << 16)
+    output = os.open(os.path.join(scratch, "output.txt"), os.O_WRONLY | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)  # also what C++ prints
     sys.stdout = sys.stderr = Printed()
@@ -313,8 +317,8 @@ def serve(connection, room, scratch, path, names, chapters, root):
     warnings.simplefilter("ignore")
     try:
         forget(room, root)
-        for name in chapters:
-            importlib.import_module(name)
+        for chapter in chapters:
+            importlib.import_module(chapter)
         limits()
         fence(scratch, room)
     except Exception as e:
@@ -323,7 +327,7 @@ def serve(connection, room, scratch, path, names, chapters, root):
     # Time counts from here on: loading torch is not the student's fault.
     connection.send_bytes(b'{"ready": true}')
     try:
-        calls = Calls(connection, load_file(path, names), path)
+        calls = Calls(connection, load_file(path, name), path)
         response = {"loaded": True}
         while True:
             connection.send_bytes(json.dumps(response).encode())
@@ -358,13 +362,14 @@ def forget(room, root):
 
 
 def limits():
-    """4 GB of memory, small files."""
-    if sys.platform == "linux":
+    """Small files; where the system can limit it, 4 GB of memory."""
+    if sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
         resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_OUTPUT, MOST_OUTPUT))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if sys.platform == "linux":
+            resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
 
 
 # Events of sys.audit: no other programs, no network, nobody else's processes, no other library.
@@ -407,7 +412,8 @@ def fence(scratch, room):
         elif event in LISTS:
             need(args[0], readable, "no other folder is read")
         elif event.startswith(CHANGES):
-            for path in args[:2] if event.startswith(("os.rename", "os.link")) else args[:1]:
+            two = event.startswith(("os.rename", "os.link", "os.symlink"))
+            for path in args[: 1 + two]:
                 need(path, writable, "no other file is changed")
 
     sys.addaudithook(hook)

@@ -425,8 +425,13 @@ def text_prompt(ids):
     return Prompt(torch.tensor(ids), torch.empty(0, 1176), [], [], "")
 
 
-def prompts_of(lengths):
-    return [[(7 * b + 3 * i + i * i) % 36 for i in range(n)] for b, n in enumerate(lengths)]
+def texts(rng, *lengths):
+    """Prompts of some lengths, in tokens: lists of ids."""
+    return [[rng.randrange(36) for _ in range(n)] for n in lengths]
+
+
+def seeds(rng, n):
+    return [rng.randrange(1 << 30) for _ in range(n)]
 
 
 def no_features(prompts):
@@ -495,14 +500,14 @@ def sample(function, prompts, G, C, stop, seeds=None, on_token=None):
     return tokens, mask, logp, sum(read)
 
 
-def greedy(function, lengths, G, C, stop):
-    tokens, mask, logp, _ = sample(function, prompts_of(lengths), G, C, stop)
+def greedy(function, prompts, G, C, stop):
+    tokens, mask, logp, _ = sample(function, prompts, G, C, stop)
     return {"completions": tokens, "mask": mask, "log-probs": torch.where(mask, logp, 0.0)}
 
 
-def slow_greedy(lengths, G, C, stop):
+def slow_greedy(prompts, G, C, stop):
     rows = []
-    for ids in prompts_of(lengths):
+    for ids in prompts:
         tokens, logps = [], []
         while len(tokens) < C and not (tokens and tokens[-1] in stop):
             logp = read_again([ids + tokens])[0]
@@ -514,15 +519,15 @@ def slow_greedy(lengths, G, C, stop):
     mask = [[i < len(tokens) for i in range(longest)] for tokens, _ in rows]
     logps = [logps + [0.0] * (longest - len(logps)) for _, logps in rows]
     parts = {"completions": tokens, "mask": mask, "log-probs": logps}
-    return {name: torch.tensor(x).view(len(lengths), G, longest) for name, x in parts.items()}
+    return {name: torch.tensor(x).view(len(prompts), G, longest) for name, x in parts.items()}
 
 
-def sampled(function, lengths, G, room, stop, seeds):
+def sampled(function, prompts, G, room, stop, seeds):
     """What holds for any draw, as {property: value}.
 
     Each token's log-prob is what reading everything again gives, and masks and padding fit.
     """
-    tokens, mask, logp, read = sample(function, prompts_of(lengths), G, room, stop, seeds)
+    tokens, mask, logp, read = sample(function, prompts, G, room, stop, seeds)
     C, worst = tokens.shape[2], 0.0
     need(C > 0, "no tokens came back: the longest completion has 0")
     lengths_said, is_stop = mask.sum(dim=2, keepdim=True), torch.isin(tokens, torch.tensor(stop))
@@ -533,7 +538,7 @@ def sampled(function, lengths, G, room, stop, seeds):
         & ~(is_stop & mask)[:, :, :-1].logical_and(mask[:, :, 1:]).any(dim=2)
         & (last | (lengths_said == room))[:, :, 0]
     )
-    for b, ids in enumerate(prompts_of(lengths)):
+    for b, ids in enumerate(prompts):
         for i in range(C):
             again = read_again([ids + row[:i] for row in tokens[b].tolist()])
             again = again.gather(1, tokens[b, :, i, None])[:, 0]
@@ -545,36 +550,36 @@ def sampled(function, lengths, G, room, stop, seeds):
         "padding that is not stop_ids[0]": int((tokens[~mask] != stop[0]).sum()),
         "C is the length of the longest": bool(mask.any(dim=0).any(dim=0).all()),
         "completions of a group that are all the same": bool((tokens == tokens[:, :1]).all()),
-        "each prompt read once": read <= sum(lengths) + len(lengths) * G * room,
+        "each prompt read once": read <= sum(map(len, prompts)) + len(prompts) * G * room,
     }
 
 
 BY_CHANCE = "what chance does not explain"
 
 
-def first_tokens(function, lengths, G, stop):
-    tokens, *_ = sample(function, prompts_of(lengths), G, 1, stop, [5])
+def first_tokens(function, prompts, seeds, G, stop):
+    tokens, *_ = sample(function, prompts, G, 1, stop, seeds)
     counts = torch.bincount(tokens.flatten(), minlength=40)
-    probable = read_again(prompts_of(lengths))[0].double().exp()
+    probable = read_again(prompts)[0].double().exp()
     name = "the first token is {}".format
     return {BY_CHANCE: unexplained(counts, G * probable, [name(v) for v in range(40)])}
 
 
-def second_tokens(function, lengths, G, stop):
+def second_tokens(function, prompts, seeds, G, stop):
     """Counts of pairs: the first token and the one after it, where the first did not end all."""
-    tokens, *_ = sample(function, prompts_of(lengths), G, 2, stop, [6])
+    tokens, *_ = sample(function, prompts, G, 2, stop, seeds)
     counts = torch.bincount((tokens[0] @ torch.tensor([40, 1])), minlength=1600).view(40, 40)
-    (prompt,), firsts = prompts_of(lengths), [v for v in range(36) if v not in stop]
+    (prompt,), firsts = prompts, [v for v in range(36) if v not in stop]
     first, second = read_again([prompt]), read_again([prompt + [v] for v in firsts])
     expected = G * (first[0, firsts, None] + second).double().exp()
     names = [f"{v} and then {w} are the first tokens" for v in firsts for w in range(40)]
     return {BY_CHANCE: unexplained(counts[firsts].flatten(), expected.flatten(), names)}
 
 
-def later_tokens(function, lengths, G, C, stop):
+def later_tokens(function, prompts, seeds, G, C, stop):
     """Are tokens as improbable as they should be? −log p of a token is, on average, the entropy."""
-    tokens, mask, *_ = sample(function, prompts_of(lengths), G, C, stop, [7])
-    (prompt,), odd = prompts_of(lengths), None
+    tokens, mask, *_ = sample(function, prompts, G, C, stop, seeds)
+    (prompt,), odd = prompts, None
     for i in range(tokens.shape[2]):
         own = tokens[0][mask[0, :, i]]
         logp = read_again([prompt + row[:i] for row in own.tolist()]).double().clamp_min(-1e9)
@@ -607,22 +612,23 @@ def unexplained(counts, expected, names):
     return f"{name}: {int(counts[i])} times, and {expected[i]:.0f} is probable"
 
 
-def neighbours(function, lengths, G, C):
-    prompts, same = prompts_of(lengths), True
-    together = sample(function, prompts, G, C, [35], [5, 6])[0]
+def neighbours(function, prompts, seeds, G, C):
+    """seeds: of the two prompts, and one more."""
+    same, (*seeds, another) = True, seeds
+    together = sample(function, prompts, G, C, [35], seeds)[0]
     for b in range(2):
-        alone = sample(function, prompts[b : b + 1], G, C, [35], [5 + b])[0]
+        alone = sample(function, prompts[b : b + 1], G, C, [35], seeds[b : b + 1])[0]
         n = min(together.shape[2], alone.shape[2])
         same = same and torch.equal(together[b, :, :n], alone[0, :, :n])
-    other = sample(function, prompts[1:], G, C, [35], [7])[0]
+    other = sample(function, prompts[1:], G, C, [35], [another])[0]
     return {"alone as in company": same, "another seed gives others": not torch.equal(other, alone)}
 
 
-def streamed(function, lengths, C):
+def streamed(function, prompts, C):
     heard = []
     tokens, mask, *_ = sample(
         function,
-        prompts_of(lengths),
+        prompts,
         2,
         C,
         [35],
@@ -648,71 +654,86 @@ FINE = {  # what `sampled` gives of a right function
 }
 
 
-def sampling_in_words(how, lengths, G, C, stop):
+def sampling_in_words(how, prompts, G, C, stop):
     return (
-        f"sample_groups, {how}: prompts of {' and '.join(map(str, lengths))} tokens,"
+        f"sample_groups, {how}: prompts of {' and '.join(str(len(p)) for p in prompts)} tokens,"
         f" group_size={G}, max_new_tokens={C}, stop_ids={stop}"
     )
 
 
-def greedy_case(args, usually):
-    """args: lengths of the prompts, G, C, stop."""
+def greedy_case(rng, lengths, settings, usually):
+    """settings: G, C, stop."""
+    args = (texts(rng, *lengths), *settings)
     shown = sampling_in_words("greedy (generators=None)", *args)
     return Case(args, slow_greedy, usually, call=greedy, shown=shown)
 
 
-def sampled_case(args, usually):
-    """args: lengths of the prompts, G, C, stop."""
+def sampled_case(rng, lengths, settings, usually):
+    """settings: G, C, stop."""
     read_again = (
         "a prompt is read once: prefill the B prompts and repeat the logits, not the prompts; after"
         " that decode_step alone"
     )
     same = "every completion needs a random number of its own in every step"
     known = {(ONCE, False): read_again, (ALL_THE_SAME, True): same}
-    seeds, shown = [3, 4, 5][: len(args[0])], sampling_in_words("sampling", *args)
-    return Case((*args, seeds), FINE, usually, known, call=sampled, shown=shown)
+    args = (texts(rng, *lengths), *settings)
+    shown = sampling_in_words("sampling", *args)
+    return Case((*args, seeds(rng, len(lengths))), FINE, usually, known, call=sampled, shown=shown)
 
 
 def sample_groups_cases():
+    rng = random.Random(11)
     # With many tokens that stop, completions have all lengths.
     many = [*range(5, 36, 5), 0]
     interleave = (
         "row b·G + g is completion g of prompt b: repeat_interleave (a a b b), not repeat (a b a b)"
     )
     yield greedy_case(
-        ([4], 1, 1, [35]),
+        rng,
+        [4],
+        (1, 1, [35]),
         "the first token is the likeliest by prefill's logits; nothing is decoded yet",
     )
     yield greedy_case(
-        ([4], 1, 5, [35]),
+        rng,
+        [4],
+        (1, 5, [35]),
         "decode_step gets the token just chosen and its position: that from prefill for the first,"
         " one more for each next (position + step)",
     )
     yield greedy_case(
-        ([4], 1, 12, many),
+        rng,
+        [4],
+        (1, 12, many),
         "the mask goes up to and with the stop token, what follows is padded with stop_ids[0], and"
         " all is cut to the longest completion",
     )
     yield sampled_case(
-        ([4], 3, 6, [35]),
+        rng,
+        [4],
+        (3, 6, [35]),
         "completions of one prompt share its cache and nothing else: each row gets its own token,"
         " in every step; a log-prob is log softmax at the token that was drawn, without a"
         " temperature",
     )
-    yield greedy_case(([3, 6], 2, 4, [35]), interleave)
+    yield greedy_case(rng, [3, 6], (2, 4, [35]), interleave)
     yield sampled_case(
-        ([4], 4, 12, many),
+        rng,
+        [4],
+        (4, 12, many),
         "rows that have ended: from the stop token on they are padded with stop_ids[0], and all is"
         " cut to the longest completion",
     )
-    yield sampled_case(([3, 6], 3, 8, many), f"{interleave}, for logits and positions alike")
+    yield sampled_case(rng, [3, 6], (3, 8, many), f"{interleave}, for logits and positions alike")
     yield sampled_case(
-        ([6, 2, 4], 2, 6, [35]),
+        rng,
+        [6, 2, 4],
+        (2, 6, [35]),
         "several prompts of different lengths: each row's positions continue its own prompt",
     )
-    yield from random_number_cases()
+    yield from random_number_cases(rng)
     yield Case(
-        ([4], 5),
+        (texts(rng, 4), 5),
         {"on_token heard the completions": True},
         "on_token(token) is to be called in every step, where it is given, with the tokens of all"
         " rows",
@@ -721,21 +742,22 @@ def sample_groups_cases():
     )
 
 
-def random_number_cases():
+def random_number_cases(rng):
     full = (
         "tokens must come from the full distribution at temperature 1: no top-k, no top-p, no"
         " temperature, no token kept out, and a random number of its own for every completion"
     )
     stop, again = [12, 5], " in every step; nor a penalty for what was said"
-    for args, usually, call, which in (
-        (([4], 20000, stop), full, first_tokens, "first tokens of 20,000"),
-        (([5], 20000, stop), full + again, second_tokens, "first two tokens of 20,000"),
-        (([5], 400, 6, stop), full + again, later_tokens, "first six tokens of 400"),
+    for length, args, usually, call, which in (
+        (4, (20000, stop), full, first_tokens, "first tokens of 20,000"),
+        (5, (20000, stop), full + again, second_tokens, "first two tokens of 20,000"),
+        (5, (400, 6, stop), full + again, later_tokens, "first six tokens of 400"),
     ):
         shown = f"the {which} completions, counted"
+        args = (texts(rng, length), seeds(rng, 1), *args)
         yield Case(args, {BY_CHANCE: None}, usually, call=call, shown=shown)
     yield Case(
-        ([4, 3], 3, 6),
+        (texts(rng, 4, 3), seeds(rng, 3), 3, 6),
         {"alone as in company": True, "another seed gives others": True},
         "each prompt draws from its own generator, as many numbers whoever is beside it; not all"
         " from the first, and not from the global one",

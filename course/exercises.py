@@ -392,17 +392,23 @@ def write_files(chosen, folder, solved=False):
 # ------------------------------------------------------------------------------------------------
 
 
+def blanks(exercise, folder):
+    """The names of an exercise's functions that are not written yet: all, if there is no file."""
+    try:
+        with open(os.path.join(folder, exercise.file), "rb") as f:
+            theirs = functions_of(f.read())
+    except FileNotFoundError:
+        return list(exercise.functions)
+    except (SyntaxError, ValueError):
+        return []  # loading it will say where
+    return [name for name in exercise.functions if name in theirs and is_blank(theirs[name])]
+
+
 def unfinished(exercise, folder):
-    """Why there is nothing to check yet, or "" if there is."""
-    path = os.path.join(folder, exercise.file)
+    """Why an exercise is not done yet, or "" if it is."""
+    path, blank = os.path.join(folder, exercise.file), blanks(exercise, folder)
     if not os.path.isfile(path):
         return f"{path} is not there: python -m course start {exercise.number} --into {folder}"
-    try:
-        with open(path, "rb") as f:
-            theirs = functions_of(f.read())
-    except (SyntaxError, ValueError):
-        return ""  # loading it will say where
-    blank = [name for name in exercise.functions if name in theirs and is_blank(theirs[name])]
     return f"{', '.join(blank)} in {path}: not written yet" if blank else ""
 
 

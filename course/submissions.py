@@ -16,7 +16,8 @@ from time import mktime
 from course.exercises import CHAPTERS, EXERCISES, functions_of, is_blank
 from runtime.errors import BadInput
 
-MOST_BYTES, MOST_FILES = 1 << 20, 2000  # of one file; of one student
+MOST_BYTES, MOST_FILES = 1 << 20, 2000  # of one file; of one zip
+SOURCE = (".py", ".py.txt")  # the second is what some editors make of it
 SKIPPED = {"__pycache__", "__MACOSX", "site-packages", "node_modules"}  # and what starts with a dot
 
 
@@ -45,10 +46,9 @@ def walk(folder, place=""):
 
 def read(path, place):
     """(place, time, bytes) of one file, or of those in it if it is a zip."""
-    size = os.path.getsize(path)
-    if zipfile.is_zipfile(path):
+    if place.lower().endswith(".zip"):
         yield from unpack(path, place)
-    elif size > MOST_BYTES or not place.lower().endswith(".py"):
+    elif os.path.getsize(path) > MOST_BYTES or not place.lower().endswith(SOURCE):
         yield place, 0, b""
     else:
         with open(path, "rb") as f:
@@ -65,8 +65,8 @@ def unpack(source, place, depth=0):
                 if info.is_dir() or hidden:
                     continue
                 name, where = parts[-1].lower(), f"{place}/{'/'.join(parts)}"
-                wanted = name.endswith(".py") or name.endswith(".zip") and depth < 2
-                if not wanted or info.file_size > MOST_BYTES * (1 if name.endswith(".py") else 20):
+                wanted = name.endswith(SOURCE) or name.endswith(".zip") and depth < 2
+                if not wanted or info.file_size > MOST_BYTES * (20 if name.endswith(".zip") else 1):
                     yield where, 0, b""
                 elif name.endswith(".zip"):
                     yield from unpack(BytesIO(z.read(info)), where, depth + 1)
@@ -148,7 +148,7 @@ def find(folder):
             continue
         if entry.is_dir():
             files.setdefault(entry.name, []).extend(walk(entry.path))
-        elif zipfile.is_zipfile(entry.path):
+        elif entry.name.lower().endswith(".zip"):
             files.setdefault(entry.name[:-4], []).extend(unpack(entry.path, entry.name))
         else:
             loose.append(entry.name)
@@ -183,13 +183,15 @@ def write(submission, folder):
 
 # No exercise needs them. That a file names one proves nothing, and costs no points.
 MODULES = set("course tests tools handout checks gc inspect ctypes subprocess socket importlib "
-              "multiprocessing pickle marshal signal resource builtins sys os shutil pathlib "
-              "atexit threading traceback io tempfile glob".split())  # fmt: skip
-NAMES = set("eval exec compile open globals vars __import__ __builtins__ __loader__ "
-            "__spec__".split())  # fmt: skip
+              "multiprocessing pickle marshal signal resource builtins sys os posix shutil pathlib "
+              "atexit threading traceback io tempfile glob linecache runpy pkgutil zipimport mmap "
+              "code faulthandler asyncio concurrent".split())  # fmt: skip
+NAMES = set("eval exec compile open globals vars getattr setattr __import__ __builtins__ "
+            "__loader__ __spec__".split())  # fmt: skip
 ATTRIBUTES = set("_getframe f_back f_globals f_locals f_code tb_frame gi_frame __globals__ "
                  "__code__ __closure__ __subclasses__ __bases__ __mro__ __dict__ modules "
-                 "get_rope_index load_state_dict set_rng_state".split())  # fmt: skip
+                 "get_rope_index load_state_dict set_rng_state from_file fromfile memmap "
+                 "load_library cpp_extension".split())  # fmt: skip
 METHODS = set("__eq__ __reduce__ __reduce_ex__ __torch_function__ __float__ __bool__ "
               "__getattr__ __del__".split())  # fmt: skip
 WORDS = ("slow_", "_cases", "expected.pt", "/proc", "checks", "solution", ".pyc")

@@ -114,6 +114,10 @@ CHEATS = {  # what stands in the function: {title: (line, what a flag says)}
         "    return f.f_locals['want']", "_getframe"),
     "from the modules": (
         "import sys; return sys.modules['course.checks'].slow_temporal_iou(a, b)", ".modules"),
+    "from the classes": (
+        "found = [c.__init__.__globals__.get('slow_temporal_iou') for c in "
+        "object.__subclasses__() if hasattr(c.__init__, '__globals__')]\n"
+        "    return next(filter(None, found))(a, b)", "__subclasses__"),
     "equal to everything": ("return Yes(0.5)", "__eq__"),
     "another program": (
         "import subprocess, sys; subprocess.run([sys.executable, '-m', 'course', 'solution', '1'], "
@@ -122,6 +126,14 @@ CHEATS = {  # what stands in the function: {title: (line, what a flag says)}
     "the verdict written": (
         "import os\n    for d in range(3, 30):\n        try: os.write(d, b'\\0\\0\\0\\x15"
         "[\"right\", \"308 cases\"]')\n        except OSError: pass\n    return 0.5", "imports os"),
+    "half a message": (
+        "import os\n    for d in range(3, 30):\n        try: os.write(d, b'\\0\\0\\1\\0')\n"
+        "        except OSError: pass\n    while True: pass", "imports os"),
+    "what it printed taken away": (
+        "import os; os.remove('output.txt'); os.mkfifo('output.txt'); return 0.5", "imports os"),
+    "a link out of the scratch folder": (
+        f"import os; os.symlink('ex01_temporal_iou.py', {ROOT + '/link.py'!r}); return 0.5",
+        "imports os"),
     "the parent's memory": (
         "import os; open(f'/proc/{os.getppid()}/mem', 'rb'); return 0.5", "uses open"),
     "a pickle": ("return Bomb()", "__reduce__"),
@@ -142,11 +154,12 @@ def cheating(line):
 
 
 @pytest.mark.parametrize("title", CHEATS)
-def test_a_cheat_earns_nothing_and_is_flagged(title, tmp_path):
+def test_a_cheat_earns_nothing_and_is_flagged(title, tmp_path, capfd):
     line, flag = CHEATS[title]
     put(tmp_path / EXERCISES[0].file, cheating(line))
-    status, message = grading.examine(EXERCISES[0], str(tmp_path), limit=10)
-    assert status in ("wrong", "died"), message
+    status, message, _ = grading.examine(EXERCISES[0], str(tmp_path), limit=5)
+    assert status == "hung" if title == "half a message" else status in ("wrong", "died"), message
+    assert capfd.readouterr().err == ""  # the processes that all checks share are well
     flags = submissions.suspicious(cheating(line).encode(), EXERCISES[0])
     assert any(flag in f for f in flags), flags
     assert not submissions.suspicious(solution(1).encode(), EXERCISES[0])
@@ -159,7 +172,7 @@ def test_no_solution_of_ours_is_flagged():
 
 def test_files_are_written_only_to_the_scratch_folder(tmp_path):
     put(tmp_path / EXERCISES[5].file, with_line(6, f"open({str(tmp_path / 'out')!r}, 'w')"))
-    status, message = grading.examine(EXERCISES[5], str(tmp_path))
+    status, message, _ = grading.examine(EXERCISES[5], str(tmp_path))
     assert status == "wrong" and "no other file is opened" in message
     assert not (tmp_path / "out").exists()
     put(tmp_path / EXERCISES[5].file, with_line(6, "open('note.txt', 'w').write('x')"))
@@ -180,7 +193,7 @@ def test_other_seeds_make_other_numbers_and_as_many_cases():
         shown, hidden = grading.cases_of(e), grading.cases_of(e, "a seed")
         assert [case.name for case, _ in shown] == [case.name for case, _ in hidden]
         args = [[repr(case.args) for case, _ in cases] for cases in (shown, hidden)]
-        assert args[0] != args[1] or e.number == 11, e.number  # whose cases draw numbers themselves
+        assert args[0] != args[1], e.number
     with grading.other_numbers(None):
         assert grading.checks.random.Random(3).random() == grading.random.Random(3).random()
 
@@ -190,7 +203,9 @@ def test_other_seeds_make_other_numbers_and_as_many_cases():
 def test_ours_is_right_with_any_numbers(seed, tmp_path):
     for e in EXERCISES:
         put(tmp_path / e.file, solution(e.number))
-        assert grading.try_cases(e, str(tmp_path / e.file), 60, seed)[0] == {}, e.number
+        for name in e.functions:
+            tried = grading.try_function(e, name, str(tmp_path / e.file), 60, seed)
+            assert tried[0] == "right", tried[1]
 
 
 def test_two_functions_are_graded_apart(tmp_path):
@@ -202,6 +217,28 @@ def test_two_functions_are_graded_apart(tmp_path):
     parts = grading.parts_of(EXERCISES[3], str(tmp_path), 20, "a seed")
     assert [(p.function, p.status) for p in parts][:2] == [("merged", "wrong")] * 2
     assert sum(p.score for p in parts) == 4, [p.message for p in parts]
+
+
+def test_one_of_two_functions_earns_its_points(tmp_path):
+    ours, path = solution(9), tmp_path / EXERCISES[8].file
+    put(path, exercises.without_bodies(ours, ["policy_loss"], "raise NotImplementedError('later')"))
+    status, message, _ = grading.examine(EXERCISES[8], str(tmp_path))
+    assert status == "to do" and "right so far: token_weights" in message
+    parts = grading.parts_of(EXERCISES[8], str(tmp_path), 20, "a seed")
+    assert [p.status for p in parts] == ["right"] * 2 + ["to do"] * 2
+    assert [p.score for p in parts] == [3, 1, 0, 0]
+    put(path, ours.replace("def token_weights", "def weights_of_tokens"))
+    parts = grading.parts_of(EXERCISES[8], str(tmp_path), 20, "a seed")
+    assert [p.status for p in parts] == ["wrong"] * 2 + ["right"] * 2
+    assert "defines no function token_weights" in parts[0].message
+
+
+def test_a_fault_of_ours_is_not_the_students(tmp_path, monkeypatch):
+    put(tmp_path / EXERCISES[5].file, solution(6))
+    monkeypatch.setattr(grading.checks, "difference", lambda *_: 1 / 0)
+    parts = grading.parts_of(EXERCISES[5], str(tmp_path), 20, "a seed")
+    assert [p.status for p in parts] == ["not checked"] * 2
+    assert "no fault of yours: ZeroDivisionError" in parts[0].message
 
 
 # Submissions --------------------------------------------------------------------------------------
@@ -226,7 +263,9 @@ def odd_class(folder):
     put(folder / "dora" / "solution.py", solution(6) + "\n" + solution(1))
     put(folder / "dora" / "grpo.py", solution(7))
     for e, (line, _) in zip(EXERCISES, CHEATS.values()):
-        text = cheating(line).replace("temporal_iou", e.functions[-1])
+        text = cheating(line).replace(
+            "temporal_iou(a, b):", f"{e.functions[-1]}(a, b=0, *_, **__):"
+        )
         put(folder / "emil" / e.file, text)
     put(folder / "fay" / EXERCISES[4].file, with_line(5, "while True: pass"))
     put(folder / "fay" / EXERCISES[5].file, with_line(6, "import os; os._exit(0)"))
@@ -377,6 +416,7 @@ def test_the_autograder_in_a_bare_folder(tmp_path):
 # Other systems ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_no_utf8(tmp_path):
     """Windows' code page: text files, what is printed, and what a student's code prints."""
     homework = tmp_path / "homework"
