@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from time import mktime
 
-from course.exercises import CHAPTERS, EXERCISES, functions_of, is_blank
+from course.exercises import CHAPTERS, EXERCISES, functions_of, is_blank, source_of
 from runtime.errors import BadInput
 
 MOST_BYTES, MOST_FILES = 1 << 20, 2000  # of one file; of one zip
@@ -123,7 +123,7 @@ def sort_files(student, files):
 
 def match_by_content(made, left):
     """Gives exercises without a file those that define their functions; takes them from `left`."""
-    chapters = {chapter + ".py" for chapter in CHAPTERS}
+    chapters = {os.path.basename(source_of(chapter)) for chapter in CHAPTERS}
     used = set()
     for exercise in EXERCISES:
         for place, text in left if exercise.number not in made.files else []:
