@@ -329,7 +329,8 @@ def grade_one(folder, out, limit=LIMIT, seed=None):
         parts = graded["submission"]
     made = json.dumps(results_json(submission, parts), indent=1, ensure_ascii=False)
     replace_file(out, made + "\n")
-    print(f"{sum(p.score for p in parts)} of {sum(p.maximum for p in parts)}; wrote {out}")
+    said = f"{sum(p.score for p in parts)} of {sum(p.maximum for p in parts)} points"
+    print(f"{said if parts else 'nothing graded'}; wrote {out}")
     for line in overview(submission) + submission.flags:
         print(line)
     return int(not submission.files)
