@@ -418,11 +418,7 @@ def compared_groups(completions, mask, logp_sampled, batch, settings, stop_ids, 
 
 
 if __name__ == "__main__":
-    import argparse
-
     from course.bandit import main
     from runtime.errors import run_program
 
-    about = "GRPO on a three-armed bandit, step by step. It has no flags."
-    argparse.ArgumentParser(description=about).parse_args()
     run_program(main)

@@ -1,7 +1,10 @@
 """bandit.py: GRPO where there is no video and everything can be printed: `python grpo.py`."""
 
+import argparse
+
 import torch
 
+from course.exercises import install
 from grpo import draw, group_advantages, kl_k3, policy_loss, token_weights
 
 COLUMNS = "step  reward  least ρ … largest  clipped   KL  k3 of 8   P(a)  P(b)  P(c)"
@@ -104,7 +107,14 @@ def rounded(x):
     return [round(v, 2) + 0.0 for v in x.tolist()]
 
 
-def main():
+def main(argv=None):
+    about = "GRPO on a three-armed bandit, step by step."
+    parser = argparse.ArgumentParser(prog="grpo.py", description=about)
+    student = "with the functions you wrote in DIR: exercises 5, 6 and 9"
+    parser.add_argument("--student", metavar="DIR", help=student)
+    args = parser.parse_args(argv)
+    if args.student:
+        install(args.student, only=("group_advantages", "kl_k3", "token_weights", "policy_loss"))
     p = three_armed_bandit()
     print(
         f"\nArm c now has {p[2]:.0%}. ρ: how much likelier a pull has become since it was sampled, "

@@ -115,6 +115,12 @@ def token_logprobs_cases():
         " log(sum(exp)) does not",
     )
     yield case(
+        t([1000.0, 999.0], [0.0, 1.0], [-1000.0, 0.0], dtype=torch.float32),
+        [1, 0, 0],
+        "each row has its own largest logit, which log_softmax takes off: that of another row lets"
+        " this one underflow; and nothing is clamped",
+    )
+    yield case(
         t([0.0, 0.0, -math.inf], dtype=torch.float32),
         [0],
         "a token that is ruled out has p = 0 and log p = −inf, and 0 · −inf is NaN: clamp log p, or"
@@ -183,13 +189,15 @@ def predicting_states_cases():
 # 10: positions. Slowly: token by token
 # ------------------------------------------------------------------------------------------------
 
-VIDEO = 99
+VIDEO = 77
 
 
-def config_with(tokens_per_second=2):
+def config_with(tokens_per_second, merge):
     return SimpleNamespace(
         video_token_id=VIDEO,
-        vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=tokens_per_second),
+        vision_config=SimpleNamespace(
+            spatial_merge_size=merge, tokens_per_second=tokens_per_second
+        ),
     )
 
 
@@ -208,8 +216,8 @@ def in_parts(ids, positions):
     }
 
 
-def positions_of(function, ids, grids, seconds, tokens_per_second):
-    got = function(ids, grids, seconds, config_with(tokens_per_second))
+def positions_of(function, ids, grids, seconds, *settings):
+    got = function(ids, grids, seconds, config_with(*settings))
     is_tensor = isinstance(got, torch.Tensor)
     given = f"{got.dtype} {tuple(got.shape)}" if is_tensor else show(got)
     need(
@@ -219,7 +227,7 @@ def positions_of(function, ids, grids, seconds, tokens_per_second):
     return in_parts(ids, got)
 
 
-def slow_positions(ids, grids, seconds, tokens_per_second):
+def slow_positions(ids, grids, seconds, tokens_per_second, merge):
     rows, start, i, videos = [], 0, 0, list(zip(grids, seconds))
     ids_list = ids.tolist()
     while i < len(ids_list):
@@ -231,14 +239,14 @@ def slow_positions(ids, grids, seconds, tokens_per_second):
         cells = [
             (math.floor(k * every * tokens_per_second) + start, r + start, c + start)
             for k in range(pairs)
-            for r in range(h // 2)
-            for c in range(w // 2)
+            for r in range(h // merge)
+            for c in range(w // merge)
         ]
         rows, i, start = rows + cells, i + len(cells), max(map(max, cells)) + 1
     return in_parts(ids, torch.tensor(rows).T.contiguous().view(3, -1))
 
 
-def positions_case(pieces, grids, seconds, usually, known=None, tokens_per_second=2):
+def positions_case(pieces, grids, seconds, usually, known=None, tokens_per_second=2, merge=2):
     """pieces: of the prompt, in order: the ids of some text, or how many tokens a video has."""
     ids, told = [], []
     for piece in pieces:
@@ -247,10 +255,11 @@ def positions_case(pieces, grids, seconds, usually, known=None, tokens_per_secon
         told.append(f"{piece} video tokens" if is_video else f"{len(piece)} of text")
     shown = (
         f"mrope_positions(ids, grids={grids}, seconds_per_grid={seconds}, config),"
-        f" {tokens_per_second} tokens per second, ids: {', then '.join(told)}"
+        f" {tokens_per_second} tokens per second, {merge} × {merge} patches a token,"
+        f" ids: {', then '.join(told)}"
     )
     return Case(
-        (torch.tensor(ids), grids, seconds, tokens_per_second),
+        (torch.tensor(ids), grids, seconds, tokens_per_second, merge),
         slow_positions,
         usually,
         known or {},
@@ -277,6 +286,7 @@ def mrope_positions_cases():
         "grids count patches, 2 × 2 of them a token; h is rows, w columns",
         {
             ("rows of the video's tokens", (1, 2)): SWAPPED,
+            ("time of the video's tokens", (2, 2)): "one too far: the next free position is 1",
             (after, (2, 2, 2)): "one too few: the next position is the largest so far + 1",
             ("time of the video's tokens", (0, 0)): UNMOVED,
             ("rows of the video's tokens", (0, 0)): UNMOVED,
@@ -310,9 +320,15 @@ def mrope_positions_cases():
     usually = "the text after the video starts at 40 here: 3 + 9 · 4 + 1"
     pieces = [[1, 2, 3], 40, [4, 5, 6, 7, 8]]
     yield case(pieces, [(10, 4, 4)], [1.0], usually, tokens_per_second=4)
+    usually = "how many patches are a token is in the config: spatial_merge_size"
+    yield case([[7], 2, [8]], [(1, 3, 6)], [1.0], usually, merge=3)
+    usually = "seconds_per_grid and tokens_per_second as they are, not rounded; floor comes last"
+    yield case([[7], 12, [8]], [(12, 2, 2)], [0.467], usually, tokens_per_second=3)
     rng = random.Random(10)
     for _ in range(40):
-        yield case(*random_videos(rng), "each video its own start, grid and seconds")
+        rate, merge = rng.choice((1, 2, 4, 25)), rng.choice((1, 2, 3))
+        usually = "each video its own start, grid and seconds"
+        yield case(*random_videos(rng, rate, merge), usually, None, rate, merge)
 
 
 def after_the_video_case():
@@ -341,15 +357,24 @@ def after_the_video_case():
     )
 
 
-def random_videos(rng):
+def random_videos(rng, tokens_per_second, merge):
     """(pieces, grids, seconds) of a prompt with one to three videos."""
     pieces, grids, seconds = [[7] * rng.randrange(1, 4)], [], []
     for _ in range(rng.randrange(1, 4)):
-        grid = (rng.randrange(1, 5), 2 * rng.randrange(1, 4), 2 * rng.randrange(1, 4))
-        grids.append(grid)
-        seconds.append(rng.choice([0.3, 0.55, 1.0, 1.7]))
-        pieces += [math.prod(grid) // 4, [8] * rng.randrange(1, 4)]
+        pairs, h, w = (rng.randrange(1, 9 if i == 0 else 4) for i in range(3))
+        grids.append((pairs, merge * h, merge * w))
+        seconds.append(seconds_of_a_pair(rng, pairs, tokens_per_second))
+        pieces += [pairs * h * w, [8] * rng.randrange(1, 4)]
     return pieces, grids, seconds
+
+
+def seconds_of_a_pair(rng, pairs, tokens_per_second):
+    """Any number whose multiples are no whole numbers: 32 bits and 64 have the same floor."""
+    while True:
+        seconds = round(rng.uniform(0.05, 2.5), 3)
+        times = [k * seconds * tokens_per_second for k in range(1, pairs)]
+        if all(0.01 < x % 1 < 0.99 for x in times):
+            return seconds
 
 
 # ------------------------------------------------------------------------------------------------
@@ -396,28 +421,35 @@ def tiny_model():
 
 
 def text_prompt(ids):
-    return Prompt(torch.tensor(ids), None, [], [], "")
+    """A prompt without a video. Its patches are its own: prompts that share them share a clip."""
+    return Prompt(torch.tensor(ids), torch.empty(0, 1176), [], [], "")
 
 
-def prompts_of(lengths):
-    return [[(7 * b + 3 * i + i * i) % 36 for i in range(n)] for b, n in enumerate(lengths)]
+def texts(rng, *lengths):
+    """Prompts of some lengths, in tokens: lists of ids."""
+    return [[rng.randrange(36) for _ in range(n)] for n in lengths]
+
+
+def seeds(rng, n):
+    return [rng.randrange(1 << 30) for _ in range(n)]
 
 
 def no_features(prompts):
     return [torch.empty(0, 32) for _ in prompts]
 
 
-@functools.cache
+READ = {}  # what read_again knows already
+
+
 @torch.no_grad()
-def next_logprobs(ids):
-    return prefill(tiny_model(), [text_prompt(list(ids))], no_features([ids]))[0].log_softmax(
-        dim=-1
-    )
-
-
 def read_again(rows):
     """Log-probs (rows, V) of the token after each list of ids, each read from its beginning."""
-    return torch.cat([next_logprobs(tuple(ids)) for ids in rows])
+    rows = [tuple(ids) for ids in rows]
+    new = [list(ids) for ids in dict.fromkeys(rows) if ids not in READ]
+    if new:
+        logits = prefill(tiny_model(), [text_prompt(ids) for ids in new], no_features(new))[0]
+        READ.update(zip(map(tuple, new), logits.log_softmax(dim=-1)))
+    return torch.stack([READ[ids] for ids in rows])
 
 
 def sample(function, prompts, G, C, stop, seeds=None, on_token=None):
@@ -450,7 +482,9 @@ def sample(function, prompts, G, C, stop, seeds=None, on_token=None):
         + ", ".join(str(tuple(x.shape)) for x in got),
     )
     need(
-        tokens.dtype == torch.int64 and mask.dtype == torch.bool and logp.dtype == torch.float32,
+        tokens.dtype == torch.int64
+        and mask.dtype == torch.bool
+        and logp.dtype in (torch.float32, torch.float64),
         f"int64, bool and float32 are asked for; they are {tokens.dtype}, {mask.dtype},"
         f" {logp.dtype}",
     )
@@ -466,14 +500,14 @@ def sample(function, prompts, G, C, stop, seeds=None, on_token=None):
     return tokens, mask, logp, sum(read)
 
 
-def greedy(function, lengths, G, C, stop):
-    tokens, mask, logp, _ = sample(function, prompts_of(lengths), G, C, stop)
+def greedy(function, prompts, G, C, stop):
+    tokens, mask, logp, _ = sample(function, prompts, G, C, stop)
     return {"completions": tokens, "mask": mask, "log-probs": torch.where(mask, logp, 0.0)}
 
 
-def slow_greedy(lengths, G, C, stop):
+def slow_greedy(prompts, G, C, stop):
     rows = []
-    for ids in prompts_of(lengths):
+    for ids in prompts:
         tokens, logps = [], []
         while len(tokens) < C and not (tokens and tokens[-1] in stop):
             logp = read_again([ids + tokens])[0]
@@ -485,15 +519,15 @@ def slow_greedy(lengths, G, C, stop):
     mask = [[i < len(tokens) for i in range(longest)] for tokens, _ in rows]
     logps = [logps + [0.0] * (longest - len(logps)) for _, logps in rows]
     parts = {"completions": tokens, "mask": mask, "log-probs": logps}
-    return {name: torch.tensor(x).view(len(lengths), G, longest) for name, x in parts.items()}
+    return {name: torch.tensor(x).view(len(prompts), G, longest) for name, x in parts.items()}
 
 
-def sampled(function, lengths, G, room, stop, seeds):
+def sampled(function, prompts, G, room, stop, seeds):
     """What holds for any draw, as {property: value}.
 
     Each token's log-prob is what reading everything again gives, and masks and padding fit.
     """
-    tokens, mask, logp, read = sample(function, prompts_of(lengths), G, room, stop, seeds)
+    tokens, mask, logp, read = sample(function, prompts, G, room, stop, seeds)
     C, worst = tokens.shape[2], 0.0
     need(C > 0, "no tokens came back: the longest completion has 0")
     lengths_said, is_stop = mask.sum(dim=2, keepdim=True), torch.isin(tokens, torch.tensor(stop))
@@ -504,47 +538,108 @@ def sampled(function, lengths, G, room, stop, seeds):
         & ~(is_stop & mask)[:, :, :-1].logical_and(mask[:, :, 1:]).any(dim=2)
         & (last | (lengths_said == room))[:, :, 0]
     )
-    for b, ids in enumerate(prompts_of(lengths)):
+    for b, ids in enumerate(prompts):
         for i in range(C):
             again = read_again([ids + row[:i] for row in tokens[b].tolist()])
             again = again.gather(1, tokens[b, :, i, None])[:, 0]
             errors = (again - logp[b, :, i])[mask[b, :, i]].nan_to_num(99.0).abs().tolist()
             worst = max([worst, *errors])
     return {
-        "largest error of a log-prob": round(worst, 2),
+        "largest error of a log-prob": round(worst, 3),
         "masks that do not go up to and with the first stop token": int((~fits).sum()),
         "padding that is not stop_ids[0]": int((tokens[~mask] != stop[0]).sum()),
         "C is the length of the longest": bool(mask.any(dim=0).any(dim=0).all()),
         "completions of a group that are all the same": bool((tokens == tokens[:, :1]).all()),
-        "each prompt read once": read <= sum(lengths) + len(lengths) * G * room,
+        "each prompt read once": read <= sum(map(len, prompts)) + len(prompts) * G * room,
     }
 
 
-def frequencies(function, lengths, G):
-    tokens, *_ = sample(function, prompts_of(lengths), G, 1, [35], [5])
-    share = torch.bincount(tokens.flatten(), minlength=40) / G
-    probable = read_again(prompts_of(lengths))[0].exp()
-    total_variation = 0.5 * (share - probable).abs().sum()
-    return {"as often as it is probable": bool(total_variation < 0.06)}
+BY_CHANCE = "what chance does not explain"
 
 
-def neighbours(function, lengths, G, C):
-    prompts, same = prompts_of(lengths), True
-    together = sample(function, prompts, G, C, [35], [5, 6])[0]
+def first_tokens(function, prompts, seeds, G, stop):
+    tokens, *_ = sample(function, prompts, G, 1, stop, seeds)
+    counts = torch.bincount(tokens.flatten(), minlength=40)
+    probable = read_again(prompts)[0].double().exp()
+    name = "the first token is {}".format
+    return {BY_CHANCE: unexplained(counts, G * probable, [name(v) for v in range(40)])}
+
+
+def second_tokens(function, prompts, seeds, G, stop):
+    """Counts of pairs: the first token and the one after it, where the first did not end all."""
+    tokens, *_ = sample(function, prompts, G, 2, stop, seeds)
+    counts = torch.bincount((tokens[0] @ torch.tensor([40, 1])), minlength=1600).view(40, 40)
+    (prompt,), firsts = prompts, [v for v in range(36) if v not in stop]
+    first, second = read_again([prompt]), read_again([prompt + [v] for v in firsts])
+    expected = G * (first[0, firsts, None] + second).double().exp()
+    names = [f"{v} and then {w} are the first tokens" for v in firsts for w in range(40)]
+    return {BY_CHANCE: unexplained(counts[firsts].flatten(), expected.flatten(), names)}
+
+
+def later_tokens(function, prompts, seeds, G, C, stop):
+    """Are tokens as improbable as they should be? −log p of a token is, on average, the entropy."""
+    tokens, mask, *_ = sample(function, prompts, G, C, stop, seeds)
+    (prompt,), odd = prompts, None
+    for i in range(tokens.shape[2]):
+        own = tokens[0][mask[0, :, i]]
+        logp = read_again([prompt + row[:i] for row in own.tolist()]).double().clamp_min(-1e9)
+        p = logp.exp()
+        entropy = -(p * logp).sum(dim=1)
+        variance = (p * logp**2).sum(dim=1) - entropy**2
+        surprise = -logp.gather(1, own[:, i, None])[:, 0] - entropy
+        if odd is None and surprise.sum().abs() > 5 * variance.sum().sqrt():
+            more = "more" if surprise.mean() < 0 else "less"
+            odd = f"the tokens in place {i + 1} are {more} probable than tokens should be"
+    return {BY_CHANCE: odd}
+
+
+def unexplained(counts, expected, names):
+    """None, or the count farthest from what is expected, if all together are too far from it.
+
+    Pearson's test: of n cells, Σ (count − expected)² / expected is n by chance, give or take
+    √(2 n). What is expected fewer than 5 times is one cell.
+    """
+    often = expected >= 5
+    rest = torch.stack([counts[~often].sum(), expected[~often].sum()])
+    counts = torch.cat([counts[often], rest[:1]])
+    expected = torch.cat([expected[often], rest[1:]])
+    off = (counts - expected) ** 2 / expected.clamp_min(1)
+    if off.sum() < len(off) + 6 * math.sqrt(2 * len(off)):
+        return None
+    i = int(off.argmax())
+    names = [name for name, is_often in zip(names, often) if is_often]
+    name = names[i] if i < len(names) else "the first tokens are others, each of them rare"
+    return f"{name}: {int(counts[i])} times, and {expected[i]:.0f} is probable"
+
+
+def neighbours(function, prompts, seeds, G, C):
+    """seeds: of the two prompts, and one more."""
+    same, (*seeds, another) = True, seeds
+    together = sample(function, prompts, G, C, [35], seeds)[0]
     for b in range(2):
-        alone = sample(function, prompts[b : b + 1], G, C, [35], [5 + b])[0]
+        alone = sample(function, prompts[b : b + 1], G, C, [35], seeds[b : b + 1])[0]
         n = min(together.shape[2], alone.shape[2])
         same = same and torch.equal(together[b, :, :n], alone[0, :, :n])
-    other = sample(function, prompts[1:], G, C, [35], [7])[0]
+    other = sample(function, prompts[1:], G, C, [35], [another])[0]
     return {"alone as in company": same, "another seed gives others": not torch.equal(other, alone)}
 
 
-def streamed(function, lengths, C):
+def streamed(function, prompts, C):
     heard = []
     tokens, mask, *_ = sample(
-        function, prompts_of(lengths), 1, C, [35], on_token=lambda token: heard.append(int(token))
+        function,
+        prompts,
+        2,
+        C,
+        [35],
+        on_token=lambda token: heard.append(torch.as_tensor(token).flatten().tolist()),
     )
-    return {"on_token heard the completion": heard[: int(mask.sum())] == tokens[mask].tolist()}
+    rows = [
+        [step[i] for step in heard if i < len(step)][:n]
+        for i, n in enumerate(mask.flatten(0, 1).sum(dim=1).tolist())
+    ]
+    own = [row[kept].tolist() for row, kept in zip(tokens.flatten(0, 1), mask.flatten(0, 1))]
+    return {"on_token heard the completions": rows == own}
 
 
 ALL_THE_SAME = "completions of a group that are all the same"
@@ -559,88 +654,110 @@ FINE = {  # what `sampled` gives of a right function
 }
 
 
-def sampling_in_words(how, lengths, G, C, stop):
+def sampling_in_words(how, prompts, G, C, stop):
     return (
-        f"sample_groups, {how}: prompts of {' and '.join(map(str, lengths))} tokens,"
+        f"sample_groups, {how}: prompts of {' and '.join(str(len(p)) for p in prompts)} tokens,"
         f" group_size={G}, max_new_tokens={C}, stop_ids={stop}"
     )
 
 
-def greedy_case(args, usually):
-    """args: lengths of the prompts, G, C, stop."""
+def greedy_case(rng, lengths, settings, usually):
+    """settings: G, C, stop."""
+    args = (texts(rng, *lengths), *settings)
     shown = sampling_in_words("greedy (generators=None)", *args)
     return Case(args, slow_greedy, usually, call=greedy, shown=shown)
 
 
-def sampled_case(args, usually):
-    """args: lengths of the prompts, G, C, stop."""
+def sampled_case(rng, lengths, settings, usually):
+    """settings: G, C, stop."""
     read_again = (
         "a prompt is read once: prefill the B prompts and repeat the logits, not the prompts; after"
         " that decode_step alone"
     )
     same = "every completion needs a random number of its own in every step"
     known = {(ONCE, False): read_again, (ALL_THE_SAME, True): same}
-    seeds, shown = [3, 4, 5][: len(args[0])], sampling_in_words("sampling", *args)
-    return Case((*args, seeds), FINE, usually, known, call=sampled, shown=shown)
+    args = (texts(rng, *lengths), *settings)
+    shown = sampling_in_words("sampling", *args)
+    return Case((*args, seeds(rng, len(lengths))), FINE, usually, known, call=sampled, shown=shown)
 
 
 def sample_groups_cases():
-    many = list(range(0, 36, 5))  # with many tokens that stop, completions have all lengths
+    rng = random.Random(11)
+    # With many tokens that stop, completions have all lengths.
+    many = [*range(5, 36, 5), 0]
     interleave = (
         "row b·G + g is completion g of prompt b: repeat_interleave (a a b b), not repeat (a b a b)"
     )
     yield greedy_case(
-        ([4], 1, 1, [35]),
+        rng,
+        [4],
+        (1, 1, [35]),
         "the first token is the likeliest by prefill's logits; nothing is decoded yet",
     )
     yield greedy_case(
-        ([4], 1, 5, [35]),
+        rng,
+        [4],
+        (1, 5, [35]),
         "decode_step gets the token just chosen and its position: that from prefill for the first,"
         " one more for each next (position + step)",
     )
     yield greedy_case(
-        ([4], 1, 12, many),
+        rng,
+        [4],
+        (1, 12, many),
         "the mask goes up to and with the stop token, what follows is padded with stop_ids[0], and"
         " all is cut to the longest completion",
     )
     yield sampled_case(
-        ([4], 3, 6, [35]),
+        rng,
+        [4],
+        (3, 6, [35]),
         "completions of one prompt share its cache and nothing else: each row gets its own token,"
         " in every step; a log-prob is log softmax at the token that was drawn, without a"
         " temperature",
     )
-    yield greedy_case(([3, 6], 2, 4, [35]), interleave)
+    yield greedy_case(rng, [3, 6], (2, 4, [35]), interleave)
     yield sampled_case(
-        ([4], 4, 12, many),
+        rng,
+        [4],
+        (4, 12, many),
         "rows that have ended: from the stop token on they are padded with stop_ids[0], and all is"
         " cut to the longest completion",
     )
-    yield sampled_case(([3, 6], 3, 8, many), f"{interleave}, for logits and positions alike")
+    yield sampled_case(rng, [3, 6], (3, 8, many), f"{interleave}, for logits and positions alike")
     yield sampled_case(
-        ([6, 2, 4], 2, 6, [35]),
+        rng,
+        [6, 2, 4],
+        (2, 6, [35]),
         "several prompts of different lengths: each row's positions continue its own prompt",
     )
-    yield from random_number_cases()
+    yield from random_number_cases(rng)
     yield Case(
-        ([4], 5),
-        {"on_token heard the completion": True},
-        "on_token(token) is to be called in every step, where it is given",
+        (texts(rng, 4), 5),
+        {"on_token heard the completions": True},
+        "on_token(token) is to be called in every step, where it is given, with the tokens of all"
+        " rows",
         call=streamed,
         shown="sample_groups with on_token",
     )
 
 
-def random_number_cases():
-    yield Case(
-        ([4], 4000),
-        {"as often as it is probable": True},
-        "tokens must come from the full distribution at temperature 1: no top-k, no temperature,"
-        " and a number of its own for every completion",
-        call=frequencies,
-        shown="the first tokens of 4,000 completions, counted",
+def random_number_cases(rng):
+    full = (
+        "tokens must come from the full distribution at temperature 1: no top-k, no top-p, no"
+        " temperature, no token kept out, and a random number of its own for every completion"
     )
+    stop, again = [12, 5], " in every step; nor a penalty for what was said"
+    for length, args, usually, call, which in (
+        (4, (20000, stop), full, first_tokens, "first tokens of 20,000"),
+        (5, (20000, stop), full + again, second_tokens, "first two tokens of 20,000"),
+        (5, (400, 6, stop), full + again, later_tokens, "first six tokens of 400"),
+    ):
+        shown = f"the {which} completions, counted"
+        args = (texts(rng, length), seeds(rng, 1), *args)
+        yield Case(args, {BY_CHANCE: None}, usually, call=call, shown=shown)
     yield Case(
-        ([4, 3], 3, 6),
+        (texts(rng, 4, 3), seeds(rng, 3), 3, 6),
         {"alone as in company": True, "another seed gives others": True},
         "each prompt draws from its own generator, as many numbers whoever is beside it; not all"
         " from the first, and not from the global one",
@@ -725,6 +842,7 @@ def packed_attention_cases():
         )
         args = (*inputs, (G, C), 0.7, sdpa)
         yield Case(args, slow_packed_attention, usually, shown=shown)
+    yield large_scores_case(rng)
     yield Case(
         (*(numbers(rng, 1, 2, 7, 2, low=-1, high=1) for _ in range(3)), (2, 2), 0.7, sdpa),
         slow_prompt_gradient,
@@ -732,6 +850,16 @@ def packed_attention_cases():
         " there",
         call=prompt_gradient,
         shown="the gradients of packed_attention: P = 3, (G, C) = (2, 2)",
+    )
+
+
+def large_scores_case(rng):
+    inputs = (numbers(rng, 1, 1, 4, 2, low=-2, high=2, dtype=torch.float32) for _ in range(3))
+    return Case(
+        (*inputs, (1, 2), 60.0, sdpa),
+        slow_packed_attention,
+        "large scores: exp overflows unless the largest score is taken off first, as softmax does",
+        shown="packed_attention with large scores, float32: P = 2, (G, C) = (1, 2), scale = 60",
     )
 
 
@@ -781,3 +909,7 @@ def visible_cases():
     )
     usually = "the prompt is causal on itself: no token of it sees a later one"
     yield equal_scores_case((1, 2, 4, 8, 16, 32), (2, 1), usually)
+    usually = "a prompt that is only read has no completions, C = 0: what is left is the prompt"
+    yield equal_scores_case((1, 2, 4), (1, 0), usually)
+    usually = "a group of one: its completion sees the whole prompt and itself"
+    yield equal_scores_case((1, 2, 4, 8, 16, 32, 64), (1, 2), usually)

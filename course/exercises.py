@@ -1,48 +1,40 @@
-"""exercises.py: write the core of this project yourself, and know for certain whether it is right.
+"""exercises.py: the exercises, and the files that students write.
 
-    python -m course list                        # the twelve exercises, the easy ones first
+    python -m course list                        # the exercises, the easy ones first
     python -m course start all --into homework   # writes a file for each; or a number for `all`
     python -m course check 5 --into homework     # shows the smallest case that fails
-    python -m course hint 5
+    python -m course hint 5                      # a question; then --level 2, --level 3
     python -m course solution 5                  # our own; --into DIR writes it like a student's
-    python train.py --student homework           # trains with your functions in place of ours
+    python grpo.py --student homework            # the bandit, with your functions in place of ours
+    python train.py --student homework           # a training; eval.py takes --student, too
 
-eval.py takes --student, too. For instructors:
+For instructors (docs/course.md):
 
     python -m course handout --into class        # a copy of the repository without the solutions
     python -m course grade submissions --out grades.csv
-
-where submissions/ holds a folder for each student, ANNA/ex01_temporal_iou.py, BEN/….
+    python -m course gradescope --out autograder.zip
 
 A student's file is made from the reference code itself: its functions without their bodies. What is
-checked, and what a failure usually means, is in checks.py and checks_model.py.
-
-Every check runs in its own process with a time limit: code that hangs, crashes or exits harms only
-itself. That protects from accidents. It is no jail: on a machine that matters, grade in a
-container.
+checked, and what a failure usually means, is in the files checks*.py; how a student's code
+is run, apart from all that, in apart.py and calls.py.
 """
 
-import argparse
 import ast
-import csv
 import doctest
 import importlib
 import importlib.util
-import multiprocessing
 import os
-import shutil
-import signal
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import fill
 
 from runtime.errors import BadInput
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Only a hand-out has this folder: the students' files, and what the checks expect.
+# What an exercise is of, or may import.
+CHAPTERS = ("rewards", "tasks", "data", "model", "grpo", "course.further")
+# Only a hand-out has this folder: the students' files, what the checks expect, and the exercises'
+# functions, compiled.
 BLANKS = os.path.join(ROOT, "handout")
 
 
@@ -50,10 +42,11 @@ BLANKS = os.path.join(ROOT, "handout")
 class Exercise:
     number: int
     title: str
-    module: str  # the chapter that holds the reference's functions
+    module: str  # of CHAPTERS: it holds the reference's functions
     functions: tuple  # names of what the student writes, in this order in one file
+    points: tuple  # of each function; multiples of 4 (grading.py)
     lesson: str
-    hint: str
+    hints: tuple  # a question, the plan, nearly the lines
 
     @property
     def file(self):
@@ -62,73 +55,146 @@ class Exercise:
 
 EXERCISES = (
     Exercise(1, "temporal IoU", "rewards", ("temporal_iou",),
+        points=(4,),
         lesson="The reward of grounding. A policy under training will answer with every pair of "
                "numbers there is, so the function has to be total: reversed and empty intervals "
                "earn 0, and nothing is ever divided by 0.",
-        hint="Deal with intervals that hold nothing first. Then the overlap: from the later "
-             "start to the earlier end, and never below 0."),
+        hints=(
+            "When do two intervals share no time, and what is the largest of their starts "
+            "then, compared with the smallest of their ends? What if one of them runs "
+            "backwards?",
+            "Deal with intervals that hold nothing first. Then the overlap: from the later "
+            "start to the earlier end, and never below 0.",
+            "Return 0.0 unless both intervals end after they start. shared = max(0.0, min of "
+            "ends − max of starts); return shared / (length a + length b − shared).")),
     Exercise(2, "box IoU", "rewards", ("box_iou",),
+        points=(4,),
         lesson="The reward of tracking, one frame of it. The same as before in two dimensions, "
                "with one more trap: an overlap that is negative in both.",
-        hint="Clamp all eight numbers to the frame, which is [0, 1]. Widths and heights are "
-             "max(0, end − start), those of the overlap too; only then multiply."),
+        hints=(
+            "Two boxes overlap only if they do so in both directions. What happens to a "
+            "product if both overlaps are negative?",
+            "Clamp all eight numbers to the frame, which is [0, 1]. Widths and heights are "
+            "max(0, end − start), those of the overlap too; only then multiply.",
+            "Clamp a and b. area(box) = max(0, x1 − x0) · max(0, y1 − y0). The shared box is "
+            "(max x0, max y0, min x1, min y1), and its area is area() of it. union = area(a) + "
+            "area(b) − shared; return shared / union if both areas are above 0, else 0.0.")),
     Exercise(3, "strict format reward", "rewards", ("well_formed",),
+        points=(8,),
         lesson="What a rule pays for is what the policy becomes: a rule that lets a second "
                "<answer> pass teaches to answer twice. The whole text must be the blocks that were"
                " asked for, in order, each once, and around them nothing but white space. Inside a"
                " block anything may stand but a tag, line breaks too.",
-        hint="Count every tag of TAGS: 1 of those asked for, 0 of the others. Then one pattern "
-             "must match all of the text: re.fullmatch, with re.DOTALL so that . is a line break"
-             " too."),
+        hints=(
+            "Which texts would please a rule that only looks for <answer> somewhere? Write "
+            "down five of them before you write the rule.",
+            "Count every tag of TAGS: 1 of those asked for, 0 of the others. Then one pattern "
+            "must match all of the text: re.fullmatch, with re.DOTALL so that . is a line "
+            "break too.",
+            "wanted = [\"think\"] * think + [\"answer\"] + [\"glue\"] * glue. Return False if any "
+            "tag of TAGS is counted other than once (wanted) or zero times (others). pattern = "
+            "r\"\\s*\".join(f\"<{n}>.*</{n}>\" for n in wanted), with \\s* at both ends too; "
+            "re.fullmatch(pattern, text, re.DOTALL) is not None.")),
     Exercise(4, "IoU of sets of intervals", "rewards", ("merged", "interval_set_iou"),
+        points=(4, 4),
         lesson="The evidence for an answer may be several intervals, and a policy may give some "
                "that overlap. Seconds that are said twice must not be paid twice, on either side "
                "of the fraction.",
-        hint="merged: go through the intervals by their start and either extend the last of the "
-             "output or append. Beware of an interval inside the one before it. Then: the union "
-             "of both sets is merged(a + b)."),
+        hints=(
+            "If you merge each set first, what is left that could be counted twice? And how do "
+            "you get the union from a function that merges?",
+            "merged: go through the intervals by their start and either extend the last of the "
+            "output or append. Beware of an interval inside the one before it. Then: the union "
+            "of both sets is merged(a + b).",
+            "out = []; for start, end in sorted(intervals): skip it unless end > start; if out "
+            "and start <= out[-1][1], then out[-1] = (out[-1][0], max(out[-1][1], end)), else "
+            "append. With seconds(x) = the sum of lengths of merged(x): union = seconds(a + "
+            "b), shared = seconds(a) + seconds(b) − union.")),
     Exercise(5, "group advantages", "grpo", ("group_advantages",),
+        points=(8,),
         lesson="No network estimates how good an answer should be: the other answers to the same "
                "prompt say it. That is GRPO's G and R.",
-        hint="mean and std over the last dimension, with keepdim=True. torch.std divides by n − "
-             "1 unless it is told otherwise. 1e-4 is added to the std, not under its root."),
+        hints=(
+            "Which dimension is the group, and what must the sum of the advantages over it be?",
+            "mean and std over the last dimension, with keepdim=True. torch.std divides by n − "
+            "1 unless it is told otherwise. 1e-4 is added to the std, not under its root.",
+            "centred = rewards − rewards.mean(dim=-1, keepdim=True); unless divide_by_std "
+            "return it; else centred / (rewards.std(dim=-1, keepdim=True) + 1e-4).")),
     Exercise(6, "KL by the k3 estimator", "grpo", ("kl_k3",),
+        points=(4,),
         lesson="Why not simply logp − logp_ref? That is unbiased as well, but often negative for a"
                " single token. exp(Δ) − 1 has mean 0 under the policy, Σ p · (p_ref/p) − 1 = 0, so"
                " adding it to −Δ changes no mean; and since exp(Δ) ≥ 1 + Δ, the sum is never "
                "negative and 0 only where both agree.",
-        hint="Δ is the reference's log-prob minus the policy's. Two terms and a −1, for each "
-             "token, with gradient."),
+        hints=(
+            "For which Δ is exp(Δ) − Δ − 1 zero, and can it ever be negative? Which of the two "
+            "log-probs is subtracted from the other?",
+            "Δ is the reference's log-prob minus the policy's. Two terms and a −1, for each "
+            "token, with gradient.",
+            "delta = logp_ref − logp; return delta.exp() − delta − 1.")),
     Exercise(7, "the mask of a completion", "grpo", ("completion_mask",),
+        points=(8,),
         lesson="Completions of a group end at different times. The stop token is an action of the "
                "policy like any other: without it in the mask, nothing would ever teach the policy"
                " when to stop. What stands behind it is padding, and may be the stop token again.",
-        hint="Count with cumsum how many stop tokens stand *before* each place, itself not "
-             "counted. A place is the completion's own where that is 0."),
+        hints=(
+            "For the tokens 5 9 7 9 with stop token 9, which belong to the completion? What do "
+            "you know about a token if a stop token stands before it?",
+            "Count with cumsum how many stop tokens stand *before* each place, itself not "
+            "counted. A place is the completion's own where that is 0.",
+            "is_stop = torch.isin(tokens, stop_ids).int(); before = is_stop.cumsum(dim=-1) − "
+            "is_stop; return before == 0.")),
     Exercise(8, "token log-probs", "model", ("predicting_states", "token_logprobs"),
+        points=(4, 8),
         lesson="A language model's output at one place is its distribution of the *next* token. "
                "With the group packed in one row, the place before a completion's first token is "
                "the end of the prompt, not the end of the sibling before it.",
-        hint="predicting_states: hidden[P − 1] for the first tokens, expanded to (G, 1, D); for "
-             "the others each completion's states but the last. token_logprobs: log_softmax, "
-             "then gather. 0 · −inf is NaN: the entropy needs a clamp or torch.where, and "
-             "torch.no_grad()."),
+        hints=(
+            "Which state predicts the first token of the second completion? Draw the packed "
+            "row for P = 2, G = 2, C = 2.",
+            "predicting_states: hidden[P − 1] for the first tokens, expanded to (G, 1, D); for "
+            "the others each completion's states but the last. token_logprobs: log_softmax, "
+            "then gather. 0 · −inf is NaN: the entropy needs a clamp or torch.where, and "
+            "torch.no_grad().",
+            "first = hidden[P − 1].expand(G, 1, D); rest = hidden[P:].view(G, C, D)[:, :-1]; "
+            "torch.cat of both along dim 1. Then logp = logits.log_softmax(−1); logp.gather(1, "
+            "tokens[:, None])[:, 0]; the entropy is −(p · logp) with p = logp.exp() and 0 "
+            "where p is 0.")),
     Exercise(9, "the clipped objective", "grpo", ("token_weights", "policy_loss"),
+        points=(4, 12),
         lesson="The heart. Its value says little (before the first update it is 0 whatever the "
                "rewards were); its gradient is everything. Padding may hold anything, −inf too, "
                "and must not reach the loss or the gradient.",
-        hint="Make the log-ratio 0 outside the mask with torch.where before any exp. Both ρ · A "
-             "and clip(ρ) · A, then torch.minimum of the two: clipping ρ alone is wrong for one "
-             "sign of A. gspo differs in one line: the log-ratio's mean over the completion, for"
-             " each of its tokens."),
+        hints=(
+            "For A > 0 and A < 0, and ρ above and below the clip: in which of the four cases "
+            "should the gradient stop?",
+            "Make the log-ratio 0 outside the mask with torch.where before any exp. Both ρ · A "
+            "and clip(ρ) · A, then torch.minimum of the two: clipping ρ alone is wrong for one "
+            "sign of A. gspo differs in one line: the log-ratio's mean over the completion, "
+            "for each of its tokens.",
+            "log_ratio = torch.where(mask, logp − logp_old, 0.0), for gspo its mean over own "
+            "tokens for each of them; ratio = log_ratio.exp(); plain = ratio · A[:, None]; "
+            "held = ratio.clamp(1 − low, 1 + high) · A[:, None]; objective = "
+            "torch.minimum(plain, held). With a reference subtract beta · kl, whose inputs are "
+            "0 outside the mask, too. loss = −(weights · objective) summed; clipped = held < "
+            "plain, inside the mask.")),
     Exercise(10, "M-RoPE positions of a video", "model", ("mrope_positions",),
+        points=(8,),
         lesson="How Qwen2.5-VL can tell time at all. Current releases of transformers get the text"
                " after a video wrong; yours should not.",
-        hint="Walk through the videos with two counters: the place in ids and the next free "
-             "position. torch.meshgrid(time, rows, columns, indexing=\"ij\") makes a video's "
-             "positions; grids count patches, and 2 × 2 of them are a token. floor after "
-             "multiplying."),
+        hints=(
+            "Where does the text after a video go on: after as many positions as it has "
+            "tokens, or after the largest position that any of them has?",
+            "Walk through the videos with two counters: the place in ids and the next free "
+            "position. torch.meshgrid(time, rows, columns, indexing=\"ij\") makes a video's "
+            "positions; grids count patches, and 2 × 2 of them are a token. floor after "
+            "multiplying.",
+            "At text: positions[:, i] = next, and next + 1. At a video of grid (t, h, w): "
+            "times = (torch.arange(t) · seconds · tokens_per_second).floor(), rows = arange(h "
+            "// merge), columns = arange(w // merge); meshgrid, flatten and stack to (3, N), "
+            "plus next; then next = the largest of it + 1.")),
     Exercise(11, "sampling with a shared cache", "grpo", ("sample_groups",),
+        points=(12,),
         lesson="The group at work: needed are prefill, decode_step, draw and completion_mask. "
                "prefill reads every prompt once; cache.start_decoding(G, C) then lets G rows share"
                " it. Row b·G + g is completion g of prompt b. decode_step(model, cache, tokens, "
@@ -138,21 +204,79 @@ EXERCISES = (
                "ours faster: call decode_step in its place.) Example: with stop_ids [9], one "
                "prompt and G = 2, the draws 5 9 and 6 7 9 give completions [[[5, 9, 9], [6, 7, "
                "9]]] and mask [[[1, 1, 0], [1, 1, 1]]].",
-        hint="logits.repeat_interleave(G, dim=0), the same with the position. Each step: "
-             "log_softmax, draw (argmax if there are no generators), the stop token for rows "
-             "that have ended, write down token and log-prob, leave the loop when all have "
-             "ended, and logits = decode_step(model, cache, token, position + step). At the end "
-             "the mask from the tokens, log-probs 0 outside it, and everything cut to the "
-             "longest completion."),
+        hints=(
+            "What is the same for all completions of a prompt, so that it is computed once? "
+            "What does each need for itself in every step?",
+            "logits.repeat_interleave(G, dim=0), the same with the position. Each step: "
+            "log_softmax, draw (argmax if there are no generators), the stop token for rows "
+            "that have ended, write down token and log-prob, leave the loop when all have "
+            "ended, and logits = decode_step(model, cache, token, position + step). At the end "
+            "the mask from the tokens, log-probs 0 outside it, and everything cut to the "
+            "longest completion.",
+            "logits, cache, position = prefill(…); repeat logits and positions for G rows; "
+            "cache.start_decoding(G, C). for step in range(C): logp = logits.log_softmax(−1); "
+            "u = one number per row, prompt by prompt from its generator; token = draw(logp, "
+            "u), or stop_ids[0] where done; keep token and its logp; done |= isin(token, "
+            "stop_ids); break if all are done; logits = decode_step(…, position + step).")),
     Exercise(12, "attention of the packed group", "model", ("packed_attention",),
+        points=(8,),
         lesson="The group's prompt is read once, not G times: with thousands of video tokens that "
                "is the difference between a run and no run. attend(query, key, value, scale, "
                "causal=True) is attention aligned to the lower right: the last query sees all "
-               "keys, the one before it all but the last, and so on.",
-        hint="First call: the prompt on itself. For the second make the completions a batch: "
-             "queries (G, H, C, d), keys and values (G, K, P + C, d), the prompt's expanded to "
-             "each. Then put the outputs back in one row, completion after completion."),
+               "keys, the one before it all but the last, and so on. A prompt that is only read "
+               "has no completions: C = 0.",
+        hints=(
+            "Which keys does the first token of the second completion see? Which calls of "
+            "`attend` with causal=True give exactly these?",
+            "First call: the prompt on itself. For the second make the completions a batch: "
+            "queries (G, H, C, d), keys and values (G, K, P + C, d), the prompt's expanded to "
+            "each. Then put the outputs back in one row, completion after completion.",
+            "q, k, v of the prompt are [:, :, :P]; out_prompt = attend(q_p, k_p, v_p, scale, "
+            "causal=True). Completions: x[0, :, P:].unflatten(1, (G, C)).transpose(0, 1) gives "
+            "(G, H, C, d); keys = cat of the prompt's, expanded to G, and their own along dim "
+            "2. Then out.transpose(0, 1).flatten(1, 2)[None], behind out_prompt along dim 2.")),
+    Exercise(13, "a reward that cannot be gamed", "course.further", ("caption_f1",),
+        points=(8,),
+        lesson="rewards.caption_recall pays for true events and charges for nothing. A policy finds"
+               " out: it lists whatever might happen, repeats itself, or puts all words into one "
+               "sentence, and earns 1.0 without a look at the video. Write a rule that such texts "
+               "lose by. To train with it, put it in the place of caption_recall in tasks.py and "
+               "compare what the policy says after 100 steps.",
+        hints=(
+            "Take a text that earns everything from caption_recall and describes nothing. What "
+            "about it would a person object to, and which count of yours would grow with it?",
+            "Three lists: the content words of each sentence, those of each event, and which "
+            "events are still free. One sentence may use up one event, and one event may be "
+            "used up by one sentence. What stays over on either side is in the denominator.",
+            "claims = content_words of each piece of re.split(r\"[.;!?\\n]\", inside(text, "
+            "\"answer\") or \"\"), without the empty ones. For each claim look through the events "
+            "that are left; the first with len(claim & event) >= 0.75 · max(len(claim), "
+            "len(event)) is removed and counted. Return 2 · pairs / (len(claims) + "
+            "len(answer)).")),
+    Exercise(14, "a later variant: CISPO", "course.further", ("cispo_loss",),
+        points=(8,),
+        lesson="GRPO's clip silences a token: once ρ has moved far enough, its gradient is 0. The "
+               "tokens that move first are the rare ones, and among them are those at which a "
+               "thought turns. CISPO bounds how much a token counts and lets every token speak. "
+               "Compare with exercise 9: where are the values equal, and where the gradients? (Our "
+               "own stands in grpo.policy_loss; train.py --loss cispo --clip 1 --clip-high 0.28 "
+               "runs it.)",
+        hints=(
+            "In exercise 9, which factor carried the gradient? If the clipped ratio is a "
+            "constant, which other factor can carry one?",
+            "The ratio as in exercise 9, made safe outside the mask. Clamp it, detach it. What "
+            "it multiplies is A · logp, with logp made safe outside the mask as well: 0 · −inf "
+            "is NaN.",
+            "log_ratio = torch.where(mask, logp − logp_old, 0.0); held = log_ratio.exp().clamp(1"
+            " − clip_low, 1 + clip_high).detach(); return −(weights · held · "
+            "advantages[:, None] · torch.where(mask, logp, 0.0)).sum().")),
 )  # fmt: skip
+
+
+def source_of(module):
+    """The path of a module's source, from the root."""
+    return module.replace(".", os.sep) + ".py"
+
 
 # ------------------------------------------------------------------------------------------------
 # From the reference code to a student's file
@@ -160,7 +284,7 @@ EXERCISES = (
 
 
 def functions_of(source):
-    """{name: node} of the functions at the top level of a module."""
+    """{name: node} of the functions at the top level of a module's source, text or bytes."""
     return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
 
 
@@ -226,7 +350,7 @@ def write_up(exercise, solved=False):
             )
         with open(os.path.join(BLANKS, exercise.file), encoding="utf-8") as f:
             return f.read()
-    with open(os.path.join(ROOT, exercise.module + ".py"), encoding="utf-8") as f:
+    with open(os.path.join(ROOT, source_of(exercise.module)), encoding="utf-8") as f:
         source = f.read()
     header = imports_for(ast.parse(source), exercise.functions, exercise.module)
     if not solved:
@@ -268,17 +392,23 @@ def write_files(chosen, folder, solved=False):
 # ------------------------------------------------------------------------------------------------
 
 
+def blanks(exercise, folder):
+    """The names of an exercise's functions that are not written yet: all, if there is no file."""
+    try:
+        with open(os.path.join(folder, exercise.file), "rb") as f:
+            theirs = functions_of(f.read())
+    except FileNotFoundError:
+        return list(exercise.functions)
+    except (SyntaxError, ValueError):
+        return []  # loading it will say where
+    return [name for name in exercise.functions if name in theirs and is_blank(theirs[name])]
+
+
 def unfinished(exercise, folder):
-    """Why there is nothing to check yet, or "" if there is."""
-    path = os.path.join(folder, exercise.file)
+    """Why an exercise is not done yet, or "" if it is."""
+    path, blank = os.path.join(folder, exercise.file), blanks(exercise, folder)
     if not os.path.isfile(path):
         return f"{path} is not there: python -m course start {exercise.number} --into {folder}"
-    try:
-        with open(path, encoding="utf-8") as f:
-            theirs = functions_of(f.read())
-    except (SyntaxError, ValueError):
-        return ""  # loading it will say where
-    blank = [name for name in exercise.functions if name in theirs and is_blank(theirs[name])]
     return f"{', '.join(blank)} in {path}: not written yet" if blank else ""
 
 
@@ -298,22 +428,18 @@ def load_functions(exercise, folder):
 
 
 def place(module, name, new):
-    """Puts a function in place of module.name, in every module that imported it.
-
-    Returns a function that undoes it.
-    """
+    """Puts a function in place of module.name, in every module that imported it."""
     old = getattr(importlib.import_module(module), name)
-    holders = [m for m in list(sys.modules.values()) if getattr(m, "__dict__", {}).get(name) is old]
-    for m in holders:
-        setattr(m, name, new)
-    return lambda: [setattr(m, name, old) for m in holders]
+    for m in list(sys.modules.values()):
+        if getattr(m, "__dict__", {}).get(name) is old:
+            setattr(m, name, new)
 
 
-def install(folder, but=None, show=True):
+def install(folder, show=True, only=None):
     """Puts a student's finished functions in place of ours, in every module that uses them.
 
-    but: an exercise that is left out. Raises BadInput if the folder is not there, if a file in it
-    cannot be loaded, or, in a hand-out, which has none of our functions, if any is unfinished.
+    only: names of functions; no others are put in place. Raises BadInput if the folder is not
+    there, or if a file in it cannot be loaded.
     """
     if not os.path.isdir(folder):
         raise BadInput(
@@ -323,7 +449,9 @@ def install(folder, but=None, show=True):
         importlib.import_module(exercise.module)
     theirs, ours = [], []
     for exercise in EXERCISES:
-        if exercise is but or unfinished(exercise, folder):
+        if only and not set(exercise.functions) <= set(only):
+            continue
+        if unfinished(exercise, folder):
             ours.append(exercise)
             continue
         try:
@@ -335,363 +463,8 @@ def install(folder, but=None, show=True):
     # Only now, so that the students' files find each other's functions, too.
     for module, name, function in theirs:
         place(module, name, function)
-    if but is None and ours and in_handout():
-        raise BadInput(
-            "a hand-out can run only when all exercises are done; not done: "
-            + ", ".join(str(e.number) for e in ours)
-        )
     if show:
         names = ", ".join(f"{module}.{name}" for module, name, _ in theirs)
         print(f"yours: {names or 'none'}")
         names = ", ".join(name for exercise in ours for name in exercise.functions)
         print(f"the reference's: {names or 'none'}")
-
-
-@contextmanager
-def hidden(exercise):
-    """While a student's code is checked, the reference's version raises: nobody can hand it in."""
-
-    def refuse(*_, **__):
-        raise NotImplementedError(
-            f"this is exercise {exercise.number} itself: the reference's function does not answer"
-            " while yours is checked"
-        )
-
-    undo = [place(exercise.module, name, refuse) for name in exercise.functions]
-    try:
-        yield
-    finally:
-        for put_back in undo:
-            put_back()
-
-
-# ------------------------------------------------------------------------------------------------
-# Checking
-# ------------------------------------------------------------------------------------------------
-
-
-def cases_of(exercise):
-    """The exercise's cases, a generator function of checks.py or checks_model.py."""
-    from course import checks, checks_model
-
-    name = exercise.functions[-1] + "_cases"
-    return (getattr(checks, name, None) or getattr(checks_model, name))()
-
-
-def expected_of(exercise):
-    """What each case should give, in a hand-out, where it cannot be computed; else None."""
-    if not in_handout():
-        return None
-    import torch
-
-    return torch.load(os.path.join(BLANKS, "expected.pt"), weights_only=True)[exercise.number]
-
-
-def examine(exercise, folder, tell=lambda case: None):
-    """Checks one exercise of a student's folder, in this process.
-
-    tell: called with each case, as text, before it is tried.
-    Returns ("right" | "wrong" | "to do", message).
-    """
-    from course import checks
-
-    if why := unfinished(exercise, folder):
-        return "to do", why
-    try:
-        if in_handout():  # where the other functions are the student's own, or there are none
-            install(folder, but=exercise, show=False)
-        with hidden(exercise):
-            tell("reading the file")
-            path = os.path.join(folder, exercise.file)
-            functions = checks.guard(lambda: load_functions(exercise, folder), path)
-            count = checks.run(cases_of(exercise), functions, path, tell, expected_of(exercise))
-    except (checks.Wrong, BadInput) as e:
-        return "wrong", str(e)
-    return "right", f"{count} cases"
-
-
-def child(number, folder, quiet, pipe):
-    """What the process of a check does."""
-    if hasattr(os, "setsid"):
-        os.setsid()  # so that whatever the student's code starts can be ended with it
-    from course import checks_model  # noqa: F401
-
-    if sys.platform == "linux":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))  # 4 GB of memory
-    # Time counts from here on: loading torch is not the student's fault.
-    pipe.send(("at", "the beginning"))
-    if quiet:
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    try:
-        result = examine(EXERCISES[number - 1], folder, lambda case: pipe.send(("at", case)))
-        # What the student's code printed: this process is killed once the result has arrived.
-        sys.stdout.flush()
-        pipe.send(result)
-    except Exception as e:
-        ours = "the check itself failed, which is no fault of yours"
-        pipe.send(("not checked", f"{ours}: {type(e).__name__}: {e}"))
-
-
-def check_apart(exercise, folder, limit, quiet=True):
-    """examine() in a process of its own.
-
-    Returns (status, message); the status may also be "hung" or "died".
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-    if ROOT not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *paths])
-    if why := unfinished(exercise, folder):
-        return "to do", why
-    # A server that imports torch once and forks for each check saves five seconds per check.
-    context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    if hasattr(os, "fork"):
-        context.set_forkserver_preload(["course.checks_model"])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=child, args=(exercise.number, folder, quiet, theirs), daemon=True
-    )
-    process.start()
-    theirs.close()
-    at, deadline = None, time.monotonic() + 180
-    try:
-        while ours.poll(max(0.0, deadline - time.monotonic())):
-            status, message = ours.recv()
-            if status != "at":
-                return status, message
-            deadline = time.monotonic() + limit if at is None else deadline
-            at = message
-        usually = "a loop whose end never comes, or Python loops over what tensors do at once"
-        said = f"not done after {limit:g} seconds; it was at: {at}\n  usually  {usually}"
-        return "hung", said
-    except EOFError:
-        process.join(5)
-        said = f"your code ended the whole process (exit code {process.exitcode}); it was at: {at}"
-        return "died", f"{said}\n  usually  a call of exit, or no memory left"
-    finally:
-        kill_all(process)
-
-
-def kill_all(process):
-    """Ends a check's process and all that it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (AttributeError, OSError):  # no process groups on this system, or it has ended
-        process.kill()
-    process.join()
-
-
-def check(chosen, folder, limit):
-    """Prints the result of each exercise. Returns how many are right."""
-    right = 0
-    for exercise in chosen:
-        status, message = check_apart(exercise, folder, limit, quiet=len(chosen) > 1)
-        right += status == "right"
-        count = f" ({message})" if status == "right" else ""
-        print(f"{exercise.number:2}  {exercise.title:32} {status}{count}")
-        if status != "right":
-            print(f"  {message}" + ("\n" if status != "to do" else ""))
-    if len(chosen) > 1:
-        done = right == len(EXERCISES)
-        train = f"; now train with them: python train.py --student {folder}" if done else ""
-        print(f"{right} of {len(chosen)} right{train}")
-    return right
-
-
-# ------------------------------------------------------------------------------------------------
-# For instructors
-# ------------------------------------------------------------------------------------------------
-
-
-COPIED = (
-    "CONTRIBUTING.md",
-    "README.md",
-    "LICENSE",
-    "requirements.txt",
-    "pyproject.toml",
-    "Makefile",
-    "tools/report.html",
-)
-ROOMS = ("", "runtime", "scale", "annotations", "toy", "course", "tools")  # all but the tests
-
-
-def source_files():
-    """(folder, file name) of all of the project's Python files but the tests."""
-    for folder in ROOMS:
-        for name in sorted(os.listdir(os.path.join(ROOT, folder))):
-            if name.endswith(".py"):
-                yield folder, name
-
-
-def without_solutions(folder, name):
-    """A source file as a hand-out has it.
-
-    Of the checks' own slow computations a hand-out holds only the results: without_solutions takes
-    their bodies out, as it does with those of the exercises' functions.
-    """
-    with open(os.path.join(ROOT, folder, name), encoding="utf-8") as f:
-        source = f.read()
-    for exercise in EXERCISES:
-        if folder == "" and name == exercise.module + ".py":
-            number = exercise.number
-            said = f"exercise {number} comes first: python -m course start {number}"
-            instead = f'raise NotImplementedError("{said}")'
-            source = without_bodies(source, exercise.functions, instead)
-    if folder == "course" and name.startswith("checks"):
-        slow = [function for function in functions_of(source) if function.startswith("slow_")]
-        instead = 'raise NotImplementedError("not in a hand-out: see handout/expected.pt")'
-        source = without_bodies(source, slow, instead)
-    return source
-
-
-def handout(into):
-    """Makes a copy of the repository for a class, without the solutions, the tests and the history.
-
-    handout/expected.pt holds what the checks' cases should give. Raises BadInput if `into` is not
-    empty.
-    """
-    import torch
-
-    if os.path.exists(into) and os.listdir(into):
-        raise BadInput(f"{into} is not empty: give a new folder")
-    blanks = os.path.join(into, os.path.basename(BLANKS))
-    os.makedirs(blanks)
-    for exercise in EXERCISES:
-        with open(os.path.join(blanks, exercise.file), "w", encoding="utf-8") as f:
-            f.write(write_up(exercise))
-    expected = {e.number: [case.expected() for case in cases_of(e)] for e in EXERCISES}
-    torch.save(expected, os.path.join(blanks, "expected.pt"))
-    for folder, name in source_files():
-        os.makedirs(os.path.join(into, folder), exist_ok=True)
-        with open(os.path.join(into, folder, name), "w", encoding="utf-8") as f:
-            f.write(without_solutions(folder, name))
-    for name in COPIED:
-        shutil.copy(os.path.join(ROOT, name), os.path.join(into, name))
-    for name in ("assets", "docs"):
-        shutil.copytree(os.path.join(ROOT, name), os.path.join(into, name))
-    write_files(EXERCISES, os.path.join(into, "homework"))
-    print(
-        f"{into} is ready to be handed out; its students hand in the folder homework, and"
-        " `python -m course grade` here grades them"
-    )
-
-
-def grade(submissions, out, limit):
-    """Checks every sub-folder and writes a line for each: 1 or 0 per exercise, the sum, remarks."""
-    if in_handout():
-        raise BadInput("this is a hand-out: grade with the whole repository")
-    if not os.path.isdir(submissions):
-        raise BadInput(f"{submissions} is no folder: it should hold one folder for each student")
-    students = sorted(e.name for e in os.scandir(submissions) if e.is_dir())
-    if not students:
-        raise BadInput(f"{submissions} holds no folders: it should hold one for each student")
-
-    def check_job(job):
-        student, exercise = job
-        return check_apart(exercise, os.path.join(submissions, student), limit)
-
-    jobs = [(student, exercise) for student in students for exercise in EXERCISES]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = dict(zip(jobs, pool.map(check_job, jobs)))
-    with open(out, "w", newline="", encoding="utf-8") as f:
-        writer = csv.writer(f)
-        writer.writerow(["student", *(f"ex{e.number:02}" for e in EXERCISES), "right", "remarks"])
-        for student in students:
-            points = [int(results[student, e][0] == "right") for e in EXERCISES]
-            remarks = []
-            for e in EXERCISES:
-                status, message = results[student, e]
-                if status == "to do":
-                    remarks.append(f"{e.number} to do")
-                elif status != "right":
-                    remarks.append(f"{e.number} {status}: {' '.join(message.split())[:300]}")
-            writer.writerow([student, *points, sum(points), " | ".join(remarks)])
-            print(f"{student:24} {sum(points):2} of {len(EXERCISES)}")
-    print(f"wrote {out}")
-
-
-# ------------------------------------------------------------------------------------------------
-# The command line
-# ------------------------------------------------------------------------------------------------
-
-
-def chosen_by(which):
-    """'5' or 'all' → exercises."""
-    if which == "all":
-        return EXERCISES
-    if which not in [str(e.number) for e in EXERCISES]:
-        raise BadInput(
-            f"there is no exercise {which}: give a number from 1 to {len(EXERCISES)}, or all"
-        )
-    return (EXERCISES[int(which) - 1],)
-
-
-def start(args):
-    write_files(chosen_by(args.which), args.into or "homework")
-
-
-def check_chosen(args):
-    chosen = chosen_by(args.which)
-    return int(check(chosen, args.into or "homework", args.limit) < len(chosen))
-
-
-def show_hints(args):
-    print("\n\n".join(e.hint for e in chosen_by(args.which)))
-
-
-def show_solutions(args):
-    if args.into:
-        write_files(chosen_by(args.which), args.into, solved=True)
-    else:
-        print("\n\n".join(write_up(e, solved=True) for e in chosen_by(args.which)))
-
-
-def make_handout(args):
-    if not args.into:
-        raise BadInput("handout needs --into DIR: the folder to make")
-    if in_handout():
-        raise BadInput("this is a hand-out already")
-    handout(args.into)
-
-
-def list_exercises(args):
-    for e in EXERCISES:
-        functions = ", ".join(f"{e.module}.{name}" for name in e.functions)
-        print(f"{e.number:2}  {e.title:32} {functions}")
-
-
-COMMANDS = {
-    "list": list_exercises,
-    "start": start,
-    "check": check_chosen,
-    "hint": show_hints,
-    "solution": show_solutions,
-    "handout": make_handout,
-    "grade": lambda args: grade(args.which, args.out, args.limit),
-}
-
-
-def main(argv=None):
-    """Runs one command. Returns the exit status: 1 if `check` found anything that is not right."""
-    p = argparse.ArgumentParser(
-        prog="python -m course",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("command", choices=COMMANDS)
-    p.add_argument("which", nargs="?", help="a number, or all; of grade: the folder of submissions")
-    p.add_argument(
-        "--into", help="the student's folder (default: homework); of handout: the folder to make"
-    )
-    p.add_argument("--out", default="grades.csv", help="of grade: the file to write")
-    p.add_argument("--limit", type=float, default=20.0, help="seconds that a check may take")
-    args = p.parse_args(argv)
-    if args.which is None and args.command not in ("list", "handout"):
-        example = "FOLDER" if args.command == "grade" else "5"
-        raise BadInput(f"{args.command} what? python -m course {args.command} {example}")
-    try:
-        return COMMANDS[args.command](args) or 0
-    except OSError as e:
-        raise BadInput(f"{e.filename}: {e.strerror}") from e

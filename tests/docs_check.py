@@ -35,6 +35,7 @@ SMALLER = [
         r"(.*-m course grade) FOLDER --out grades.csv",
         r"\1 runs/docs-check/class --out runs/docs-check/grades.csv",
     ),
+    (r" --out autograder.zip", " --out runs/docs-check/autograder.zip"),
     (r" --trl 1", ""),
     (r"--steps 40\b", "--steps 2"),
     (r"^(python -m course\.loose .*)$", r"\1 --examples 8 --prompts-per-step 4 --group-size 2"),

@@ -16,6 +16,7 @@ import train
 from annotations.metrics import reported
 from annotations.readers import DATASETS
 from conftest import ROOT
+from course.exercises import EXERCISES
 from docs_check import all_commands, commands, pages
 from tasks import TASKS
 
@@ -132,3 +133,12 @@ def test_every_picture_is_there_and_small():
     assert pictures
     for path in pictures:
         assert os.path.getsize(os.path.join(ROOT, path)) < 300_000, path
+
+
+def test_the_timetable_of_a_course_has_every_exercise_once():
+    weeks = re.findall(r"^\| \d\. .*$", PAGES["docs/course.md"], re.MULTILINE)
+    numbers = [
+        int(n) for week in weeks for n in re.findall(r"\d+", week.split("|")[3].split("(")[0])
+    ]
+    assert sorted(numbers) == [e.number for e in EXERCISES]
+    assert len(PAGES["docs/course.md"].split()) <= 1200

@@ -1,7 +1,6 @@
 """The exercises: made from the reference, graded rightly, safe to run, of use in a real run."""
 
 import ast
-import csv
 import json
 import os
 import runpy
@@ -10,10 +9,14 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 
+import grpo
+import rewards
 import wrong_solutions
 from conftest import ROOT
-from course import exercises
+from course import exercises, further, grading
+from course.__main__ import main
 from course.bandit import three_armed_bandit
 from course.exercises import EXERCISES
 from runtime.errors import BadInput, run_program
@@ -37,12 +40,12 @@ def written(folder, solved=True):
 def test_wrong_solutions_are_rejected_by_name_and_right_ones_pass(number, tmp_path):
     results = wrong_solutions.try_all(number, str(tmp_path))
     assert not [(kind, title, fault, message) for kind, title, fault, message in results if fault]
-    assert exercises.examine(EXERCISES[number - 1], written(tmp_path / "ours"))[0] == "right"
+    assert grading.examine(EXERCISES[number - 1], written(tmp_path / "ours"))[0] == "right"
     assert len(results) >= 6
 
 
 def test_there_are_enough_of_them():
-    assert len(wrong_solutions.WRONG) >= 45 and len(wrong_solutions.RIGHT) >= 12
+    assert len(wrong_solutions.WRONG) >= 230 and len(wrong_solutions.RIGHT) >= 40
 
 
 def test_an_exception_shows_the_students_line_and_nothing_of_ours(tmp_path):
@@ -66,7 +69,7 @@ def test_what_start_writes_is_the_reference_without_its_bodies(tmp_path):
     for e in EXERCISES:
         with open(os.path.join(folder, e.file), encoding="utf-8") as f:
             blank = exercises.functions_of(f.read())
-        with open(os.path.join(ROOT, e.module + ".py"), encoding="utf-8") as f:
+        with open(os.path.join(ROOT, exercises.source_of(e.module)), encoding="utf-8") as f:
             ours = exercises.functions_of(f.read())
         assert list(blank) == list(e.functions)
         for name in e.functions:
@@ -76,7 +79,7 @@ def test_what_start_writes_is_the_reference_without_its_bodies(tmp_path):
         has_example = ">>> " in "".join(map(ast.get_docstring, blank.values()))
         assert has_example or "Example" in e.lesson, f"exercise {e.number} has no worked example"
         exercises.load_functions(e, folder)  # the imports are all there
-        assert exercises.examine(e, folder)[0] == "to do"
+        assert grading.examine(e, folder)[0] == "to do"
 
 
 def test_start_leaves_work_alone(tmp_path, capsys):
@@ -92,90 +95,19 @@ def test_start_leaves_work_alone(tmp_path, capsys):
 
 def test_every_command_line_mistake_is_one_sentence(tmp_path, capsys):
     for args, says in (
-        (["check", "13"], "from 1 to 12"),
+        (["check", "15"], "from 1 to 14"),
         (["hint"], "hint what?"),
-        (["grade", str(tmp_path / "no")], "no folder"),
         (["handout"], "--into"),
+        (["results"], "results what?"),
         (["start", "x"], "no exercise x"),
     ):
         with pytest.raises(SystemExit) as ended:
-            run_program(partial(exercises.main, args))
+            run_program(partial(main, args))
         error = capsys.readouterr().err
         assert ended.value.code == 2 and says in error and error.count("\n") == 1
-    for args in (["list"], ["hint", "all"], ["solution", "7"]):
-        assert exercises.main(args) == 0
+    for args in (["list"], ["hint", "all", "--level", "3"], ["solution", "7"]):
+        assert main(args) == 0
     assert "def completion_mask" in capsys.readouterr().out
-
-
-# Instructors --------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_submission_that_hangs_crashes_or_leaves_costs_only_itself(tmp_path):
-    names = {
-        "endless": "while True: pass",
-        "leaves": "import os; os._exit(0)",
-        "exits": "import sys; sys.exit(0)",
-        "raises": "1 / 0",
-        "gorges": "x = bytearray(6 * 10**9)",
-    }
-    solution, first = exercises.write_up(EXERCISES[5], solved=True), "    delta = logp_ref"
-    assert first in solution
-    for student in ("anna", *names):
-        folder, line = tmp_path / "in" / student, names.get(student, "pass")
-        folder.mkdir(parents=True)
-        text = solution.replace(first, f"    {line}\n{first}")
-        (folder / EXERCISES[5].file).write_text(text, encoding="utf-8")
-        text = exercises.write_up(EXERCISES[6], solved=True)
-        (folder / EXERCISES[6].file).write_text(text, encoding="utf-8")
-    done = run(
-        "-m", "course", "grade", tmp_path / "in", "--out", tmp_path / "grades.csv", "--limit", 4
-    )
-    assert done.returncode == 0, done.stderr
-    with open(tmp_path / "grades.csv", encoding="utf-8") as f:
-        rows = {row["student"]: row for row in csv.DictReader(f)}
-    assert set(rows) == {"anna", *names}
-    for student, row in rows.items():
-        points = (row["ex01"], row["ex06"], row["ex07"])
-        assert points == ("0", "1" if student == "anna" else "0", "1"), row
-    for student, says in (
-        ("endless", "6 hung: not done after 4 seconds"),
-        ("leaves", "6 died"),
-        ("exits", "SystemExit"),
-        ("raises", "ZeroDivisionError"),
-    ):
-        assert says in rows[student]["remarks"]
-    if sys.platform == "linux":
-        assert "MemoryError" in rows["gorges"]["remarks"]
-
-
-@pytest.mark.slow
-def test_a_handout_checks_without_holding_the_solutions(tmp_path):
-    folder = tmp_path / "class"
-    exercises.handout(str(folder))
-    assert not os.path.exists(folder / "tests") and not os.path.exists(folder / ".git")
-    for e in EXERCISES:
-        with open(folder / (e.module + ".py"), encoding="utf-8") as f:
-            functions = exercises.functions_of(f.read())
-        assert all(exercises.is_blank(functions[name]) for name in e.functions)
-    for name in ("checks.py", "checks_model.py"):
-        with open(folder / "course" / name, encoding="utf-8") as f:
-            assert all(
-                exercises.is_blank(node)
-                for function, node in exercises.functions_of(f.read()).items()
-                if function.startswith("slow_")
-            )
-    homework = str(folder / "homework")
-    for e in EXERCISES:
-        with open(os.path.join(homework, e.file), "w", encoding="utf-8") as f:
-            f.write(exercises.write_up(e, solved=True))
-    with open(os.path.join(homework, EXERCISES[4].file), "w", encoding="utf-8") as f:
-        f.write(wrong_solutions.solution(5, " + 1e-4", ""))
-    done = run("-m", "course", "solution", 5, cwd=folder)
-    assert done.returncode == 2 and "your instructor does" in done.stderr
-    for number, status, says in ((5, 1, "1e-4 is missing"), (9, 0, "right"), (11, 0, "right")):
-        done = run("-m", "course", "check", number, "--limit", 60, cwd=folder)
-        assert done.returncode == status and says in done.stdout, done.stdout + done.stderr
 
 
 # A real run ---------------------------------------------------------------------------------------
@@ -202,10 +134,41 @@ def test_train_runs_with_the_students_functions(charades, tmp_path):
     assert "yours: rewards.temporal_iou" in done.stdout and "the reference's: none" in done.stdout
     with open(note, encoding="utf-8") as f:
         called = set(f.read().split())
-    not_called = {"box_iou", "merged", "interval_set_iou"}
+    not_called = {"box_iou", "merged", "interval_set_iou", "caption_f1", "cispo_loss"}
     assert called == {name for e in EXERCISES for name in e.functions} - not_called
     with open(out / "metrics.jsonl", encoding="utf-8") as f:
         assert len([json.loads(line) for line in f]) == 1
+
+
+def test_cheap_captions_earn_everything_from_recall_and_little_from_f1():
+    events = ["a boy jumps", "a dog climbs over a fence"]
+    honest = "<answer>A boy jumps.</answer>"
+    cheap = {
+        "everything that may happen": "A boy jumps. A girl jumps. A man jumps. A dog climbs over a "
+        "fence. A cat climbs over a fence. A boy climbs over a fence. A dog jumps.",
+        "again and again": "A boy jumps. A dog climbs over a fence. " * 4,
+        "one sentence of all": "boy girl man dog cat jumps climbs over fence falls",
+    }
+    for name, said in cheap.items():
+        said = f"<answer>{said}</answer>"
+        assert rewards.caption_recall(said, events, False) == 1.0, name
+        assert further.caption_f1(said, events, False) < further.caption_f1(honest, events, False)
+
+
+def test_cispo_alone_is_the_loss_of_the_chapter():
+    torch.manual_seed(0)
+    logp, old = -3 * torch.rand(4, 6), -3 * torch.rand(4, 6)
+    mask = torch.arange(6) < torch.tensor([[6], [1], [3], [5]])
+    A, weights = torch.randn(4), grpo.token_weights(mask, "cispo", 8, 4, 15)
+    results = []
+    for loss in (
+        lambda x: further.cispo_loss(x, old, A, mask, weights, 0.2, 0.28),
+        lambda x: grpo.policy_loss(x, old, None, A, mask, weights, 0.2, 0.28, 0.0, "cispo")[0],
+    ):
+        x = logp.clone().requires_grad_()
+        loss(x).backward()
+        results.append((loss(x).item(), x.grad.tolist()))
+    assert results[0] == results[1]
 
 
 def test_no_folder_and_broken_files_are_one_sentence(tmp_path):

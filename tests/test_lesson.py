@@ -127,6 +127,16 @@ def test_the_bandits_clip_acts_and_its_kl_is_exact(capsys):
     assert p.tolist() == pytest.approx(rows[300][6:], abs=0.006)
 
 
+def test_the_readme_shows_what_the_bandit_prints(capsys):
+    three_armed_bandit()
+    printed = capsys.readouterr().out
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as f:
+        block = re.search(r"```\n(arm  reward.*?)```", f.read(), re.DOTALL)[1]
+    assert all(line in printed for line in block.splitlines())
+    stopped = sum(line.count("*") for line in printed.split("(* the clip")[0].splitlines())
+    assert stopped == 4 and len(block.splitlines()) == 3
+
+
 def test_with_one_update_per_group_the_clip_never_acts(capsys):
     three_armed_bandit(updates=1, steps=50)
     rows = table_of(capsys.readouterr().out)
