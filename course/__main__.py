@@ -110,6 +110,8 @@ def main(argv=None):
     p.add_argument("--level", type=int, default=1, choices=(1, 2, 3), help="of hint: how much")
     p.add_argument("--seed", help="of grade, results, gradescope: any word, for the hidden numbers")
     args = p.parse_args(argv)
+    if not 1 <= args.limit <= 86400:
+        raise BadInput(f"--limit must be from 1 to 86400 seconds: got {args.limit:g}")
     if args.which is None and args.command not in ("list", "handout", "gradescope"):
         example = "FOLDER" if args.command in ("grade", "results") else "5"
         raise BadInput(f"{args.command} what? python -m course {args.command} {example}")

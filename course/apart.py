@@ -141,9 +141,10 @@ class Apart:
     def load(self):
         """Waits for the process, and has it read the student's file."""
         self.left = STARTING
-        self.judged(self.receive())
-        if self.ended:
-            raise Broken(self.said)
+        first = self.receive()
+        if self.ended:  # no line of the student's has run yet
+            raise Broken(f"the process of the check did not start: {self.said.splitlines()[0]}")
+        self.judged(first)
         self.left = self.limit
         self.judged(self.receive())
 

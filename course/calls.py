@@ -1,6 +1,6 @@
 """calls.py: the side of a check that runs a student's code, in a process of its own.
 
-It computes and judges nothing. grading.py sends a call, gets what the function returned, and knows
+It computes and judges nothing. apart.py sends a call, gets what the function returned, and knows
 what it should be; so there is nothing here that a student's code could look up or overwrite:
 
     → {"args": […], "kwargs": {…}}                     call the function

@@ -240,8 +240,8 @@ EXERCISES = (
         lesson="rewards.caption_recall pays for true events and charges for nothing. A policy finds"
                " out: it lists whatever might happen, repeats itself, or puts all words into one "
                "sentence, and earns 1.0 without a look at the video. Write a rule that such texts "
-               "lose by. To train with it, put it in the place of caption_recall in tasks.py and "
-               "compare what the policy says after 100 steps.",
+               "lose by. To train with it, copy it into tasks.py, write its name where "
+               "caption_recall stands there, and compare what the policy says after 100 steps.",
         hints=(
             "Take a text that earns everything from caption_recall and describes nothing. What "
             "about it would a person object to, and which count of yours would grow with it?",
@@ -372,7 +372,7 @@ def write_up(exercise, solved=False):
 
 
 def in_handout():
-    return os.path.isdir(BLANKS)
+    return os.path.isfile(os.path.join(BLANKS, "expected.pt"))
 
 
 def write_files(chosen, folder, solved=False):
@@ -456,7 +456,7 @@ def install(folder, show=True, only=None):
             continue
         try:
             functions = load_functions(exercise, folder)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             path = os.path.join(folder, exercise.file)
             raise BadInput(f"{path} cannot be loaded: {type(e).__name__}: {e}") from e
         theirs += [(exercise.module, name, function) for name, function in functions.items()]
@@ -464,7 +464,7 @@ def install(folder, show=True, only=None):
     for module, name, function in theirs:
         place(module, name, function)
     if show:
-        names = ", ".join(f"{module}.{name}" for module, name, _ in theirs)
-        print(f"yours: {names or 'none'}")
+        used = [f"{module}.{name}" for module, name, _ in theirs if module != "course.further"]
+        print(f"yours: {', '.join(used) or 'none'}")
         names = ", ".join(name for exercise in ours for name in exercise.functions)
         print(f"the reference's: {names or 'none'}")

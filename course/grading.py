@@ -280,6 +280,8 @@ def grade(folder, out, limit=LIMIT, seed=None):
     """
     refuse_in_handout()
     found, loose = submissions.find(folder)
+    if os.path.isdir(out) or not os.path.isdir(os.path.dirname(out) or "."):
+        raise BadInput(f"--out {out}: give a file in a folder that is there")
     seed = seed or secrets.token_hex(4)
     with tempfile.TemporaryDirectory() as files:
         graded = grade_all(found, files, limit, seed)

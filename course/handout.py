@@ -34,7 +34,7 @@ from course.exercises import (
 from course.grading import cases_of
 from runtime.errors import BadInput
 
-COPIED = ("CONTRIBUTING.md", "LICENSE", "requirements.txt", "pyproject.toml", "Makefile",
+COPIED = ("CONTRIBUTING.md", "LICENSE", "requirements.txt", "pyproject.toml",
           "tools/report.html")  # fmt: skip
 ROOMS = ("", "runtime", "scale", "annotations", "toy", "course", "tools")  # all but the tests
 NEEDED = ("", "runtime", "scale", "course")  # to grade
@@ -120,6 +120,8 @@ def handout(into):
     """Makes a copy of the repository for a class. Raises BadInput if `into` is not empty."""
     if in_handout():
         raise BadInput("this is a hand-out already")
+    if os.path.realpath(into) == os.path.realpath(BLANKS):
+        raise BadInput(f"{into}: a folder of this name would make this repository a hand-out")
     if os.path.exists(into) and os.listdir(into):
         raise BadInput(f"{into} is not empty: give a new folder")
     python = ".".join(map(str, sys.version_info[:2]))

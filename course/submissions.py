@@ -6,9 +6,11 @@ Whatever belongs to none is listed, and a student of whom nothing was found has 
 """
 
 import ast
+import lzma
 import os
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from io import BytesIO
 from time import mktime
@@ -30,10 +32,15 @@ class Submission:
     flags: list = field(default_factory=list)  # what a person should look at
 
 
+def readable(name):
+    """A file's name as text that can be written, where it is no UTF-8 (some zips, unpacked)."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def walk(folder, place=""):
     """(place, time, bytes) of every file below a folder, those in zips too."""
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        where = os.path.join(place, entry.name)
+        where = os.path.join(place, readable(entry.name))
         if entry.name.startswith(".") or entry.name in SKIPPED:
             continue
         if entry.is_symlink():
@@ -72,7 +79,8 @@ def unpack(source, place, depth=0):
                     yield from unpack(BytesIO(z.read(info)), where, depth + 1)
                 else:
                     yield where, mktime((*info.date_time, 0, 0, -1)), z.read(info)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, ValueError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError,
+            OSError, ValueError, EOFError):  # fmt: skip
         yield place + " (a zip that cannot be read)", 0, b""
 
 
@@ -146,12 +154,13 @@ def find(folder):
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.name.startswith(".") or entry.name in SKIPPED:
             continue
+        name = readable(entry.name)
         if entry.is_dir():
-            files.setdefault(entry.name, []).extend(walk(entry.path))
-        elif entry.name.lower().endswith(".zip"):
-            files.setdefault(entry.name[:-4], []).extend(unpack(entry.path, entry.name))
+            files.setdefault(name, []).extend(walk(entry.path))
+        elif name.lower().endswith(".zip"):
+            files.setdefault(name[:-4], []).extend(unpack(entry.path, name))
         else:
-            loose.append(entry.name)
+            loose.append(name)
     found = [one(student, several) for student, several in files.items()]
     if not any(submission.files for submission in found):
         seen = ", ".join([*files, *loose][:8]) or "nothing"

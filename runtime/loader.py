@@ -77,7 +77,7 @@ class Loader:
         self.settings, self.rank, self.world, self.device = settings, rank, world, device
         self.decoder = Decoder(settings.decode_timeout)
         self.thread = ThreadPoolExecutor(max_workers=1)
-        self.kept = None  # what `fixed` has read
+        self.kept, self.n_fixed = None, min(FIXED, len(examples))  # what `fixed` has read
 
     def batches(self, first, steps):
         """Yields (step, data.Batch) for steps first … steps − 1, the next one being read meanwhile.
@@ -104,16 +104,16 @@ class Loader:
         examples, prompts, generators, skipped = [], [], [], []
         B = self.settings.prompts_per_step
         for k in range(self.rank * B // self.world, (self.rank + 1) * B // self.world):
-            example, prompt = self.readable(step, k, skipped)
+            some = candidates(self.examples, step * B + k, self.settings.seed)
+            example, prompt = self.readable(some, step, skipped)
             examples.append(example)
             prompts.append(prompt)
             generators.append(generator_for(self.settings.seed, step, k))
         return Batch(examples, prompts, generators, self.tokenizer, skipped)
 
-    def readable(self, step, k, skipped):
-        """(Example, Prompt) of prompt k of a step, or of the first stand-in that can be read."""
-        position = step * self.settings.prompts_per_step + k
-        for example in candidates(self.examples, position, self.settings.seed):
+    def readable(self, some, step, skipped):
+        """(Example, Prompt) of the first of some examples that can be read."""
+        for example in some:
             try:
                 think, read = self.settings.think, self.decoder.read
                 asked = {"max_tokens": self.room, "template": self.settings.template}
@@ -123,32 +123,38 @@ class Loader:
             except BadInput as e:
                 skipped.append({"step": step + 1, "id": example.id, "why": str(e)})
         why = skipped[-1]["why"]
-        error = BadInput(f"{STAND_INS} examples in a row cannot be read, the last because: {why}")
+        error = BadInput(f"{len(some)} examples in a row cannot be read, the last because: {why}")
         error.process = self.rank  # the only process that knows about it
         raise error
 
     def fixed(self):
         """The run's first FIXED prompts, shared out: this process's [(number, Example, Prompt,
-        Generator)], the generator being the one that the first step samples with. [] where a read
-        was cancelled.
+        Generator)], the generator being the one that the first step samples with. [] in all
+        processes where one cannot read its own, or was cancelled.
 
         Every process calls this, and gets equally many: where they do not come out even, some
-        prompts are several processes' (their numbers are FIXED and up). They are read once.
+        prompts are several processes' (their numbers are n_fixed and up). They are read once. No
+        example stands in for two of them.
         """
-        numbers = range(self.rank, -(-FIXED // self.world) * self.world, self.world)
+        n, seed = self.n_fixed, self.settings.seed
         if self.kept is None:
-            # In the thread: the decoder's process serves one read at a time.
-            read = lambda k: self.thread.submit(self.readable, 0, k % FIXED, []).result()
+            own, why = [], {"cancelled": 0.0, "unreadable": 0.0}
+            order = order_of(len(self.examples), seed, 0)
             try:
-                self.kept = [(k, *read(k)) for k in numbers]
+                for number in range(self.rank, -(-n // self.world) * self.world, self.world):
+                    some = [self.examples[i] for i in order[number % n :: n][:STAND_INS]]
+                    # In the thread: the decoder's process serves one read at a time.
+                    read = self.thread.submit(self.readable, some, 0, [])
+                    own.append((number, *read.result()))
             except Cancelled:
-                self.kept = None
-            cancelled = {"cancelled": self.kept is None}
-            if add_up(cancelled, self.device, self.world)["cancelled"]:
-                self.kept = None
-                return []
-        seed = self.settings.seed
-        return [(*kept, generator_for(seed, 0, kept[0] % FIXED)) for kept in self.kept]
+                why["cancelled"] = 1.0
+            except BadInput:
+                why["unreadable"] = 1.0
+            why = add_up(why, self.device, self.world)
+            self.kept = [] if any(why.values()) else own
+            if why["unreadable"] and self.rank == 0:
+                print("the run's first clips cannot be read: no samples.jsonl", file=sys.stderr)
+        return [(*kept, generator_for(seed, 0, kept[0] % n)) for kept in self.kept]
 
     def cancel(self):
         """Ends a read that waits. May be called from a signal handler."""

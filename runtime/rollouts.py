@@ -126,7 +126,7 @@ def token_records(policy, tokenizer, group):
     ):
         completion["token_texts"] = [tokenizer.decode([i]) for i in ids[mask].tolist()]
         for name, x in values.items():
-            completion[name] = [round(v, 4) for v in x[g][mask].tolist()]
+            completion[name] = [float(f"{v:.5g}") for v in x[g][mask].tolist()]
     return record
 
 

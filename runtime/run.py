@@ -18,7 +18,6 @@ from tqdm import tqdm
 from runtime.checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
 from runtime.errors import BadInput, first_line
 from runtime.folders import append_line, read_lines
-from runtime.loader import FIXED
 from runtime.metrics import HINT, speed, step_metrics, tensorboard, versions
 from runtime.processes import add_up, largest, on_first
 from runtime.rollouts import group_record, mean_kl, sampled_again, token_records
@@ -193,7 +192,7 @@ class Run:
             began = time.perf_counter()
             record = sampled_again(self.policy, self.tokenizer, self.settings, *prompt)
             record |= {"seconds": round(time.perf_counter() - began, 3)}
-            if number < FIXED:
+            if number < loader.n_fixed:
                 self.append("samples.jsonl", {"step": done, "number": number, **record})
 
     def append(self, name, record):

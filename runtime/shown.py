@@ -231,7 +231,7 @@ def fit_axis(axis, name, steps, values):
         bottom = np.nanmin(values)
         axis.set_ylim(bottom - 0.04 * (top - bottom), top)
         axis.plot(above, [top] * len(above), "^", color="tab:red", markersize=5, clip_on=False)
-        peak, at = max(zip(values, steps))
+        peak, at = max((v, step) for v, step in zip(values, steps) if v > top)
         late = at > (steps[0] + steps[-1]) / 2
         readable = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
         said = dict(

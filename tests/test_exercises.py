@@ -100,6 +100,7 @@ def test_every_command_line_mistake_is_one_sentence(tmp_path, capsys):
         (["handout"], "--into"),
         (["results"], "results what?"),
         (["start", "x"], "no exercise x"),
+        (["check", "1", "--limit", "nan"], "from 1 to 86400 seconds"),
     ):
         with pytest.raises(SystemExit) as ended:
             run_program(partial(main, args))
@@ -176,6 +177,9 @@ def test_no_folder_and_broken_files_are_one_sentence(tmp_path):
         exercises.install(str(tmp_path / "nowhere"))
     (tmp_path / EXERCISES[0].file).write_text("def temporal_iou(a, b:\n", encoding="utf-8")
     with pytest.raises(BadInput, match="ex01_temporal_iou.py cannot be loaded: SyntaxError"):
+        exercises.install(str(tmp_path))
+    (tmp_path / EXERCISES[0].file).write_text("import sys\nsys.exit(3)\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="ex01_temporal_iou.py cannot be loaded: SystemExit"):
         exercises.install(str(tmp_path))
 
 

@@ -312,6 +312,30 @@ def test_a_class_of_odd_submissions(tmp_path):
     assert "score" not in json.loads((beside / "hana" / "results.json").read_text("utf-8"))
 
 
+def test_a_check_that_cannot_start_is_no_fault_of_the_students(tmp_path, monkeypatch):
+    put(tmp_path / EXERCISES[5].file, solution(6))
+    monkeypatch.setattr("course.apart.STARTING", 0.01)
+    status, message, _ = grading.examine(EXERCISES[5], str(tmp_path))
+    assert status == "not checked" and "did not start" in message
+
+
+def test_damaged_zips_and_names_of_no_encoding_end_nothing(tmp_path, capsys):
+    put(tmp_path / "in" / "anna" / EXERCISES[5].file, solution(6))
+    os.makedirs(os.fsencode(tmp_path / "in") + b"/M\xfcller")
+    with zipfile.ZipFile(tmp_path / "in" / "ben.zip", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr(EXERCISES[5].file, solution(6))
+    damaged = bytearray((tmp_path / "in" / "ben.zip").read_bytes())
+    damaged[80:140] = b"\xff" * 60
+    (tmp_path / "in" / "ben.zip").write_bytes(damaged)
+    out = tmp_path / "grades.csv"
+    with pytest.raises(BadInput, match="give a file in a folder that is there"):
+        grading.grade(str(tmp_path / "in"), str(tmp_path))
+    assert grading.grade(str(tmp_path / "in"), str(out)) == 2  # of these two nothing was found
+    said = out.read_text(encoding="utf-8-sig")
+    assert "M\ufffdller" in said and "ben.zip (a zip that cannot be read)" in said
+    assert (tmp_path / "grades-feedback" / "anna" / "feedback.md").is_file()
+
+
 def test_nothing_to_grade_is_an_error(tmp_path):
     with pytest.raises(BadInput, match="is no folder"):
         grading.grade(str(tmp_path / "no"), str(tmp_path / "g.csv"))
@@ -342,6 +366,12 @@ def handed_out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("course") / "class"
     handout.handout(str(folder))
     return folder
+
+
+def test_the_repository_itself_never_becomes_a_handout():
+    with pytest.raises(BadInput, match="would make this repository a hand-out"):
+        handout.handout(os.path.join(ROOT, "handout"))
+    assert not exercises.in_handout()
 
 
 def test_a_handout_holds_no_solution_as_text(handed_out):

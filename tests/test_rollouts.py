@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from annotations.readers import read_dataset
 from conftest import ROOT
+from runtime import loader
 from runtime import run as run_module
+from runtime.errors import BadInput
 from runtime.folders import read_lines
 from runtime.loader import FIXED
 from runtime.run import STOP, Run
@@ -77,6 +80,27 @@ def test_the_same_prompts_are_answered_again(charades, tmp_path, monkeypatch):
         for c in (c for r in now for c in r["completions"]):
             assert c["reward"] == pytest.approx(sum(c["rewards"].values()))
     assert texts(by_step[0]) != texts(by_step[3])
+
+
+@pytest.mark.parametrize("step_between, expected", [(1, 3), (3, 0)])
+def test_clips_that_cannot_be_read(charades, tmp_path, monkeypatch, capsys, step_between, expected):
+    """The first examples, and then all that may stand in for the first: three prompts that differ,
+    or none and a sentence; the run goes on."""
+    examples = read_dataset("charades", "train", charades)
+    order = loader.order_of(len(examples), 0, 0)
+    bad = {examples[i].id for i in order[::step_between][: 2 if step_between == 1 else 10]}
+    load_prompt = loader.load_prompt
+
+    def load(example, *args, **kwargs):
+        if example.id in bad:
+            raise BadInput("it is damaged")
+        return load_prompt(example, *args, **kwargs)
+
+    monkeypatch.setattr(loader, "load_prompt", load)
+    made = run(charades, tmp_path / "r", "--steps 1")
+    assert len({r["id"] for r in made["samples"]}) == expected and len(made["metrics"]) == 1
+    said = capsys.readouterr().err
+    assert ("first clips cannot be read: no samples.jsonl" in said) == (expected == 0)
 
 
 def test_a_killed_run_records_nothing_twice_and_loses_nothing(charades, tmp_path, monkeypatch):

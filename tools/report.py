@@ -57,7 +57,7 @@ THUMBNAILS = VideoBudget(
 # ------------------------------------------------------------------------------------------------
 
 
-DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
 
 
 def usable(use, record, path):
@@ -307,8 +307,8 @@ def largest_kl(lines):
         for x in lines
         if math.isfinite(x.get("kl") or 0)
     ]
-    largest = max(has, key=lambda x: x["kl"])
-    return largest if largest["kl"] else None
+    largest = max(has, key=lambda x: x["kl"], default=None)
+    return largest if largest and largest["kl"] else None
 
 
 def write_page(folder, lines, settings):
