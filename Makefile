@@ -11,7 +11,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo paper test test-long test-others test-slow test-all lint format docs-check gpu-check base
+.PHONY: demo paper test test-long test-others test-slow slow-folders slow-others test-all lint format docs-check gpu-check base
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -32,7 +32,7 @@ paper: .venv/installed
 	$(BIN)/python -m tools.paper 1 --seeds 0
 
 # Two at a time, in halves of about equal length: most tests are short programs of one thread.
-LONG = $(addprefix tests/test_,train.py scale.py tasks.py judge.py gpu.py plan.py checkpoint.py lesson.py own_words.py)
+LONG = $(addprefix tests/test_,train.py scale.py tasks.py judge.py gpu.py plan.py checkpoint.py lesson.py own_words.py exercises.py)
 test: .venv/installed
 	$(MAKE) --no-print-directory -j 2 --output-sync=target test-long test-others
 
@@ -43,7 +43,13 @@ test-others: .venv/installed
 	$(BIN)/python -m pytest -q -m "not slow" tests $(LONG:%=--ignore=%)
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -q -m slow tests
+	$(MAKE) --no-print-directory -j 2 --output-sync=target slow-folders slow-others
+
+slow-folders: .venv/installed
+	$(BIN)/python -m pytest -q -m slow tests/test_folders.py
+
+slow-others: .venv/installed
+	$(BIN)/python -m pytest -q -m slow tests --ignore=tests/test_folders.py
 
 test-all: test test-slow
 

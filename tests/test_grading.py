@@ -388,7 +388,7 @@ def test_a_handout_holds_no_solution_as_text(handed_out):
 
 
 @pytest.mark.slow
-def test_a_handout_runs_from_the_first_day(handed_out, tmp_path):
+def test_a_handout_runs_from_the_first_day(handed_out, charades, tmp_path):
     done = run("grpo.py", "--student", "homework", cwd=handed_out)
     assert done.returncode == 0 and "yours: none" in done.stdout and "Arm c now" in done.stdout
     flags = "--steps 2 --prompts-per-step 2 --group-size 4 --examples 8".split()
@@ -399,7 +399,7 @@ def test_a_handout_runs_from_the_first_day(handed_out, tmp_path):
     put(homework / EXERCISES[5].file, "import grpo\nkl_k3 = grpo.kl_k3\n")
     out = tmp_path / "run"
     done = run("train.py", "--task", "grounding", "--student", homework, "--out", out, *flags,
-               cwd=handed_out)  # fmt: skip
+               "--data", charades, cwd=handed_out)  # fmt: skip
     assert done.returncode == 0 and "grpo.sample_groups" in done.stdout, done.stderr
     for number, status, says in ((11, 0, "right"), (5, 1, "1e-4 is missing"), (6, 1, "wrong"),
                                  (9, 1, "to do")):  # fmt: skip
