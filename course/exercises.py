@@ -445,10 +445,11 @@ def install(folder, show=True, only=None):
         raise BadInput(
             f"--student {folder} is no folder: python -m course start all --into {folder} makes it"
         )
-    for exercise in EXERCISES:
+    called = [e for e in EXERCISES if e.module != "course.further"]  # that a run calls
+    for exercise in called:
         importlib.import_module(exercise.module)
     theirs, ours = [], []
-    for exercise in EXERCISES:
+    for exercise in called:
         if only and not set(exercise.functions) <= set(only):
             continue
         if unfinished(exercise, folder):
@@ -464,7 +465,7 @@ def install(folder, show=True, only=None):
     for module, name, function in theirs:
         place(module, name, function)
     if show:
-        used = [f"{module}.{name}" for module, name, _ in theirs if module != "course.further"]
-        print(f"yours: {', '.join(used) or 'none'}")
+        names = ", ".join(f"{module}.{name}" for module, name, _ in theirs)
+        print(f"yours: {names or 'none'}")
         names = ", ".join(name for exercise in ours for name in exercise.functions)
         print(f"the reference's: {names or 'none'}")
