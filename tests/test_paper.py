@@ -197,6 +197,22 @@ def test_a_table_shows_mean_spread_and_the_paper_s_figure_and_only_when_it_is_co
     assert "Table 8" not in tables.page(results)
 
 
+def test_the_short_form_leaves_out_shares_above_a_threshold_and_nothing_else():
+    results = made_up()
+    results["cells"] = {
+        cell: {"0": {column: 50.0 for column in tables.columns_of(cell)} | {"run minutes": 1.0}}
+        for cell in tables.CELLS
+    }
+    results["minutes"] = dict.fromkeys(tables.CELLS, 1.0)
+    whole, brief = (tables.tables_page(results, brief) for brief in (False, True))
+    heads = [line for line in whole.splitlines() if line.startswith("| toy |")]
+    assert len(heads) == len(tables.TABLES)
+    for line in heads:
+        kept = [word for word in line.split("|")[1:-1] if "R@" not in word]
+        assert f"|{'|'.join(kept)}|" in brief
+    assert "46.3" in brief and "45.0" not in brief  # the paper's mIoU of a row, and its R@0.5
+
+
 def figures(text):
     """[(column, figure)] of a page's tables whose rows are named by a column, as the README's."""
     rows = re.findall(r"^\| (?:toy )?([\w-]+ [\w@.]+)(?: \([^|]*)? \|(.*)\|$", text, re.MULTILINE)
@@ -219,13 +235,37 @@ def read(*path):
 
 
 def test_docs_hold_what_the_command_wrote():
-    """docs/results.json is the command's, and the marked part of docs/results.md is made of it."""
+    """docs/results.json is the command's; tables.md and parts of results.md are made of it."""
     page, results = read("docs", "results.md"), json.loads(read("docs", "results.json"))
-    assert page.count(tables.MARKS[0]) == page.count(tables.MARKS[1]) == 1
+    assert [page.count(tables.mark(part)) for part in ("findings", "tables")] == [1, 1]
+    assert page.count(tables.END) == 2
     assert tables.put_into(page, results) == page
+    assert tables.whole_page(results) == read("docs", "tables.md")
     assert results["settings"] == SIZE  # no rehearsal, and the base as it is
-    changed = page.replace(tables.MARKS[1], f"12.3\n{tables.MARKS[1]}")
+    changed = page.replace(tables.END, f"12.3\n{tables.END}")
     assert tables.put_into(changed, results) == page
+
+
+def test_docs_show_every_table_with_three_seeds_and_every_finding():
+    page, results = read("docs", "results.md"), json.loads(read("docs", "results.json"))
+    for name, table in tables.TABLES.items():
+        assert f"\n`python -m tools.paper {name}`: " in page
+        for _, cell, _ in table.rows:
+            seeds = results["cells"][cell]
+            assert list(seeds) == (["0", "1", "2"] if tables.CELLS[cell].task else ["0"]), cell
+            needed = [c for c in tables.columns_of(cell) if not c.startswith("run ")]
+            assert all(set(needed) <= set(seed) for seed in seeds.values()), cell
+    assert [f["finding"] for f in results["findings"]] == list(tables.FINDINGS)
+
+
+def test_docs_say_why_a_finding_does_not_hold_and_with_the_command_s_figures():
+    page, results = read("docs", "results.md"), json.loads(read("docs", "results.json"))
+    words = re.search(r"^## Where the toy disagrees.*?\n(.*?)^## ", page, re.M | re.S)[1]
+    for finding in results["findings"]:
+        assert f"**{finding['finding']}: {finding['verdict']}.**" in words
+    written = tables.findings_page(results) + tables.tables_page(results)
+    known = set(re.findall(r"\d+\.\d+", written))
+    assert set(re.findall(r"\d+\.\d+", words)) <= known
 
 
 def test_the_readme_s_small_table_is_of_the_same_numbers():

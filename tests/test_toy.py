@@ -51,6 +51,16 @@ def test_clips_are_8_to_20_seconds_and_names_are_unique():
                 assert all(0 <= v <= 1 for v in t.centre(moment))
 
 
+def test_the_long_clips_hold_more_frames_than_the_toy_model_sees():
+    """So that a second look at some of their seconds can show what the first one left out."""
+    budget = data.VideoBudget.of_model(os.path.join(ROOT, "assets", "toy-base"))
+    for i in range(50):
+        clip = world.make_clip("long", i)
+        times, spacing = data.frame_times(clip.duration, budget)
+        assert len(times) == budget.max_frames and spacing > 1 / budget.fps
+        assert clip.duration <= 80
+
+
 def test_a_thing_is_on_screen_exactly_in_its_interval(charades):
     """From the mp4's pixels: its colour is there when the annotation says so, and only then."""
     checked = 0

@@ -3,7 +3,7 @@
     make paper                             # table 1, seed 0
     python -m tools.paper 3 5              # two tables, seeds 0, 1 and 2
     python -m tools.paper all --plan       # what that would run, and for how long; runs nothing
-    python -m tools.paper all --docs       # all of it, also into docs/results.md
+    python -m tools.paper all --docs       # all of it, also into docs/
 
 tools/paper_tables.py says what is compared, beside the paper's own figures. Here its cells are run,
 one per core: each is a run folder of train.py with its evaluations. What is complete is kept, and
@@ -287,7 +287,10 @@ def evaluated(out):
 
 
 def measured(out):
-    """({kind of run: seconds of a step}, seconds of an evaluation) as far as they ran in --out."""
+    """({kind of run: seconds of a step}, seconds of an evaluation) as far as they ran in --out.
+
+    Medians: a run that was stopped for an hour did not work for an hour.
+    """
     kinds = {}
     for path in glob.glob(os.path.join(glob.escape(out), "*-seed*", "metrics.jsonl")):
         try:
@@ -295,11 +298,9 @@ def measured(out):
         except (BadInput, KeyError):
             continue
         kinds.setdefault(kind, []).extend(line["seconds_total"] for line in read_lines(path))
-    steps = {kind: sum(seconds) / len(seconds) for kind, seconds in kinds.items() if seconds}
-    seconds, number = EVALUATION, 1
-    for line in evaluated(out):
-        seconds, number = seconds + line["seconds"], number + line["evaluations"]
-    return steps, seconds / number
+    steps = {kind: float(np.median(seconds)) for kind, seconds in kinds.items() if seconds}
+    each = [line["seconds"] / line["evaluations"] for line in evaluated(out) if line["evaluations"]]
+    return steps, float(np.median(each or [EVALUATION]))
 
 
 def training_seconds(job):
@@ -390,7 +391,9 @@ def values_of(job):
         values[column] = round(metrics[metric], 2)
     if values and job.cell.task:
         lines = read_lines(os.path.join(job.folder, "metrics.jsonl"))
-        values["run minutes"] = round(sum(line["seconds_total"] for line in lines) / 60, 2)
+        # By the median step, as `measured`.
+        step = np.median([line["seconds_total"] for line in lines])
+        values["run minutes"] = round(float(step) * len(lines) / 60, 2)
         if job.settings.get("beta") != 0 and job.cell.method == "grpo":
             values["run kl"] = round(sum(line["kl"] for line in lines[-10:]) / len(lines[-10:]), 4)
     return values
@@ -472,7 +475,7 @@ def parse_args():
     cores = os.cpu_count() or 1
     p.add_argument("--processes", type=int, default=cores, help="cells at a time (default: cores)")
     p.add_argument("--out", default=os.path.join("runs", "paper"))
-    p.add_argument("--docs", action="store_true", help="write docs/results.md and .json as well")
+    p.add_argument("--docs", action="store_true", help="write the results into docs/ as well")
     args = p.parse_args()
     check_flags(args)
     if unknown := sorted(set(args.tables) - {*TABLES, "all"}):
@@ -516,12 +519,13 @@ def write(results, out):
 
 
 def write_docs(results, text):
-    """docs/results.json, and the part of docs/results.md that is made of it."""
-    path = os.path.join(ROOT, "docs", "results.md")
-    with open(path, encoding="utf-8") as f:
+    """docs/results.json, and what is made of it: docs/tables.md and parts of docs/results.md."""
+    home = os.path.join(ROOT, "docs")
+    with open(os.path.join(home, "results.md"), encoding="utf-8") as f:
         page = tables.put_into(f.read(), results)
-    replace_file(os.path.join(ROOT, "docs", "results.json"), text)
-    replace_file(path, page)
+    replace_file(os.path.join(home, "results.json"), text)
+    replace_file(os.path.join(home, "tables.md"), tables.whole_page(results))
+    replace_file(os.path.join(home, "results.md"), page)
 
 
 @locks_released()

@@ -364,17 +364,22 @@ def grid(head, rows):
     return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
 
 
-def table_lines(name, results):
-    """The lines of one table in markdown; [] unless all its cells are there, with some seed."""
+def table_lines(name, results, brief=False):
+    """The lines of one table in markdown; [] unless all its cells are there, with some seed.
+
+    brief: without the shares above a threshold (R@θ), which say what the mean says.
+    """
     table, cells = TABLES[name], results["cells"]
+    columns = [column for column in table.columns if not (brief and " R@" in column)]
     shown = dict.fromkeys(cell for _, cell, _ in table.rows)
     asked = [column for column in table.columns if not column.startswith("run ")]
     if not all(set(asked) <= set().union(*cells.get(cell, {}).values()) for cell in shown):
         return []
     rows = []
     for words, cell, paper in table.rows:
-        row = [words]
-        for column, figure in zip(table.columns, paper.split() or ["–"] * len(table.columns)):
+        row, said = [words], dict(zip(table.columns, paper.split()))
+        for column in columns:
+            figure = said.get(column, "–")
             values = [seed[column] for seed in cells[cell].values() if column in seed]
             toy = spread(values, 3 if column == "run kl" else 1) if values else "–"
             row.append(toy if figure == "–" else f"{toy} *({figure})*")
@@ -383,8 +388,14 @@ def table_lines(name, results):
     minutes = sum(results["minutes"][cell] for cell in shown)
     made = f"{runs} runs, {minutes:.0f} minutes of one core (with what other tables share)"
     title = f"### {'Table' if name.isdigit() else 'Beyond the paper,'} {name}: {table.title}"
-    table = grid(["toy", *table.columns], rows)
-    return [title, "", *table, "", f"`python -m tools.paper {name}`: {made}", ""]
+    return [
+        title,
+        "",
+        *grid(["toy", *columns], rows),
+        "",
+        f"`python -m tools.paper {name}`: {made}",
+        "",
+    ]
 
 
 def finding_lines(findings):
@@ -403,18 +414,16 @@ def finding_lines(findings):
         f"(+): expected above 0, (-): below, (0): within {MARGIN:g} points. The interval is that of"
         " a paired bootstrap over questions and seeds."
     )
-    title = "### The paper's findings, tested on the toy"
-    return [title, "", *grid(head, rows), "", note] if findings else []
+    return [*grid(head, rows), "", note] if findings else ["Not all of their models are there yet."]
 
 
-def page(results):
-    """The whole page in markdown, from results.json alone."""
-    tables = [line for name in TABLES for line in table_lines(name, results)]
-    if not tables:
-        return "Nothing has been run with this command yet."
+def how_made(results):
+    """What all tables have in common, in two paragraphs."""
     seeds = sorted({int(seed) for of_cell in results["cells"].values() for seed in of_cell})
     of = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]} alone"
-    return "\n".join([
+    runs = sum(len(of) for cell, of in results["cells"].items() if CELLS[cell].task)
+    hours = sum(results["minutes"].values()) / 60
+    return [
         f"Toy base (1.1 million parameters), toy data, in percent, {of}: the mean and, after ±, the"
         " standard deviation over seeds. *In brackets the paper's"
         " figure: another model (Qwen2.5-VL-7B) on other data, so compare directions alone; × says"
@@ -422,17 +431,52 @@ def page(results):
         " “thinking”.",
         "",
         f"Runs train adapters of rank {RANK}. An epoch is {results['settings']['steps']} steps of"
-        f" {PROMPTS} prompts. SFT and GRPO see the same samples; GRPO makes two updates per step.",
+        f" {PROMPTS} prompts. SFT and GRPO see the same samples; GRPO makes two updates per step."
+        f" In all {runs} runs with their evaluations, {hours:.1f} hours of one core.",
         "",
-        *tables,
-        *finding_lines(results["findings"]),
-    ]).rstrip()
+    ]
 
 
-MARKS = ("<!-- from here: python -m tools.paper all --docs -->", "<!-- to here -->")
+def tables_page(results, brief=False):
+    """All tables that are complete, in markdown."""
+    tables = [line for name in TABLES for line in table_lines(name, results, brief)]
+    if not tables:
+        return "Nothing has been run with this command yet."
+    return "\n".join(how_made(results) + tables).rstrip()
+
+
+def findings_page(results):
+    return "\n".join(finding_lines(results["findings"]))
+
+
+def page(results):
+    """Tables and findings in markdown, from results.json alone."""
+    findings = f"### The paper's findings, tested on the toy\n\n{findings_page(results)}"
+    return tables_page(results) + f"\n\n{findings}" * bool(results["findings"])
+
+
+END = "<!-- to here -->"
+
+
+def mark(part):
+    return f"<!-- {part}, from here: python -m tools.paper all --docs -->"
 
 
 def put_into(text, results):
-    """A page of docs/ with what stands between the marks replaced by these results."""
-    before, _, rest = text.partition(MARKS[0])
-    return f"{before}{MARKS[0]}\n\n{page(results)}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+    """docs/results.md with what stands between its marks replaced by these results."""
+    parts = {"findings": findings_page(results), "tables": tables_page(results, brief=True)}
+    for part, lines in parts.items():
+        before, _, rest = text.partition(mark(part))
+        text = f"{before}{mark(part)}\n\n{lines}\n\n{END}{rest.partition(END)[2]}"
+    return text
+
+
+def whole_page(results):
+    """docs/tables.md: every column."""
+    return f"""# Every column of the tables
+
+Written by `python -m tools.paper all --docs`, from [results.json](results.json).
+[Results](results.md) says what the tables show.
+
+{tables_page(results)}
+"""

@@ -20,7 +20,7 @@ train.py and eval.py render what they need by themselves. Training clips and tes
     caption               what happens, as a list of events              200 and 100
     dream1k               the same, with the text they were taken from     – and 50
     videomme              multiple choice of several kinds                 – and 150
-    longvideobench        the same                                         – and 50
+    longvideobench        the same, in clips of 40 to 80 seconds           – and 50
     mvbench               the same                                         – and 200
     perceptiontest        the same                                         – and 150
 """
@@ -123,7 +123,9 @@ KINDS = (
     "quality",
     "caption",
     "exam",
+    "long",
 )
+SECONDS = {"activitynet": (20, 30), "long": (40, 80)}  # of a clip; others: 8 to 20
 
 
 def make_clip(kind, index, seed=0):
@@ -134,7 +136,7 @@ def make_clip(kind, index, seed=0):
     """
     rng = np.random.default_rng([seed, KINDS.index(kind), index])
     tracked = kind in ("tracking", "got10k")
-    duration = round(rng.uniform(20, 30) if kind == "activitynet" else rng.uniform(8, 20), 1)
+    duration = round(rng.uniform(*SECONDS.get(kind, (8, 20))), 1)
     names = [(c, s) for c in COLOURS for s in SHAPES]
     things = []
     for k, i in enumerate(rng.choice(len(names), size=rng.integers(2, 5), replace=False)):
@@ -479,14 +481,14 @@ def make_dream1k(folder, seed, train=0, test=50):
     return [("caption", i, seed, "videos") for i in numbers]
 
 
-def make_exam(numbers, seed):
+def make_exam(numbers, seed, clips="exam"):
     """[(clip, kind, question, options, number of the right one)], for multiple choice.
 
     Each of the three benchmarks has clips of its own.
     """
     asked = []
     for i in numbers:
-        clip, rng = make_clip("exam", i, seed), np.random.default_rng([seed, i])
+        clip, rng = make_clip(clips, i, seed), np.random.default_rng([seed, i])
         kind = list(QUESTIONS)[i % len(QUESTIONS)]
         question, options, right, _ = QUESTIONS[kind](clip, rng)
         asked.append((clip, kind, question, options, options.index(right)))
@@ -511,20 +513,22 @@ def make_videomme(folder, seed, train=0, test=150):
 
 
 def make_longvideobench(folder, seed, train=0, test=50):
-    entries, numbers = [], range(3000, 3000 + test)
-    for clip, kind, question, options, k in make_exam(numbers, seed):
+    """Longer than what fits into the toy model's 64 frames at two per second: it sees one frame
+    every 0.6 to 1.3 seconds, and a second look sees more of them."""
+    entries, numbers = [], range(test)
+    for clip, kind, question, options, k in make_exam(numbers, seed, "long"):
         entries.append({
             "id": f"{clip.name}_0",
             "video_path": f"{clip.name}.mp4",
             "question": question,
             "question_category": kind,
             "duration": clip.duration,
-            "duration_group": 15 if clip.duration <= 15 else 60,
+            "duration_group": 60 if clip.duration <= 60 else 600,
             "candidates": options,
             "correct_choice": k,
         })
     write_json(os.path.join(folder, "lvb_val.json"), entries)
-    return [("exam", i, seed, "videos") for i in numbers]
+    return [("long", i, seed, "videos") for i in numbers]
 
 
 def make_mvbench(folder, seed, train=0, test=200):
@@ -618,7 +622,7 @@ def ensure(name, folder=None, seed=0, **counts):
     folder holds anything that was not made here.
     """
     folder = os.path.normpath(folder or os.path.join("data", "toy", name))
-    version = f"toy {name}, seed {seed}, {counts}, {SIDE} px, {FPS} fps, version 4\n"
+    version = f"toy {name}, seed {seed}, {counts}, {SIDE} px, {FPS} fps, version 5\n"
     if read_mark(folder) == version:
         return folder
     refuse_foreign(folder)
