@@ -193,3 +193,10 @@ def test_the_bandit_learns_which_arm_pays_best(capsys, monkeypatch):
     assert "advantage" in printed and "KL" in printed and "Arm c" in printed
     p = three_armed_bandit()
     assert p.argmax() == 2 and p[2] > 0.8
+
+
+def test_an_exercise_that_there_is_not_is_one_sentence():
+    from course.__main__ import main
+
+    with pytest.raises(BadInput, match="there is no exercise x: give a number from 1 to 14"):
+        main(["check", "x"])

@@ -644,11 +644,10 @@ WRONG = {
     "tools.report nowhere one": "invalid int",
     "tools.merge": "required",
     "tools.merge nowhere out": "no adapter_config",
-    "tools.paper --seeds -1": "at least 0",
-    "tools.paper --steps 0": "at least 1",
-    "tools.paper --tasks x": "invalid choice",
+    "tools.paper 1 --seeds -1": "at least 0",
+    "tools.paper 1 --steps 0": "at least 1",
+    "tools.paper 9": "there is no table 9",
     "course": "required",
-    "course check x": "",
 }
 
 
@@ -873,9 +872,9 @@ def run_folders():
         ("merging", "tools.merge run/policy new", 0, "merged into new", RUN),
         (
             "a table of somebody else",
-            "tools.paper --out t",
+            "tools.paper 1 --out t",
             2,
-            "was not written by tools.paper",
+            "is not ours",
             after("t/table.md"),
         ),
         (
