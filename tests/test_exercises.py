@@ -196,7 +196,5 @@ def test_the_bandit_learns_which_arm_pays_best(capsys, monkeypatch):
 
 
 def test_an_exercise_that_there_is_not_is_one_sentence():
-    from course.__main__ import main
-
     with pytest.raises(BadInput, match="there is no exercise x: give a number from 1 to 14"):
         main(["check", "x"])
