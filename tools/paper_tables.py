@@ -421,7 +421,7 @@ def how_made(results):
     """What all tables have in common, in two paragraphs."""
     seeds = sorted({int(seed) for of_cell in results["cells"].values() for seed in of_cell})
     of = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]} alone"
-    runs = sum(len(of) for cell, of in results["cells"].items() if CELLS[cell].task)
+    runs = sum(len(by_seed) for cell, by_seed in results["cells"].items() if CELLS[cell].task)
     hours = sum(results["minutes"].values()) / 60
     return [
         f"Toy base (1.1 million parameters), toy data, in percent, {of}: the mean and, after ±, the"
