@@ -134,15 +134,15 @@ def values_of(cell, seed, args):
 
 
 def tested(finding, rows, args):
-    """A finding with its comparisons; None unless runs of all of them are there.
-
-    It holds if all its comparisons do, and does not if one of them says the opposite.
-    """
+    """A finding with its comparisons; None unless runs of all of them are there."""
     found = [compared(*row, args) for row in rows]
     if None in found:
         return None
-    worst = max((c["verdict"] for c in found), key=VERDICTS.index)
-    return {"finding": finding, "verdict": worst, "comparisons": found}
+    return {
+        "finding": finding,
+        "verdict": worst([c["verdict"] for c in found]),
+        "comparisons": found,
+    }
 
 
 def compared(column, a, b, expected, args):
@@ -198,6 +198,11 @@ def verdict(low, high, expected):
         low, high = (low, high) if expected == "+" else (-high, -low)
         holds, against = low > 0, high < 0
     return VERDICTS[0 if holds else 2 if against else 1]
+
+
+def worst(verdicts):
+    """A finding holds if all its comparisons do, and does not if one of them says the opposite."""
+    return max(verdicts, key=VERDICTS.index)
 
 
 # ------------------------------------------------------------------------------------------------
