@@ -20,12 +20,13 @@ import torch
 import eval as evaluation
 import train
 from conftest import ROOT
-from runtime import errors, folders
-from runtime.checkpoint import save_checkpoint
-from runtime.errors import BadInput
-from runtime.models import load
-from runtime.run import STOP
+from lib import errors
+from lib import files as folders
+from lib.errors import BadInput
+from lib.weights import load
 from tools import merge, paper, pictures, report
+from training.checkpoint import save_checkpoint
+from training.run import STOP
 
 TINY = [
     *"--group-size 2 --prompts-per-step 1 --max-new-tokens 8 --steps 1".split(),
@@ -418,7 +419,7 @@ def test_a_lock_of_another_machine_is_not_taken_over_and_one_of_a_reused_number_
 TAKE = """
 import sys, time
 sys.path.insert(0, {root!r})
-from runtime import errors, folders
+from lib import errors, files as folders
 try:
     while time.time() < {when}:
         pass
@@ -618,7 +619,7 @@ def test_a_part_of_a_checkpoint_that_cannot_be_written(tmp_path):
 import sys
 sys.path.insert(0, {ROOT!r})
 import resource, torch
-from runtime import checkpoint
+from training import checkpoint
 checkpoint.PART_BYTES = 1000
 small, large = torch.ones(300), torch.ones(10_000)
 print(checkpoint.save_checkpoint({str(tmp_path)!r}, 1, dict(a=small), {{}}, 2, 0))

@@ -13,10 +13,10 @@ import train
 from annotations.readers import read_dataset
 from conftest import BASE, ROOT
 from data import Example, load_prompt
-from runtime.errors import BadInput
-from runtime.settings import check_template, parse_args, parse_eval_args, read_template
-from runtime.shown import asked
+from lib.errors import BadInput
 from tasks import TASKS, words_around
+from training.settings import check_template, parse_args, parse_eval_args, read_template
+from training.shown import asked
 
 TEXT_FIRST = (
     'When does "{question}" happen? The video lasts {duration} seconds.\n'

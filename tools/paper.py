@@ -31,9 +31,10 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from runtime.checkpoint import checksum
-from runtime.errors import BadInput, check_flags, read_object, run_program
-from runtime.folders import (
+from evaluation.compare import check_alike, differences
+from evaluation.predictions import fingerprint, metrics_of, read_predictions
+from lib.errors import BadInput, check_flags, read_object, run_program
+from lib.files import (
     LOCK,
     append_line,
     check_free,
@@ -42,12 +43,11 @@ from runtime.folders import (
     replace_file,
     take,
 )
-from runtime.predictions import fingerprint, metrics_of, read_predictions
-from runtime.settings import ROOT, TOY_MODEL
 from tools import paper_tables as tables
-from tools.compare import check_alike, differences
 from tools.paper_tables import CELLS, TABLES
 from toy.world import ensure
+from training.checkpoint import checksum
+from training.settings import ROOT, TOY_MODEL
 
 # ------------------------------------------------------------------------------------------------
 # What there is to do
@@ -446,7 +446,7 @@ def comparison(a, b, column, wanted, seeds, args):
 def interval(table, rng, samples=10_000):
     """(low, high) between which the mean of a table (S, n) lies in 95 % of the samples.
 
-    The paired bootstrap of tools/compare.py, over two things: the n questions and the S seeds are
+    The paired bootstrap of evaluation/compare.py, over two things: n questions and S seeds are
     drawn with replacement, so that neither lucky questions nor a lucky seed decide alone.
     """
     seeds, questions = (rng.multinomial(k, [1 / k] * k, samples) / k for k in table.shape)

@@ -18,8 +18,8 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
 
-from runtime.errors import BadInput, check_flags, read_object, run_program
-from runtime.folders import read_lines
+from lib.errors import BadInput, check_flags, read_object, run_program
+from lib.files import read_lines
 
 # row: (the row it is compared with, its flags). The clips are those of the papers.
 VARIANTS = {

@@ -9,9 +9,9 @@ import torch
 
 import grpo
 from annotations.readers import DATASETS
-from runtime.errors import BadInput, check_flags
-from scale.attention import ATTENTION
-from scale.packing import ROW
+from lib.attention import ATTENTION
+from lib.errors import BadInput, check_flags
+from lib.packing import ROW
 from tasks import JOINTLY, TASKS, longest_answer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -135,7 +135,7 @@ TRAIN_FLAGS = {
             "nothing: print what the run needs of each GPU's memory and time, and whether it fits; "
             "for so many processes, one GPU each (default: those that torchrun started, or 1)"),
         ("--lora", INT | {"metavar": "RANK"}, "train adapters of this rank and nothing else, see "
-            "scale/adapters.py"),
+            "lib/adapters.py"),
         ("--train-vision", YES_OR_NO, "train the vision tower as well "
             f"{two_defaults('train_vision')}"),
         ("--recompute", YES, "keep one activation a layer and compute the others twice"),
