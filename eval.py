@@ -48,6 +48,7 @@ from data import VideoBudget, ask, load_video
 from evaluation import predictions
 from evaluation.clips import batches_of, read_ahead, turns
 from evaluation.predictions import find_model
+from evaluation.settings import parse_args
 from lib.decoder import Decoder, ended_by_ctrl_c
 from lib.errors import BadInput, run_program
 from lib.files import append_line, locks_released
@@ -55,7 +56,6 @@ from lib.processes import on_each, on_first, start_processes
 from lib.weights import load, room_for_prompt
 from model import encode_videos
 from toy.world import ensure
-from training.settings import parse_eval_args as parse_args
 
 # How long a process waits for the others: shares of long videos are unequal. If one of them dies,
 # torchrun ends the rest.

@@ -27,9 +27,9 @@ from lib.files import (
     set_aside,
     take,
 )
+from lib.flags import check_template, is_toy_model
 from tasks import TASKS, longest_answer, score, words_around
 from training.log import versions
-from training.settings import check_template, is_toy_model
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which questions
@@ -140,7 +140,7 @@ def template_asked(args, run, task):
     """The user's own wording: --prompt, or else that of the run, of the tasks that it was trained
     on. None: the task's own prompt."""
     if args.template is not None:
-        check_template(args.template, task)
+        check_template(args.template, task, TASKS[task].prompt)
         return args.template
     return run.get("template") if task in run.get("tasks", []) else None
 
