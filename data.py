@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from runtime import container
-from runtime.errors import NUMBER, BadInput, read_object
+from lib import video as container
+from lib.errors import NUMBER, BadInput, read_object
 from tasks import words_around
 
 # ------------------------------------------------------------------------------------------------

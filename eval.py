@@ -33,7 +33,7 @@ from datetime import timedelta
 from functools import cache
 from itertools import product
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import torch
@@ -45,16 +45,16 @@ import tasks
 from annotations.judge import install_judge
 from annotations.readers import find_data
 from data import VideoBudget, ask, load_video
+from evaluation import predictions
+from evaluation.clips import batches_of, read_ahead, turns
+from evaluation.predictions import find_model
+from evaluation.settings import parse_args
+from lib.decoder import Decoder, ended_by_ctrl_c
+from lib.errors import BadInput, run_program
+from lib.files import append_line, locks_released
+from lib.processes import on_each, on_first, start_processes
+from lib.weights import load, room_for_prompt
 from model import encode_videos
-from runtime import predictions
-from runtime.clips import batches_of, read_ahead, turns
-from runtime.decoder import Decoder, ended_by_ctrl_c
-from runtime.errors import BadInput, run_program
-from runtime.folders import append_line, locks_released
-from runtime.models import load, room_for_prompt
-from runtime.predictions import find_model
-from runtime.processes import on_each, on_first, start_processes
-from runtime.settings import parse_eval_args as parse_args
 from toy.world import ensure
 
 # How long a process waits for the others: shares of long videos are unequal. If one of them dies,
@@ -238,7 +238,7 @@ def bench(bench_name, name, args, rank, world, load_once):
         examples, budget = evaluation.examples, evaluation.budget
         records = first_look = answer(evaluation, examples, budget, "predictions.jsonl")
         if args.clues:
-            from tools.second_look import second_look
+            from evaluation.second_look import second_look
 
             examples, budget = second_look(examples, {r["id"]: r for r in first_look}, budget)
             records = answer(evaluation, examples, budget, "predictions-second-look.jsonl")
@@ -281,11 +281,11 @@ def start():
 
         exercises.install(args.student, show=os.environ.get("RANK", "0") == "0")
     if args.video is not None:
-        from tools.ask import ask
+        from evaluation.ask import ask
 
         ask(args)
     elif args.compare:
-        from tools.compare import compare
+        from evaluation.compare import compare
 
         for name, way in product(args.benches, args.ways):
             compare(name, *args.compare, way)

@@ -16,7 +16,7 @@ There are no files here and no other processes. Of model.py, the chapter before,
 `prefill` reads the prompts and returns logits (B, V), a cache of keys and values, and the next
 positions; `decode_step` adds one token to every completion; `groups_logprobs` scores groups.
 `fast_decoding` makes the decoding fast, `rows_of` says how many groups are scored at once; neither
-changes a number (scale/decoding.py, scale/packing.py; skip them at first).
+changes a number (lib/decoding.py, lib/packing.py; skip them at first).
 
 Letters: B prompts, G group size, C completion tokens (padded), V vocabulary. (G, C) tensors hold
 one group.
@@ -28,14 +28,14 @@ one group.
 from dataclasses import dataclass, field
 from itertools import chain
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import torch
 
+from lib.decoding import fast_decoding
+from lib.packing import rows_of
 from model import decode_step, encode_videos, groups_logprobs, prefill
-from scale.decoding import fast_decoding
-from scale.packing import rows_of
 from tasks import score
 
 # ------------------------------------------------------------------------------------------------
@@ -419,6 +419,6 @@ def compared_groups(completions, mask, logp_sampled, batch, settings, stop_ids, 
 
 if __name__ == "__main__":
     from course.bandit import main
-    from runtime.errors import run_program
+    from lib.errors import run_program
 
     run_program(main)

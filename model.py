@@ -1,7 +1,7 @@
 """model.py: Qwen2.5-VL, as much of it as reinforcement learning touches.
 
 The layers are Hugging Face's `Qwen2_5_VLForConditionalGeneration`, weights included. What this file
-does by hand is everything around them that RL must control exactly (runtime/models.py loads and
+does by hand is everything around them that RL must control exactly (lib/weights.py loads and
 saves):
 
     1. positions               (3, L) M-RoPE: each video token knows its second, row and column
@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from scale.attention import ATTENTION, PatchProduct, register_windows, vision_layout
-from scale.cache import GroupCache
-from scale.packing import clips_of, rows_of
+from lib.attention import ATTENTION, PatchProduct, register_windows, vision_layout
+from lib.cache import GroupCache
+from lib.packing import clips_of, rows_of
 
 # ------------------------------------------------------------------------------------------------
 # 1. Positions
@@ -138,7 +138,7 @@ NO_MASK = {"full_attention": None}
 
 
 def prepare(model, attn="sdpa"):
-    """Makes the language model use `attention` below, and the vision tower scale/attention.py."""
+    """Makes the language model use `attention` below, and the vision tower lib/attention.py."""
     model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
     model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
     model.model.visual.patch_embed.__class__ = PatchProduct
@@ -166,10 +166,10 @@ def packed_attention(query, key, value, group, scale, attend):
     positions and its own first j + 1.
 
     Args:    query (1, H, P + G·C, d), key and value (1, K, P + G·C, d); group: (G, C); scale: a
-             number; attend: a function of scale.attention.ATTENTION.
+             number; attend: a function of lib.attention.ATTENTION.
     Returns: (1, H, P + G·C, d).
 
-    >>> from scale.attention import sdpa
+    >>> from lib.attention import sdpa
     >>> one = torch.ones(1, 1, 3, 1)  # P = 1, G = 2, C = 1; equal scores: each output is a mean
     >>> value = torch.tensor([1.0, 3.0, 5.0]).view(1, 1, 3, 1)
     >>> packed_attention(one, one, value, (2, 1), 1.0, sdpa).flatten().tolist()

@@ -3,7 +3,7 @@
 A task is: how the question is asked, in what form the answer is wanted, and which rules pay for it
 (rewards.py). Training and evaluation know tasks by name alone. To add one: a row here and, where
 none of those there fits, a rule (rewards.py), a reader (annotations/training_sets.py) and what a
-benchmark reports (annotations/metrics.py).
+benchmark reports (evaluation/metrics.py).
 """
 
 from dataclasses import dataclass, replace

@@ -19,13 +19,13 @@ What a run leaves in its folder:
     skipped.jsonl     examples whose video could not be read, and why
 
 A run that was stopped goes on when the same command is given again with --resume: see
-runtime/checkpoint.py. For models that do not fit: --lora, --recompute, --shard, --offload; see the
-room scale/, and --plan, which says what fits.
+training/checkpoint.py. For models that do not fit: --lora, --recompute, --shard, --offload; see the
+rooms lib/ and training/, and --plan, which says what fits.
 """
 
 from functools import partial
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import torch
@@ -33,20 +33,21 @@ import torch
 from annotations.judge import install_judge
 from data import VideoBudget
 from grpo import grpo_step, video_features
+from lib.errors import run_program
+from lib.files import locks_released
+from lib.flags import is_toy_model
+from lib.processes import add_up, on_each, start_processes
+from lib.weights import room_for_prompt
 from model import group_logprobs
-from runtime.errors import run_program
-from runtime.folders import locks_released
-from runtime.loader import Loader, training_examples
-from runtime.models import room_for_prompt
-from runtime.optimizer import MasterAdamW
-from runtime.policy import load_models
-from runtime.processes import add_up, on_each, start_processes
-from runtime.rollouts import Outcome, outcome_of
-from runtime.run import STOP, Clock, Run, stop_on_signals
-from runtime.settings import check_processes, is_toy_model, parse_args
-from scale import plan
 from tasks import ideal_answer
 from toy.world import ensure
+from training import plan
+from training.loader import Loader, training_examples
+from training.optimizer import MasterAdamW
+from training.policy import load_models
+from training.rollouts import Outcome, outcome_of
+from training.run import STOP, Clock, Run, stop_on_signals
+from training.settings import check_processes, parse_args
 
 # ------------------------------------------------------------------------------------------------
 # SFT, to compare

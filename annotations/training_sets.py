@@ -28,11 +28,11 @@ from annotations.entries import (
     sentence,
     video_path,
 )
-from annotations.metrics import sentences
 from data import Example
+from evaluation.metrics import sentences
+from lib.errors import BadInput
+from lib.video import numbered_pictures
 from rewards import N_BOXES
-from runtime.container import numbered_pictures
-from runtime.errors import BadInput
 
 # ------------------------------------------------------------------------------------------------
 # When: Charades-STA, ActivityNet Captions, and both as TimeLens annotated them again

@@ -17,14 +17,14 @@ import data
 import eval as evaluation
 import grpo
 from annotations.readers import read_dataset
+from evaluation.clips import batches_of, read_ahead, turns
+from lib.errors import BadInput
+from lib.packing import ROW, clips_of, common_length, rows_of
 from model import encode_videos, prefill
-from runtime.clips import batches_of, read_ahead, turns
-from runtime.errors import BadInput
-from runtime.loader import generator_for
-from runtime.run import Clock
-from runtime.settings import parse_args
-from scale.packing import ROW, clips_of, common_length, rows_of
 from toy.base import TOY_BUDGET
+from training.loader import generator_for
+from training.run import Clock
+from training.settings import parse_args
 
 TEXT_FIRST = "When does this happen: {question}? It lasts {duration} s.<video>"
 

@@ -21,7 +21,7 @@ from data import (
     patchify,
     read_frames,
 )
-from runtime.errors import BadInput
+from lib.errors import BadInput
 from toy.base import TOY_BUDGET
 
 

@@ -16,8 +16,8 @@ import eval as evaluation
 from annotations.readers import DATASETS, read_dataset
 from conftest import BASE, ROOT
 from data import Example, VideoBudget
+from evaluation.second_look import second_look
 from rewards import temporal_iou
-from tools.second_look import second_look
 from toy import world
 
 

@@ -16,18 +16,18 @@ import train
 from annotations.readers import read_dataset
 from conftest import BASE, ROOT
 from data import load_prompt
+from lib import adapters, decoding
+from lib.errors import BadInput
+from lib.weights import load
 from model import encode_videos, group_logprobs
 from pretended_gpu import NotOnAGpu, installed
-from runtime.errors import BadInput
-from runtime.loader import generator_for
-from runtime.models import load
-from runtime.optimizer import MasterAdamW
-from runtime.policy import load_models
-from runtime.rollouts import sampler_gaps, token_records
-from runtime.run import Clock, check_sampler
-from scale import adapters, decoding
 from tasks import as_task
 from toy.base import TOY_BUDGET
+from training.loader import generator_for
+from training.optimizer import MasterAdamW
+from training.policy import load_models
+from training.rollouts import sampler_gaps, token_records
+from training.run import Clock, check_sampler
 
 SMALL = ["--group-size", "4", "--prompts-per-step", "3", "--max-new-tokens", "24", "--lr", "1e-5"]
 MEAN_GAP = {torch.float32: 1e-6, torch.bfloat16: 0.01}  # nats, of two batches of other shapes

@@ -19,11 +19,11 @@ import model as model_module
 from annotations.readers import read_dataset
 from conftest import BASE
 from data import load_prompt
+from lib import decoding
+from lib.attention import PatchProduct
+from lib.errors import BadInput
+from lib.weights import load, save
 from model import embed, encode_videos, group_logprobs, mrope_positions, prefill, token_logits
-from runtime.errors import BadInput
-from runtime.models import load, save
-from scale import decoding
-from scale.attention import PatchProduct
 from toy.base import TOY_BUDGET
 
 

@@ -15,10 +15,11 @@ import pytest
 
 import train
 from conftest import ROOT
-from runtime.errors import BadInput
-from runtime.predictions import metrics_of
+from evaluation import compare
+from evaluation.predictions import metrics_of
+from lib.errors import BadInput
 from tasks import TASKS
-from tools import compare, paper
+from tools import paper
 from tools import paper_tables as tables
 
 SIZE = paper.size_of(Namespace(steps=tables.EPOCH, limit=None))

@@ -14,13 +14,12 @@ import train
 from conftest import BASE, ROOT
 from docs_check import all_commands
 from grpo import sample_groups
+from lib.adapters import add_adapters
+from lib.errors import BadInput
+from lib.weights import load
 from model import encode_videos, groups_logprobs, prefill
-from runtime import settings
-from runtime.errors import BadInput
-from runtime.models import load
-from runtime.optimizer import MasterAdamW
-from scale import plan
-from scale.adapters import add_adapters
+from training import plan, settings
+from training.optimizer import MasterAdamW
 
 sys.path.insert(0, os.path.join(ROOT, "tests", "bench"))
 from common import make_prompt, real_config  # noqa: E402

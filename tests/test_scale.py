@@ -13,12 +13,11 @@ import data
 import train
 from conftest import BASE, ROOT
 from data import VideoBudget
+from lib import adapters, processes, sharding
+from lib.errors import BadInput
+from lib.weights import load
 from model import encode_videos, group_logprobs
-from runtime import processes
-from runtime.errors import BadInput
-from runtime.models import load
-from runtime.optimizer import MasterAdamW
-from scale import adapters, sharding
+from training.optimizer import MasterAdamW
 
 STEPS = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", "--steps", "3"]
 # Groups alone, as processes of other numbers have them: rows of several round otherwise, and a draw
@@ -93,8 +92,8 @@ def test_a_sharded_run_resumes(charades, tmp_path):
 
 GIVES_UP = """
 import sys
-from runtime.errors import BadInput
-from runtime import processes
+from lib.errors import BadInput
+from lib import processes
 
 rank, world, device = processes.start_processes("cpu")
 

@@ -11,7 +11,7 @@ import pytest
 import data
 from annotations import readers
 from conftest import ROOT
-from runtime import errors
+from lib import errors
 from toy import world
 
 

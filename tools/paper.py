@@ -21,12 +21,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import numpy as np
 from tqdm import tqdm
 
-from runtime.errors import BadInput, check_flags, read_object, run_program
-from runtime.folders import read_lines, replace_file
-from runtime.predictions import read_predictions
-from runtime.settings import ROOT, TOY_MODEL
+from evaluation.compare import check_alike, differences
+from evaluation.predictions import read_predictions
+from lib.errors import BadInput, read_object, run_program
+from lib.files import read_lines, replace_file
+from lib.flags import COUNT, FROM_0, ROOT, TOY_MODEL, refuse
 from tools import paper_tables as tables
-from tools.compare import check_alike, differences
 from tools.paper_tables import BASES, CELLS, EPOCH, EVALUATIONS, FINDINGS, TABLES
 from toy.world import ensure
 
@@ -173,8 +173,8 @@ def compared(column, a, b, expected, args):
 def interval(table, samples=10_000):
     """(low, high) between which the mean of a table (S, n) lies in 95 % of the samples.
 
-    The paired bootstrap of compare.py, over two things: the n questions and the S seeds are drawn
-    with replacement, so that neither lucky questions nor a lucky seed decide alone.
+    The paired bootstrap of evaluation/compare.py, over two things: n questions and S seeds are
+    drawn with replacement, so that neither lucky questions nor a lucky seed decide alone.
     """
     rng = np.random.default_rng(0)
     seeds, questions = (rng.multinomial(k, [1 / k] * k, samples) / k for k in table.shape)
@@ -216,15 +216,15 @@ def parse_args():
         prog="python -m tools.paper", description=__doc__, formatter_class=raw, allow_abbrev=False
     )
     p.add_argument("tables", nargs="+", metavar="TABLE", help=f"of {', '.join(TABLES)}, or all")
-    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    p.add_argument("--steps", type=int, default=EPOCH, help="of one task in one epoch")
-    p.add_argument("--limit", type=int, help="only the first so many questions of each benchmark")
+    p.add_argument("--seeds", nargs="+", default=[0, 1, 2], **FROM_0)
+    p.add_argument("--steps", default=EPOCH, **COUNT, help="of one task in one epoch")
+    p.add_argument("--limit", **COUNT, help="only the first so many questions of each benchmark")
     cores = os.cpu_count() or 1
-    p.add_argument("--processes", type=int, default=cores, help="cells at a time (default: cores)")
+    p.add_argument("--processes", default=cores, **COUNT, help="cells at a time (default: cores)")
     p.add_argument("--out", default=os.path.join("runs", "paper"))
     p.add_argument("--docs", action="store_true", help="write the results into docs/ as well")
+    p.error = refuse
     args = p.parse_args()
-    check_flags(args)
     if unknown := sorted(set(args.tables) - {*TABLES, "all"}):
         raise BadInput(f"there is no table {unknown[0]}; there is: {', '.join(TABLES)}, all")
     args.tables = [name for name in TABLES if name in args.tables or "all" in args.tables]

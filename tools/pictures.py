@@ -16,12 +16,12 @@ import sys
 import numpy as np
 
 import rewards
-from runtime.checkpoint import MAY_CHANGE
-from runtime.errors import BadInput, first_line, read_object, run_program
-from runtime.folders import kind_of, replace_file
-from runtime.predictions import with_tags
-from runtime.shown import EXPLAINED, curves_of, fit_axis, plt, running_mean
+from evaluation.predictions import with_tags
+from lib.errors import BadInput, first_line, read_object, run_program
+from lib.files import kind_of, replace_file
 from tools.report import NEEDED, evaluated_before, read_metrics
+from training.checkpoint import MAY_CHANGE
+from training.shown import EXPLAINED, curves_of, fit_axis, plt, running_mean
 
 # ------------------------------------------------------------------------------------------------
 # Predictions of an evaluation

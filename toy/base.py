@@ -17,7 +17,7 @@ import os
 import time
 from dataclasses import replace
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import numpy as np
@@ -34,14 +34,14 @@ import data
 import tasks
 from annotations.training_sets import even_frames
 from data import Example, VideoBudget
+from lib.errors import run_program
+from lib.processes import on_first, start_processes
+from lib.video import numbered_pictures
+from lib.weights import load, save
 from model import NO_MASK, embed, encode_videos, mrope_positions, prepare
-from runtime.container import numbered_pictures
-from runtime.errors import run_program
-from runtime.models import load, save
-from runtime.optimizer import add_up_gradients
-from runtime.processes import on_first, start_processes
 from toy import world
 from toy.world import SIDE, caption, make_clip
+from training.optimizer import add_up_gradients
 
 # ------------------------------------------------------------------------------------------------
 # What the model was told

@@ -23,10 +23,10 @@ from common import TOKENIZER, arguments, by_turns
 import data
 import eval as evaluation
 from annotations.readers import read_dataset
-from runtime.decoder import Decoder
-from runtime.folders import append_line
-from runtime.models import load
-from runtime.predictions import read_predictions
+from evaluation.predictions import read_predictions
+from lib.decoder import Decoder
+from lib.files import append_line
+from lib.weights import load
 from toy import world
 
 WORDS = ("{}", "{}, the first time", "{} (from beginning to end)", "the moment when {}", "how {}",

@@ -42,18 +42,18 @@ import grpo
 import train
 from annotations.readers import read_dataset
 from data import Batch, Example, VideoBudget, load_prompt
+from lib import decoding as fast
+from lib.adapters import add_adapters, reference_policy
+from lib.sharding import recompute_activations
+from lib.weights import load
 from model import encode_videos, group_logprobs
-from runtime.loader import generator_for
-from runtime.models import load
-from runtime.optimizer import MasterAdamW
-from runtime.policy import load_models
-from runtime.rollouts import sampler_gaps
-from runtime.run import SAMPLER_LIMITS, Clock
-from scale import decoding as fast
-from scale import plan
-from scale.adapters import add_adapters, reference_policy
-from scale.sharding import recompute_activations
 from toy import world
+from training import plan
+from training.loader import generator_for
+from training.optimizer import MasterAdamW
+from training.policy import load_models
+from training.rollouts import sampler_gaps
+from training.run import SAMPLER_LIMITS, Clock
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
 TOY_RUN = [

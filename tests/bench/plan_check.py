@@ -32,13 +32,13 @@ from common import make_prompt
 
 import train
 from grpo import sample_groups
+from lib.adapters import add_adapters, reference_policy
+from lib.decoding import gathered
+from lib.processes import start_processes
+from lib.sharding import recompute_activations, shard
 from model import encode_videos, group_logprobs, prepare
-from runtime.optimizer import MasterAdamW
-from runtime.processes import start_processes
-from scale import plan
-from scale.adapters import add_adapters, reference_policy
-from scale.decoding import gathered
-from scale.sharding import recompute_activations, shard
+from training import plan
+from training.optimizer import MasterAdamW
 
 P, G, C, PROMPTS = 1500, 8, 128, 2  # PROMPTS: of each process
 PHASES = ("reading", "sampling", "scoring", "optimizer")  # the first words of the plan's lines

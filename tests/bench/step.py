@@ -46,12 +46,12 @@ import data
 import grpo
 import tasks
 from annotations.readers import read_dataset
-from runtime.loader import generator_for
-from runtime.models import load
-from runtime.optimizer import MasterAdamW
-from runtime.run import Clock
-from scale.packing import ROW
+from lib.packing import ROW
+from lib.weights import load
 from toy import world
+from training.loader import generator_for
+from training.optimizer import MasterAdamW
+from training.run import Clock
 
 
 def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 # The linear layers of each of the language model's layers.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -174,7 +174,7 @@ def checked(config, folder):
     unknown = [key for key in NOT_HERE if config.get(key) not in (None, False, "none", {}, [])]
     if unknown:
         raise BadInput(
-            f"the adapters in {folder} are of a kind that scale/adapters.py does not compute: "
+            f"the adapters in {folder} are of a kind that lib/adapters.py does not compute: "
             f"{', '.join(unknown)} in adapter_config.json"
         )
     return rank, alpha

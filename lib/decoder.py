@@ -5,7 +5,7 @@ or never return. In the run's own process that would be the end of the run. So a
 decodes. If it dies or takes too long it is replaced, and the one video counts as unreadable. It
 does not outlive the run's process.
 
-    python -m runtime.decoder FD      # that process; started by Decoder alone
+    python -m lib.decoder FD      # that process; started by Decoder alone
 """
 
 import json
@@ -25,7 +25,7 @@ import torch
 
 import data
 from data import Frames, VideoBudget
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -51,7 +51,7 @@ class Decoder:
         fd, path = theirs.fileno(), [ROOT, os.environ.get("PYTHONPATH")]
         changed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         changed["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        command = [sys.executable, "-m", "runtime.decoder", str(fd)]
+        command = [sys.executable, "-m", "lib.decoder", str(fd)]
         process = subprocess.Popen(command, pass_fds=[fd], env=os.environ | changed)
         theirs.close()
         self.process, self.pipe = process, ours

@@ -11,9 +11,9 @@ import torch
 
 from annotations.readers import find_data, read_dataset
 from data import Batch, load_prompt
-from runtime.decoder import Cancelled, Decoder
-from runtime.errors import BadInput
-from runtime.processes import add_up, on_first
+from lib.decoder import Cancelled, Decoder
+from lib.errors import BadInput
+from lib.processes import add_up, on_first
 from tasks import TASKS, as_task
 
 STAND_INS = 10  # examples tried for one prompt, before the data as a whole counts as unreadable

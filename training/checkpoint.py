@@ -23,8 +23,8 @@ import zlib
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from runtime.errors import NUMBER, BadInput, read_object, wrong_key
-from runtime.folders import (
+from lib.errors import NUMBER, BadInput, read_object, wrong_key
+from lib.files import (
     clear,
     expect_kind,
     remove_checkpoint,
@@ -33,8 +33,8 @@ from runtime.folders import (
     rescue,
     take,
 )
-from runtime.policy import save_policy
-from runtime.processes import whole
+from lib.processes import whole
+from training.policy import save_policy
 
 PART_BYTES = 4e9  # of one file: what process 0 must hold in memory at a time
 

@@ -24,10 +24,11 @@ import torch
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from data import VideoBudget
-from runtime.errors import BadInput
-from runtime.models import check_family
-from runtime.settings import check_processes, is_toy_model
-from scale.adapters import add_adapters
+from lib.adapters import add_adapters
+from lib.errors import BadInput
+from lib.flags import is_toy_model
+from lib.weights import check_family
+from training.settings import check_processes
 
 # name: (memory in bytes, bfloat16 operations per second, bytes per second from memory), by the
 # maker's data sheets
@@ -248,7 +249,7 @@ def optimizer_step(s, args, world):
     # root divided by its correction.
     copied = not (args.shard or args.lora or s.number == 4)
     update = 0 if args.offload else s.largest / s.share * (4 * copied + 8)
-    # Before that, copies add up their gradients in messages (runtime/optimizer.py).
+    # Before that, copies add up their gradients in messages (training/optimizer.py).
     message = min(s.trained, 25e6 + s.largest) * (4 if args.lora else s.number)
     return max(update, message if world > 1 and not args.shard else 0)
 

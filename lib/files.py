@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 
-from runtime.errors import BadInput, read_object, wrong_key
+from lib.errors import BadInput, read_object, wrong_key
 
 # ------------------------------------------------------------------------------------------------
 # What kind of folder it is, and which files in it are ours

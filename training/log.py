@@ -11,8 +11,8 @@ import sys
 
 import torch
 
-from runtime.errors import BadInput
-from scale.plan import GPUS, known_gpu
+from lib.errors import BadInput
+from training.plan import GPUS, known_gpu
 
 HINT = """
 The loss of step 1 is 0 and that is right (nearly 0 with several updates per rollout, or --loss \

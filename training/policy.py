@@ -6,10 +6,10 @@ from contextlib import nullcontext
 
 import torch
 
-from runtime.models import load, save, whole_parts, write_parts
-from runtime.processes import whole
-from scale.adapters import add_adapters, reference_policy, save_adapters
-from scale.sharding import load_sharded, recompute_activations
+from lib.adapters import add_adapters, reference_policy, save_adapters
+from lib.processes import whole
+from lib.sharding import load_sharded, recompute_activations
+from lib.weights import load, save, whole_parts, write_parts
 
 
 def load_models(args, device):

@@ -3,7 +3,7 @@
 Only Qwen2.5-VL is known: 3B, 7B, 32B and 72B differ in their config alone, and the official
 VideoChat-R1 weights are a Qwen2.5-VL-7B. Weights are read from safetensors, which hold numbers and
 nothing that could be executed. A model is loaded in two steps, whole or sharded
-(scale/sharding.py):
+(lib/sharding.py):
 
     empty    the model on the "meta" device (shapes, no numbers), compared with the files' headers
     fill     numbers from the files to where they will live, one tensor after the other
@@ -34,9 +34,9 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from lib.adapters import load_adapters, merge
+from lib.errors import BadInput
 from model import prepare
-from runtime.errors import BadInput
-from scale.adapters import load_adapters, merge
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -402,7 +402,7 @@ def call(model, function, *args):
     """function(model, *args), as a method: model.call(function, …).
 
     With --shard, FSDP2 gathers the weights only when a method registered with it is called, and
-    scale/sharding.py registers this one. For weights that are whole it changes nothing.
+    lib/sharding.py registers this one. For weights that are whole it changes nothing.
     """
     return function(model, *args)
 

@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from runtime.checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
-from runtime.errors import BadInput, first_line
-from runtime.folders import append_line, read_lines
-from runtime.metrics import HINT, speed, step_metrics, tensorboard, versions
-from runtime.processes import add_up, largest, on_first
-from runtime.rollouts import group_record, mean_kl, sampled_again, token_records
-from runtime.shown import draw_curves, group_text
+from lib.errors import BadInput, first_line
+from lib.files import append_line, read_lines
+from lib.processes import add_up, largest, on_first
+from training.checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
+from training.log import HINT, speed, step_metrics, tensorboard, versions
+from training.rollouts import group_record, mean_kl, sampled_again, token_records
+from training.shown import draw_curves, group_text
 
 # ------------------------------------------------------------------------------------------------
 # Signals

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 
 def start_processes(device, patience=timedelta(minutes=30)):

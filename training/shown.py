@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import rewards
-from runtime.folders import replace_file
+from lib.files import replace_file
 
 # ------------------------------------------------------------------------------------------------
 # Question and answers

@@ -5,16 +5,16 @@ import os
 import numpy as np
 
 from annotations.judge import install_judge
-from annotations.metrics import JUDGED
 from annotations.readers import find_data, read_dataset
-from runtime.errors import BadInput, read_object
-from runtime.predictions import (
+from evaluation.metrics import JUDGED
+from evaluation.predictions import (
     evaluation_folder,
     folder_without_run,
     metrics_of,
     read_predictions,
     task_asked,
 )
+from lib.errors import BadInput, read_object
 from toy.world import ensure
 
 

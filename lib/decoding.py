@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from scale.adapters import adapters_ready
+from lib.adapters import adapters_ready
 
 # Whether all completions have ended is known on the GPU. Asking synchronises CPU and GPU, so it is
 # done only every 8th token.
@@ -112,7 +112,7 @@ def rewind(cache):
 
 @contextmanager
 def gathered(model):
-    """Gathers the weights of a sharded model (scale/sharding.py) in every process, once per rollout
+    """Gathers the weights of a sharded model (lib/sharding.py) in every process, once per rollout
     and not once for each of a thousand tokens. For weights that are whole it does nothing."""
     units = [m for m in model.modules() if hasattr(m, "unshard")]
     for unit in units:

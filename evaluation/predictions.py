@@ -15,10 +15,10 @@ import os
 import sys
 
 import rewards
-from annotations.metrics import reported
 from annotations.readers import DATASETS, read_dataset
-from runtime.errors import NUMBER, BadInput, first_line, read_object
-from runtime.folders import (
+from evaluation.metrics import reported
+from lib.errors import NUMBER, BadInput, first_line, read_object
+from lib.files import (
     expect_kind,
     kind_of,
     read_lines,
@@ -27,9 +27,9 @@ from runtime.folders import (
     set_aside,
     take,
 )
-from runtime.metrics import versions
-from runtime.settings import check_template, is_toy_model
+from lib.flags import check_template, is_toy_model
 from tasks import TASKS, longest_answer, score, words_around
+from training.log import versions
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which questions
@@ -140,7 +140,7 @@ def template_asked(args, run, task):
     """The user's own wording: --prompt, or else that of the run, of the tasks that it was trained
     on. None: the task's own prompt."""
     if args.template is not None:
-        check_template(args.template, task)
+        check_template(args.template, task, TASKS[task].prompt)
         return args.template
     return run.get("template") if task in run.get("tasks", []) else None
 

@@ -3,10 +3,10 @@
 import torch
 
 from data import PATCH, VideoBudget, build_prompt, load_video
+from evaluation.predictions import find_model
 from grpo import sample_groups
+from lib.weights import load, room_for_prompt
 from model import encode_videos
-from runtime.models import load, room_for_prompt
-from runtime.predictions import find_model
 
 
 def ask(args):

@@ -24,7 +24,7 @@ import decord
 import numpy as np
 from PIL import Image
 
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 decord.logging.set_level(decord.logging.QUIET)  # C++ errors would interleave with our one sentence
 av.logging.set_level(av.logging.PANIC)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from runtime.models import share
+from lib.weights import share
 
 
 def add_up_gradients(parameters, world):

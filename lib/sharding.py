@@ -4,7 +4,7 @@ A step's work is shared by prompts: each process samples, scores and differentia
 gradients are added up. What differs is where the weights are:
 
     copied     every process holds all of them, and gradients are added up by hand
-               (runtime/optimizer.py)
+               (training/optimizer.py)
     sharded    --shard: each of W processes holds 1/W of every weight, gradient and optimizer state
                (FSDP2, arXiv 2304.11277 and torch.distributed.fsdp.fully_shard); a layer's weights
                are gathered when it runs
@@ -24,11 +24,11 @@ from torch.distributed.fsdp import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from runtime.errors import BadInput
-from runtime.models import empty, fill, under_adapters
-from runtime.optimizer import fill_own_part
-from runtime.processes import on_each
-from scale.adapters import add_adapters
+from lib.adapters import add_adapters
+from lib.errors import BadInput
+from lib.processes import on_each
+from lib.weights import empty, fill, under_adapters
+from training.optimizer import fill_own_part
 
 # ------------------------------------------------------------------------------------------------
 # Memory: layers computed twice, weights held once
