@@ -79,7 +79,7 @@ def speed(line, n_weights, n_trained, args, world, device):
         measured["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         gpu = known_gpu(torch.cuda.get_device_name())
         if gpu and args.method == "grpo":
-            _, peak, _ = GPUS[gpu]
+            peak = GPUS[gpu][1]
             tokens = line["prompt_tokens"] + line["completion_tokens"]
             # In forwards: sampling, the reference policy; per update one, and a backward of two.
             passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout

@@ -117,6 +117,8 @@ TRAIN_FLAGS = {
         ("--plan", COUNT | {"nargs": "?", "const": PROCESSES, "metavar": "PROCESSES"}, "load "
             "nothing: print what the run needs of each GPU's memory and time, and whether it fits; "
             "for so many processes, one GPU each (default: those that torchrun started, or 1)"),
+        ("--gpu", {}, "of --plan: the GPU that is meant, T4 to H200 by name or its memory in GB "
+            "(default: this machine's, else an H100)"),
         ("--lora", COUNT | {"metavar": "RANK"}, "train adapters of this rank and nothing else, see "
             "lib/adapters.py"),
         ("--train-vision", YES_OR_NO, "train the vision tower as well "
@@ -183,7 +185,8 @@ def fill_in(args):
     if args.lora is not None:
         args.train_vision = False
     if args.dtype is None:
-        args.dtype = "float32" if args.device == "cpu" else "bfloat16"
+        on_cpu = args.device == "cpu" and not args.plan  # a plan is for GPUs, wherever it is made
+        args.dtype = "float32" if on_cpu else "bfloat16"
     if args.clip_high is None:
         args.clip_high = args.clip
     if args.max_new_tokens is None:
