@@ -31,7 +31,8 @@ as reward/grounding/iou
 def step_metrics(step, sums, grad_norm, lr, seconds, args):
     """A step's line in metrics.jsonl, from sums over all processes.
 
-    kl, entropy: mean per token in nats, before the step's first update. clip_share: share of tokens
+    kl, entropy: mean per token in nats, before the step's first update; sampler_gap: the same of
+    |sampler's log-prob − scorer's|. clip_share: share of tokens
     whose gradient the clip stopped, in the updates after the first. Run.log adds two counts since
     the run began: skipped, videos that could not be read; dropped, steps that changed nothing
     because their gradient was NaN or infinite.
@@ -49,6 +50,7 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
             "kl": sums["kl"] / scored,
             "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
             "entropy": sums["entropy"] / scored,
+            "sampler_gap": sums["sampler_gap"] / scored,
             "length": tokens / n,
             "unfinished": sums["unfinished"] / n,
         }

@@ -48,6 +48,7 @@ def step_sums(step, tasks, stop_ids, updates):
         "loss": sum(loss / updates for loss in step.losses),
         "kl": sum(float(g.kl[g.mask].sum()) for g in scored),
         "entropy": sum(float(g.entropy[g.mask].sum()) for g in scored),
+        "sampler_gap": float(sampler_gaps(step).sum()),
         "scored_tokens": sum(float(g.mask.sum()) for g in scored),
         "clipped": sum(g.clipped for g in scored),
         "later_tokens": sum(float(g.mask.sum()) for g in scored) * (updates - 1),
