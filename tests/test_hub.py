@@ -533,4 +533,4 @@ def test_rehearsal_at_toy_size():
     assert done.returncode == 0, done.stderr
     said = done.stdout[done.stdout.rindex("toy: ") :]
     assert "155,648 trained" in said and "--plan says" in said
-    assert re.search(r"sampler against scorer: \d\.\de-\d\d nats", said)
+    assert float(said.split("sampler against scorer: ")[1].split()[0]) < 1e-4

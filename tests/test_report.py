@@ -388,7 +388,7 @@ def test_every_task_in_every_terminal(width):
     for task, answer in answers.items():
         ideal = ideal_answer(Example("a/0", task, "a.mp4", "a cat", answer), "because")
         question = "What happens in this long question about a video?"
-        group = group_of(f"The video lasts 8.0 s. {question}", answer, ideal, "", "多" * 300)
+        group = group_of(f"The video lasts 8.0 seconds. {question}", answer, ideal, "", "多" * 300)
         lines = shown.group_text(1, group, width).split("\n")
         assert max(map(len, lines)) <= width and "(nothing)" in lines[-2]
         assert ("█" in lines[-3]) == (task in ("grounding", "gqa"))
