@@ -54,7 +54,7 @@ def find_evaluation(run, name, bench_name, args):
         if os.path.isfile(os.path.join(folder, "results.json")):
             return folder
     flags = f" --task {args.task}" if args.task else ""
-    flags += " --blind" if args.blind else ""
+    flags += " --blind" if args.look else ""
     flags += " --clues" if args.clues else ""
     flags += " --prompt FILE" if args.template is not None else ""
     flags += " --think both" if args.way else ""
@@ -67,7 +67,7 @@ def find_evaluation(run, name, bench_name, args):
 def check_settings(folder, bench_name, task, args):
     """The settings in results.json. Raises BadInput if the flags ask for others."""
     settings = read_object(os.path.join(folder, "results.json"), settings=dict)["settings"]
-    wanted = {"bench": bench_name, "task": task, "clues": args.clues, "blind": args.blind}
+    wanted = {"bench": bench_name, "task": task, "clues": args.clues, "look": args.look}
     for key, value in wanted.items():
         if settings.get(key, value) != value:
             raise BadInput(
