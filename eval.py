@@ -294,7 +294,7 @@ def start():
         from evaluation.compare import compare
 
         for name, way in product(args.benches, args.ways):
-            compare(name, *args.compare, way)
+            compare(name, *args.compare, way, ensure)
     else:
         run_benchmarks(args)
 

@@ -15,16 +15,15 @@ from evaluation.predictions import (
     task_asked,
 )
 from lib.errors import BadInput, read_object
-from toy.world import ensure
 
 
-def compare(bench_name, run_a, run_b, args):
+def compare(bench_name, run_a, run_b, args, stand_in):
     """Prints each metric's difference, B minus A in points, with a 95 % interval.
 
     An interval that holds 0 says that these questions cannot tell the two apart. Raises BadInput if
     the two were not made alike: other questions, another judge, other flags.
     """
-    folder, _ = find_data(bench_name, args.data, ensure)
+    folder, _ = find_data(bench_name, args.data, stand_in)
     usual_task = read_dataset(bench_name, "test", folder, lambda line: None)[0].task
     task = task_asked(bench_name, usual_task, args)
     name = evaluation_folder(bench_name, usual_task, args)
