@@ -171,6 +171,7 @@ def test_plan_refuses_what_the_run_would():
         ("--shard --plan", "start with torchrun"),
         ("--plan --gpu 200", "--gpu 200 is unknown"),
         ("--plan 0", "--plan must be at least 1"),
+        ("--gpu 1", "--gpu is a part of --plan"),
     ):
         with pytest.raises(BadInput, match=says):
             plan.show(train.parse_args([*TOY, *flags.split()]))

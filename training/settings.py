@@ -152,6 +152,8 @@ def parse_args(argv=None, description=__doc__):
             check_template(args.template, task, TASKS[task].prompt)
         args.think = "<think>" in args.template
     fill_in(args)
+    if args.gpu and not args.plan:
+        raise BadInput("--gpu is a part of --plan; --device cuda:1 chooses the GPU of a run")
     if args.group_size < 2 and args.method == "grpo":
         raise BadInput(
             "--group-size must be at least 2: an advantage compares a completion with its siblings"

@@ -205,8 +205,9 @@ def trl_trainer(job):
 
     # torchvision's wheel is built for CUDA; beside a CPU build of torch its operators are missing,
     # which matters at import only. Declaring those that import asks for is enough.
+    takes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     for operator in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+        torch.library.define(f"torchvision::{operator}", takes)
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
