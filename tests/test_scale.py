@@ -20,9 +20,6 @@ from model import encode_videos, group_logprobs
 from training.optimizer import MasterAdamW
 
 STEPS = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", "--steps", "3"]
-# Groups alone, as processes of other numbers have them: rows of several round otherwise, and a draw
-# may then fall the other way.
-STEPS += ["--score-tokens", "1"]
 
 
 def launch(processes, *args):
