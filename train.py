@@ -23,6 +23,7 @@ training/checkpoint.py. For models that do not fit: --lora, --recompute, --shard
 rooms lib/ and training/, and --plan, which says what fits.
 """
 
+import os
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ import torch
 from annotations.judge import install_judge
 from data import VideoBudget
 from grpo import grpo_step
-from lib.errors import run_program
+from lib.errors import BadInput, run_program
 from lib.files import locks_released
 from lib.flags import is_toy_model
 from lib.processes import add_up, on_each, start_processes
@@ -78,6 +79,9 @@ def timed_grpo_step(policy, reference, batch, settings, update_weights, total, c
     given = (ending("update", update_weights), ending("reward", total))
     try:
         return grpo_step(policy, timed_reference, batch, settings, *given)
+    except BadInput as error:  # of a rule, and no other process knows about it
+        error.process = os.environ.get("RANK", "0")
+        raise
     finally:
         policy.sample = sample
 
@@ -112,8 +116,10 @@ def sft_step(policy, batch, settings, update_weights, clock):
 
 
 def learning_rate(step, steps, peak):
-    """5 steps of warm-up, then straight down to a tenth. step: counted from 0."""
-    return peak * min((step + 1) / 5, 1 - 0.9 * step / steps)
+    """Up to the peak in 5 steps, at most in a tenth of them, then straight down to a tenth of it.
+    step: counted from 0."""
+    warm_up = max(1, min(5, steps // 10))
+    return peak * min((step + 1) / warm_up, 1 - 0.9 * (step + 1 - warm_up) / steps)
 
 
 @locks_released()

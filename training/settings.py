@@ -119,8 +119,8 @@ TRAIN_FLAGS = {
             "the loss"),
     ],
     "optimizer (AdamW)": [
-        ("--lr", POSITIVE, "peak learning rate: up to it in 5 steps, or in a tenth of the steps where "
-            "that is less, then straight down to a tenth "
+        ("--lr", POSITIVE, "peak learning rate: up to it in 5 steps, at most in a tenth of the "
+            "steps, then straight down to a tenth "
             f"{two_defaults('lr')}; with --lora {two_defaults('lr of adapters')}"),
         ("--grad-clip", number(float, "(0, inf]") | {"default": 1.0}, "largest norm of the "
             "gradient; inf: it is not clipped"),
