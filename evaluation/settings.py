@@ -20,6 +20,8 @@ from lib.flags import (
 )
 from tasks import TASKS
 
+LOOKS = ("grey", "shuffled", "middle")  # controls of a model, see data.looked_at
+
 EVAL_FLAGS = {
     "benchmarks": [
         ("--bench", {}, f"one or several of {', '.join(DATASETS)}, with commas between, or all"),
@@ -29,6 +31,8 @@ EVAL_FLAGS = {
             "data: qa of nextgqa, the answer without its seconds (default: the benchmark's own)"),
         ("--limit", COUNT, "only the first so many questions of each"),
         JUDGE,
+        ("--controls", YES, "ask each model three times more: with grey frames, with the frames in "
+            "random order, and (multiple choice) with the middle frame alone"),
         ("--clues", YES, "multiple choice: answer, look closely at the interval that was named, "
             "answer again"),
         ("--compare", {"nargs": 2, "metavar": ("A", "B")}, "no model is run: the difference of "
@@ -49,7 +53,7 @@ EVAL_FLAGS = {
         ("--no-think", {"dest": "think", "action": "store_false", "default": None}, "ask for the "
             "answer alone"),
         PROMPT,
-        ("--blind", YES, "replace every frame by grey"),
+        ("--blind", YES, "replace every frame by grey: what a model knows without looking"),
         ("--max-new-tokens", COUNT, "longest answer (default: the task's usual length, or the "
             "run's if that is more; with --ask 256)"),
         ("--batch-size", COUNT, "questions answered together (toy model: 64; others: 16)"),
@@ -88,14 +92,22 @@ def parse_args(argv=None, description=__doc__):
     if args.template is not None and args.think == "both":
         raise BadInput("--prompt says itself whether to think: leave --think both away")
     args.template = None if args.template is None else read_template(args.template)
-    args.way, args.ways = "", [args]
+    thinking = {"": args.think}
     if args.think == "both":
-        given = vars(args) | {"ways": None}
-        kinds = {", thinking": True, ", not thinking": False}
-        args.ways = [Namespace(**given | {"way": k, "think": v}) for k, v in kinds.items()]
+        thinking = {", thinking": True, ", not thinking": False}
+    args.look = "grey" if args.blind else ""
+    looks = ("", *LOOKS) if args.controls else (args.look,)
+    args.way, given = "", vars(args)
+    args.ways = [
+        Namespace(**given | {"way": way, "think": think, "look": look})
+        for way, think in thinking.items()
+        for look in looks
+    ]
     if args.out and len(args.model) * max(1, len(args.benches)) * len(args.ways) > 1:
         raise BadInput(
-            "--out is one folder; with several models or benchmarks, or --think both, leave it "
-            "away, each gets its own"
+            "--out is one folder; with several models or benchmarks, --think both or --controls, "
+            "leave it away, each gets its own"
         )
+    if args.controls and (args.blind or args.compare):
+        raise BadInput("--controls asks in all these ways: leave --blind and --compare away")
     return args
