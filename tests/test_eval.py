@@ -252,7 +252,8 @@ def test_every_benchmark_runs_to_a_score(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     for name in DATASETS:
-        assert f"toy {name} (made up): 5 questions" in done.stdout  # a made-up data set says so, wherever it lies
+        # A made-up data set says so, wherever it lies.
+        assert f"toy {name} (made up): 5 questions" in done.stdout
         assert len(records(os.path.join(ROOT, "runs", "eval", "policy", f"eval-{name}"))) == 5
     shutil.rmtree(os.path.join(ROOT, "runs", "eval", "policy"))
 

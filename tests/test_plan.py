@@ -124,7 +124,7 @@ def test_graph_of_the_vision_tower_is_what_autograd_keeps(dtype):
     prompt = make_prompt(model, 400, frame_tokens=4)
     kept = bytes_kept(model, lambda: encode_videos(model, [prompt]))
     args, s = toy_plan("--train-vision", "--dtype", dtype)
-    s.patches = len(prompt.patches)
+    s.P = len(prompt.patches) // 4
     assert 0.96 < plan.vision_graph(s, args) / kept < 1.02
     args.train_vision = False
     assert plan.vision_graph(s, args) == 0

@@ -14,6 +14,7 @@ import numpy as np
 
 from tasks import JOINTLY
 from toy.world import make_clip
+from variants import VARIANTS
 
 # ------------------------------------------------------------------------------------------------
 # paper.md
@@ -61,15 +62,9 @@ def columns_of(cell, names=TABLES):
 # ------------------------------------------------------------------------------------------------
 
 PROMPTS, EPOCH, BASES = 16, 36, ("base", "base-think")  # an epoch in steps of so many prompts
-LOSSES = {  # with the clips of their papers; 30 tokens are too few for many an answer
-    "grpo": "",
-    "dr_grpo": "--loss dr_grpo",
-    "dapo": "--loss dapo --clip-high 0.28",
-    "gspo": "--loss gspo --clip 3e-4 --clip-high 4e-4",
-    "cispo": "--loss cispo --clip 1 --clip-high 0.28",
-    "gdpo": "--loss gdpo",
+LOSSES = {name: f"--loss {name}" for name in VARIANTS} | {
     "masked": "--mask-unfinished",
-    "grpo-30": "--max-new-tokens 30",
+    "grpo-30": "--max-new-tokens 30",  # too few for many an answer
     "masked-30": "--max-new-tokens 30 --mask-unfinished",
 }
 

@@ -112,12 +112,12 @@ def what_stays(s, args):
 
 
 def vision_graph(s, args):
-    """Bytes that --train-vision keeps of the videos until their groups have been scored."""
+    """Bytes that --train-vision keeps of one group's video for the backward pass."""
     # Of a block, in numbers of its width: two norms' inputs in float32; 5 inputs of norms and
     # products; q, k, v and outputs. The merger keeps 4, and one in float32.
     width = s.vision_layers * (8 / s.size + 9) + 4 / s.size + 4
     numbers = width * s.vision_D + s.vision_layers * 4 * s.vision_I + PATCH
-    return args.train_vision * s.patches * s.size * numbers
+    return args.train_vision * s.P * 4 * s.size * numbers
 
 
 def kv_cache(s):
@@ -139,14 +139,14 @@ def layer_activations(s, args, math=False):
 
 def comes_and_goes(s, args, math=False):
     """{what: bytes on the GPU}, of which one at a time is there."""
-    graph, cache, a_layer = vision_graph(s, args), kv_cache(s), layer_activations(s, args, math)
+    cache, a_layer = kv_cache(s), layer_activations(s, args, math)
     # At the peak of a vision block, while queries are rotated in float32: input, normalised input,
     # q, k, v; float32 copies of q and k where these are not; one rotated, and three products.
     rotating = s.vision_D * (5 * s.size + 8 * (s.size < 4) + 4 * 4)
     block = max(rotating, s.size * (2 * s.vision_D + 4 * s.vision_I)) + PATCH * s.size
     # A decoded token: float32 logits and log-softmax, float64 probabilities and their sums; scores
-    # of one layer in float32. Before the first, the prompts' caches are stacked into new tensors.
-    token = s.B * s.G * (s.V * (4 + 4 + 8 + 8) + s.H * (s.P + s.C) * (3 * 4 + s.size))
+    # of one layer, masked, in float32, cast back. Before it, the prompts' caches are stacked anew.
+    token = s.B * s.G * (s.V * (4 + 4 + 8 + 8) + s.H * (s.P + s.C) * (4 + 3 * s.size))
     # In float32: logits, log-softmax, the entropy's product, and the gradients of the first two.
     logits = min(1024, s.G * s.C) * s.V * 4 * 5
     kept = s.layers * (s.L * s.D * s.size if args.recompute else a_layer)
@@ -160,9 +160,9 @@ def comes_and_goes(s, args, math=False):
     decoding = max(2 * cache[0], sum(cache) + token) + (s.N + s.layer) * s.size * args.shard
     scoring = kept + max(logits, 1.25 * a_layer * args.recompute) + root * (1 + grads) + backward
     return {
-        "reading: the vision tower": max(s.patches * block, graph) + root,
-        "sampling: KV cache": (args.method == "grpo") * (decoding + graph),
-        "scoring: activations and logits": scoring + graph,
+        "reading: the vision tower": s.patches * block + root,
+        "sampling: KV cache": (args.method == "grpo") * decoding,
+        "scoring: activations and logits": scoring + vision_graph(s, args),
         "optimizer: one parameter": (not args.offload) * update,
     }
 
