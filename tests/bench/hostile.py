@@ -335,11 +335,15 @@ def damaged_files():
             yield f"{file}, {damage}", command, status, "", setup, writes
 
 
+HOLDERS = []  # pids
+
+
 def hold(folder):
     """A process that lives and holds the folder's lock."""
 
     def setup():
-        if os.fork() == 0:
+        HOLDERS.append(os.fork())
+        if HOLDERS[-1] == 0:
             files.take(folder)
             Path(folder + ".taken").touch()
             time.sleep(1000)
@@ -520,6 +524,9 @@ def run_case(case, here, patience):
     if case.meanwhile:
         case.meanwhile(pid)
     status, text = wait(pid, said, patience)
+    while HOLDERS:
+        os.kill(HOLDERS[-1], signal.SIGKILL)
+        os.waitpid(HOLDERS.pop(), 0)
     now, left = files_in(here)
     lines = [line for line in text.splitlines() if line.strip()]
     sentence = [line for line in lines if re.match(r"(python -m )?(\S+: )?error: ", line)]
