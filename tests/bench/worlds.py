@@ -1,6 +1,6 @@
 """The same three steps on 1, 2 and 4 processes, copied or sharded: how far apart do they end?
 
-    python tests/bench/worlds.py        # on the CPU, with gloo
+python tests/bench/worlds.py        # on the CPU, with gloo
 """
 
 import argparse
