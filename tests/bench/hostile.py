@@ -424,7 +424,12 @@ def signals():
     yield "Ctrl-C in a run", f"{LONG} run", 130, stopped, None, told(ctrl_c)
     yield "SIGTERM in a run", f"{LONG} run", 143, stopped, None, told(term)
     yield "both in a run", f"{LONG} run", 1, "told to stop twice", None, told(term, ctrl_c)
-    removed = lambda pid: (wait_for("run/metrics.jsonl"), shutil.rmtree("run"), os.kill(pid, term))
+
+    def removed(pid):
+        wait_for("run/metrics.jsonl")
+        shutil.rmtree("run")
+        os.kill(pid, term)
+
     yield "the folder goes", f"{LONG} run", 143, stopped, None, {"meanwhile": removed}
 
 
@@ -521,8 +526,10 @@ def run_case(case, here, patience):
     words, said = words_of(case.command), here + ".said"
     before, mine = files_in(here)
     pid = start(words, here, said, case.within)
-    if case.meanwhile:
-        case.meanwhile(pid)
+    try:
+        late = case.meanwhile and case.meanwhile(pid)
+    except TimeoutError as e:
+        late = str(e)
     status, text = wait(pid, said, patience)
     while HOLDERS:
         os.kill(HOLDERS[-1], signal.SIGKILL)
@@ -534,6 +541,7 @@ def run_case(case, here, patience):
     changed = sorted(path for path in {*before, *now} if before.get(path) != now.get(path))
     one = len(sentence) == 1 and lines[-1:] == sentence and len(sentence[0]) < 1500
     problems = {
+        f"{late}": late,
         f"exit status {status}, not {' or '.join(map(str, wanted))}": status not in wanted,
         f"it does not say {case.says!r}": not re.search(case.says, text, re.DOTALL),
         "a traceback": re.search("Traceback|Exception ignored|Segmentation fault", text),
