@@ -224,17 +224,21 @@ def number_repeated(examples, source, report):
         report(f"{source}: {again}, so {renamed[0]}")
 
 
-def find_data(name, folder, stand_in):
+def find_data(name, folder, stand_in, toy_model):
     """(folder, name to show) of a data set, for train.py and eval.py.
 
-    folder: what --data says: the data set's own folder, or one that holds it under its name. None:
-    data/NAME where it exists, else the stand-in; `stand_in(name)` makes that if it is not there yet
-    and returns its folder.
+    folder: what --data says: the data set's own folder, or one that holds it under its name; "toy":
+    the stand-in. None: data/NAME where it exists, else the stand-in, if the model is the toy's;
+    `stand_in(name)` makes that if it is not there yet and returns its folder.
     """
     inside = os.path.join(folder or "data", name)
-    if os.path.isdir(inside):
+    if folder != "toy" and os.path.isdir(inside):
         folder = inside
-    elif not folder:
+    elif folder == "toy" or (not folder and toy_model):
         folder = stand_in(name)
+    elif not folder:
+        raise BadInput(
+            f"there is no {inside}: give --data FOLDER with {name}, or --data toy for made-up clips"
+        )
     made_up = os.path.isfile(os.path.join(folder, MARK))
     return folder, f"toy {name} (made up)" if made_up else f"{name} ({folder})"

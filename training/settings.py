@@ -3,7 +3,6 @@
 import argparse
 import os
 from argparse import Namespace
-from string import Formatter
 
 import torch
 
@@ -11,11 +10,12 @@ import grpo
 from annotations.readers import DATASETS
 from lib.attention import ATTENTION
 from lib.errors import BadInput, check_flags
+from lib.identity import TOY_MODEL, is_toy
 from lib.packing import ROW
+from lib.template import check_template, read_template
 from tasks import JOINTLY, TASKS, longest_answer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TOY_MODEL = os.path.join(ROOT, "assets", "toy-base")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # those that torchrun started
 
@@ -28,10 +28,6 @@ DEFAULTS = {
     "lr of adapters": (1e-3, 1e-5),  # --lora: B begins at zero and has far to go
     "train_vision":   (True, False),
 }  # fmt: skip
-
-
-def is_toy_model(name):
-    return os.path.abspath(name) == TOY_MODEL
 
 
 def two_defaults(name):
@@ -78,14 +74,13 @@ TRAIN_FLAGS = {
     "from what": [
         ("--model", {"default": TOY_MODEL}, "local folder or hub name of the policy to start from "
             "(default: the toy base)"),
-        ("--data", {}, "folder of the data set (default: the toy one, rendered into data/toy when "
-            "first needed)"),
+        ("--data", {}, "folder of the data set; toy: made-up clips, rendered into data/toy when "
+            "first needed (default: data/NAME where it exists, else, for the toy model, toy)"),
         ("--examples", INT, "use only the first so many training examples of each task"),
     ],
     "the run": [
         ("--out", {}, "folder for what the run leaves (default: runs/TASK-METHOD-1, -2, …)"),
-        ("--overwrite", YES, "remove the run that --out holds first, file by file; refused where "
-            "there is anything else in it"),
+        ("--overwrite", YES, "begin anew: the run that --out holds is renamed to OUT.old-1 first"),
         ("--steps", INT, "steps: each samples --prompts-per-step groups, then makes "
             f"--updates-per-rollout optimizer updates {two_defaults('steps')}"),
         ("--seed", INT | {"default": 0}, "of the order of examples and of sampling"),
@@ -152,7 +147,8 @@ EVAL_FLAGS = {
     "benchmarks": [
         ("--bench", {}, f"one or several of {', '.join(DATASETS)}, with commas between, or all"),
         ("--data", {}, "folder of the data set; with several benchmarks the folder that holds a "
-            "folder of each (default: data/NAME where it exists, else the toy one)"),
+            "folder of each; toy: made-up clips (default: data/NAME where it exists, else, for "
+            "the toy model, toy)"),
         ("--task", {"choices": list(TASKS)}, "ask the questions as this task of the same "
             "data: qa of nextgqa, the answer without its seconds (default: the benchmark's own)"),
         ("--limit", INT, "only the first so many questions of each"),
@@ -228,7 +224,7 @@ def parse_args(argv=None, description=__doc__):
     if args.template is not None:
         args.template = read_template(args.template)
         for task in args.tasks:
-            check_template(args.template, task)
+            check_template(args.template, task, TASKS[task].prompt)
         args.think = "<think>" in args.template
     fill_in(args)
     if args.group_size < 2 and args.method == "grpo":
@@ -256,7 +252,7 @@ def tasks_of(names):
 
 def fill_in(args):
     """Replaces what was not given by what it depends on, in place."""
-    toy_model = is_toy_model(args.model)
+    toy_model = is_toy(args.model)
     for name in ("steps", "lr", "train_vision"):
         if getattr(args, name) is None:
             toy, paper = DEFAULTS["lr of adapters" if name == "lr" and args.lora else name]
@@ -331,57 +327,3 @@ def parse_eval_args(argv=None, description=__doc__):
             "away, each gets its own"
         )
     return args
-
-
-# ------------------------------------------------------------------------------------------------
-# The user's own wording
-# ------------------------------------------------------------------------------------------------
-
-FIELDS = ("question", "duration", "options", "box")
-
-
-def read_template(path):
-    """The text of --prompt FILE. Raises BadInput for a file that cannot be read or asked."""
-    try:
-        with open(path, encoding="utf-8-sig") as f:
-            text = f.read().rstrip("\n")
-        names = fields_in(text)
-    except OSError as e:
-        raise BadInput(f"--prompt {path} cannot be read: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise BadInput(f"--prompt {path} is no text in UTF-8") from e
-    except ValueError as e:  # string.Formatter's
-        why = "a single { or } is nothing; write {{ or }} for one that is to be seen"
-        raise BadInput(f"--prompt {path}: {why}") from e
-    for name in names:
-        if name not in FIELDS:
-            known = ", ".join(f"{{{field}}}" for field in FIELDS)
-            raise BadInput(f"--prompt {path}: {{{name}}} stands for nothing; there is: {known}")
-    if text.count("<video>") != 1:
-        found = text.count("<video>")
-        raise BadInput(
-            f"--prompt {path}: <video> must be there once, where the video stands; it is there "
-            f"{found} times"
-        )
-    if "<|" in text:
-        raise BadInput(f"--prompt {path}: <|…|> are the model's own marks, and cannot be words")
-    return text
-
-
-def fields_in(text):
-    """The names in the braces of a prompt, with whatever stands beside a name: {a!r}, {a:.2f}."""
-    parts = [part for part in Formatter().parse(text) if part[1] is not None]
-    return [
-        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-        for _, name, spec, conversion in parts
-    ]
-
-
-def check_template(template, task):
-    """Raises BadInput unless a wording names what the task is about, and nothing that it lacks."""
-    given = set(fields_in(template)) - {"duration"}
-    wanted = {field.split(":")[0] for field in fields_in(TASKS[task].prompt)} - {"duration"}
-    for field in sorted(wanted - given):
-        raise BadInput(f"--prompt does not name {{{field}}}, which the task {task} asks about")
-    for field in sorted(given - wanted):
-        raise BadInput(f"--prompt names {{{field}}}, which the task {task} does not have")
