@@ -15,14 +15,14 @@ from lib.weights import under_adapters
 
 TOY_MODEL = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
                          "assets", "toy-base")  # fmt: skip
-BLOCKS, BLOCK = 64, 1 << 16  # blocks of a file that are read, and bytes of each
+BLOCKS, BLOCK = 64, 1 << 16  # of a large file so many blocks are read, each of so many bytes
 
 
 def fingerprint(name):
     """A short text that tells a model's weights from others, in a fraction of a second.
 
     Of a folder, of adapters with their base: sizes, safetensors headers and 64 evenly spaced blocks
-    of 64 KiB of each file, so a copy of the folder has the same. Files up to 4 MiB are read whole.
+    of 64 KiB of each file, so a copy of the folder has the same. Files up to 8 MiB are read whole.
     In larger ones a change that lies between the blocks is missed: a few numbers edited by hand,
     or a flipped bit; training moves all of them. Of a hub's model: the revision that is loaded.
     """
@@ -43,8 +43,9 @@ def hash_of_file(path):
     with open(path, "rb") as f:
         header = int.from_bytes(f.read(8), "little")  # safetensors: its length, then itself
         content.update(f"{size} ".encode() + f.read(min(header, size)))
-        for k in range(BLOCKS):
-            f.seek(max(0, size - BLOCK) * k // (BLOCKS - 1))
+        blocks = BLOCKS if size > 2 * BLOCKS * BLOCK else 2 * BLOCKS
+        for k in range(blocks):
+            f.seek(max(0, size - BLOCK) * k // (blocks - 1))
             content.update(f.read(BLOCK))
     return content.hexdigest()
 
