@@ -91,16 +91,12 @@ def task_asked(bench_name, usual_task, args):
     if args.clues and usual_task not in ("qa", "gqa"):
         raise BadInput(f"--clues asks a multiple-choice question twice; {bench_name} has none")
     if args.clues and args.task:
-        raise BadInput(
-            "--clues asks for the answer and its seconds, the task gqa: leave --task away"
-        )
+        raise BadInput("--clues asks for the answer and its seconds (gqa): leave --task away")
     if task == "gqa" and usual_task == "qa" and not args.clues:
         raise BadInput(f"--task gqa: no seconds are annotated in {bench_name}")
     if TASKS[task].data != TASKS[usual_task].data:
-        raise BadInput(
-            f"--task {task} is asked about {TASKS[task].data}; "
-            f"the questions of {bench_name} are of the task {usual_task}"
-        )
+        own = f"the questions of {bench_name} are of the task {usual_task}"
+        raise BadInput(f"--task {task} is asked about {TASKS[task].data}; {own}")
     return task
 
 
@@ -292,12 +288,9 @@ def say_what_failed(results, records, out):
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
     failed, unread = len(results["failed"]), len(results["not in the form"])
     if failed or unread:
-        print(
-            f"{failed} questions are about videos that could not be read, {unread} answers are not "
-            f"in the form that was asked for ({results['right but not in the form']} of them "
-            f"right); {out}/results.json lists them",
-            file=sys.stderr,
-        )
+        said = f"{failed} questions are about videos that could not be read, {unread} answers are "
+        said += f"not in the form asked for ({results['right but not in the form']} of them right)"
+        print(f"{said}; {out}/results.json lists them", file=sys.stderr)
 
 
 def print_table(columns):

@@ -140,7 +140,7 @@ class Loader:
         """
         n, seed = self.n_fixed, self.settings.seed
         if self.kept is None:
-            own, why = [], {"cancelled": 0.0, "unreadable": 0.0}
+            own, failed = [], 0.0
             order = order_of(len(self.examples), seed, 0)
             try:
                 for number in range(rank(), -(-n // world()) * world(), world()):
@@ -148,14 +148,12 @@ class Loader:
                     # In the thread: the decoder's process serves one read at a time.
                     read = self.thread.submit(self.readable, some, 0, [])
                     own.append((number, *read.result()))
-            except Cancelled:
-                why["cancelled"] = 1.0
-            except BadInput:
-                why["unreadable"] = 1.0
-            why = add_up(why, self.device)
-            self.kept = [] if any(why.values()) else own
-            if why["unreadable"] and rank() == 0:
-                print("the run's first clips cannot be read: no samples.jsonl", file=sys.stderr)
+            except (Cancelled, BadInput) as e:
+                failed = 1.0
+                if isinstance(e, BadInput):
+                    said = "the run's first clips cannot be read: no samples.jsonl"
+                    print(f"{said} ({e})", file=sys.stderr)
+            self.kept = [] if add_up({"failed": failed}, self.device)["failed"] else own
         return [(*kept, generator_for(seed, 0, kept[0] % n)) for kept in self.kept]
 
     def cancel(self):

@@ -81,7 +81,7 @@ class Run:
         self.record = vars(settings) | about | also  # settings.json
         self.out, checkpoint = on_first(lambda: open_run_folder(self.record))
         self.first, self.lines, self.said, self.checked, self.problems = 0, [], set(), False, []
-        self.counts = {"drawn": 0, "skipped": 0, "dropped": 0, "dropped_in_a_row": 0}
+        self.counts = dict.fromkeys(("drawn", "skipped", "dropped", "dropped_in_a_row"), 0)
         self.counts["largest_kl"] = 0.0
         if checkpoint:
             state, tensor = read_checkpoint(checkpoint)
@@ -127,7 +127,11 @@ class Run:
             dtype = getattr(torch, self.settings.dtype)
             self.agreement = check_sampler(outcome.sampler_gaps, dtype)
             self.checked = True
-        self.count(sums, outcome.grad_norm)
+        dropped = not math.isfinite(outcome.grad_norm)
+        for name, count in (("drawn", sums["drawn"]), ("skipped", sums["skipped"]),
+                            ("dropped", dropped), ("dropped_in_a_row", dropped)):  # fmt: skip
+            self.counts[name] += count
+        self.counts["dropped_in_a_row"] *= dropped
         if outcome.groups:
             self.record_group(step, sums, outcome.groups, clock)
         for record in batch.skipped:
@@ -140,7 +144,8 @@ class Run:
         self.lines.append(line)
         self.append("metrics.jsonl", line)
         if self.board:
-            self.may_fail("tensorboard", add_scalars, self.board, line)
+            for name in (k for k, v in line.items() if isinstance(v, (int, float))):
+                self.may_fail("tensorboard", self.board.add_scalar, name, line[name], step + 1)
 
     def record_group(self, step, sums, groups, clock):
         """A line of rollouts.jsonl: every --rollouts-every steps a group, the step's first. Of a
@@ -186,13 +191,6 @@ class Run:
     def append(self, name, record):
         self.may_fail(name, append_line, self.path(name), record)
 
-    def count(self, sums, grad_norm):
-        dropped = not math.isfinite(grad_norm)
-        for name in ("drawn", "skipped"):
-            self.counts[name] += sums[name]
-        self.counts["dropped"] += dropped
-        self.counts["dropped_in_a_row"] = (self.counts["dropped_in_a_row"] + 1) * dropped
-
     def may_fail(self, what, work, *args):
         """Does work that a run can do without: if it fails, the run says why, once, and goes on."""
         try:
@@ -215,13 +213,12 @@ class Run:
             self.save()
 
     def save(self):
-        """Neither a full disk nor a folder that was removed must end a run that is otherwise well:
-        `problems` says what could not be written."""
+        """A full disk must not end a run: `problems` says what could not be written."""
         tensors = self.optimizer.tensors()
         said = save_checkpoint(self.out, self.done, tensors, self.counts, self.settings.keep)
         self.problems = [said] if said else []
-        models = (self.policy, self.tokenizer, self.budget)
         try:
+            models = (self.policy, self.tokenizer, self.budget)
             save_policy(*models, self.out, self.settings, rank())
         except (OSError, SafetensorError) as e:
             self.problems.append(f"the policy of step {self.done} could not be written ({e})")
@@ -237,7 +234,9 @@ class Run:
         if rank() == 0:
             line, task = self.lines[-1], self.settings.task
             if outcome.groups and step % 10 == 0 and not self.settings.quiet:
-                self.may_fail("a group", self.write_group, step, outcome.groups[0])
+                width = min(120, shutil.get_terminal_size().columns)
+                text = group_text(step + 1, group_record(outcome.groups[0]), width)
+                self.bar.write(f"{text}\n")
             names = ["loss"]
             if self.settings.method == "grpo":
                 names = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"]
@@ -250,10 +249,6 @@ class Run:
             if self.done % 10 == 0 or self.ending:
                 self.may_fail("curves.png", draw_curves, self.out, self.lines, self.record)
         check_counts(self.counts, self.path("skipped.jsonl"))
-
-    def write_group(self, step, group):
-        width = min(120, shutil.get_terminal_size().columns)
-        self.bar.write(group_text(step + 1, group_record(group), width) + "\n")
 
     # The end -------------------------------------------------------------------------------------
 
@@ -271,21 +266,12 @@ class Run:
             if self.done < self.steps:
                 how = f"stopped after step {self.done}"
                 then = f"the same command with --resume --out {self.out} goes on"
-            seconds = self.bar.format_dict["elapsed"]
-            print(
-                f"{how} in {seconds:.0f} s; curves: {self.out}/curves.png; "
-                f"policy: {self.out}/policy\n{then}"
-            )
+            how += f" in {self.bar.format_dict['elapsed']:.0f} s"
+            print(f"{how}; curves: {self.out}/curves.png; policy: {self.out}/policy\n{then}")
         if world() > 1:
             dist.destroy_process_group()
         if self.done < self.steps:
             sys.exit(128 + (STOP["signal"] or signal.SIGTERM))
-
-
-def add_scalars(board, line):
-    for name, value in line.items():
-        if isinstance(value, (int, float)) and name != "step":
-            board.add_scalar(name, value, line["step"])
 
 
 # Skipped examples as a share of those read. Among the first hundred, five are allowed in any case.
@@ -295,12 +281,9 @@ SKIPPED_AT_MOST = 0.05
 def check_counts(counts, skipped_file):
     """Raises BadInput where a run would go on learning from nothing."""
     if counts["skipped"] > SKIPPED_AT_MOST * max(100, counts["drawn"]):
-        tried = counts["drawn"] + counts["skipped"]
-        raise BadInput(
-            f"{counts['skipped']:.0f} of {tried:.0f} examples could not be read, "
-            f"and above {SKIPPED_AT_MOST:.0%} the run stops; "
-            f"each is named in {skipped_file}, with the reason"
-        )
+        many = f"{counts['skipped']:.0f} of {counts['drawn'] + counts['skipped']:.0f} examples"
+        why = f"could not be read, and above {SKIPPED_AT_MOST:.0%} the run stops"
+        raise BadInput(f"{many} {why}; each is named in {skipped_file}, with the reason")
     if counts["dropped_in_a_row"] >= 10:
         why = "the gradient was not finite (NaN or infinite) in 10 steps in a row"
         raise BadInput(f"{why}: lower --lr; the last checkpoint is intact")
@@ -332,9 +315,6 @@ def check_sampler(gaps, dtype):
     said += f" and {worst:.1e} at most"
     most_mean, most_p99 = SAMPLER_LIMITS[dtype]
     if not (mean <= most_mean and p99 <= most_p99):  # not (…): NaN is beyond every limit
-        raise BadInput(
-            f"the sampler's and the scorer's log-probs {said}; "
-            f"rounding alone explains {most_mean:g} and {most_p99:g}: "
-            "positions, masks or weights disagree; please report it with your versions"
-        )
+        why = f"rounding alone explains {most_mean:g} and {most_p99:g}: positions, masks or weights"
+        raise BadInput(f"the sampler's and the scorer's log-probs {said}; {why} disagree")
     return f"the log-probs of sampling (token by token) and scoring (one forward) {said}: rounding."
