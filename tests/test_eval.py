@@ -112,8 +112,8 @@ def test_an_interrupted_evaluation_continues_and_comes_to_the_same(evaluated, ch
 def test_other_settings_do_not_continue_old_predictions(evaluated, charades, tmp_path):
     out = shutil.copytree(evaluated[0], tmp_path / "blind")
     done = ask(charades, out, "--blind")
-    assert done.returncode == 0 and "other settings (blind)" in done.stderr
-    assert "BLIND" in done.stdout and len(records(out)) == 6
+    assert done.returncode == 0 and "other settings (look)" in done.stderr
+    assert "FRAMES: grey" in done.stdout and len(records(out)) == 6
 
 
 def test_a_damaged_video_counts_as_wrong_and_is_named(charades, tmp_path):
@@ -138,7 +138,7 @@ def test_the_real_clip_and_annotations(shared, tmp_path):
     assert done.returncode == 0, done.stderr
     ids = [r["id"] for r in records(tmp_path / "out")]
     assert len(ids) == 6 and all("OHOFG" in id for id in ids)
-    assert "model: toy base" in done.stdout and "charades mIoU (toy model)" in done.stdout
+    assert "model: toy base" in done.stdout and "\ntoy base  " in done.stdout
     assert f"data: charades ({shared}), 6 questions" in done.stdout
 
 
@@ -189,7 +189,8 @@ def test_every_benchmark_runs_to_a_score(tmp_path):
     done = run("--bench", "all", *flags, "--max-new-tokens", 30)
     assert done.returncode == 0, done.stderr
     for name in DATASETS:
-        assert f"toy {name} format" in done.stdout  # a made-up data set says so, wherever it lies
+        # A made-up data set says so, wherever it lies.
+        assert f"toy {name} (made up): 5 questions" in done.stdout
         assert len(records(os.path.join(ROOT, "runs", "eval", "policy", f"eval-{name}"))) == 5
     shutil.rmtree(os.path.join(ROOT, "runs", "eval", "policy"))
 

@@ -13,10 +13,11 @@ import train
 from annotations.readers import read_dataset
 from conftest import BASE, ROOT
 from data import Example, load_prompt
+from evaluation.settings import parse_args as parse_eval_args
 from lib.errors import BadInput
-from lib.template import check_template, read_template
+from lib.flags import check_template, read_template
 from tasks import TASKS, words_around
-from training.settings import parse_args, parse_eval_args
+from training.settings import parse_args
 from training.shown import asked
 
 TEXT_FIRST = (
