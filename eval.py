@@ -44,7 +44,7 @@ import grpo
 import tasks
 from annotations.judge import install_judge
 from annotations.readers import find_data
-from data import VideoBudget, ask, load_video
+from data import VideoBudget, ask, load_video, read_frames
 from evaluation import predictions
 from evaluation.clips import batches_of, read_ahead, turns
 from evaluation.predictions import find_model
@@ -232,7 +232,7 @@ def bench(bench_name, name, args, rank, world, load_once):
 
     Returns (name of the model, name of the data, metrics) on process 0, None on the others.
     """
-    decoder = Decoder(args.decode_timeout)
+    decoder = Decoder(args.decode_timeout, read_frames)
     with ended_by_ctrl_c(decoder):
         evaluation = prepare(bench_name, name, args, decoder, rank, world, load_once)
         examples, budget = evaluation.examples, evaluation.budget
