@@ -165,7 +165,7 @@ def answer_batch(evaluation, asked):
         texts = dict(zip(prompts, grpo.completion_texts(*said)))
     for e, prompt in asked:
         record = {"id": e.id, "group": e.group, "video": e.video, "question": e.question}
-        record["answer"] = e.answer
+        record |= {"answer": e.answer, "on offer": len(e.options)}
         if e.id in prompts:
             record |= {"text": texts[e.id], "seconds": prompt.duration}
         else:

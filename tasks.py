@@ -106,16 +106,11 @@ TASKS["description"] = replace(
 )
 
 
-JOINTLY = (
-    "grounding",
-    "tracking",
-    "gqa",
-)  # what the paper trains together, `--task all` (VideoChat-R1 §3)
+JOINTLY = ("grounding", "tracking", "gqa")  # the paper's, `--task all` (VideoChat-R1 §3)
 
 
 def as_task(examples, task):
-    """A data set's Examples as questions of a task: of NExT-GQA's as "qa" the letter alone is
-    asked."""
+    """A data set's Examples as questions of a task ("qa" asks NExT-GQA's for the letter alone)."""
     own = lambda e: e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e))
     return [own(example) for example in examples]
 

@@ -27,6 +27,13 @@ from data import Example
 # ------------------------------------------------------------------------------------------------
 
 
+def choice(id, video, entry, options, answer, group, span=None):
+    """The Example of an entry with a "question"; answer: as entries.letter_of takes it."""
+    options = bare_options(options)
+    right = letter_of(answer, options)
+    return Example(id, "qa", video, sentence(entry["question"]), right, options, span, str(group))
+
+
 def read_videomme(path, videos, report=print):
     """Video-MME, from its parquet file (with pyarrow installed) or a JSON list of the same columns.
 
@@ -34,18 +41,8 @@ def read_videomme(path, videos, report=print):
     """
 
     def make(_, entry):
-        options = bare_options(entry["options"])
-        return [
-            Example(
-                str(entry["question_id"]),
-                "qa",
-                video_path(videos, entry["videoID"]),
-                sentence(entry["question"]),
-                letter_of(entry["answer"], options),
-                options,
-                group=str(entry["duration"]),
-            )
-        ]
+        id, video = str(entry["question_id"]), video_path(videos, entry["videoID"])
+        return [choice(id, video, entry, entry["options"], entry["answer"], entry["duration"])]
 
     form = "'question_id', 'videoID', 'duration', 'question', 'options' and 'answer'"
     return collect(path, table_entries(path), make, report, form)
@@ -66,18 +63,9 @@ def read_longvideobench(path, videos, report=print):
             options = [entry[f"option{k}"] for k in range(5)]
             while options[-1] == "N/A":
                 options.pop()
-        options = bare_options(options)
-        return [
-            Example(
-                str(entry["id"]),
-                "qa",
-                video_path(videos, entry["video_path"]),
-                sentence(entry["question"]),
-                letter_of(int(entry["correct_choice"]), options),
-                options,
-                group=f"up to {int(entry['duration_group'])} s",
-            )
-        ]
+        id, video = str(entry["id"]), video_path(videos, entry["video_path"])
+        group = f"up to {int(entry['duration_group'])} s"
+        return [choice(id, video, entry, options, int(entry["correct_choice"]), group)]
 
     form = "'id', 'video_path', 'question', 'candidates', 'correct_choice' and 'duration_group'"
     return collect(path, table_entries(path), make, report, form)
@@ -120,25 +108,14 @@ def read_mvbench(path, videos, report=print):
     folder = os.path.join(videos, MVBENCH_FOLDERS.get(subtask, subtask))
 
     def make(k, entry):
-        options, candidates = bare_options(entry["candidates"]), list(map(str, entry["candidates"]))
-        answer = str(entry["answer"])
-        if answer not in candidates:
+        options, answer = list(map(str, entry["candidates"])), str(entry["answer"])
+        if answer not in options:
             raise Malformed(f"the answer {answer[:60]!r} is none of the candidates")
-        letter = letter_of(candidates.index(answer), options)
         span = interval(entry["start"], entry["end"]) if entry.get("end") is not None else None
         video = video_path(folder, entry["video"])
-        return [
-            Example(
-                f"{subtask}/{k}",
-                "qa",
-                video.removesuffix(".mp4") if "frames" in folder else video,
-                sentence(entry["question"]),
-                letter,
-                options,
-                span,
-                subtask,
-            )
-        ]
+        video = video.removesuffix(".mp4") if "frames" in folder else video
+        right = options.index(answer)
+        return [choice(f"{subtask}/{k}", video, entry, options, right, subtask, span)]
 
     form = "'video', 'question', 'candidates' and 'answer'"
     return collect(path, json_entries(path), make, report, form)
@@ -150,17 +127,10 @@ def read_perceptiontest(path, videos, report=print):
     """
 
     def make(name, entry):
-        def ask(question):
-            options = bare_options(question["options"])
-            return Example(
-                f"{name}/{question['id']}",
-                "qa",
-                video_path(videos, name),
-                sentence(question["question"]),
-                letter_of(int(question["answer_id"]), options),
-                options,
-                group=str(question.get("area", "")),
-            )
+        def ask(entry):
+            id, right = f"{name}/{entry['id']}", int(entry["answer_id"])
+            video, group = video_path(videos, name), entry.get("area", "")
+            return choice(id, video, entry, entry["options"], right, group)
 
         return each_usable(entry["mc_question"], ask)
 

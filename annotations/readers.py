@@ -1,19 +1,4 @@
-"""readers.py: which file of which data set, and who reads it.
-
-    data set             file                                        videos
-    charades             charades_sta_train.txt, or JSON             videos/3MSZA.mp4
-    activitynet          test.json                                   videos/v_uqiMw7tQ1Cc.mp4
-    timelens-charades    charades-timelens.json                      videos/3MSZA.mp4
-    timelens-activitynet activitynet-timelens.json                   videos/v_uqiMw7tQ1Cc.mp4
-    got10k               val/ (list.txt), or JSON with 8 boxes       val/GOT-10k_Val_000010/….jpg
-    nextgqa              nextgqa_val.json, or val.csv and two more   videos/1101/2574374895.mp4
-    quality              Quality_Access_test.json                    videos/0012.mp4
-    caption              captions_train.json (our own), or FIBER's   videos/…
-    dream1k              metadata.json                               videos/1.mp4
-    videomme             test-….parquet, or JSON                     videos/fFjv93ACGo8.mp4
-    longvideobench       lvb_val.json, or parquet                    videos/86CxyhFV9MI.mp4
-    mvbench              json/action_sequence.json, …                video/star/Charades_v1_480/…
-    perceptiontest       mc_question_valid.json                      videos/video_8241.mp4
+"""readers.py: which file of which data set, and who reads it. docs/datasets.md shows the folders.
 
     python -m annotations charades FILE …    # how many examples, and the first one
 
@@ -24,7 +9,9 @@ import os
 import re
 from dataclasses import dataclass
 
-from annotations import MARK, benchmarks, training_sets
+from annotations import MARK
+from annotations import benchmarks as b
+from annotations import training_sets as t
 from lib.errors import BadInput
 
 
@@ -37,130 +24,97 @@ class Dataset:
     videos: str = "videos"  # its folder of videos
 
 
-HUGGING_FACE = "huggingface.co/datasets"
-PUBLISHED = f"{HUGGING_FACE}/OpenGVLab/VideoChat-R1-training-annotations"
+HUB = "huggingface.co/datasets"
+PAPER = f"{HUB}/OpenGVLab/VideoChat-R1-training-annotations"
+TIMELENS = f"{HUB}/TencentARC/TimeLens-Bench"
 
 DATASETS = {
     "charades": Dataset(
-        training_sets.read_charades,
-        train=r"charades(_sta)?_train\b.*\.(txt|json)|train\.json",
-        test=r"charades(_sta)?_test\b.*\.(txt|json)",
-        source=(
-            "charades_sta_train.txt and charades_sta_test.txt from github.com/jiyanggao/TALL, or"
-            f" train.json and charades_test.json from {PUBLISHED}; Charades_v1_480.zip from"
-            " prior.allenai.org/projects/charades, unpacked as videos/*.mp4"
-        ),
+        t.read_charades,
+        r"charades(_sta)?_train\b.*\.(txt|json)|train\.json",
+        r"charades(_sta)?_test\b.*\.(txt|json)",
+        "charades_sta_train.txt and charades_sta_test.txt from github.com/jiyanggao/TALL, or "
+        f"train.json and charades_test.json from {PAPER}; videos/*.mp4 is Charades_v1_480.zip from "
+        "prior.allenai.org/projects/charades",
     ),
     "activitynet": Dataset(
-        training_sets.read_charades,
-        train=None,
-        test=r"(activitynet_)?(test|val_2)\b.*\.json",
-        source=(
-            "test.json of ActivityNet Captions' grounding split; the videos from activity-net.org"
-            " as videos/v_*.mp4"
-        ),
+        t.read_charades,
+        None,
+        r"(activitynet_)?(test|val_2)\b.*\.json",
+        "test.json of ActivityNet Captions' grounding split; videos/v_*.mp4 from activity-net.org",
     ),
     "timelens-charades": Dataset(
-        training_sets.read_charades,
-        train=None,
-        test=r"charades-timelens.*\.json",
-        source=(
-            f"charades-timelens.json from {HUGGING_FACE}/TencentARC/TimeLens-Bench; the videos of"
-            " Charades as videos/*.mp4"
-        ),
+        t.read_charades,
+        None,
+        r"charades-timelens.*\.json",
+        f"charades-timelens.json from {TIMELENS}; Charades' videos/*.mp4",
     ),
     "timelens-activitynet": Dataset(
-        training_sets.read_charades,
-        train=None,
-        test=r"activitynet-timelens.*\.json",
-        source=(
-            f"activitynet-timelens.json from {HUGGING_FACE}/TencentARC/TimeLens-Bench; the videos"
-            " of ActivityNet as videos/v_*.mp4"
-        ),
+        t.read_charades,
+        None,
+        r"activitynet-timelens.*\.json",
+        f"activitynet-timelens.json from {TIMELENS}; ActivityNet's videos/v_*.mp4",
     ),
     "got10k": Dataset(
-        training_sets.read_got10k,
-        train=r"train|got_train.*\.json",
-        test=r"val|got_val.*\.json",
+        t.read_got10k,
+        r"train|got_train.*\.json",
+        r"val|got_val.*\.json",
+        "train/ and val/, each with list.txt: full_data.zip from got-10k.aitestunion.com",
         videos=".",
-        source=(
-            "full_data.zip from got-10k.aitestunion.com: folders train/ and val/, each with"
-            " list.txt"
-        ),
     ),
     "nextgqa": Dataset(
-        training_sets.read_nextgqa,
-        train=r"nextgqa_val.*\.json|val\.csv",
-        test=r"nextgqa_test.*\.json|test\.csv",
-        source=(
-            f"nextgqa_val.json and nextgqa_test.json from {PUBLISHED}, or val.csv, gsub_val.json,"
-            " test.csv, gsub_test.json and map_vid_vidorID.json from github.com/doc-doc/NExT-GQA;"
-            " NExT-QA's videos as videos/1101/*.mp4"
-        ),
+        t.read_nextgqa,
+        r"nextgqa_val.*\.json|val\.csv",
+        r"nextgqa_test.*\.json|test\.csv",
+        f"nextgqa_val.json and nextgqa_test.json from {PAPER}, or val.csv, gsub_val.json, test.csv,"
+        " gsub_test.json and map_vid_vidorID.json from github.com/doc-doc/NExT-GQA; NExT-QA's "
+        "videos/1101/*.mp4",
     ),
     "quality": Dataset(
-        training_sets.read_quality,
-        train=r"quality_train.*\.json|Quality_Access_100shot\.json",
-        test=r"quality_test.*\.json|Quality_Access_test\.json",
-        source=(
-            "VidTAB's video quality task: Quality_Access_100shot.json and Quality_Access_test.json"
-            f" from {PUBLISHED}; videos/*.mp4"
-        ),
+        t.read_quality,
+        r"quality_train.*\.json|Quality_Access_100shot\.json",
+        r"quality_test.*\.json|Quality_Access_test\.json",
+        f"Quality_Access_100shot.json and Quality_Access_test.json from {PAPER}; VidTAB's "
+        "videos/*.mp4",
     ),
     "caption": Dataset(
-        training_sets.read_captions,
-        train=r"captions_train.*\.json|metadata\.json",
-        test=r"captions_test.*\.json",
-        source=(
-            'your own: captions_train.json and captions_test.json, [{"video": "a.mp4", "events":'
-            f' ["…"]}}]; or metadata.json of FIBER ({HUGGING_FACE}/MCG-NJU/CaReBench) to train on;'
-            " videos/*.mp4"
-        ),
+        t.read_captions,
+        r"captions_train.*\.json|metadata\.json",
+        r"captions_test.*\.json",
+        'your own captions_train.json and captions_test.json, [{"video": "a.mp4", "events": '
+        f'["…"]}}], or FIBER\'s metadata.json ({HUB}/MCG-NJU/CaReBench) to train on; videos/*.mp4',
     ),
     "dream1k": Dataset(
-        benchmarks.read_dream1k,
-        train=None,
-        test=r"metadata\.json",
-        source=(
-            f"json/metadata.json and video.zip from {HUGGING_FACE}/omni-research/DREAM-1K, unpacked"
-            " as videos/*.mp4"
-        ),
+        b.read_dream1k,
+        None,
+        r"metadata\.json",
+        f"json/metadata.json and video.zip, as videos/*.mp4, from {HUB}/omni-research/DREAM-1K",
     ),
     "videomme": Dataset(
-        benchmarks.read_videomme,
-        train=None,
-        test=r"(test|videomme).*\.(parquet|json)",
-        source=(
-            f"{HUGGING_FACE}/lmms-lab/Video-MME: test-00000-of-00001.parquet, and the videos as"
-            " videos/*.mp4"
-        ),
+        b.read_videomme,
+        None,
+        r"(test|videomme).*\.(parquet|json)",
+        f"test-00000-of-00001.parquet and videos/*.mp4 from {HUB}/lmms-lab/Video-MME",
     ),
     "longvideobench": Dataset(
-        benchmarks.read_longvideobench,
-        train=None,
-        test=r"lvb_val.*\.json|validation.*\.parquet",
-        source=(
-            f"lvb_val.json and videos.tar from {HUGGING_FACE}/longvideobench/LongVideoBench,"
-            " unpacked as videos/*.mp4"
-        ),
+        b.read_longvideobench,
+        None,
+        r"lvb_val.*\.json|validation.*\.parquet",
+        f"lvb_val.json and videos.tar, as videos/*.mp4, from {HUB}/longvideobench/LongVideoBench",
     ),
     "mvbench": Dataset(
-        benchmarks.read_mvbench,
-        train=None,
-        test=r"[a-z_-]+\.json",
+        b.read_mvbench,
+        None,
+        r"[a-z_-]+\.json",
+        f"json/*.json and the archives, unpacked under video/, from {HUB}/OpenGVLab/MVBench",
         videos="video",
-        source=(
-            f"{HUGGING_FACE}/OpenGVLab/MVBench: json/*.json, and the archives unpacked under video/"
-        ),
     ),
     "perceptiontest": Dataset(
-        benchmarks.read_perceptiontest,
-        train=None,
-        test=r"(all|mc_question)_valid.*\.json",
-        source=(
-            "mc_question_valid.json and valid videos from"
-            " github.com/google-deepmind/perception_test; videos/*.mp4"
-        ),
+        b.read_perceptiontest,
+        None,
+        r"(all|mc_question)_valid.*\.json",
+        "mc_question_valid.json and the valid videos/*.mp4 from "
+        "github.com/google-deepmind/perception_test",
     ),
 }
 

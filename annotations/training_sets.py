@@ -29,9 +29,9 @@ from annotations.entries import (
     video_path,
 )
 from data import Example
-from evaluation.metrics import sentences
 from lib.errors import BadInput
 from lib.video import numbered_pictures
+from lib.wording import sentences
 from rewards import N_BOXES
 
 # ------------------------------------------------------------------------------------------------
@@ -46,8 +46,8 @@ def read_charades(path, videos, report=print):
 
         3MSZA 24.3 30.4##person turn a light on.
 
-    the JSON dictionary, which ActivityNet Captions uses too (TimeLens calls the lists "spans" and
-    "queries"):
+    (PLPNet's copy has a fourth column, which is left alone); the JSON dictionary, which ActivityNet
+    Captions uses too (TimeLens calls the lists "spans" and "queries"):
 
         {"3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4]],
                    "sentences": ["person turn a light on."]}}
@@ -85,16 +85,17 @@ def read_charades(path, videos, report=print):
         return [query(name, *span, entry["query"])]
 
     def of_line(_, line):
-        match = re.fullmatch(r"(\S+) (\S+) (\S+)##(.*)", line.strip())
+        match = re.fullmatch(r"(\S+) (\S+) (\S+)(?: \S+)?##(.*)", line.strip())
         return [query(*match.groups())]
 
     text = read_text(path)
-    if text.lstrip().startswith("{"):
-        form = "equally many 'timestamps' [start, end] and 'sentences'"
-        return collect(path, json_entries(path), of_dictionary, report, form)
-    if text.lstrip().startswith("["):
+    if text.lstrip().startswith(("{", "[")):
+        entries = json_entries(path)
+        if entries and isinstance(entries[0][1], str):
+            form = "equally many 'timestamps' [start, end] and 'sentences'"
+            return collect(path, entries, of_dictionary, report, form)
         form = "'video_path', 'query' and 'span' with one [start, end]"
-        return collect(path, json_entries(path), of_list, report, form)
+        return collect(path, entries, of_list, report, form)
     lines = enumerate(text.splitlines(), 1)
     entries = [(number, None, line) for number, line in lines if line.strip()]
     form = "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on."
@@ -138,15 +139,14 @@ def read_got10k(path, videos, report=print):
         count = len(numbered_pictures(folder)) if os.path.isdir(folder) else 0
         # Where the folder is missing, that is said when it is read.
         chosen = published_frames(enough(count, folder)) if count else ()
-        name = os.path.basename(name)
-        return [tracking_example(name, folder, entry["object"], boxes, chosen)]
+        return [tracking_example(folder, entry["object"], boxes, chosen)]
 
     form = "'path', 'object' and 'gt' with 8 boxes"
     return collect(path, json_entries(path), make, report, form)
 
 
-def tracking_example(name, folder, thing, boxes, chosen):
-    frames = tuple(int(i) for i in chosen)
+def tracking_example(folder, thing, boxes, chosen):
+    name, frames = os.path.basename(folder), tuple(int(i) for i in chosen)
     return Example(name, "tracking", folder, sentence(thing), boxes, frames=frames)
 
 
@@ -190,8 +190,7 @@ def boxes_in_frame(boxes):
 
 def raw_sequence(split, name):
     """The Example of one raw sequence. Raises Malformed if its files are not complete."""
-    name = name.strip()
-    folder = video_path(split, name).removesuffix(".mp4")
+    folder = video_path(split, name.strip()).removesuffix(".mp4")
     try:
         thing, width, height, pixel_boxes, absent = read_sequence_files(folder)
         frames = len(numbered_pictures(folder))
@@ -200,18 +199,14 @@ def raw_sequence(split, name):
     except configparser.Error as e:
         raise Malformed(f"meta_info.ini: {' '.join(str(e).split())}") from e
     if not frames == len(pixel_boxes) == len(absent):
-        raise Malformed(
-            f"{folder} holds {frames} frames, {len(pixel_boxes)} boxes and {len(absent)} absence"
-            " labels: unpack it again"
-        )
+        held = f"{frames} frames, {len(pixel_boxes)} boxes and {len(absent)} absence labels"
+        raise Malformed(f"{folder} holds {held}: unpack it again")
     chosen = even_frames(enough(frames, folder))
     if any(absent[i] for i in chosen):
         raise Malformed("the object is out of sight at one of the eight frames")
-    boxes = [
-        (x / width, y / height, (x + w) / width, (y + h) / height)
-        for x, y, w, h in (pixel_boxes[i] for i in chosen)
-    ]
-    return tracking_example(name, folder, thing, boxes_in_frame(boxes), chosen)
+    corners = [(x, y, x + w, y + h) for x, y, w, h in (pixel_boxes[i] for i in chosen)]
+    scale = np.array([width, height, width, height])
+    return tracking_example(folder, thing, boxes_in_frame(corners / scale), chosen)
 
 
 def read_sequence_files(folder):
@@ -252,23 +247,19 @@ def read_nextgqa(path, videos, report=print):
 
     def make(_, entry):
         options = bare_options(entry["options"])
-        letter = letter_of(entry["answer"], options)
-        name, group = entry["video"], entry.get("type", "")
-        video = video_path(videos, name)
-        question = entry["question"]
-        return [gqa_example(entry["id"], video, question, options, letter, entry["glue"], group)]
+        letter, video = letter_of(entry["answer"], options), video_path(videos, entry["video"])
+        return [gqa_example(entry["id"], video, entry, options, letter, entry["glue"])]
 
     form = "'id', 'video', 'question', 'options', 'glue' and 'answer'"
     return collect(path, json_entries(path), make, report, form)
 
 
-def gqa_example(name, video, question, options, letter, evidence, group):
-    evidence = [interval(*pair) for pair in evidence]
+def gqa_example(name, video, entry, options, letter, evidence):
+    question, answer = sentence(entry["question"]), (letter, [interval(*e) for e in evidence])
     if not evidence:
         raise Malformed("'glue' is empty")
-    return Example(
-        str(name), "gqa", video, sentence(question), (letter, evidence), options, group=str(group)
-    )
+    group = str(entry.get("type", ""))
+    return Example(str(name), "gqa", video, question, answer, options, group=group)
 
 
 def read_nextgqa_table(path, videos, report):
@@ -288,14 +279,13 @@ def read_nextgqa_table(path, videos, report):
         if number not in seconds.get(name, {}).get("location", {}):
             raise Malformed(f"{located} has no seconds for question {number} about {name}")
         evidence, video = seconds[name]["location"][number], video_path(videos, folders[name])
-        name, question, group = f"{name}_{number}", row["question"], row["type"]
-        return [gqa_example(name, video, question, options, letter, evidence, group)]
+        return [gqa_example(f"{name}_{number}", video, row, options, letter, evidence)]
 
     rows = csv.DictReader(read_text(path).splitlines(keepends=True))
     try:
         entries = [(rows.line_num, None, row) for row in rows]
     except csv.Error as e:
-        raise BadInput(f"{path}, line {rows.line_num}: broken table ({e})") from e
+        raise BadInput(f"{path}, line {rows.line_num}: broken table; download it again") from e
     return collect(path, entries, make, report, "video_id, qid, question, a0 to a4, answer, type")
 
 

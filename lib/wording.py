@@ -11,6 +11,7 @@ from itertools import pairwise
 
 N_BOXES = 8  # frames of a tracking question (VideoChat-R1 §3)
 MOST_INTERVALS = 20  # evidence of more of them is not read
+ON_OFFER = 5  # options of a question whose options are not known: A to E
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NOT = r"\b(?:not|never|neither|nor|cannot|[a-z]{2,6}n['’]t)\b"
 
@@ -189,13 +190,22 @@ HEDGED = (
 )
 
 
+class Letter(str):
+    """The letter of the right option, which knows how many options there are: a str to all else."""
+
+    def __new__(cls, letter, on_offer):
+        made = super().__new__(cls, letter)
+        made.on_offer = on_offer
+        return made
+
+
 def beside(patterns, text, match):
     """Matches of patterns (before, after) directly before and after the letter of a NAMED match."""
     start, end = match.span(match.lastindex)
     return patterns[0].search(text[max(0, start - 40) : start]), patterns[1].match(text, end)
 
 
-def parse_letter(answer, on_offer=5):
+def parse_letter(answer, on_offer=ON_OFFER):
     """The only option that an answer names: B of '(B)', 'b.', 'B. a dog', 'The answer is B'.
 
     on_offer: how many options there are; a letter beyond them is no answer.
