@@ -33,11 +33,13 @@ def read_text(path):
 
 
 def json_entries(path):
-    """The entries of a JSON list, dictionary or JSON Lines, as [(line number, key, value)].
+    """The entries of a JSON list, dictionary or JSON Lines (or parquet), as [(line, key, value)].
 
     The keys of a list and of lines are 0, 1, …. json.loads would forget where an entry stands, and
     an error without a line helps nobody in a file of ten thousand questions.
     """
+    if path.endswith(".parquet"):
+        return parquet_entries(path)
     text = read_text(path)
     lines = [(k, line) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
     if len(lines) > 1 and is_json(lines[0][1]):  # JSON Lines: a value in every line
@@ -78,13 +80,9 @@ def is_json(text):
     return True
 
 
-def table_entries(path):
-    """The entries of a benchmark that comes as parquet (with pyarrow installed) or as JSON."""
-    return parquet_entries(path) if path.endswith(".parquet") else json_entries(path)
-
-
 def parquet_entries(path):
-    """The rows of a parquet file as [(number from 1, number from 0, {column: value})]."""
+    """The rows of a parquet file as [(number from 1, number from 0, {column: value})]; with pyarrow
+    installed."""
     try:
         from pyarrow.parquet import read_table
     except ImportError as e:

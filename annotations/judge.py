@@ -7,9 +7,8 @@ two words it finds likelier as the next token,
 
     log-odds = log Σ p(ways to write yes) − log Σ p(ways to write no)  > 0.
 
-That needs one forward pass per question, and there is no text to parse. It can be fooled, though,
-as every learned reward can: a policy trained long enough finds captions that please it. Read some
-of the run's, in its rollouts.jsonl.
+That takes one forward pass per question. It can be fooled, as every learned reward can: a policy
+trained long enough finds captions that please it. Read some of the run's, in its rollouts.jsonl.
 """
 
 import functools
@@ -69,9 +68,8 @@ def load_judge(name, device):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         safe = dict(trust_remote_code=False, use_safetensors=True)  # no code, no pickles
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", output_loading_info=True, **safe
-        )
+        safe |= dict(dtype="auto", output_loading_info=True)
+        model, report = AutoModelForCausalLM.from_pretrained(name, **safe)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if wrong := sorted(map(str, report[kind])):
                 raise ValueError(f"{len(wrong)} {kind.replace('_', ' ')}, the first {wrong[0]}")

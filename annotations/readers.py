@@ -7,6 +7,7 @@ The readers are in training_sets.py and benchmarks.py. Videos are looked for bes
 
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from annotations import MARK
@@ -18,9 +19,9 @@ from lib.errors import BadInput
 @dataclass(frozen=True)
 class Dataset:
     reader: object  # the function that reads its files
-    train: str  # pattern of the training files' names in the data set's folder; None: has none
-    test: str
     source: str  # where people get it
+    test: str  # pattern of the test files' names in the data set's folder
+    train: str = None  # of the training files; None: it is only evaluated on
     videos: str = "videos"  # its folder of videos
 
 
@@ -31,90 +32,82 @@ TIMELENS = f"{HUB}/TencentARC/TimeLens-Bench"
 DATASETS = {
     "charades": Dataset(
         t.read_charades,
-        r"charades(_sta)?_train\b.*\.(txt|json)|train\.json",
-        r"charades(_sta)?_test\b.*\.(txt|json)",
         "charades_sta_train.txt and charades_sta_test.txt from github.com/jiyanggao/TALL, or "
         f"train.json and charades_test.json from {PAPER}; videos/*.mp4 is Charades_v1_480.zip from "
         "prior.allenai.org/projects/charades",
+        r"charades(_sta)?_test\b.*\.(txt|json)",
+        r"charades(_sta)?_train\b.*\.(txt|json)|train\.json",
     ),
     "activitynet": Dataset(
         t.read_charades,
-        None,
-        r"(activitynet_)?(test|val_2)\b.*\.json",
         "test.json of ActivityNet Captions' grounding split; videos/v_*.mp4 from activity-net.org",
+        r"(activitynet_)?(test|val_2)\b.*\.json",
     ),
     "timelens-charades": Dataset(
         t.read_charades,
-        None,
-        r"charades-timelens.*\.json",
         f"charades-timelens.json from {TIMELENS}; Charades' videos/*.mp4",
+        r"charades-timelens.*\.json",
     ),
     "timelens-activitynet": Dataset(
         t.read_charades,
-        None,
-        r"activitynet-timelens.*\.json",
         f"activitynet-timelens.json from {TIMELENS}; ActivityNet's videos/v_*.mp4",
+        r"activitynet-timelens.*\.json",
     ),
     "got10k": Dataset(
         t.read_got10k,
-        r"train|got_train.*\.json",
-        r"val|got_val.*\.json",
         "train/ and val/, each with list.txt: full_data.zip from got-10k.aitestunion.com",
+        r"val|got_val.*\.json",
+        r"train|got_train.*\.json",
         videos=".",
     ),
     "nextgqa": Dataset(
         t.read_nextgqa,
-        r"nextgqa_val.*\.json|val\.csv",
-        r"nextgqa_test.*\.json|test\.csv",
         f"nextgqa_val.json and nextgqa_test.json from {PAPER}, or val.csv, gsub_val.json, test.csv,"
         " gsub_test.json and map_vid_vidorID.json from github.com/doc-doc/NExT-GQA; NExT-QA's "
         "videos/1101/*.mp4",
+        r"nextgqa_test.*\.json|test\.csv",
+        r"nextgqa_val.*\.json|val\.csv",
     ),
     "quality": Dataset(
         t.read_quality,
-        r"quality_train.*\.json|Quality_Access_100shot\.json",
-        r"quality_test.*\.json|Quality_Access_test\.json",
         f"Quality_Access_100shot.json and Quality_Access_test.json from {PAPER}; VidTAB's "
         "videos/*.mp4",
+        r"quality_test.*\.json|Quality_Access_test\.json",
+        r"quality_train.*\.json|Quality_Access_100shot\.json",
     ),
     "caption": Dataset(
         t.read_captions,
-        r"captions_train.*\.json|metadata\.json",
-        r"captions_test.*\.json",
         'your own captions_train.json and captions_test.json, [{"video": "a.mp4", "events": '
         f'["…"]}}], or FIBER\'s metadata.json ({HUB}/MCG-NJU/CaReBench) to train on; videos/*.mp4',
+        r"captions_test.*\.json",
+        r"captions_train.*\.json|metadata\.json",
     ),
     "dream1k": Dataset(
         b.read_dream1k,
-        None,
-        r"metadata\.json",
         f"json/metadata.json and video.zip, as videos/*.mp4, from {HUB}/omni-research/DREAM-1K",
+        r"metadata\.json",
     ),
     "videomme": Dataset(
         b.read_videomme,
-        None,
-        r"(test|videomme).*\.(parquet|json)",
         f"test-00000-of-00001.parquet and videos/*.mp4 from {HUB}/lmms-lab/Video-MME",
+        r"(test|videomme).*\.(parquet|json)",
     ),
     "longvideobench": Dataset(
         b.read_longvideobench,
-        None,
-        r"lvb_val.*\.json|validation.*\.parquet",
         f"lvb_val.json and videos.tar, as videos/*.mp4, from {HUB}/longvideobench/LongVideoBench",
+        r"lvb_val.*\.json|validation.*\.parquet",
     ),
     "mvbench": Dataset(
         b.read_mvbench,
-        None,
-        r"[a-z_-]+\.json",
         f"json/*.json and the archives, unpacked under video/, from {HUB}/OpenGVLab/MVBench",
+        r"[a-z_-]+\.json",
         videos="video",
     ),
     "perceptiontest": Dataset(
         b.read_perceptiontest,
-        None,
-        r"(all|mc_question)_valid.*\.json",
         "mc_question_valid.json and the valid videos/*.mp4 from "
         "github.com/google-deepmind/perception_test",
+        r"(all|mc_question)_valid.*\.json",
     ),
 }
 
@@ -129,11 +122,10 @@ def read_dataset(name, split, folder, report=print):
     dataset = DATASETS[name]
     if getattr(dataset, split) is None:
         raise BadInput(f"{name} is only evaluated on, never trained on")
-    if not os.path.isdir(folder):
-        raise BadInput(f"data folder {folder} does not exist. What belongs in it: {dataset.source}")
     belongs = f"What belongs in {folder}: {dataset.source}"
-    paths = annotation_files(name, split, folder)
-    if not paths:
+    if not os.path.isdir(folder):
+        raise BadInput(f"data folder {folder} does not exist. {belongs}")
+    if not (paths := annotation_files(name, split, folder)):
         raise BadInput(f"no {split} annotations of {name} in {folder}. {belongs}")
     videos = os.path.normpath(os.path.join(folder, dataset.videos))
     if not os.path.isdir(videos):
@@ -163,16 +155,16 @@ def annotation_files(name, split, folder):
 
 def number_repeated(examples, source, report):
     """Makes ids unique, in place. Answers are kept by id: one would be scored as another."""
-    taken, counts, renamed = {e.id for e in examples}, {}, []
+    taken, counts, renamed = {e.id for e in examples}, Counter(), []
     for e in examples:
-        first, counts[e.id] = e.id, counts.get(e.id, 0) + 1
-        if counts[first] == 1:
-            continue
-        while e.id in taken:  # "x#2" may be the name of another
+        first, again = e.id, e.id in counts
+        counts[first] += 1
+        while again and e.id in taken:  # "x#2" may be the name of another
             e.id = f"{first}#{counts[first]}"
             counts[first] += e.id in taken
-        taken.add(e.id)
-        renamed.append(f"the second {first!r} is {e.id!r} here")
+        if again:
+            taken.add(e.id)
+            renamed.append(f"the second {first!r} is {e.id!r} here")
     if renamed:
         again = f"{len(renamed)} example(s) have the id of an earlier one"
         report(f"{source}: {again}, so {renamed[0]}")
