@@ -217,18 +217,19 @@ def parse_letter(answer, on_offer=ON_OFFER):
     """
     text = "\n".join(filter(None, map(plain, (answer or "").splitlines())))
     listed = LABEL.findall(text)[:2] == ["A", "B"]  # the question's options, told once more
+    offered = set(LETTERS[:on_offer])
     for pattern in NAMED:
         if listed and pattern in NAMED[1:3]:
             continue
         found = {}
         for match in pattern.finditer(text):
             letter = match[match.lastindex].upper()
-            if letter in LETTERS[:on_offer] and not any(beside(DENIED_LETTER, text, match)):
+            if letter in offered and not any(beside(DENIED_LETTER, text, match)):
                 found.setdefault(letter, []).append(match)
         if found:
             ((letter, matches), *others) = found.items()
             hedges = [other[1] for m in matches for other in beside(HEDGED, text, m) if other]
-            return None if others or set(hedges) - {letter} else letter
+            return None if others or offered.intersection(hedges) - {letter} else letter
     return None
 
 
