@@ -82,7 +82,7 @@ def read_charades(path, videos, report=print):
     lines = enumerate(text.splitlines(), 1)
     entries = [(number, None, line) for number, line in lines if line.strip()]
     form = (
-        "a name, a start, an end and a e.sentence, like: 3MSZA 24.3 30.4##person turn a light on."
+        "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on."
     )
     return e.collect(path, entries, of_line, report, form)
 
