@@ -17,9 +17,12 @@ import re
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 import rewards
 from lib.errors import BadInput, first_line
+
+logging.set_verbosity_error()  # what a judge's files lack is told in our one sentence
 
 QUESTION = (
     "A caption of a video says:\n{caption}\n\n"
@@ -79,7 +82,7 @@ def load_judge(name, device):
         raise
     except Exception as e:  # damaged files end in errors of a dozen libraries
         said = f"--judge {name} is not a language model that transformers can load"
-        raise BadInput(f"{said}: {first_line(e)}") from e
+        raise BadInput(f"{said}: {first_line(e, most=300)}") from e
     model = model.to(device).eval().requires_grad_(False)
     yes, no = set(token_ids(tokenizer, "yes")), set(token_ids(tokenizer, "no"))
     if not yes - no or not no - yes:
