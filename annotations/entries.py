@@ -208,6 +208,13 @@ def interval(start, end):
     return start, end
 
 
+def seconds_of(entry):
+    """An entry's "duration" in seconds; None where it has none, or what is no length."""
+    seconds = entry.get("duration")
+    usable = isinstance(seconds, (int, float)) and 0 < seconds < float("inf")
+    return float(seconds) if usable else None
+
+
 def sentence(text):
     text = " ".join(str(text).split()).rstrip(".")
     if not text:

@@ -52,20 +52,21 @@ def read_charades(path, videos, report=print):
     """
     counts = {}
 
-    def query(name, start, end, text):
+    def query(name, start, end, text, duration=None):
         asked = e.video_path(videos, name), e.sentence(text), e.interval(start, end)
         k = counts[name] = counts.get(name, -1) + 1
-        return Example(f"{name}/{k}", "grounding", *asked)
+        return Example(f"{name}/{k}", "grounding", *asked, duration=duration)
 
     def of_dictionary(name, entry):
         spans, texts = ("spans", "queries") if "spans" in entry else ("timestamps", "sentences")
         rows = zip(entry[spans], entry[texts], strict=True)
-        return e.each_usable(list(rows), lambda row: query(name, *row[0], row[1]))
+        seconds = e.seconds_of(entry)
+        return e.each_usable(list(rows), lambda row: query(name, *row[0], row[1], seconds))
 
     def of_list(_, entry):
         name = os.path.splitext(e.own_name(entry["video_path"]))[0]
         (span,) = json.loads(entry["span"])
-        return [query(name, *span, entry["query"])]
+        return [query(name, *span, entry["query"], e.seconds_of(entry))]
 
     def of_line(_, line):
         match = re.fullmatch(r"(\S+) (\S+) (\S+)(?: \S+)?##(.*)", line.strip())
@@ -81,9 +82,7 @@ def read_charades(path, videos, report=print):
         return e.collect(path, entries, of_list, report, form)
     lines = enumerate(text.splitlines(), 1)
     entries = [(number, None, line) for number, line in lines if line.strip()]
-    form = (
-        "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on."
-    )
+    form = "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on."
     return e.collect(path, entries, of_line, report, form)
 
 
@@ -220,16 +219,14 @@ def read_nextgqa(path, videos, report=print):
 
     def make(_, entry):
         entry = whole(entry)
-        options, evidence = (
-            e.bare_options(entry["options"]),
-            [e.interval(*pair) for pair in entry["glue"]],
-        )
+        options = e.bare_options(entry["options"])
+        evidence = [e.interval(*pair) for pair in entry["glue"]]
         if not evidence:
             raise e.Malformed("'glue' is empty")
         answer = e.letter_of(entry["answer"], options), evidence
         video, question = e.video_path(videos, entry["video"]), e.sentence(entry["question"])
-        group = str(entry.get("type", ""))
-        return [Example(str(entry["id"]), "gqa", video, question, answer, options, group=group)]
+        more = {"group": str(entry.get("type", "")), "duration": e.seconds_of(entry)}
+        return [Example(str(entry["id"]), "gqa", video, question, answer, options, **more)]
 
     form = "'id', 'video', 'question', 'options', 'glue' and 'answer', or columns as in val.csv"
     return e.collect(path, entries, make, report, form)

@@ -102,6 +102,7 @@ def empty(name, device, dtype, attn):
         else:
             model.generation_config.eos_token_id = None  # it was taken from the config
         check_tokens(model, tokenizer)
+        model.n_tokens = max(tokenizer.get_vocab().values()) + 1
         check_weights(model, files)
     return model, tokenizer, files
 
@@ -380,7 +381,7 @@ def compute_buffers(model, device):
 
 
 # ------------------------------------------------------------------------------------------------
-# Names, and a function as a method
+# Names
 # ------------------------------------------------------------------------------------------------
 # In files, here and on the hub, weights have an older transformers' names: visual.…, model.layers.…
 
@@ -397,17 +398,6 @@ def from_hub(name):
 def to_hub(name):
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
-
-def call(model, function, *args):
-    """function(model, *args), as a method: model.call(function, …).
-
-    With --shard, FSDP2 gathers the weights only when a method registered with it is called, and
-    lib/sharding.py registers this one. For weights that are whole it changes nothing.
-    """
-    return function(model, *args)
-
-
-Qwen2_5_VLForConditionalGeneration.call = call
 
 # ------------------------------------------------------------------------------------------------
 # Save

@@ -31,7 +31,7 @@ SMALL = [
 STEP = [
     *"--task grounding --group-size 4 --prompts-per-step 4 --steps 1".split(),
     # Groups alone: rows of several round otherwise, and a draw may then fall the other way.
-    *"--lr 3e-4 --train-vision --score-tokens 1".split(),
+    *"--lr 3e-4 --train-vision".split(),
     *SMALL,
 ]
 
