@@ -131,7 +131,7 @@ def frame_size(height, width, n_frames, budget):
         h, w = (max(CELL, n * CELL) for n in cells)
     elif h * w < least:
         grow = (least / (height * width)) ** 0.5
-        h, w = (int(np.ceil(side * grow / CELL)) * CELL for side in (height, width))
+        h, w = (int(np.ceil(side * grow / CELL - 1e-9)) * CELL for side in (height, width))
     # A side cannot be less than a cell, and growing rounds up: the budget wins over the shape.
     while h * w > most:
         h, w = (h - CELL, w) if h >= w else (h, w - CELL)

@@ -194,7 +194,7 @@ class Letter(str):
     """The letter of the right option, which knows how many options there are: a str to all else."""
 
     def __new__(cls, letter, on_offer):
-        made = super().__new__(cls, letter)
+        made = super().__new__(cls, "" + letter)  # a number is no letter
         made.on_offer = on_offer
         return made
 
