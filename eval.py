@@ -45,7 +45,7 @@ import grpo
 import tasks
 from annotations.judge import install_judge
 from annotations.readers import find_data
-from data import VideoBudget, ask, load_video
+from data import VideoBudget, ask, load_video, read_frames
 from evaluation import controls, predictions
 from evaluation.branches import prefill
 from evaluation.clips import batches_of, read_ahead, turns
@@ -173,7 +173,7 @@ def answer_batch(evaluation, asked):
         texts = dict(zip(prompts, grpo.completion_texts(*said)))
     for e, prompt in asked:
         record = {"id": e.id, "group": e.group, "video": e.video, "question": e.question}
-        record["answer"] = e.answer
+        record |= {"answer": e.answer, "on offer": len(e.options)}
         if e.id in prompts:
             record |= {"text": texts[e.id], "seconds": prompt.duration}
         else:
@@ -240,7 +240,7 @@ def score(evaluation, name, records, first_look, constant):
 def bench(bench_name, name, args, load_once):
     """Evaluates one model on one benchmark. Returns a controls.Scored on process 0; None on the
     others, and where a control does not apply."""
-    decoder = Decoder(args.decode_timeout)
+    decoder = Decoder(args.decode_timeout, read_frames)
     with ended_by_ctrl_c(decoder):
         evaluation = prepare(bench_name, name, args, decoder, load_once)
         if evaluation is None:

@@ -194,7 +194,7 @@ def test_a_decoder_that_hangs_or_dies_costs_one_video(charades, tmp_path, monkey
     from lib.decoder import Decoder
 
     good = os.path.join(charades, "videos", "train00000.mp4")
-    budget, decoder = VideoBudget.of_model(BASE), Decoder(20)
+    budget, decoder = VideoBudget.of_model(BASE), Decoder(20, read_frames)
     try:
         ours, theirs = decoder.read(good, budget), read_frames(good, budget)
         assert torch.equal(ours.pixels, theirs.pixels) and ours.duration == theirs.duration

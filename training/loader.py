@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from annotations.readers import find_data, read_dataset
-from data import Batch, load_prompt
+from data import Batch, load_prompt, read_frames
 from lib.decoder import Cancelled, Decoder
 from lib.errors import BadInput
 from lib.identity import is_toy
@@ -77,7 +77,7 @@ class Loader:
         """room: tokens that a prompt may have."""
         self.examples, self.tokenizer, self.budget = examples, tokenizer, budget
         self.settings, self.room, self.device = settings, room, device
-        self.decoder = Decoder(settings.decode_timeout)
+        self.decoder = Decoder(settings.decode_timeout, read_frames)
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.kept, self.n_fixed = None, min(FIXED, len(examples))  # what `fixed` has read
 
