@@ -17,7 +17,7 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from data import VideoBudget
 from lib.adapters import add_adapters
 from lib.errors import BadInput, first_line
-from lib.flags import is_toy_model
+from lib.identity import is_toy
 from lib.weights import check_family
 from training.settings import check_processes
 
@@ -69,7 +69,7 @@ def sizes_of(model, args, world, P=None):
     if P is None:
         pixels = VideoBudget.of_model(args.model, **vars(args)).total_pixels
         # about 200 of text; the toy's clips never fill their budget
-        P = 200 + (80 if is_toy_model(args.model) else pixels // 28**2)
+        P = 200 + (80 if is_toy(args.model) else pixels // 28**2)
     C, B, sft = args.max_new_tokens, args.prompts_per_step // world, args.method == "sft"
     G, videos = (1, 1) if sft else (args.group_size, B)  # videos are read together for sampling
     text, vision = model.config.text_config, model.config.vision_config
