@@ -28,7 +28,7 @@ from lib.files import (
     take,
 )
 from lib.flags import check_template, is_toy_model
-from tasks import TASKS, longest_answer, score, words_around
+from tasks import TASKS, longest_answer, paid, score, words_around
 from training.log import versions
 
 # ------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def with_tags(text):
 
 def rewards_of(task, text, answer, think):
     """tasks.score as an evaluation counts it: the form as it was written, the content with_tags."""
-    form = TASKS[task].rules["format"](text, answer, think)
+    form = paid(task, "format", text, answer, think)
     return score(task, with_tags(text), answer, think) | {"format": form}
 
 
