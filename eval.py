@@ -52,8 +52,8 @@ from lib.decoder import Decoder, ended_by_ctrl_c
 from lib.errors import BadInput, run_program
 from lib.files import append_line, locks_released
 from lib.processes import on_each, on_first, start_processes
-from lib.weights import load, room_for_prompt
-from model import encode_videos
+from lib.weights import room_for_prompt
+from model import encode_videos, load
 from toy.world import ensure
 from training.settings import parse_eval_args as parse_args
 

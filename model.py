@@ -24,7 +24,14 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from lib.attention import ATTENTION, PatchProduct, register_windows, vision_layout
+from lib import weights
+from lib.attention import (
+    ATTENTION,
+    PatchProduct,
+    check_attention,
+    register_windows,
+    vision_layout,
+)
 from lib.cache import GroupCache
 from lib.packing import clips_of, rows_of
 
@@ -143,6 +150,13 @@ def prepare(model, attn="sdpa"):
     model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
     model.model.visual.patch_embed.__class__ = PatchProduct
     return model
+
+
+def load(name, device="cpu", dtype=None, attn="sdpa"):
+    """(model, tokenizer) of a folder or a hub name (lib/weights.py), prepared."""
+    check_attention(attn, device)
+    model, tokenizer = weights.load(name, device, dtype)
+    return prepare(model, attn), tokenizer
 
 
 def attention(module, query, key, value, attention_mask, scaling, attend, groups, **_):

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rewards
 from lib.errors import BadInput
-from lib.weights import finite, first_few, one_sentence
+from lib.weights import one_sentence, read_weights
 
 QUESTION = (
     "A caption of a video says:\n{caption}\n\n"
@@ -72,15 +72,7 @@ def load_judge(name, device):
     """
     with one_sentence(f"--judge {name} is not a language model that transformers can load"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        safe = dict(trust_remote_code=False, use_safetensors=True)  # no code, no pickles
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", output_loading_info=True, **safe
-        )
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if wrong := sorted(map(str, report[kind])):
-                raise ValueError(f"{kind.replace('_', ' ')} in its files: {first_few(wrong)}")
-        if wrong := [key for key, p in model.named_parameters() if not finite(p)]:
-            raise ValueError(f"numbers that are not finite in {first_few(wrong)}")
+        model = read_weights(AutoModelForCausalLM, name, "auto")
     model = model.to(device).eval().requires_grad_(False)
     yes, no = set(token_ids(tokenizer, "yes")), set(token_ids(tokenizer, "no"))
     if not yes - no or not no - yes:

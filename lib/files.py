@@ -23,7 +23,8 @@ from lib.errors import BadInput, read_object, wrong_key
 
 LOCK = "lock"
 MODEL = (r"(config|generation_config|adapter_config|video_budget|merged|tokenizer|tokenizer_config"
-         r"|special_tokens_map|added_tokens|vocab|model\.safetensors\.index)\.json|merges\.txt"
+         r"|special_tokens_map|added_tokens|vocab|model\.safetensors\.index|chat_template"
+         r"|(video_)?preprocessor_config|processor_config)\.json|merges\.txt|README\.md"
          r"|chat_template\.jinja|(model(-\d+-of-\d+)?|adapter_model)\.safetensors")  # fmt: skip
 EVALUATION = (r"(earlier-[\d-]+/)?(predictions\.png|((settings|results)\.json"
               r"|predictions(-second-look)?\.jsonl)(\.partial)?)|lock(\.\d+)?")  # fmt: skip

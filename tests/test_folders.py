@@ -23,7 +23,7 @@ from conftest import ROOT
 from lib import errors
 from lib import files as folders
 from lib.errors import BadInput
-from lib.weights import load
+from model import load
 from tools import merge, paper, pictures, report
 from training.checkpoint import save_checkpoint
 from training.run import STOP

@@ -16,8 +16,7 @@ from docs_check import all_commands
 from grpo import sample_groups
 from lib.adapters import add_adapters
 from lib.errors import BadInput
-from lib.weights import load
-from model import encode_videos, groups_logprobs, prefill
+from model import encode_videos, groups_logprobs, load, prefill
 from training import plan, settings
 from training.optimizer import MasterAdamW
 

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from data import VideoBudget
 from lib.errors import BadInput, first_line, run_program
 from lib.files import MERGED, expect_merged
-from lib.weights import load, save
+from lib.weights import save, write_weights
+from model import load
 
 
 def start():
@@ -43,7 +44,7 @@ def start():
         os.makedirs(folder)
         with open(os.path.join(folder, MERGED), "w", encoding="utf-8") as f:
             json.dump({"kind": "merged model", "adapters": os.path.abspath(args.adapters)}, f)
-        model.save_pretrained(folder)
+        write_weights(model, folder)
 
     try:
         save(model, tokenizer, VideoBudget.of_model(args.adapters), out, write)

@@ -13,8 +13,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from lib.weights import share
-
 
 def add_up_gradients(parameters, world):
     """grad ← Σ over processes of grad, in messages of about 100 MB.
@@ -121,5 +119,9 @@ class MasterAdamW:
 
 def fill_own_part(p, tensor):
     """p ← tensor, of which a sharded p takes its own rows. No communication between processes."""
-    local, rows = share(p)
-    local.copy_(tensor[rows])
+    if isinstance(p, DTensor):
+        mesh, p = p.device_mesh, p.to_local()
+        if len(p) == 0:  # fewer rows than processes
+            return
+        tensor = tensor.chunk(mesh.size())[mesh.get_local_rank()]  # as FSDP2 splits
+    p.copy_(tensor)

@@ -75,7 +75,7 @@ def make_models(args, dtype):
         recompute_activations(policy)
     if args.shard:
         for model in {policy, reference}:
-            shard(model, dtype)
+            shard(model, "cpu", dtype)
     if not args.train_vision:
         policy.model.visual.requires_grad_(False)
     return policy, reference
