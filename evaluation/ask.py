@@ -15,7 +15,7 @@ def ask(args):
     device = start_processes(args.device)[2]
     path, shown, _ = find_model(args.model[0])
     model, tokenizer = load(path, device, attn=args.attn)
-    video = load_video(args.video, VideoBudget.of_model(path, **vars(args)), args.blind)
+    video = load_video(args.video, VideoBudget.of_model(path, **vars(args)), args.look)
     t, h, w = video.grid
     print(
         f"[{shown}; {video.duration:.1f} s of video as {2 * t} frames of "
