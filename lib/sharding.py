@@ -1,10 +1,8 @@
 """sharding.py: weights too large for one GPU.
 
-A step's work is shared by prompts: each process samples, scores and differentiates its own, and the
-gradients are added up. What differs is where the weights are:
+Work is shared by prompts, and gradients are added up (training/optimizer.py). Where weights are:
 
-    copied     every process holds all of them, and gradients are added up by hand
-               (training/optimizer.py)
+    copied     every process holds all of them
     sharded    --shard: each of W processes holds 1/W of every weight, gradient and optimizer state
                (FSDP2, arXiv 2304.11277 and torch.distributed.fsdp.fully_shard); a layer's weights
                are gathered when it runs
@@ -55,16 +53,12 @@ def recomputed(forward, *args, **kwargs):
 
 def shard(model, device, dtype, offload=False):
     """Splits every weight over all processes. Each layer is a unit; the rest (embeddings, head,
-    norms) is one more.
-
-    device: where it computes; dtype: what is gathered and computed in; the shards stay in the dtype
-    they have, float32 where they are trained.
-    """
+    norms) is one more. device: where it computes; dtype: what is gathered and computed in; the
+    shards keep theirs, float32 where they are trained."""
     settings = {
         # Said, not guessed: on a machine with GPUs FSDP2 would take those for --device cpu.
         "mesh": init_device_mesh(torch.device(device).type, (dist.get_world_size(),)),
-        # of the root too, or the reference policy's would stay whole
-        "reshard_after_forward": True,
+        "reshard_after_forward": True,  # the root too, or the reference policy's would stay whole
         "mp_policy": MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False),
         "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
     }
@@ -75,20 +69,14 @@ def shard(model, device, dtype, offload=False):
     register_fsdp_forward_method(model, "call")
     # FSDP2 warns of views that could be changed in place afterwards; here nothing is.
     warnings.filterwarnings("ignore", message=".*returned a view tensor")
-    return model
 
 
 def load_sharded(name, device, dtype, trained=True, adapters=None, recompute=False, offload=False):
-    """(model, tokenizer) like weights.load, but sharded. Trained weights are stored in float32,
-    others in the dtype they are computed in.
+    """(model, tokenizer) as of weights.load, but sharded. trained: whether weights get gradients,
+    and are stored in float32; adapters: their rank; recompute, offload: as the flags of train.py.
 
-    Process 0 reads and checks the model in its CPU's memory (N weights of dtype: 17 GB of a 7B in
-    bfloat16) and sends it, tensor by tensor. No GPU ever holds more than its share and the largest
-    tensor (1.1 GB, a 7B's embedding).
-
-    Args:    as of weights.load; trained: whether weights get gradients; adapters: their rank, or
-             None; recompute, offload: as the flags of train.py.
-    Raises:  BadInput as weights.load does, and for a folder of adapters.
+    Process 0 reads and checks the model in its CPU's memory (17 GB of a 7B in bfloat16) and sends
+    it, tensor by tensor: no GPU ever holds more than its share and the largest tensor (1.1 GB).
     """
     if under_adapters(name)[1]:
         raise BadInput(

@@ -27,7 +27,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from lib.adapters import load_adapters, merge, under_adapters
-from lib.errors import BadInput, read_object
+from lib.errors import BadInput, first_line, out_of_memory, read_object
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -127,13 +127,10 @@ def one_sentence(said):
     transformers' configs). Whatever it is: BadInput("{said}: …"). Memory is no fault of theirs."""
     try:
         yield
-    except (BadInput, MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as e:
-        if "can't allocate memory" in str(e):  # the CPU's out of memory is a plain RuntimeError
+        if isinstance(e, BadInput) or out_of_memory(e):
             raise
-        why = next(iter(str(e).strip().splitlines()), "no reason given")[:250].rstrip(".")
-        why = f"{why} ({type(e).__name__})"
+        why = f"{first_line(e, 250).rstrip('.')} ({type(e).__name__})"
         raise BadInput(f"{said}: {why}; get its folder anew, or give another") from e
 
 

@@ -149,8 +149,12 @@ def test_what_a_run_saves_opens_elsewhere(charades, copy, tmp_path, more):
         assert (policy / name).read_bytes() == (Path(copy) / name).read_bytes()
     card = (policy / "README.md").read_text(encoding="utf-8")
     assert copy in card and "on grounding" in card and "licence" in card
-    if not more:
-        assert same(load(str(policy))[0], AutoModelForImageTextToText.from_pretrained(policy))
+    plain = policy
+    if more:
+        plain = tmp_path / "merged"
+        done = subprocess.run([sys.executable, "-m", "tools.merge", policy, plain], cwd=ROOT)
+        assert done.returncode == 0 and (plain / "preprocessor_config.json").is_file()
+    assert same(load(str(policy))[0], AutoModelForImageTextToText.from_pretrained(plain))
     pytest.importorskip("torchvision", reason="AutoProcessor needs torchvision")
     assert type(AutoProcessor.from_pretrained(policy)).__name__ == "Qwen2_5_VLProcessor"
 
@@ -311,6 +315,11 @@ def not_a_number(folder):
     save_file({k: t * NAN for k, t in load_file(path).items()}, path)
 
 
+def other_layers(folder):
+    path = os.path.join(folder, "adapter_model.safetensors")
+    save_file({k.replace("layers.0", "layers.9"): t for k, t in load_file(path).items()}, path)
+
+
 CONFIG = "adapter_config.json"
 ADAPTERS = {
     "rank 0": (fields(CONFIG, r=0), "r = 0"),
@@ -324,6 +333,7 @@ ADAPTERS = {
     "no numbers": (without("adapter_model.safetensors"), UNREADABLE),
     "half the numbers": (cut(0.5, "adapter_model.safetensors"), UNREADABLE),
     "NaN": (not_a_number, "not finite"),
+    "other layers": (other_layers, "belong to other layers"),
 }
 
 
