@@ -47,6 +47,7 @@ from annotations.judge import install_judge
 from annotations.readers import find_data
 from data import VideoBudget, ask, load_video
 from evaluation import controls, predictions
+from evaluation.branches import prefill
 from evaluation.clips import batches_of, read_ahead, turns
 from evaluation.predictions import find_model
 from evaluation.settings import parse_args
@@ -121,9 +122,8 @@ def prepare(bench_name, name, args, decoder, rank, world, load_once):
 # ------------------------------------------------------------------------------------------------
 # Ask and answer
 # ------------------------------------------------------------------------------------------------
-# The video stands first in the prompt, so questions about one clip begin alike. A clip is read,
-# seen and prefilled once, and its questions are branches of what they share: the idea of model.py's
-# section 3 once more. (Where --prompt puts words before the video, each question is read whole.)
+# A clip is read, seen and prefilled once for all questions about it (evaluation/branches.py). Where
+# --prompt puts words before the video, each question is read whole.
 
 
 def read_clips(evaluation, clips, budget):
@@ -164,7 +164,9 @@ def answer_batch(evaluation, asked):
         to_read = list(prompts.values())
         with torch.no_grad():
             features = encode_videos(model, to_read)
-        completions, mask, _ = grpo.sample_groups(model, to_read, features, 1, longest, stop_ids)
+            begun = prefill(model, to_read, features)
+        how = (1, longest, stop_ids)
+        completions, mask, _ = grpo.sample_groups(model, to_read, features, *how, begun=begun)
         said = (completions[:, 0], mask[:, 0], evaluation.tokenizer, stop_ids)
         texts = dict(zip(prompts, grpo.completion_texts(*said)))
     for e, prompt in asked:

@@ -12,7 +12,7 @@ def batches_of(examples, size):
 
     Returns: batches, each a list of clips, each a list of Examples about one video, or the same
     part or frames of it. All clips of a batch have the same number of questions, so that each can
-    be read once for all of them (lib/packing.py). Those of the most clips, which cost the most,
+    be read once for all of them (branches.py). Those of the most clips, which cost the most,
     come first.
 
     >>> from types import SimpleNamespace as S

@@ -24,7 +24,6 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
-    register_fsdp_forward_method,
 )
 from torch.utils.checkpoint import checkpoint
 
@@ -66,7 +65,6 @@ def shard(model, device, dtype, offload=False):
         fully_shard(unit, **settings)
         unit.set_gradient_divide_factor(1.0)  # a sum, not a mean: see add_up_gradients
         unit.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(model, "call")
     # FSDP2 warns of views that could be changed in place afterwards; here nothing is.
     warnings.filterwarnings("ignore", message=".*returned a view tensor")
 

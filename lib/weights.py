@@ -11,7 +11,6 @@ What comes back is transformers' plain model; model.load prepares it for this pr
 import os
 import shutil
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 
 import torch
@@ -145,14 +144,6 @@ def room_for_prompt(model, max_new_tokens):
     return most - max_new_tokens
 
 
-def call(model, function, *args):
-    """function(model, *args), as a method: FSDP2 gathers the weights only around methods that
-    lib/sharding.py registers with it. For weights that are whole it changes nothing."""
-    return function(model, *args)
-
-
-Qwen2_5_VLForConditionalGeneration.call = call
-
 # ------------------------------------------------------------------------------------------------
 # Tokens
 # ------------------------------------------------------------------------------------------------
@@ -212,7 +203,8 @@ def write_weights(model, folder, state=None):
     """config.json and *.safetensors. state: whole weights, where the model itself holds shards."""
     if state is not None:  # FSDP2's class has another name, and its shards more bits
         with torch.device("meta"):
-            plain = Qwen2_5_VLForConditionalGeneration(deepcopy(model.config))
+            config = type(model.config).from_dict(model.config.to_dict())  # without our attention
+            plain = Qwen2_5_VLForConditionalGeneration(config)
         plain.generation_config = model.generation_config
         model = plain.to(next(iter(state.values())).dtype)
     model.save_pretrained(folder, state_dict=state, max_shard_size="4GB")

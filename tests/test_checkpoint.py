@@ -158,19 +158,6 @@ def test_resume_refuses_other_settings_and_starts_where_nothing_is(charades, uns
     assert len(lines(tmp_path / "new")) == 1
 
 
-def test_how_many_groups_share_a_forward_may_change(charades, unstopped, tmp_path):
-    """A run that ran out of memory may go on with fewer, and so may one from before there was such
-    a setting."""
-    out = tmp_path / "earlier"
-    shutil.copytree(unstopped, out)
-    shutil.rmtree(out / "checkpoints" / "step-000006")
-    settings = json.loads((out / "settings.json").read_text(encoding="utf-8"))
-    del settings["score_tokens"]
-    (out / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    run(charades, out, "--resume", "--score-tokens", "1")
-    assert [line["step"] for line in lines(out)] == [1, 2, 3, 4, 5, 6]
-
-
 def test_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

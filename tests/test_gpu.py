@@ -129,14 +129,14 @@ def indexes_by_a_mask(model, cache, tokens, positions, step=model_module.decode_
     return step(model, cache, tokens[tokens >= 0], positions)
 
 
-def number_written_on_the_device(tokens, vocabulary, device):
+def number_written_on_the_device(tokens, n_tokens, vocabulary, device):
     mask = torch.zeros(vocabulary, device=device)
     for token in tokens:
         mask[token] = float("-inf")
     return mask
 
 
-def mask_left_on_the_host(tokens, vocabulary, device):
+def mask_left_on_the_host(tokens, n_tokens, vocabulary, device):
     return torch.zeros(vocabulary).index_fill_(0, torch.tensor(tokens), float("-inf"))
 
 
@@ -228,7 +228,7 @@ def one_step(device, dtype, flags, batch):
     if args.method == "sft":
         norm = train.sft_step(policy, share, args, update_weights, Clock("cpu")).grad_norm
     else:
-        step = grpo.grpo_step(policy, reference, share, args, update_weights, float, Clock("cpu"))
+        step = grpo.grpo_step(policy, reference, share, args, update_weights, float)
         norm, gaps = step.grad_norm, sampler_gaps(step)
         texts = [text for group in step.groups for text in group.texts]
         token_records(policy, tokenizer, step.groups[0])

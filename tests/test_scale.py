@@ -18,13 +18,11 @@ from data import VideoBudget
 from evaluation.ask import ask
 from lib import adapters, processes, sharding
 from lib.errors import BadInput
+from lib.files import read_lines
 from model import encode_videos, group_logprobs, load
 from training.optimizer import MasterAdamW
 
 STEPS = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", "--steps", "3"]
-# Groups alone, as processes of other numbers have them: rows of several round otherwise, and a draw
-# may then fall the other way.
-STEPS += ["--score-tokens", "1"]
 GPU = ["--device", "cuda:1"]
 BENCH = ["--bench", "charades"]
 ASK = ["--video", "clip.mp4", "--ask", "When?"]
@@ -71,6 +69,20 @@ def test_four_processes_copied_or_sharded_take_the_steps_of_one(charades, tmp_pa
 
 
 @pytest.mark.slow
+def test_where_nothing_is_taught_two_processes_step_as_one(charades, tmp_path):
+    """β = 0, and a step without spread after one with: Adam goes on by its momentum."""
+    flags = [*STEPS, "--steps", "5", "--prompts-per-step", "2", "--group-size", "2", "--lr", "1e-3"]
+    flags += ["--beta", "0", "--max-new-tokens", "22", "--data", charades]
+    train.train(train.parse_args([*flags, "--out", str(tmp_path / "one")]))
+    lines = read_lines(tmp_path / "one" / "metrics.jsonl")
+    assert 1 in [line["no_spread"] for line in lines[1:]] and lines[0]["no_spread"] < 1
+    for name, more in (("copied", []), ("sharded", ["--shard"])):
+        done = launch(2, "train.py", *flags, *more, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert relative_distance(tmp_path / "one", tmp_path / name) < 1e-5
+
+
+@pytest.mark.slow
 def test_a_sharded_run_resumes(charades, tmp_path):
     """With adapters: the two features that touch every weight, together."""
     flags = [*STEPS, "--shard", "--lora", "4", "--save-every", "1", "--data", charades]
@@ -98,6 +110,7 @@ from data import VideoBudget
 from evaluation.ask import ask
 from lib import processes, sharding, weights
 from lib.adapters import add_adapters
+from model import prepare
 from training.policy import save_policy
 
 torch.distributed.fsdp._fully_shard._fully_shard._init_default_mesh = None  # nobody guesses it
@@ -128,7 +141,7 @@ except weights.BadInput as e:
 policy, tokenizer = sharding.load_sharded(base, device, torch.bfloat16)
 about = dict(lora=None, shard=True, dtype="bfloat16", model=base, method="grpo", loss="grpo")
 about |= dict(task="grounding", think=False, lr=1e-3, prompts_per_step=4, seed=0)
-what = policy, tokenizer, VideoBudget()
+what = prepare(policy), tokenizer, VideoBudget()
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
 try:

@@ -38,7 +38,7 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
     """
     line = {"step": step, "loss": sums["loss"]}
     if args.method == "grpo":
-        n, tokens, scored = sums["completions"], sums["tokens"], max(1.0, sums["scored_tokens"])
+        n, tokens = sums["completions"], sums["tokens"]
         line["reward"] = sums["reward"] / n
         for name in sums:  # "reward/task/rule"; a task without a prompt in this step has no mean
             if name.startswith("reward/") and sums[count := f"count/{name.split('/')[1]}"]:
@@ -46,9 +46,9 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
         line |= {
             "spread": sums["spread"] / sums["groups"],
             "no_spread": sums["no_spread"] / sums["groups"],
-            "kl": sums["kl"] / scored,
+            "kl": sums["kl"] / tokens,
             "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
-            "entropy": sums["entropy"] / scored,
+            "entropy": sums["entropy"] / tokens,
             "length": tokens / n,
             "unfinished": sums["unfinished"] / n,
         }

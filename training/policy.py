@@ -3,20 +3,33 @@
 import copy
 import os
 from contextlib import nullcontext
+from types import MethodType
 
 import torch
+from torch.distributed.fsdp import register_fsdp_forward_method
 
+import grpo
 from lib.adapters import add_adapters, reference_policy, save_adapters
 from lib.attention import check_attention
 from lib.processes import whole
 from lib.sharding import load_sharded, recompute_activations, whole_weights
 from lib.weights import save, write_weights
-from model import load, prepare
+from model import encode_videos, load, prepare
+
+
+def as_policy(model):
+    """The model with the methods that grpo_step calls. FSDP2 gathers sharded weights when a method
+    is called that was registered with it; for weights that are whole, registering does nothing."""
+    methods = {"features": encode_videos, "sample": grpo.sample_groups, "logprobs": grpo.logprobs}
+    for name, function in methods.items():
+        setattr(model, name, MethodType(function, model))
+        register_fsdp_forward_method(model, name)
+    return model
 
 
 def load_models(args, device):
-    """(policy, tokenizer, reference): `with reference() as reference_model` gives the policy as it
-    was before training, or None where the loss has no KL."""
+    """(policy, tokenizer, reference): `with reference() as frozen` gives the policy as it was
+    before training, or None where the loss has no KL."""
     dtype = getattr(torch, args.dtype)
     needs_copy = args.method == "grpo" and args.beta > 0 and not args.lora
     frozen = None
@@ -37,6 +50,7 @@ def load_models(args, device):
             recompute_activations(policy)
     if not args.train_vision:
         policy.model.visual.requires_grad_(False)
+    policy, frozen = as_policy(policy), as_policy(frozen) if frozen else None
     reference = lambda: reference_policy(policy) if args.lora else nullcontext(frozen)
     return policy, tokenizer, reference
 
@@ -58,23 +72,19 @@ def save_policy(policy, tokenizer, budget, out, args, rank):
 
 
 def card(base, args):
-    """The policy's README.md, as the hub shows it."""
-    how = (
-        "plain supervised fine-tuning (SFT)" if args.method == "sft" else f"GRPO, {args.loss} loss"
-    )
-    kind = f"LoRA adapters of rank {args.lora}" if args.lora else "weights"
-    think = "with" if args.think else "without"
+    """The policy's README.md, in the hub's form."""
+    how = "SFT" if args.method == "sft" else f"GRPO ({args.loss} loss)"
+    kind = f"LoRA adapters of rank {args.lora}" if args.lora else "All weights"
     return f"""---
 base_model: {base}
 library_name: transformers
 pipeline_tag: video-text-to-text
 ---
 
-{kind[0].upper()}{kind[1:]} of {base} after {how} on {args.task}, {think} thinking, by a minimal
-VideoChat-R1.
+{kind} of {base} after {how} on {args.task}, {"with" if args.think else "without"} thinking.
 
 - settings: learning rate {args.lr:g}, {args.prompts_per_step} prompts per step, seed {args.seed};
-  all of them are in `settings.json` of the run, and frames and pixels in `video_budget.json`
-- score: not measured when this was saved; `python eval.py --bench … --model` and the run's folder
-- licence: these weights are derived from the base's, and its licence holds for them
+  all others in the run's `settings.json`, frames and pixels in `video_budget.json`
+- score: not measured yet; `python eval.py --bench all --model RUN` does it under these settings
+- licence: the base's holds for what is derived from it
 """

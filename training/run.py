@@ -135,7 +135,7 @@ class Run:
         sums = add_up(sums, self.device, self.world)
         self.stopping, self.done = bool(sums["stop"]), step + 1
         self.agreement = None
-        if not self.checked and sums.get("scored_tokens", 0) > 0:
+        if not self.checked and outcome.groups:
             dtype = getattr(torch, self.settings.dtype)
             self.agreement = check_sampler(outcome.sampler_gaps, dtype, self.world)
             self.checked = True
@@ -158,7 +158,7 @@ class Run:
         """A line of rollouts.jsonl: every --rollouts-every steps a group, the step's first. Of a
         step whose KL is the largest so far, so that its reason can be seen, always one: that of
         the largest KL, whichever process has it."""
-        kl = sums["kl"] / max(1.0, sums["scored_tokens"])
+        kl = sums["kl"] / sums["tokens"]
         group, writer = groups[0], 0
         if is_peak := self.counts["largest_kl"] < kl < math.inf:
             self.counts["largest_kl"] = kl

@@ -2,7 +2,6 @@
 
 import os
 
-import grpo
 from lib.errors import BadInput
 from lib.flags import (
     ATTN,
@@ -24,8 +23,8 @@ from lib.flags import (
     parser_of,
     read_template,
 )
-from lib.packing import ROW
 from tasks import JOINTLY, TASKS, longest_answer
+from variants import KLS, VARIANTS
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # those that torchrun started
 
@@ -45,6 +44,16 @@ def two_defaults(name):
     words = {None: "one pass over the data", True: "yes", False: "no"}
     toy, paper = (words.get(value, value) for value in DEFAULTS[name])
     return f"(toy model: {toy}; others: {paper})"
+
+
+def published_clips():
+    """The clips of VARIANTS in the words of --help."""
+    names = {}
+    for name, variant in VARIANTS.items():
+        names.setdefault(variant.clip, []).append(name)
+    below = lambda low: f"{low:g}" if low < 1 else "nothing"
+    words = [f"{below(low)} below and {high:g} above for" for low, high in names]
+    return "; ".join(f"{w} {', '.join(some)}" for w, some in zip(words, names.values()))
 
 
 TRAIN_FLAGS = {
@@ -98,17 +107,20 @@ TRAIN_FLAGS = {
             "captions; others: 1024)"),
         ("--beta", number(float, "[0, inf)") | {"default": 0.04}, "weight of the KL to the "
             "reference policy; 0 does without one"),
-        ("--loss", {"default": "grpo", "choices": grpo.LOSSES}, "variant of the loss, see grpo.py"),
+        ("--kl", {"default": "k3", "choices": KLS}, "the KL's term per token, see variants.py"),
+        ("--loss", {"default": "grpo", "choices": VARIANTS}, "GRPO or a later variant, see "
+            "variants.py"),
         ("--updates-per-rollout", COUNT | {"default": 1}, "optimizer steps on the same "
             "completions; the clip acts from the second on"),
-        ("--clip", POSITIVE | {"default": 0.2}, "ε: the ratio is clipped to 1 ± ε (--loss gspo "
-            "needs about 3e-4: give it yourself)"),
-        ("--clip-high", POSITIVE, "ε for ratios above 1, if it is to be another (dapo uses 0.28)"),
+        ("--clip", POSITIVE, "ε: the ratio is clipped to 1 ± ε (default: as each variant was "
+            f"published, {published_clips()})"),
+        ("--clip-high", POSITIVE, "ε for ratios above 1, if it is to be another"),
         ("--mask-unfinished", YES, "completions that ran into --max-new-tokens count nothing in "
             "the loss"),
     ],
     "optimizer (AdamW)": [
-        ("--lr", POSITIVE, "peak learning rate: 5 steps of warm-up, then straight down to a tenth "
+        ("--lr", POSITIVE, "peak learning rate: up to it in 5 steps, at most in a tenth of the "
+            "steps, then straight down to a tenth "
             f"{two_defaults('lr')}; with --lora {two_defaults('lr of adapters')}"),
         ("--grad-clip", number(float, "(0, inf]") | {"default": 1.0}, "largest norm of the "
             "gradient; inf: it is not clipped"),
@@ -125,9 +137,6 @@ TRAIN_FLAGS = {
         ("--shard", YES, "split weights, gradients and optimizer over all processes (FSDP2); needs "
             "torchrun"),
         ("--offload", YES, "keep float32 weights and optimizer in the CPU's memory"),
-        ("--score-tokens", COUNT | {"default": ROW}, "score as many groups in one forward as fit "
-            "in so many tokens, at least one (more is faster on small models only; with --shard it "
-            "is always one)"),
     ],
 }  # fmt: skip
 
@@ -184,13 +193,14 @@ def fill_in(args):
         args.train_vision = False
     if args.dtype is None:
         args.dtype = "float32" if args.device == "cpu" else "bfloat16"
+    low, high = VARIANTS[args.loss].clip
     if args.clip_high is None:
-        args.clip_high = args.clip
+        args.clip_high = args.clip or high
+    if args.clip is None:
+        args.clip = low
     if args.max_new_tokens is None:
         args.max_new_tokens = longest_answer(toy_model, args.tasks)
     args.think = args.think and args.method == "grpo"
-    # With a KL every group teaches; sharded, every process must run each layer equally often.
-    args.score_every_group = args.beta > 0 or args.shard
 
 
 def check_processes(args, world):
