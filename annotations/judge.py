@@ -7,9 +7,8 @@ two words it finds likelier as the next token,
 
     log-odds = log Σ p(ways to write yes) − log Σ p(ways to write no)  > 0.
 
-That needs one forward pass per question, and there is no text to parse. It can be fooled, though,
-as every learned reward can: a policy trained long enough finds captions that please it. Read some
-of the run's, in its rollouts.jsonl.
+That takes one forward pass per question. It can be fooled, as every learned reward can: a policy
+trained long enough finds captions that please it. Read some of the run's, in its rollouts.jsonl.
 """
 
 import functools
@@ -42,14 +41,11 @@ def token_ids(tokenizer, word):
 def question_ids(tokenizer, caption, event):
     """The question as the judge reads it, in its chat format where it has one. Returns (1, L)."""
     text = QUESTION.format(caption=caption, event=event)
-    if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )["input_ids"]
-    return tokenizer(text + "\nAnswer:", return_tensors="pt")["input_ids"]
+    if not tokenizer.chat_template:
+        return tokenizer(text + "\nAnswer:", return_tensors="pt")["input_ids"]
+    turn = [{"role": "user", "content": text}]
+    how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    return tokenizer.apply_chat_template(turn, **how)["input_ids"]
 
 
 @torch.no_grad()
@@ -76,9 +72,8 @@ def load_judge(name, device):
     model = model.to(device).eval().requires_grad_(False)
     yes, no = set(token_ids(tokenizer, "yes")), set(token_ids(tokenizer, "no"))
     if not yes - no or not no - yes:
-        raise BadInput(
-            f"--judge {name} cannot be asked: its tokenizer begins yes and no with the same token"
-        )
+        alike = "its tokenizer begins yes and no with the same token"
+        raise BadInput(f"--judge {name} cannot be asked: {alike}")
 
     @functools.lru_cache(maxsize=100_000)  # a group says the same thing more than once
     def judge(caption, event):

@@ -12,7 +12,7 @@ from model import encode_videos, load
 
 def ask(args):
     """Answers --ask about --video, printing the answer as it is decoded."""
-    device = start_processes(args.device)[2]
+    device = start_processes(args.device)
     path, shown, _ = find_model(args.model[0])
     model, tokenizer = load(path, device, attn=args.attn)
     video = load_video(args.video, VideoBudget.of_model(path, **vars(args)), args.look)

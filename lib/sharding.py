@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lib.adapters import add_adapters
 from lib.errors import BadInput
-from lib.processes import on_each
+from lib.processes import on_each, rank, world
 from lib.weights import load, load_empty, under_adapters
 
 
@@ -56,7 +56,7 @@ def shard(model, device, dtype, offload=False):
     shards keep theirs, float32 where they are trained."""
     settings = {
         # Said, not guessed: on a machine with GPUs FSDP2 would take those for --device cpu.
-        "mesh": init_device_mesh(torch.device(device).type, (dist.get_world_size(),)),
+        "mesh": init_device_mesh(torch.device(device).type, (world(),)),
         "reshard_after_forward": True,  # the root too, or the reference policy's would stay whole
         "mp_policy": MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False),
         "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
@@ -81,8 +81,8 @@ def load_sharded(name, device, dtype, trained=True, adapters=None, recompute=Fal
             "--shard cannot start from adapters: make a model of them first "
             f"(python -m tools.merge {name} DIR)"
         )
-    first = dist.get_rank() == 0
-    source = on_each(dist.get_world_size(), lambda: load(name, "cpu", dtype)[0] if first else None)
+    first = rank() == 0
+    source = on_each(lambda: load(name, "cpu", dtype)[0] if first else None)
     model, tokenizer = load_empty(name, dtype)
     with torch.device("meta"):
         model.to(torch.float32 if trained and not adapters else dtype).requires_grad_(trained)

@@ -27,6 +27,7 @@ from transformers import logging as transformers_logging
 
 from lib.adapters import load_adapters, merge, under_adapters
 from lib.errors import BadInput, first_line, out_of_memory, read_object
+from lib.files import replace_folder
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -213,19 +214,15 @@ def write_weights(model, folder, state=None):
 def save(model, tokenizer, budget, folder, write=None, card=""):
     """Saves in Hugging Face format, atomically: `folder` is complete or it is not there.
 
-    Everything is written to a neighbour first and moved into place at the end. Between the two
-    renames a kill leaves the old folder whole in FOLDER.old, and the next save puts it back first.
+    Everything is written to a neighbour first and moved into place at the end (replace_folder).
     Raises OSError, and keeps the old folder, if the disk is full.
 
     Args: write: a function of the folder that writes the weights, unless `write_weights` alone can;
           card: the text of README.md, where there is to be one.
     """
     folder = folder.rstrip("/")
-    unfinished, old = folder + ".partial", folder + ".old"
-    if os.path.isdir(old) and not os.path.isdir(folder):
-        os.rename(old, folder)
-    for leftover in (unfinished, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    unfinished = folder + ".partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         (write or partial(write_weights, model))(unfinished)
         tokenizer.save_pretrained(unfinished)
@@ -239,7 +236,4 @@ def save(model, tokenizer, budget, folder, write=None, card=""):
     except (OSError, SafetensorError) as e:  # on a full disk half a folder is in the way
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(str(e)) from e
-    if os.path.isdir(folder):
-        os.rename(folder, old)
-    os.rename(unfinished, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(unfinished, folder)

@@ -116,7 +116,7 @@ from training.policy import save_policy
 torch.distributed.fsdp._fully_shard._fully_shard._init_default_mesh = None  # nobody guesses it
 base, nan, out = sys.argv[1:]
 said = []
-rank, world, device = processes.start_processes("cpu")
+device, rank = processes.start_processes("cpu"), processes.rank()
 
 def numbers(model):
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -189,16 +189,16 @@ import sys
 from lib.errors import BadInput
 from lib import processes
 
-rank, world, device = processes.start_processes("cpu")
+processes.start_processes("cpu")
 
 def work():
-    if rank == 1:
+    if processes.rank() == 1:
         raise BadInput("its model is missing")
 
 try:
-    processes.on_each(world, work)
+    processes.on_each(work)
 except BadInput as e:
-    sys.exit(f"process {rank} heard: {e}")
+    sys.exit(f"process {processes.rank()} heard: {e}")
 """
 
 
@@ -211,7 +211,7 @@ def test_what_one_process_cannot_do_all_hear_of(tmp_path):
 
 @pytest.mark.parametrize("device, says", [("cuda", "2 processes and 1 GPU"), ("cuda:1", "one GPU")])
 def test_processes_that_would_share_a_gpu_are_one_sentence(device, says, monkeypatch):
-    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+    for name, value in {"WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(BadInput, match=says):
