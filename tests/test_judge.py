@@ -181,3 +181,16 @@ def test_damaged_judges_are_one_sentence(folder, tmp_path, damage, says):
     with pytest.raises(BadInput, match=f"--judge .*{says}") as e:
         judge.load_judge(str(path), "cpu")
     assert "\n" not in str(e.value)
+
+
+def test_the_noisy_judge_is_wrong_in_its_share_and_always_in_the_same_cases(monkeypatch):
+    monkeypatch.setattr(rewards, "judge", rewards.says)
+    judge.install_judge("noisy:0.2", "cpu")
+    events = [f"a red circle moves up {n}" for n in range(2000)]
+    said = [rewards.judge("a red circle moves up", e) for e in events]
+    wrong = sum(a != rewards.says("a red circle moves up", e) for a, e in zip(said, events))
+    assert 0.17 < wrong / len(events) < 0.23
+    assert said == [rewards.judge("a red circle moves up", e) for e in events]
+    for name in ("noisy:", "noisy:2", "noisy:-0.1", "noisy:x"):
+        with pytest.raises(BadInput, match="a share from 0 to 1"):
+            judge.install_judge(name, "cpu")
