@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "rewards": {"lib.wording"},
     "tasks": {"rewards", "lib.errors"},
     "data": {"rewards", "tasks", "lib.video", "lib.errors"},
-    "model": {"lib.attention", "lib.cache"},
+    "model": {"lib.attention", "lib.cache", "lib.weights"},
     "variants": set(),
     "grpo": {"tasks", "model", "variants", "lib.decoding", "lib.threads"},
     "lib.errors": set(),

@@ -15,8 +15,7 @@ import train
 from annotations.readers import read_dataset
 from conftest import BASE, ROOT
 from data import Example, VideoBudget, load_prompt
-from lib.weights import load
-from model import encode_videos, group_logprobs
+from model import encode_videos, group_logprobs, load
 from tasks import ideal_answer
 from tools import report
 from training import shown
