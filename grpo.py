@@ -43,16 +43,9 @@ from variants import KLS, VARIANTS
 
 @torch.no_grad()
 def sample_groups(
-    model,
-    prompts,
-    features,
-    group_size,
-    max_new_tokens,
-    stop_ids,
-    generators=None,
-    on_token=None,
-    begun=None,
-):
+    model, prompts, features, group_size, max_new_tokens, stop_ids,
+    generators=None, on_token=None, begun=None,
+):  # fmt: skip
     """Samples a group of completions for each prompt, at temperature 1, from the full distribution.
 
     No top-k, no top-p: the log-probs that training computes are those of the full distribution, and
@@ -225,18 +218,9 @@ def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
 
 
 def policy_loss(
-    logp,
-    logp_old,
-    logp_ref,
-    advantages,
-    mask,
-    weights,
-    clip_low,
-    clip_high,
-    beta,
-    loss="grpo",
-    estimator="k3",
-):
+    logp, logp_old, logp_ref, advantages, mask, weights,
+    clip_low, clip_high, beta, loss="grpo", estimator="k3",
+):  # fmt: skip
     """The clipped objective with its KL penalty, as a loss to minimise.
 
         ρ    = exp(logp − logp_old)
@@ -336,11 +320,13 @@ def grpo_step(policy, reference, batch, settings, update_weights, total):
     compare(step.groups, s, total)  # 3. advantage
     if s.beta > 0:
         with torch.no_grad(), reference() as frozen:
-            for g in step.groups:
-                g.logp_ref, _ = frozen.logprobs(g)  # 4. log-probs
+            kept = [g.features for g in step.groups]
+            seen = frozen.features(batch.prompts) if s.train_vision else kept
+            for g, features in zip(step.groups, seen):
+                g.logp_ref, _ = frozen.logprobs(g, features)  # 4. log-probs
     for update in range(s.updates_per_rollout):
         for g in step.groups:
-            logp, entropy = policy.logprobs(g)
+            logp, entropy = policy.logprobs(g, g.features)
             if update == 0:  # the policy is still the one that sampled
                 g.logp_old, g.entropy = logp.detach(), entropy
             tensors = (logp, g.logp_old, g.logp_ref, g.advantages, g.mask, g.weights)
@@ -366,10 +352,8 @@ def sampled_groups(policy, batch, settings):
         ids, mask, logp = (x[:, :longest] for x in tensors)
         texts = completion_texts(ids, mask, batch.tokenizer, stop_ids)
         finished = torch.isin(ids, torch.tensor(stop_ids).to(ids)).any(dim=1)
-        group = Group(example, prompt, texts, ids, mask, logp, finished)
-        if not settings.train_vision:
-            group.features = seen
-        groups.append(group)
+        kept = None if settings.train_vision else seen
+        groups.append(Group(example, prompt, texts, ids, mask, logp, finished, kept))
     return groups
 
 
@@ -394,10 +378,9 @@ def compare(groups, settings, total):
         g.weights = token_weights(g.mask, settings.loss, *numbers) * keep(g)
 
 
-def logprobs(model, group):
+def logprobs(model, group, features=None):
     """Log-probs of a group's tokens, with gradient, and entropies, both (G, C): as group_logprobs.
-    Where the vision tower is trained, it runs here each time."""
-    features = group.features
+    Without the video's features, as where the vision tower is trained, it runs here each time."""
     if features is None:
         (features,) = encode_videos(model, [group.prompt])
     return group_logprobs(model, group.prompt, features, group.completions)

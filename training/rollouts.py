@@ -104,7 +104,7 @@ def token_records(policy, tokenizer, group):
     processes must take part in a forward.
     """
     before = group.logp_old
-    change = policy.logprobs(group)[0] - before
+    change = policy.logprobs(group, group.features)[0] - before
     kl = torch.zeros_like(before) if group.logp_ref is None else kl_k3(before, group.logp_ref)
     values = {"logp": before, "logp_change": change, "kl": kl}
     record = group_record(group)

@@ -53,7 +53,7 @@ from training.loader import generator_for
 from training.optimizer import MasterAdamW
 from training.policy import as_policy, load_models
 from training.rollouts import sampler_gaps
-from training.run import SAMPLER_LIMITS, Clock
+from training.run import SAMPLER_LIMITS, Clock, timed_grpo_step
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
 TOY_RUN = [
@@ -155,7 +155,7 @@ def batch_of(examples, prompts, tokenizer, turn):
 
 
 def one_step(policy, reference, batch, optimizer, args, clock):
-    return train.timed_grpo_step(
+    return timed_grpo_step(
         policy,
         reference,
         batch,
