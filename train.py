@@ -113,7 +113,7 @@ def train(settings):
             update_weights = partial(optimizer.step, lr, settings.grad_clip, world())
             if settings.method == "grpo":
                 how = (settings, update_weights, total, clock)
-                outcome = outcome_of(timed_grpo_step(policy, reference, batch, *how), settings)
+                outcome = outcome_of(*timed_grpo_step(policy, reference, batch, *how), settings)
             else:
                 outcome = sft_step(policy, batch, settings, update_weights, clock)
             run.log(step, batch, outcome, lr, clock)

@@ -4,6 +4,7 @@ import doctest
 import math
 from dataclasses import replace
 from functools import partial
+from statistics import mean, stdev
 from types import SimpleNamespace
 
 import numpy as np
@@ -139,16 +140,16 @@ def test_all_sides_of_the_clip(A, ratio, gradient_flows, clip_high):
 def test_loss_by_hand_with_unequal_lengths_and_kl():
     logp = tensor([[-1.0, -2.0, -3.0], [-1.5, 9.0, 9.0]])  # the 9s are padding
     old, ref = tensor([[-1.1, -2.0, -2.9], [-1.5, 0, 0]]), tensor([[-1.0, -2.5, -3], [-1.0, 0, 0]])
-    A, beta, mean = [0.7, -0.7], 0.04, []
+    A, beta, means = [0.7, -0.7], 0.04, []
     for i, n in ((0, 3), (1, 1)):
-        total = 0.0
+        terms = []
         for t in range(n):
             rho, delta = math.exp(logp[i, t] - old[i, t]), float(ref[i, t] - logp[i, t])
-            total += min(rho * A[i], min(max(rho, 0.8), 1.2) * A[i])
-            total -= beta * (math.exp(delta) - delta - 1)
-        mean.append(total / n)
+            kl = math.exp(delta) - delta - 1
+            terms.append(min(rho * A[i], min(max(rho, 0.8), 1.2) * A[i]) - beta * kl)
+        means.append(mean(terms))
     loss, _ = loss_of(logp, old, tensor(A), rows_of(3, 1), ref, beta)
-    assert loss.item() == pytest.approx(-sum(mean) / 2, rel=1e-4)
+    assert loss.item() == pytest.approx(-mean(means), rel=1e-4)
 
 
 def test_gradient_agrees_with_finite_differences():
@@ -259,7 +260,7 @@ def groups_of(base, texts, example=WHEN, **changed):
     batch.examples, batch.prompts = [example] * n, [SimpleNamespace(ids=[0])] * n
     given = {"beta": 0.0, "max_new_tokens": room, "think": False} | changed
     settings = SimpleNamespace(**vars(parse_args([])) | given)
-    return grpo.grpo_step(policy, None, batch, settings, float, lambda n: n).groups
+    return grpo.grpo_step(policy, None, batch, settings, float, lambda n: n)[0]
 
 
 # Rewards, format + IoU: 1 + 1, 1 + 0, 1 + 0, 0 + 1; and 1 + 1, 1 + 0, 1 + 0, 1 + 0.
@@ -268,29 +269,17 @@ WRITTEN = [[RIGHT, *WRONG, f"So: {RIGHT}"], [RIGHT] + WRONG[1:] * 3]
 
 
 def test_gdpo_compares_by_each_reward_alone_and_divides_by_the_steps_std(base):
-    groups = groups_of(base, WRITTEN, loss="gdpo")
-    rewards = [[(1, 1), (1, 0), (1, 0), (0, 1)], [(1, 1), (1, 0), (1, 0), (1, 0)]]
-    summed = []
-    for group in rewards:
-        columns = [statistics_of([pair[k] for pair in group]) for k in (0, 1)]
-        summed += [
-            sum((pair[k] - mean) / (std + 1e-4) for k, (mean, std) in enumerate(columns))
-            for pair in group
-        ]
-    mean, std = statistics_of(summed)
-    assert abs(mean) < 1e-12
+    groups, summed = groups_of(base, WRITTEN, loss="gdpo"), []
+    for pairs in ([(1, 1), (1, 0), (1, 0), (0, 1)], [(1, 1), (1, 0), (1, 0), (1, 0)]):
+        (form, form_std), (iou, iou_std) = [(mean(column), stdev(column)) for column in zip(*pairs)]
+        summed += [(f - form) / (form_std + 1e-4) + (i - iou) / (iou_std + 1e-4) for f, i in pairs]
+    assert abs(mean(summed)) < 1e-12
     got = torch.cat([g.advantages for g in groups]).tolist()
-    assert got == pytest.approx([a / (std + 1e-4) for a in summed], abs=1e-5)
+    assert got == pytest.approx([a / (stdev(summed) + 1e-4) for a in summed], abs=1e-5)
     # grpo cannot tell a right answer in the wrong form from a wrong one in the right form: both
     # earn 1. gdpo can, because the two rewards do not vary alike.
     usual = groups_of(base, WRITTEN)[0].advantages
     assert usual[2] == usual[3] and got[2] != pytest.approx(got[3], abs=0.1)
-
-
-def statistics_of(values):
-    """Mean and sample standard deviation, in plain Python."""
-    mean = sum(values) / len(values)
-    return mean, (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
 
 
 def test_unfinished_completions_count_nothing_where_that_is_asked(base):
@@ -301,10 +290,10 @@ def test_unfinished_completions_count_nothing_where_that_is_asked(base):
     # Their rewards still stand in the group's mean, as in DAPO.
     assert masked.advantages.tolist() == usual.advantages.tolist()
     # As in TRL: where every token counts alike, the others count for those left out.
-    sums = {
-        kind: groups_of(base, texts, loss=kind, mask_unfinished=True)[0].weights.sum().item()
-        for kind in ("grpo", "gspo", "dapo", "cispo")
-    }
+    masked_sum = lambda kind: groups_of(base, texts, loss=kind, mask_unfinished=True)[
+        0
+    ].weights.sum()
+    sums = {kind: float(masked_sum(kind)) for kind in ("grpo", "gspo", "dapo", "cispo")}
     assert sums == pytest.approx({"grpo": 0.5, "gspo": 0.5, "dapo": 1.0, "cispo": 1.0})
     (nothing,) = groups_of(base, [["and so on…"] * 2], loss="dapo", mask_unfinished=True)
     assert nothing.weights.tolist() == [[0.0] * nothing.mask.shape[1]] * 2
@@ -348,7 +337,7 @@ def test_no_spread_counts_what_the_variant_cannot_learn_from(base):
     for kind, n in {"grpo": 1, "gdpo": 0}.items():
         (group,) = groups_of(base, texts, example, loss=kind)
         assert group.rewards.tolist() == [1.0] * 4
-        assert step_sums(grpo.Step([group], [0.0]), ["gqa"], 1)["no_spread"] == n
+        assert step_sums([group], ["gqa"], 1)["no_spread"] == n
 
 
 def test_a_variants_name_alone_is_the_published_variant():
@@ -367,17 +356,16 @@ def test_a_variants_name_alone_is_the_published_variant():
     (torch.tensor(1.0), "tensor"),
 ])  # fmt: skip
 def test_what_a_rule_may_return(paid, said, monkeypatch):
-    def pays(value):
-        return {"iou": lambda text, answer, think: value}
+    def score(value):
+        rules = {"iou": lambda text, answer, think: value}
+        monkeypatch.setitem(tasks.TASKS, "new", replace(tasks.TASKS["grounding"], rules=rules))
+        return tasks.score("new", "a text", None, False)["iou"]
 
-    monkeypatch.setitem(tasks.TASKS, "new", replace(tasks.TASKS["grounding"], rules=pays(paid)))
     with pytest.raises(BadInput, match=f"rule iou of the task new.*{said}.*a text") as e:
-        tasks.score("new", "a text", None, False)
+        score(paid)
     assert "\n" not in str(e.value)
     for good in (0, 1, True, 0.5, np.float32(0.25)):
-        monkeypatch.setitem(tasks.TASKS, "new", replace(tasks.TASKS["grounding"], rules=pays(good)))
-        (got,) = tasks.score("new", "a text", None, False).values()
-        assert type(got) is float and got == good
+        assert type(score(good)) is float and score(good) == good
 
 
 def test_examples_in_docstrings():
