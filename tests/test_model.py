@@ -149,13 +149,10 @@ def with_videos(prompts, tokenizer):
     pieces.append(prompts[-1].ids)
     for k, prompt in enumerate(prompts[1:], 1):
         pieces[k] = pieces[k][mark(prompt, "<|vision_start|>") :]
-    return replace(
-        prompts[-1],
-        ids=torch.cat(pieces),
-        patches=torch.cat([p.patches for p in prompts]),
-        grids=[g for p in prompts for g in p.grids],
-        seconds_per_grid=[s for p in prompts for s in p.seconds_per_grid],
-    )
+    together = {"ids": torch.cat(pieces), "patches": torch.cat([p.patches for p in prompts])}
+    for name in ("grids", "seconds_per_grid"):
+        together[name] = [x for p in prompts for x in getattr(p, name)]
+    return replace(prompts[-1], **together)
 
 
 @pytest.mark.parametrize("case", range(8))
@@ -201,11 +198,11 @@ def test_padding_of_a_completion_changes_nothing_before_it(base, prompts):
 
 
 def test_entropy_against_the_definition(base, prompts):
-    model = base[0]
+    model, one = base[0], prompts[:1]
     with torch.no_grad():
-        features = encode_videos(model, prompts[:1])
-        logits = prefill(model, prompts[:1], features)[0]
-        _, entropy = group_logprobs(model, prompts[0], features[0], torch.tensor([[20, 30]]))
+        features = encode_videos(model, one)
+        logits = prefill(model, one, features)[0]
+        _, entropy = group_logprobs(model, *one, *features, torch.tensor([[20, 30]]))
     expected = torch.distributions.Categorical(logits=logits.double().clamp_min(-1e9)).entropy()
     assert entropy[0, 0].item() == pytest.approx(expected.item(), abs=1e-4)
 
