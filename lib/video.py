@@ -86,7 +86,9 @@ def opened(path):
 def open_clip(path):
     """A Jumping or InOrder clip of a file. Raises Unreadable, or one of REFUSED."""
     packets = look(path)
-    refuse_cut(packets)
+    end = np.fmax.reduce(packets.pts) + packets.last
+    if not packets.discard.any() and end < 0.9 * packets.stated - 0.5:
+        raise Unreadable(f"breaks off after {end:.1f} of {packets.stated:.1f} s: download it again")
     if jumps_are_exact(packets):
         try:
             clip = Jumping(path, packets)
@@ -108,7 +110,8 @@ class Packets:
 
     zero: where the file begins, on the clock of its stamps; pts, dts (F,): in seconds from there,
     nan where missing; key, discard (F,) bool; last: seconds that the last frame stays; stated: the
-    end of the video that the file's head promises, or None; pixel: a pixel's width over its height.
+    end of the video that the file's head promises, or nan; pixel: a pixel's width over its height;
+    rate: frames per second that the file's head promises, or nan.
     """
 
     container: str
@@ -119,8 +122,9 @@ class Packets:
     key: np.ndarray
     discard: np.ndarray
     last: float
-    stated: float | None
+    stated: float
     pixel: float
+    rate: float
 
 
 def look(path):
@@ -143,17 +147,14 @@ def look(path):
         if not rows:
             raise Unreadable("holds no frame")
         pts, dts, key, discard, length = (np.array(column) for column in zip(*rows))
-        last = length[np.nanargmax(pts)] if np.isfinite(pts).any() else 0.0
+        last = length[np.argmax(np.nan_to_num(pts, nan=-np.inf))]
         shown = pts[np.isfinite(pts) & ~discard]
         zero = shown.min() if len(shown) else 0.0
         if file.start_time is not None:  # sound may begin earlier
             zero = min(zero, file.start_time / av.time_base)
-        stated, pixel = stated_end(file, stream) - zero, float(stream.sample_aspect_ratio or 1)
-        stated = None if np.isnan(stated) else stated
-        name = file.format.name
-    return Packets(
-        name, codec.name, zero, pts - zero, dts - zero, key, discard, last, stated, pixel
-    )
+        stamps = zero, pts - zero, dts - zero, key, discard, last, stated_end(file, stream) - zero
+        pixel, rate = stream.sample_aspect_ratio or 1, stream.average_rate or np.nan
+        return Packets(file.format.name, codec.name, *stamps, float(pixel), float(rate))
 
 
 def stated_end(file, stream):
@@ -163,10 +164,8 @@ def stated_end(file, stream):
     """
     if "matroska" not in file.format.name and stream.duration is not None:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):
-        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
-    alone = len(file.streams) == 1 and file.duration
-    return (file.start_time + file.duration) / av.time_base if alone else np.nan
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else np.nan
 
 
 def jumps_are_exact(packets):
@@ -187,15 +186,6 @@ def jumps_are_exact(packets):
     later = np.minimum.accumulate(pts[::-1])[::-1]
     uncrossed = (earlier[key] < pts[key]).all() and (later[key] == pts[key]).all()
     return bool(uncrossed and (dts[key[1:]] > pts[key[:-1]] + 1e-6).all())
-
-
-def refuse_cut(packets):
-    """Refuses a download cut short: its frames end long before the stated duration."""
-    if packets.stated is None or packets.discard.any() or not np.isfinite(packets.pts).any():
-        return
-    end = np.nanmax(packets.pts) + packets.last
-    if end < 0.9 * packets.stated - 0.5:
-        raise Unreadable(f"breaks off after {end:.1f} of {packets.stated:.1f} s: download it again")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -238,7 +228,9 @@ class InOrder:
         times, last = np.sort(packets.pts), packets.last
         if packets.container in GUESSED or packets.discard.any() or not increasing(times):
             shown = [(at, (f.duration or 0) * f.time_base) for at, f in self.frames()]
-            times = put_in_order(np.array([at for at, _ in shown]))
+            if not shown:
+                raise Unreadable("holds no frame")
+            times = put_in_order(np.array([at for at, _ in shown]), packets.rate)
             self.times = times = times - times[0]
             last = float(shown[-1][1])
         self.on_screen = times
@@ -285,27 +277,19 @@ def increasing(times):
     return np.isfinite(times).all() and (np.diff(times) > 0).all()
 
 
-def put_in_order(times):
-    """Times (F,) of frames in the order in which they are shown; missing and wrong ones repaired.
+def put_in_order(times, rate):
+    """Times (F,) in the order in which the frames are shown; missing and wrong ones repaired.
 
     AVI and MPEG files have one frame rate and stamp some frames wrongly. So where four fifths of
-    the frames are on time for one rate (to four frames), all are. Otherwise nobody knows.
-
-    >>> put_in_order(np.array([np.nan, 2, 4, 6, 10, 8, 12, 14, 16, 18])).tolist()
-    [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0]
+    the frames are on time for the rate (to four frames), all are. Otherwise nobody knows.
     """
-    if not len(times):
-        raise Unreadable("holds no frame")
     if increasing(times):
         return times
-    half = len(times) // 2
-    gaps = (times[half:] - times[: len(times) - half]) / max(1, half)  # over many frames
-    gap = np.nanmedian(gaps) if np.isfinite(gaps).any() else np.nan
-    line = np.arange(len(times)) * gap
-    start = np.nanmedian(times - line) if np.isfinite(gap) else np.nan
-    if not (gap > 0 and np.mean(np.abs(times - line - start) < 4 * gap) >= 0.8):
+    even = np.arange(len(times)) / rate
+    late = np.sort(times - even)[np.isfinite(times).sum() // 2]  # the median; nan of none
+    if not np.mean(np.abs(times - even - late) * rate < 4) >= 0.8:
         raise Unreadable(UNTIMED)
-    return start + line
+    return even + late
 
 
 def picture(frame):
@@ -357,18 +341,15 @@ class Folder:
             yield picture[None]
 
 
-MOST_PIXELS = 8192 * 8192  # of one picture: as float32 it takes 0.8 GB
-Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns in two lines, or raises what is no OSError
+# PIL refuses a picture of twice as many pixels: as float32 it takes 0.8 GB
+Image.MAX_IMAGE_PIXELS = 8192 * 8192 // 2
 
 
 def read_picture(path):
-    """(H, W, 3) uint8 of a picture file. Raises BadInput, also for one of over MOST_PIXELS."""
+    """(H, W, 3) uint8 of a picture file. Raises BadInput."""
     try:
         with Image.open(path) as picture:
-            width, height = picture.size
-            if width * height <= MOST_PIXELS:
-                return np.array(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as e:  # SyntaxError: PIL's word for a broken PNG
+            return np.array(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        # SyntaxError: PIL's word for a broken PNG
         raise BadInput(f"frame {path} cannot be read: {' '.join(str(e).split())}") from e
-    size = f"{width} × {height} pixels, more than the {MOST_PIXELS:,} that can be read"
-    raise BadInput(f"frame {path} has {size}: make it smaller")

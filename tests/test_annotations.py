@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_charades_text_and_json_read_the_same(tmp_path):
              "AMT7R 4.3 12.5##puts a picture up.")  # fmt: skip
     times, texts = [[24.3, 30.4], [0.0, 4]], ["person turn a light on.", "a person sits"]
     entries = {
-        "3MSZA": {"duration": 30.96, "timestamps": times, "sentences": texts},
+        "3MSZA": {"timestamps": times, "sentences": texts},
         "AMT7R": {"timestamps": [[4.3, 12.5]], "sentences": ["puts a picture up."]},
     }
     a = t.read_charades(write(tmp_path / "charades_sta_test.txt", "\n".join(lines)), "v")
@@ -133,13 +134,13 @@ ONE, TWO = (
 
 @pytest.mark.parametrize("text, count", [
     (f"[{ONE},\n{TWO}]\n\n", 2), (f"{ONE}\n{TWO}\n", 2), (f"{ONE}\n\n  {TWO}", 2),
-    (f"[{ONE},\n{TWO}]\nthe end", "line 3: after the JSON's end comes 'the end'"),
-    (f"[\n{ONE}\n]\n[\n{TWO}\n]", "line 4: after the JSON's end comes"),
-    (f"[{ONE}] [{TWO}]", "line 1: after the JSON's end comes"),
-    (f"[{ONE},\n{TWO}}}", "line 2: broken JSON after 2 entries"),
-    (f"{ONE}\n{TWO}\n{ONE[:20]}", "line 3: no JSON value, as the lines before it are"),
-    (f"{ONE}\n{TWO} {ONE}", "line 2: no JSON value"),
-    (f"[{ONE}]\n]", "line 2: no JSON value"),
+    (f"[{ONE},\n{TWO}]\nthe end", "line 3: broken JSON .Extra data"),
+    (f"[\n{ONE}\n]\n[\n{TWO}\n]", "line 4: broken JSON .Extra data"),
+    (f"[{ONE}] [{TWO}]", "line 1: broken JSON .Extra data"),
+    (f"[{ONE},\n{TWO}}}", "line 2: broken JSON"),
+    (f"{ONE}\n{TWO}\n{ONE[:20]}", "line 3: broken JSON"),
+    (f"{ONE}\n{TWO} {ONE}", "line 2: broken JSON .Extra data"),
+    (f"[{ONE}]\n]", "line 2: broken JSON .Extra data"),
     ("[" + "1" * 6000 + "]", "broken JSON"),
     ("[" * 200_000, "line 1: broken JSON"),
     ('[{"video": ' + "[" * 200_000 + "]" * 200_000 + "}]", "line 1: broken JSON"),
@@ -156,9 +157,9 @@ def test_json_lines_are_read_and_no_file_is_read_in_part(tmp_path, text, count):
 
 
 def test_missing_data_names_the_file_and_where_to_get_it(tmp_path):
-    with pytest.raises(BadInput, match="does not exist.*TALL.*Charades_v1_480.zip"):
+    with pytest.raises(BadInput, match="does not exist. docs/datasets.md lists"):
         read_dataset("charades", "test", str(tmp_path / "nowhere"))
-    with pytest.raises(BadInput, match="no test annotations of charades.*TALL"):
+    with pytest.raises(BadInput, match="no test annotations of charades"):
         read_dataset("charades", "test", str(tmp_path))
     write(tmp_path / "charades_sta_test.txt", "A 1 2##x\n")
     with pytest.raises(BadInput, match="no folder .*videos"):
@@ -198,7 +199,7 @@ DAMAGES = (
     ("absence.label", lambda text: "1" + text[1:], "the object is out of sight"),
     ("meta_info.ini", lambda text: text.replace("object_class", "thing"), "needs a folder"),
     ("groundtruth.txt", lambda text: "x" + text, "needs a folder"),
-    ("groundtruth.txt", None, "groundtruth.txt cannot be read"),
+    ("groundtruth.txt", None, "groundtruth.txt does not exist"),
     ("00000009.jpg", None, "frames"),
 )
 
@@ -292,13 +293,14 @@ def test_perceptiontest_and_captions(tmp_path):
 def test_timelens_in_both_its_forms(tmp_path):
     dictionary = {"3MSZA": {"duration": 30.9, "spans": [[24.3, 30.4]], "queries": ["a light."]}}
     one = {"video_path": "charades/3MSZA.mp4", "query": "a light.", "span": "[[24.3, 30.4]]"}
+    one["duration"] = 30.9
     two, said = {"video_path": "3MSZA.mp4", "query": "two", "span": "[[1, 2], [3, 4]]"}, []
     (a,) = t.read_charades(write(tmp_path / "charades-timelens.json", dictionary), "v")
     (b,) = t.read_charades(write(tmp_path / "list.json", [one, two]), "v", said.append)
     lines = "\n".join(map(json.dumps, (one, two)))
     (c,) = t.read_charades(write(tmp_path / "lines.json", lines), "v", said.append)
-    assert a == b == c == Example("3MSZA/0", "grounding", "v/3MSZA.mp4", "a light", (24.3, 30.4))
-    assert line_numbers(said) == [7, 2]
+    first = ("3MSZA/0", "grounding", "v/3MSZA.mp4", "a light", (24.3, 30.4))
+    assert a == b == c == Example(*first, duration=30.9) and line_numbers(said) == [8, 2]
 
 
 def test_longvideobench_in_both_its_forms(tmp_path):
@@ -383,7 +385,7 @@ def test_upstream_names_are_found(shared, tmp_path):
 def test_the_authors_table_of_nextgqa_says_what_the_json_says(shared):
     by_id = {e.id: e for e in t.read_nextgqa(official(shared, "nextgqa", "test.csv"), "v")}
     both = [e for e in t.read_nextgqa(official(shared, "nextgqa_test.json"), "v") if e.id in by_id]
-    assert len(both) == 8 and all(by_id[e.id] == e for e in both)
+    assert len(both) == 8 and all(replace(e, duration=None) == by_id[e.id] for e in both)
 
 
 def test_evidence_before_the_video_begins_at_zero(shared, tmp_path):
@@ -414,7 +416,7 @@ def test_a_table_with_holes_names_each(tmp_path):
     assert (e.id, e.video, e.question) == ("1_8", "v/1101/1.mp4", "what, then")
     assert e.answer == ("C", [(0.0, 2.0), (3.0, 4.0)]) and e.group == "TN"
     assert line_numbers(said) == [3, 4, 5]
-    assert "'run' is none of the 5 options" in said[0] and "no seconds for question 0" in said[1]
+    assert all("an answer among a0 to a4, seconds in gsub_val.json" in line for line in said)
     os.remove(tmp_path / "gsub_test.json")
     with pytest.raises(BadInput, match="gsub_test.json does not exist"):
         t.read_nextgqa(path, "v")
@@ -476,7 +478,7 @@ def test_one_bad_question_of_an_entry_costs_that_one_alone(tmp_path):
     text = '{"A": {"timestamps": [[1, 2], [3, "x"], [4, 1]], "sentences": ["a", "b", "c"]}}'
     path = write(tmp_path / "c.json", byte_order_mark + text)
     assert [e.id for e in t.read_charades(path, "v", said.append)] == ["A/0"]
-    assert len(said) == 2 and all("c.json, line 1: entry 'A', number" in s for s in said)
+    assert len(said) == 2 and all("c.json, line 1: entry 'A, number " in s for s in said)
     bad = {"v": {"mc_question": [PERCEPTIONTEST | {"id": k, "answer_id": 6 * k} for k in (0, 1)]}}
     examples = b.read_perceptiontest(write(tmp_path / "p.json", bad), "v", said.append)
     assert [e.id for e in examples] == ["v/0"]
@@ -540,7 +542,7 @@ def test_half_a_character_is_left_out_where_it_is_read(tmp_path):
     said, path = [], write(tmp_path / "videomme.json", entries)
     (example,) = b.read_videomme(path, "v", said.append)
     assert example.question == "whole: \U0001f600" and len(said) == 5
-    half = "line 2: entry 0, skipped, a text in it holds half a character (\\ud800 alone)"
+    half = "line 2: entry 0: skipped, a text in it holds half a character (\\ud800 alone)"
     assert half in said[0] and "\n".join(said).encode("utf-8")
 
 

@@ -2,7 +2,6 @@
 so the picture that `read_frames` gives for a moment says whether it is the one on screen then.
 Every container and codec that people have, and what goes wrong in them."""
 
-import doctest
 import os
 from fractions import Fraction
 
@@ -331,12 +330,3 @@ def test_a_codec_that_nobody_knows_is_one_sentence(tmp_path):
         with pytest.raises(BadInput, match="b.mp4 .*can(not)? be decoded") as e:
             read_frames(str(tmp_path / "b.mp4"), SEEN)
         assert "\n" not in str(e.value)
-
-
-def test_times_that_follow_no_rate_are_refused():
-    with pytest.raises(video.Unreadable, match="does not say when"):
-        video.put_in_order(np.array([0.0, 5.0, 1.0, 9.0, 2.0, 2.5, 7.0, np.nan, 3.0, 30.0]))
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(video).failed == 0

@@ -313,9 +313,7 @@ def frame_folder(folder, size):
 def test_pictures_of_20000_pixels_are_one_sentence(tmp_path, recwarn):
     path = frame_folder(tmp_path, (56, 56))
     Image.new("1", (20_000, 20_000)).save(tmp_path / "00000008.png")
-    with pytest.raises(
-        BadInput, match="00000008.png has 20000 × 20000 pixels, more than .*: make it smaller"
-    ):
+    with pytest.raises(BadInput, match="00000008.png cannot be read: .*400000000 pixels. exceeds"):
         read_frames(path, TOY_BUDGET)
     assert not recwarn.list  # PIL warns of them in two lines of its own
 
