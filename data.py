@@ -68,11 +68,9 @@ class VideoBudget:
             needed = f"--fps must be above 0 and --max-frames at least {MIN_FRAMES}"
             raise BadInput(f"{needed}: got {self.fps} and {self.max_frames}")
         if not CELL * CELL <= self.min_frame_pixels <= self.max_frame_pixels:
-            needed = "28*28 <= --min-frame-pixels <= --max-frame-pixels"
-            raise BadInput(f"the pixel budget needs {needed}")
+            raise BadInput("needed are 28*28 <= --min-frame-pixels <= --max-frame-pixels")
         if self.total_pixels * PAIR < self.min_frame_pixels * MIN_FRAMES:
-            room = "no room for 4 frames of --min-frame-pixels"
-            raise BadInput(f"--total-pixels leaves {room}: raise it")
+            raise BadInput("--total-pixels leaves no room for 4 frames of --min-frame-pixels")
         return self
 
     def save(self, folder):
@@ -235,12 +233,10 @@ def looked_at(pixels, look):
     frame, repeated); "" leaves them as they are."""
     if look == "grey":
         return torch.full_like(pixels, 128)
-    if look == "shuffled":
-        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
-        return pixels[order]
     if look == "middle":
         return pixels[len(pixels) // 2].expand_as(pixels)
-    return pixels
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+    return pixels[order] if look == "shuffled" else pixels
 
 
 def load_video(path, budget, look="", span=None, frames=(), read=read_frames):

@@ -150,12 +150,9 @@ def question_text(example, duration, think):
     task = TASKS[example.task]
     words = example.question.rstrip("?")
     question = task.prompt.format(**fields(example, duration) | {"question": words})
-    if think:
-        return (
-            f"{question}\nFirst reason inside <think> tags, then give {task.wanted}, "
-            f"like this: <think>your reasoning</think>{task.form}"
-        )
-    return f"{question}\nGive only {task.wanted}, like this: {task.form}"
+    ask = "First reason inside <think> tags, then give" if think else "Give only"
+    thought = "<think>your reasoning</think>" if think else ""
+    return f"{question}\n{ask} {task.wanted}, like this: {thought}{task.form}"
 
 
 def words_around(example, duration, think, template=None):

@@ -1,7 +1,5 @@
 """readers.py: which file of which data set, and who reads it. docs/datasets.md shows the folders.
 
-    python -m annotations charades FILE …    # how many examples, and the first one
-
 The readers are in training_sets.py and benchmarks.py. Videos are looked for beside the file.
 """
 

@@ -21,10 +21,6 @@ from lib.video import numbered_pictures
 from lib.wording import sentences
 from rewards import N_BOXES
 
-# ------------------------------------------------------------------------------------------------
-# When: Charades-STA, ActivityNet Captions, and both as TimeLens annotated them again
-# ------------------------------------------------------------------------------------------------
-
 
 def read_charades(path, videos, report=print):
     """Charades-STA annotations, in any of the forms in circulation.
@@ -83,11 +79,6 @@ def read_charades(path, videos, report=print):
         return e.collect(path, entries, of_list, report, form)
     form = "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on."
     return e.collect(path, e.lines_of(path), of_line, report, form)
-
-
-# ------------------------------------------------------------------------------------------------
-# Where: GOT-10k
-# ------------------------------------------------------------------------------------------------
 
 
 def read_got10k(path, videos, report=print):
@@ -179,11 +170,6 @@ def raw_sequence(split, name):
     return tracking_example(folder, thing, corners / scale, frames, even_frames)
 
 
-# ------------------------------------------------------------------------------------------------
-# Why, and when it can be seen: NExT-GQA
-# ------------------------------------------------------------------------------------------------
-
-
 def read_nextgqa(path, videos, report=print):
     """NExT-GQA, as VideoChat-R1 published it or as its authors do.
 
@@ -246,11 +232,6 @@ def nextgqa_table(path):
         return [(rows.line_num, None, row) for row in rows], whole
     except csv.Error as error:
         raise BadInput(f"{path}, line {rows.line_num}: broken table; download it again") from error
-
-
-# ------------------------------------------------------------------------------------------------
-# Quality and captions
-# ------------------------------------------------------------------------------------------------
 
 
 def read_quality(path, videos, report=print):

@@ -19,6 +19,7 @@ A folder of numbered pictures is a video too: GOT-10k and a part of MVBench come
 
 import os
 import re
+from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,8 +68,6 @@ def opened(path):
     what = f"folder {path}" if is_folder else f"video file {path}"
     if not is_folder and not os.path.isfile(path):  # a pipe would be waited for
         raise BadInput(f"{what} does not exist: check the path, or --data")
-    if not is_folder and os.path.getsize(path) == 0:
-        raise BadInput(f"{what} is empty (0 bytes): download it again")
     try:
         clip = Folder(path) if is_folder else open_clip(path)
         clip.on_screen[0] = 0.0
@@ -79,8 +78,7 @@ def opened(path):
         raise BadInput(f"{what} {e}") from e
     except REFUSED as e:
         reason = str(e).strip().splitlines()[-1][:150] if str(e).strip() else type(e).__name__
-        said = f"{what} cannot be decoded, it may be damaged or no video ({reason})"
-        raise BadInput(said) from e
+        raise BadInput(f"{what} cannot be decoded, it may be damaged ({reason})") from e
 
 
 def open_clip(path):
@@ -104,8 +102,9 @@ def open_clip(path):
 # ------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Packets:
+class Packets(
+    namedtuple("Packets", "container codec zero pts dts key discard last stated pixel rate")
+):
     """What the video stream's packets say, in the file's order.
 
     zero: where the file begins, on the clock of its stamps; pts, dts (F,): in seconds from there,
@@ -113,18 +112,6 @@ class Packets:
     end of the video that the file's head promises, or nan; pixel: a pixel's width over its height;
     rate: frames per second that the file's head promises, or nan.
     """
-
-    container: str
-    codec: str
-    zero: float
-    pts: np.ndarray
-    dts: np.ndarray
-    key: np.ndarray
-    discard: np.ndarray
-    last: float
-    stated: float
-    pixel: float
-    rate: float
 
 
 def look(path):
@@ -176,11 +163,9 @@ def jumps_are_exact(packets):
     what stands before it in the file is shown before it, what follows, later.
     """
     pts, dts, key = packets.pts, packets.dts, np.flatnonzero(packets.key)
-    if not ("mp4" in packets.container and packets.codec == "h264" and packets.pixel == 1):
-        return False
-    if not np.isfinite(pts + dts).all() or packets.discard.any():
-        return False
-    if not len(key) or key[0] != 0 or (np.diff(np.sort(pts)) <= 0).any():
+    usual = "mp4" in packets.container and packets.codec == "h264" and packets.pixel == 1
+    timed = increasing(np.sort(pts)) and np.isfinite(dts).all() and not packets.discard.any()
+    if not (usual and timed and packets.key[0]):
         return False
     earlier = np.maximum.accumulate(np.r_[-np.inf, pts[:-1]])  # the latest pts before each packet
     later = np.minimum.accumulate(pts[::-1])[::-1]
@@ -250,8 +235,7 @@ class InOrder:
         if first is None:
             raise Unreadable(f"holds no frame that can be decoded here: {CONVERT}")
         height, width = picture(first[1]).shape[:2]
-        sideways = round(first[1].rotation / 90) % 2
-        if sideways:
+        if round(first[1].rotation / 90) % 2:  # sideways
             return round(height * self.pixel), width
         return height, round(width * self.pixel)
 
@@ -322,23 +306,22 @@ class Folder:
         fps = FOLDER_FPS
         if os.path.isfile(meta := os.path.join(path, "meta_info.ini")):
             with open(meta, encoding="utf-8", errors="replace") as f:
-                stated = re.search(r"anno_fps:\s*(\d+)", f.read())
-            fps = int(stated[1]) if stated and int(stated[1]) else FOLDER_FPS
+                stated = re.search(r"anno_fps:\s*([1-9]\d*)", f.read())
+            fps = int(stated[1]) if stated else FOLDER_FPS
+        self.shape = read_picture(os.path.join(path, self.names[0])).shape[:2]
         self.on_screen = np.arange(len(self.names)) / fps
         self.duration = len(self.names) / fps
 
     def size(self):
-        return read_picture(os.path.join(self.path, self.names[0])).shape[:2]
+        return self.shape
 
     def pictures(self, index):
         """Yields (1, H, W, 3) uint8 arrays of the frames `index`."""
-        size = None
         for i in index:  # one at a time: some large photographs would not fit in memory
-            picture = read_picture(os.path.join(self.path, self.names[i]))
-            if size not in (None, picture.shape[:2]):
+            pixels = read_picture(os.path.join(self.path, self.names[i]))
+            if pixels.shape[:2] != self.shape:
                 raise Unreadable("holds frames of different sizes")
-            size = picture.shape[:2]
-            yield picture[None]
+            yield pixels[None]
 
 
 # PIL refuses a picture of twice as many pixels: as float32 it takes 0.8 GB

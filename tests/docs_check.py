@@ -41,10 +41,6 @@ SMALLER = [
     (r"^(python -m course\.loose .*)$", r"\1 --examples 8 --prompts-per-step 4 --group-size 2"),
     (r"^(python tests/bench/ladder\.py)$", r"\1 --help"),  # half an hour
     (
-        r"-m annotations (NAME|charades) FILE",
-        "-m annotations charades data/toy/charades/charades_sta_test.txt",
-    ),
-    (
         r"^(python tests/bench/(?:kills|worlds|fuzz|plan_check|rehearsal)\.py)( .*)?$",
         r"\1 --help",
     ),  # minutes each, and run as they stand for the figures of docs/

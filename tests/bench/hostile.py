@@ -59,7 +59,6 @@ from PIL import Image
 
 import eval as evaluation
 import train
-from annotations import __main__ as readers_command
 from annotations import readers
 from course import __main__ as course
 from lib import errors
@@ -77,7 +76,6 @@ PROGRAMS = {
     "tools.merge": merge,
     "tools.paper": paper,
     "course": course,
-    "annotations": readers_command,
     "toy": world_command,
 }
 
@@ -245,7 +243,7 @@ CANNOT = (
     "|no video|no duration)"
 )
 BAD_CLIPS = {
-    "an empty file": (changed_clip(lambda b: b""), "is empty"),
+    "an empty file": (changed_clip(lambda b: b""), CANNOT),
     "half of one": (changed_clip(lambda b: b[: len(b) // 2]), CANNOT),
     "a tenth of one": (changed_clip(lambda b: b[: len(b) // 10]), CANNOT),
     "without its first half": (changed_clip(lambda b: b[len(b) // 2 :]), CANNOT),
@@ -393,10 +391,10 @@ ENTRIES = {
 }
 TEXTS = {
     "whole, but no video is there": (lambda text: text, "1 of the 1 videos of .* are missing"),
-    "empty": (lambda text: "", "is not JSON|no usable entry"),
+    "empty": (lambda text: "", "broken JSON|no usable entry"),
     "without entries": (lambda text: text[0] + text[-1], "no usable entry"),
     "cut": (lambda text: text[:-4], "broken JSON"),
-    "a text": (lambda text: "<html>404</html>", "is not JSON|no usable entry"),
+    "a text": (lambda text: "<html>404</html>", "broken JSON|no usable entry"),
     "binary": (lambda text: b"\xff\xfe\x00\x80" * 99, "not a UTF-8 text"),
     "200,000 deep": (lambda text: "[" * 200_000, "broken JSON|no usable entry"),
     "other fields": (lambda text: re.sub(r'"(?!CLIP)(\w+)":', r'"\1x":', text), "no usable entry"),
@@ -485,14 +483,6 @@ def annotation_files():
         2,
         "annotations of",
     )
-    yield Case(
-        "annotations",
-        "the command, no file",
-        "annotations charades no.txt",
-        2,
-        "error: annotation file no.txt does not exist",
-    )
-    yield Case("annotations", "the command, no name", "annotations nowhere x", 2, "invalid choice")
 
 
 # ------------------------------------------------------------------------------------------------
