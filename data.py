@@ -68,7 +68,7 @@ class VideoBudget:
             needed = f"--fps must be above 0 and --max-frames at least {MIN_FRAMES}"
             raise BadInput(f"{needed}: got {self.fps} and {self.max_frames}")
         if not CELL * CELL <= self.min_frame_pixels <= self.max_frame_pixels:
-            raise BadInput("needed are 28*28 <= --min-frame-pixels <= --max-frame-pixels")
+            raise BadInput("a pixel budget needs 28*28 <= --min-frame-pixels <= --max-frame-pixels")
         if self.total_pixels * PAIR < self.min_frame_pixels * MIN_FRAMES:
             raise BadInput("--total-pixels leaves no room for 4 frames of --min-frame-pixels")
         return self
