@@ -142,9 +142,7 @@ def read_frames(path, budget, span=None, frames=()):
     path: a video file, or a folder of numbered jpg or png frames; frames: the numbers of those to
     look at, where the question names them (tracking). Raises BadInput for a missing, empty or
     undecodable video.
-
-    Times are the file's own timestamps, never `index / fps`: phone and web videos have variable
-    frame rates, and an average would drift by seconds.
+    Times are the file's own timestamps: with variable rates `index / fps` would drift by seconds.
     """
     with opened(path) as clip:
         start, end = span or (0.0, clip.duration)
@@ -164,7 +162,7 @@ def read_frames(path, budget, span=None, frames=()):
             index = np.searchsorted(clip.on_screen, start + moments + 1e-6, side="right") - 1
             last = np.searchsorted(clip.on_screen, end - 1e-6) - 1
             index = index.clip(max=max(0, last))
-        height, width = frame_size(*clip.size(), len(index), budget)
+        height, width = frame_size(*clip.size, len(index), budget)
         pictures = map(torch.from_numpy, clip.pictures(index))  # some at a time
         pixels = torch.cat([resize(some, height, width) for some in pictures])
     return Frames(pixels, clip.on_screen[index] - start, float(spacing), end - start)

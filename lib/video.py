@@ -61,7 +61,7 @@ def opened(path):
     """The clip at a path, for reading within the block. Whatever goes wrong there is BadInput.
 
     A clip has `on_screen` (F,), the seconds at which each frame goes on screen, from 0, `duration`
-    in seconds, `size()` (height, width) as shown and `pictures(index)` as stored: see Jumping,
+    in seconds, `size` (height, width) as shown and `pictures(index)` as stored: see Jumping,
     InOrder and Folder.
     """
     is_folder = os.path.isdir(path)
@@ -188,15 +188,13 @@ class Jumping:
         begin = packets.pts.min()  # decord's own zero is its first frame, or the file's: it varies
         self.on_screen = stamps[:, 0] - stamps[0, 0] + begin
         self.duration = float(stamps[-1, 1] - stamps[0, 0] + begin)
+        self.size = self.reader[0].shape[:2]
 
     def agrees_with(self, packets):
         pts = np.sort(packets.pts)
         if len(pts) != len(self.on_screen):
             return False
         return np.abs(self.on_screen - pts).max() < 1e-3 + 1e-6 * pts[-1]  # decord's are float32
-
-    def size(self):
-        return self.reader[0].shape[:2]
 
     def pictures(self, index):
         """Yields (≤ 16, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
@@ -209,12 +207,16 @@ class InOrder:
     them, otherwise from decoding the file once more."""
 
     def __init__(self, path, packets):
-        self.path, self.zero, self.pixel, self.times = path, packets.zero, packets.pixel, None
+        self.path, self.zero, self.times = path, packets.zero, None
+        first = next(self.frames(), None)
+        if first is None:
+            raise Unreadable(f"holds no frame that can be decoded here: {CONVERT}")
+        height, width = picture(first[1]).shape[:2]
+        wide = (packets.pixel, 1) if round(first[1].rotation / 90) % 2 else (1, packets.pixel)
+        self.size = round(height * wide[0]), round(width * wide[1])
         times, last = np.sort(packets.pts), packets.last
         if packets.container in GUESSED or packets.discard.any() or not increasing(times):
             shown = [(at, (f.duration or 0) * f.time_base) for at, f in self.frames()]
-            if not shown:
-                raise Unreadable("holds no frame")
             times = put_in_order(np.array([at for at, _ in shown]), packets.rate)
             self.times = times = times - times[0]
             last = float(shown[-1][1])
@@ -229,15 +231,6 @@ class InOrder:
             for k, frame in enumerate(file.decode(file.streams.best("video"))):
                 stamp = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
                 yield (stamp - self.zero if self.times is None else self.times[k]), frame
-
-    def size(self):
-        first = next(self.frames(), None)
-        if first is None:
-            raise Unreadable(f"holds no frame that can be decoded here: {CONVERT}")
-        height, width = picture(first[1]).shape[:2]
-        if round(first[1].rotation / 90) % 2:  # sideways
-            return round(height * self.pixel), width
-        return height, round(width * self.pixel)
 
     def pictures(self, index):
         """Yields (1, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
@@ -282,10 +275,6 @@ def picture(frame):
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
-# ------------------------------------------------------------------------------------------------
-# Folders of pictures
-# ------------------------------------------------------------------------------------------------
-
 FOLDER_FPS = 3  # of a folder that does not say: MVBench's one subset of frames has three a second
 
 
@@ -308,18 +297,15 @@ class Folder:
             with open(meta, encoding="utf-8", errors="replace") as f:
                 stated = re.search(r"anno_fps:\s*([1-9]\d*)", f.read())
             fps = int(stated[1]) if stated else FOLDER_FPS
-        self.shape = read_picture(os.path.join(path, self.names[0])).shape[:2]
+        self.size = read_picture(os.path.join(path, self.names[0])).shape[:2]
         self.on_screen = np.arange(len(self.names)) / fps
         self.duration = len(self.names) / fps
-
-    def size(self):
-        return self.shape
 
     def pictures(self, index):
         """Yields (1, H, W, 3) uint8 arrays of the frames `index`."""
         for i in index:  # one at a time: some large photographs would not fit in memory
             pixels = read_picture(os.path.join(self.path, self.names[i]))
-            if pixels.shape[:2] != self.shape:
+            if pixels.shape[:2] != self.size:
                 raise Unreadable("holds frames of different sizes")
             yield pixels[None]
 

@@ -160,7 +160,7 @@ def test_a_picture_that_was_filmed_sideways_is_upright_both_ways(tmp_path):
             file.mux(stream.encode())
         packets = video.look(path)
         jumping, in_order = video.Jumping(path, packets), video.InOrder(path, packets)
-        assert video.jumps_are_exact(packets) and jumping.size() == in_order.size()
+        assert video.jumps_are_exact(packets) and jumping.size == in_order.size
         a, b = (next(clip.pictures(np.array([0]))).astype(int) for clip in (jumping, in_order))
         assert np.abs(a - b).max() <= 2
 
@@ -251,7 +251,7 @@ def test_parts_that_ffmpeg_cut_out(shared, name, end):
 
 def test_pixels_that_are_not_square_are_shown_as_they_are_meant(shared):
     with video.opened(os.path.join(shared, "cases", "sar.mp4")) as clip:
-        height, width = clip.size()
+        height, width = clip.size
         assert width / height == pytest.approx(32 / 15, abs=0.01)
         assert next(clip.pictures(np.array([0]))).shape[2] / height == pytest.approx(3 / 2)
 
