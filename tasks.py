@@ -12,10 +12,6 @@ from numbers import Real
 import rewards as r
 from lib.errors import BadInput
 
-# ------------------------------------------------------------------------------------------------
-# How answers are written
-# ------------------------------------------------------------------------------------------------
-
 
 def box_text(box):
     return "[" + ", ".join(f"{v:.2f}" for v in box) + "]"
@@ -27,11 +23,6 @@ def boxes_text(boxes):
 
 def intervals_text(intervals):
     return "[" + ", ".join(f"({start:.1f}, {end:.1f})" for start, end in intervals) + "]"
-
-
-# ------------------------------------------------------------------------------------------------
-# The table
-# ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

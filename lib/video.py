@@ -20,7 +20,7 @@ A folder of numbered pictures is a video too: GOT-10k and a part of MVBench come
 import os
 import re
 from collections import namedtuple
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import av
@@ -88,12 +88,8 @@ def open_clip(path):
     if not packets.discard.any() and end < 0.9 * packets.stated - 0.5:
         raise Unreadable(f"breaks off after {end:.1f} of {packets.stated:.1f} s: download it again")
     if jumps_are_exact(packets):
-        try:
-            clip = Jumping(path, packets)
-            if clip.agrees_with(packets):
-                return clip
-        except REFUSED:
-            pass  # decord has limits of its own: a track that begins late, for one
+        with suppress(Unreadable, *REFUSED):  # decord refuses tracks that begin late, for one
+            return Jumping(path, packets)
     return InOrder(path, packets)
 
 
@@ -179,7 +175,7 @@ def jumps_are_exact(packets):
 
 
 class Jumping:
-    """A file read with decord."""
+    """A file read with decord. Raises Unreadable where decord's times are not the packets'."""
 
     def __init__(self, path, packets):
         self.reader = decord.VideoReader(path, num_threads=1)
@@ -188,13 +184,10 @@ class Jumping:
         begin = packets.pts.min()  # decord's own zero is its first frame, or the file's: it varies
         self.on_screen = stamps[:, 0] - stamps[0, 0] + begin
         self.duration = float(stamps[-1, 1] - stamps[0, 0] + begin)
-        self.size = self.reader[0].shape[:2]
-
-    def agrees_with(self, packets):
-        pts = np.sort(packets.pts)
-        if len(pts) != len(self.on_screen):
-            return False
-        return np.abs(self.on_screen - pts).max() < 1e-3 + 1e-6 * pts[-1]  # decord's are float32
+        self.size, pts = self.reader[0].shape[:2], np.sort(packets.pts)
+        near = 1e-3 + 1e-6 * pts[-1]  # decord's are float32
+        if len(pts) != len(stamps) or not np.abs(self.on_screen - pts).max() < near:
+            raise Unreadable("has other times in decord")
 
     def pictures(self, index):
         """Yields (≤ 16, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
