@@ -14,8 +14,7 @@ from conftest import BASE, ROOT
 from docs_check import all_commands
 from lib.adapters import add_adapters
 from lib.errors import BadInput
-from lib.weights import load
-from model import encode_videos, group_logprobs, prefill
+from model import encode_videos, group_logprobs, load, prefill
 from training import plan, settings
 from training.optimizer import MasterAdamW
 

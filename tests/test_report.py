@@ -17,8 +17,7 @@ from annotations.readers import read_dataset
 from conftest import BASE
 from data import Example, VideoBudget, load_prompt
 from lib.errors import BadInput
-from lib.weights import load
-from model import encode_videos, group_logprobs
+from model import encode_videos, group_logprobs, load
 from tasks import ideal_answer
 from tools import report
 from training import shown

@@ -46,8 +46,7 @@ from data import Batch, Example, VideoBudget, load_prompt
 from lib import decoding as fast
 from lib.adapters import add_adapters, reference_policy
 from lib.sharding import recompute_activations
-from lib.weights import load
-from model import encode_videos, group_logprobs
+from model import encode_videos, group_logprobs, load
 from toy import world
 from training import plan
 from training.loader import generator_for

@@ -47,7 +47,7 @@ import data
 import grpo
 import tasks
 from annotations.readers import read_dataset
-from lib.weights import load
+from model import load
 from toy import world
 from training.loader import generator_for
 from training.optimizer import MasterAdamW
