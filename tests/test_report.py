@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -16,7 +17,6 @@ import train
 from annotations.readers import read_dataset
 from conftest import BASE
 from data import Example, VideoBudget, load_prompt
-from lib.errors import BadInput
 from model import encode_videos, group_logprobs, load
 from tasks import ideal_answer
 from tools import report
@@ -164,8 +164,9 @@ def test_the_page_opens_on_a_group_that_teaches(copy):
     groups = opened["groups"]
     assert opened["opening"] == max(groups, key=lambda g: g["std"])["step"]
     for group in groups:
-        rewards = torch.tensor([c["reward"] for c in group["completions"]])
-        assert [group["mean"], group["std"]] == pytest.approx([rewards.mean(), rewards.std()], 1e-4)
+        rewards = [c["reward"] for c in group["completions"]]
+        said = [statistics.mean(rewards), statistics.stdev(rewards)]
+        assert [group["mean"], group["std"]] == pytest.approx(said, rel=1e-4)
         signs = [(sum(c["logp_change"]) > 0, c["advantage"] > 0)
                  for c in group["completions"] if c["advantage"]]  # fmt: skip
         assert group["moved"] == [sum(up == asked for up, asked in signs), len(signs)]
@@ -182,13 +183,6 @@ def test_a_run_that_is_still_going(copy):
     (copy / "samples.jsonl").unlink()
     nothing = content(make(copy))
     assert nothing["groups"] == nothing["looks"] == [] and nothing["opening"] is None
-
-
-def test_what_a_model_says_stays_text(copy):
-    say(copy, EVIL)
-    page = make(copy)
-    assert EVIL not in page and page.count("</script>") == 2
-    assert any(c["text"] == EVIL for c in content(page)["groups"][0]["completions"])
 
 
 def evaluation(folder, text, miou, more=None, **changed):
@@ -211,7 +205,10 @@ def test_an_evaluation_beside_the_base_s_the_constant_s_and_its_controls(copy, c
     (copy / "eval-mvbench").mkdir()
     base = copy.parent / "eval" / "toy-base" / "eval-charades"
     evaluation(base, EVIL, 10.0)
-    (shown,) = content(make(copy))["heldOut"]
+    say(copy, EVIL)
+    page = make(copy)
+    assert EVIL not in page and page.count("</script>") == 2  # what a model says stays text
+    (shown,) = content(page)["heldOut"]
     assert shown["columns"] == ["before", "after", "difference", "constant", "grey"]
     assert shown["rows"] == [["mIoU", 10.0, 50.0, 40.0, 20.0, 5.0]] and shown["toy"]
     assert shown["constant"]["answer"] == "all of it"
@@ -223,12 +220,6 @@ def test_an_evaluation_beside_the_base_s_the_constant_s_and_its_controls(copy, c
     (shown,) = content(make(copy))["heldOut"]
     assert shown["rows"] == [["mIoU", None, 50.0, None, 20.0, 5.0]]
     assert shown["clips"][0]["before"] is None
-
-
-def test_a_folder_that_is_no_run(tmp_path):
-    for folder in ("/nowhere", str(tmp_path)):
-        with pytest.raises(BadInput, match="is not a run folder"):
-            report.read_run(folder)
 
 
 # In a browser -------------------------------------------------------------------------------------
@@ -302,8 +293,8 @@ def test_clicking_through_the_page(copy, width):
     assert seen["counts"] == [9, 8, 5] and seen["broken"] == 0
     assert [step for step, _ in seen["looks"]] == ["after 0 steps", "after 3 steps"]
     assert all(bars > 3 for _, bars in seen["looks"]) and seen["drawn"] >= 1
-    statistics, moved, spike, held_out = seen["said"]
-    assert re.fullmatch(r"Mean reward \d\.\d+, standard deviation \d\.\d+\. Adv.*", statistics)
+    group, moved, spike, held_out = seen["said"]
+    assert re.fullmatch(r"Mean reward \d\.\d+, standard deviation \d\.\d+\. Adv.*", group)
     assert re.match(r"\d of 4 moved as their advantage asked.* 3 recorded .*: \d+ %", moved)
     assert "The largest here is" in spike and "all of it. The run minus it" in held_out
     assert any(EVIL in words for words in seen["words"])
