@@ -257,9 +257,12 @@ def run_folders():
     yield "--resume, other settings", f"{RESUME} --lr 1", 2, "begun with other settings", RUN
     gone = after(RUN, without("run/checkpoints"))
     yield "--resume, no checkpoint", RESUME, 2, "has no checkpoint that can be read", gone
+    gone = after(RUN, without("run/checkpoints", "run/policy"))
+    yield "--resume, neither checkpoint nor policy", RESUME, 0, "done in", gone
     yield "--overwrite", f"{TRAIN} run --overwrite", 0, "done in", EVALUATED
     there = after(RUN, "full/a.txt")
     yield "merging into foreign files", "tools.merge run/policy full", 2, "is there already", there
+    yield "merging", "tools.merge run/policy new", 0, "merged into new", RUN
     yield "tables of somebody else", "tools.paper 1 --out full", 2, "holds other files", mine
 
 
@@ -321,7 +324,6 @@ def terminals():
     begin = f"{{python}} {{root}}/{TRAIN} run"
     saved = "test -s run/policy/adapter_model.safetensors"
     yield "train.py >&-", f"$ {begin} >&- && {saved}", 0
-    yield "train.py | head", f"$ {begin} 2>&1 | head -1 && {saved}", 0
     yield "train.py in ASCII", f"$ {ascii_only} {begin}", 0, r"\A[\x00-~]*\Z"
 
 
