@@ -29,6 +29,7 @@ An evaluation that was interrupted continues where it stopped when the same comm
 """
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -39,7 +40,6 @@ import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 # isort: split
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 import grpo
 import tasks
@@ -54,8 +54,8 @@ from evaluation.settings import parse_args
 from lib.decoder import Decoder, ended_by_ctrl_c
 from lib.errors import BadInput, run_program
 from lib.files import append_line, locks_released
-from lib.identity import fingerprint
-from lib.processes import on_each, on_first, rank, start_processes, world
+from lib.identity import fingerprint, is_toy
+from lib.processes import Progress, on_each, on_first, rank, start_processes, world
 from lib.weights import room_for_prompt
 from model import encode_videos, load
 from toy.world import ensure
@@ -92,7 +92,7 @@ def prepare(bench_name, name, args, decoder, load_once):
     """
     path, shown, run = find_model(name)
     budget = VideoBudget.of_model(path, **vars(args))
-    toy_model = predictions.of_toy(path, run)
+    toy_model = is_toy(path)
     find = partial(find_data, bench_name, args.data, ensure, toy_model)
     folder, data_name = on_first(find)
     examples, left_out = read_questions(bench_name, folder, args.limit, rank() == 0)
@@ -190,14 +190,12 @@ def answer_all(evaluation, examples, budget, path):
     taken = turns(len(batches))
     sizes = [sum(map(len, batch)) for batch in batches]
     read = lambda k: read_clips(evaluation, batches[k], budget)
-    shape = {"unit": "question", "dynamic_ncols": True, "disable": rank() != 0}
-    shape["desc"] = f"answering {evaluation.settings['bench']}"
-    with tqdm(total=len(examples), **shape) as bar:
+    with closing(Progress(len(examples), "question", evaluation.settings["bench"])) as bar:
         for k, asked in read_ahead(taken, read):
             for record in answer_batch(evaluation, asked):
                 append_line(path, record)
-            bar.update(sum(sizes[: k + 1]) - bar.n)
-        bar.update(len(examples) - bar.n)
+            bar.update(sum(sizes[: k + 1]) - bar.done)
+        bar.update(len(examples) - bar.done)
 
 
 def answer(evaluation, examples, budget, file_name):

@@ -41,9 +41,9 @@ from lib.processes import add_up, on_each, rank, start_processes, world
 from lib.weights import room_for_prompt
 from tasks import ideal_answer
 from training.loader import Loader, training_examples
+from training.log import Outcome, outcome_of
 from training.optimizer import MasterAdamW
 from training.policy import load_models
-from training.rollouts import Outcome, outcome_of
 from training.run import STOP, Clock, Run, stop_on_signals
 from training.settings import check_processes, parse_args
 

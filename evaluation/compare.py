@@ -28,11 +28,17 @@ def compare(bench_name, run_a, run_b, args, stand_in):
     usual_task = read_dataset(bench_name, "test", folder, lambda line: None)[0].task
     task = task_asked(bench_name, usual_task, args)
     name = evaluation_folder(bench_name, usual_task, args)
-    folders = [find_evaluation(run, name, bench_name, args) for run in (run_a, run_b)]
+    folders = [find_evaluation(run, name, bench_name) for run in (run_a, run_b)]
     judges = [check_settings(f, bench_name, task, args).get("judge") for f in folders]
     file_name = "predictions-second-look.jsonl" if args.clues else "predictions.jsonl"
     a, b = (read_predictions(os.path.join(f, file_name)) for f in folders)
-    check_alike(a, b, judges if task in JUDGED else [], bench_name, run_a, run_b)
+    why = ""
+    if not a or set(a) != set(b):
+        why = f"were not asked the same questions ({len(a)} and {len(b)})"
+    if task in JUDGED and judges[0] != judges[1]:
+        why = "were judged differently (--judge)"
+    if why:
+        raise BadInput(f"{run_a} and {run_b} {why}: evaluate both again")
     if task in JUDGED and judges[0] is not None:
         install_judge(judges[0], args.device)
     rows = differences(task, a, b)
@@ -47,20 +53,15 @@ def compare(bench_name, run_a, run_b, args, stand_in):
         print(f"  {label:<{width}} {difference.mean():+6.1f}   [{low:+.1f}, {high:+.1f}]")
 
 
-def find_evaluation(run, name, bench_name, args):
+def find_evaluation(run, name, bench_name):
     """The folder of a run's evaluation of that name. `run` may be that folder itself (--out)."""
     places = (os.path.join(run, name), os.path.join(folder_without_run(run), name), run)
     for folder in places:
         if os.path.isfile(os.path.join(folder, "results.json")):
             return folder
-    flags = f" --task {args.task}" if args.task else ""
-    flags += " --blind" if args.look else ""
-    flags += " --clues" if args.clues else ""
-    flags += " --prompt FILE" if args.template is not None else ""
-    flags += " --think both" if args.way else ""
     raise BadInput(
-        f"{run} has no evaluation on {bench_name} yet: "
-        f"python eval.py --bench {bench_name}{flags} --model {run}"
+        f"{run} has no {name}/ yet: evaluate it with python eval.py --bench {bench_name} "
+        f"--model {run} and the flags that --compare has"
     )
 
 
@@ -75,20 +76,3 @@ def check_settings(folder, bench_name, task, args):
                 "give --compare the flags that both were made with"
             )
     return settings
-
-
-def check_alike(a, b, judges, bench_name, run_a, run_b):
-    """Raises BadInput unless both answered the same questions, judged by the same judge."""
-    if not a:
-        raise BadInput(
-            f"{run_a} has no predictions on {bench_name} that can be read: evaluate it again"
-        )
-    if set(a) != set(b):
-        raise BadInput(
-            f"{run_a} and {run_b} were not asked the same questions ({len(a)} and {len(b)}): "
-            "evaluate both again"
-        )
-    if len(set(judges)) > 1:
-        raise BadInput(
-            f"{run_a} and {run_b} were judged differently (--judge): evaluate both again"
-        )

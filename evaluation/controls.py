@@ -76,23 +76,20 @@ def events_of(answer):
 
 def constant_interval(examples):
     low, high = best_share(examples, [[e.answer] for e in examples])
-    return (
-        f"from {low:.0%} to {high:.0%} of the clip",
-        lambda e: f"<answer>{low * e.duration:.3f} to {high * e.duration:.3f}</answer>",
-    )
+    answer = lambda e: f"<answer>{low * e.duration:.3f} to {high * e.duration:.3f}</answer>"
+    return f"from {low:.0%} to {high:.0%} of the clip", answer
 
 
 def constant_box(examples):
     """The first box, which the question gives."""
-    return (
-        "the given box, eight times",
-        lambda e: f"<answer>{[[round(v, 6) for v in e.answer[0]]] * rewards.N_BOXES}</answer>",
-    )
+    box = lambda e: [round(v, 6) for v in e.answer[0]]
+    answer = lambda e: f"<answer>{[box(e)] * rewards.N_BOXES}</answer>"
+    return "the given box, eight times", answer
 
 
-def constant_letter(examples):
-    letter = most_frequent(e.answer for e in examples)
-    return f"always {letter}", lambda e: f"<answer>{letter}</answer>"
+def constant_words(examples):
+    words = most_frequent(e.answer for e in examples)
+    return f"always {words}", lambda e: f"<answer>{words}</answer>"
 
 
 def constant_evidence(examples):
@@ -106,11 +103,6 @@ def constant_evidence(examples):
     return f"always {letter}, from {low:.0%} to {high:.0%} of the clip", answer
 
 
-def constant_phrase(examples):
-    phrase = most_frequent(e.answer for e in examples)
-    return f"always {phrase!r}", lambda e: f"<answer>{phrase}</answer>"
-
-
 def constant_caption(examples):
     """The ten events that stand in most captions."""
     counts = Counter(event for e in examples for event in set(events_of(e.answer)))
@@ -121,9 +113,9 @@ def constant_caption(examples):
 CONSTANTS = {
     "grounding": constant_interval,
     "tracking": constant_box,
-    "qa": constant_letter,
+    "qa": constant_words,
     "gqa": constant_evidence,
-    "quality": constant_phrase,
+    "quality": constant_words,
     "caption": constant_caption,
     "description": constant_caption,
 }

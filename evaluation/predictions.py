@@ -83,11 +83,6 @@ def template_asked(args, run, task):
     return run.get("template") if task in run.get("tasks", []) else None
 
 
-def of_toy(path, run):
-    """Whether find_model's answer is the toy base, or was trained from it."""
-    return is_toy(path) or run.get("model_name") == "toy base"  # runs from before it was marked
-
-
 def settings_of(args, budget, model, data, task, examples):
     """All that an evaluation's answers depend on, as it is saved beside them.
 
@@ -99,7 +94,7 @@ def settings_of(args, budget, model, data, task, examples):
     think = run.get("think", True) if args.think is None else args.think
     if args.template is not None and args.think is None:
         think = "<think>" in template
-    longest = max(longest_answer(of_toy(path, run), [task]), run.get("max_new_tokens", 0))
+    longest = max(longest_answer(is_toy(path), [task]), run.get("max_new_tokens", 0))
     return {
         "bench": bench_name,
         "data": folder,
@@ -130,16 +125,12 @@ def settings_of(args, budget, model, data, task, examples):
 
 def evaluation_folder(bench_name, usual_task, args):
     """The name of an evaluation's folder, which says what was asked and how."""
-    name = f"eval-{bench_name}"
-    if args.task not in (None, usual_task):
-        name += f"-{args.task}"
-    if args.template is not None:
-        name += "-prompt"
-    if args.look:
-        name += f"-{args.look}"
-    if args.clues:
-        name += "-clues"
-    return name + args.way.replace(", ", "-").replace(" ", "-")
+    parts = ["eval", bench_name]
+    parts += [args.task] if args.task not in (None, usual_task) else []
+    parts += ["prompt"] if args.template is not None else []
+    parts += [args.look] if args.look else []
+    parts += ["clues"] if args.clues else []
+    return "-".join(parts) + args.way.replace(", ", "-").replace(" ", "-")
 
 
 def folder_without_run(model):
@@ -262,10 +253,14 @@ def say_what_failed(results, records, out):
     """Names the first videos that could not be read, and counts what is not in the form."""
     for r in [r for r in records if "error" in r][:5]:
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
-    failed, unread = len(results["failed"]), len(results["not in the form"])
-    if failed or unread:
-        said = f"{failed} questions are about videos that could not be read, {unread} answers are "
-        said += f"not in the form asked for ({results['right but not in the form']} of them right)"
+    right = results["right but not in the form"]
+    found = {
+        "questions whose video could not be read": len(results["failed"]),
+        "answers not in the form asked for": len(results["not in the form"]),
+    }
+    said = ", ".join(f"{what}: {n}" for what, n in found.items() if n)
+    if said:
+        said += f" ({right} of them right)" if right else ""
         print(f"{said}; {out}/results.json lists them", file=sys.stderr)
 
 

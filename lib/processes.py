@@ -5,11 +5,15 @@ the processes have to agree upon goes through these functions.
 """
 
 import os
+import shutil
+import sys
+import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from tqdm import tqdm
 
 from lib.errors import BadInput
 
@@ -113,6 +117,43 @@ def on_each(work):
             alone = problems.count(said) < world()
             raise BadInput(f"process {process}: {said}" if alone else said)
     return result
+
+
+def columns():
+    """Characters in a line for people: a terminal's width, or 100 in a pipe and a log."""
+    return min(120, shutil.get_terminal_size((100, 24)).columns)
+
+
+class Progress:
+    """How far process 0 is: a bar in a terminal; in a pipe or a log a plain line after every ten,
+    or after every tenth part if that is rarer."""
+
+    def __init__(self, total, unit, what="", done=0):
+        self.total, self.unit, self.what, self.done = total, unit, what, done
+        self.began, self.every = time.perf_counter(), max(10, total // 10)
+        self.terminal = sys.stderr.isatty()
+        how = {"disable": rank() != 0 or not self.terminal, "dynamic_ncols": True}
+        self.bar = tqdm(total=total, initial=done, unit=unit, desc=what, **how)
+
+    @property
+    def seconds(self):
+        return time.perf_counter() - self.began
+
+    def update(self, n=1, figures=""):
+        before, self.done = self.done, self.done + n
+        self.bar.set_postfix_str(figures, refresh=False)
+        self.bar.update(n)
+        due = self.done // self.every > before // self.every or before < self.done == self.total
+        if due and rank() == 0 and not self.terminal:
+            line = f"{self.what} {self.unit} {self.done}/{self.total}, {self.seconds:.0f} s"
+            self.write(f"{line}  {figures}".strip()[:100], sys.stderr)
+
+    def write(self, text, file=None):
+        """A line of text, above the bar."""
+        tqdm.write(text, file=file)
+
+    def close(self):
+        self.bar.close()
 
 
 def whole(tensor):

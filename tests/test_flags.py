@@ -69,7 +69,7 @@ def test_help_shows_defaults_and_a_mistake_is_one_sentence():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("device, says", [("cuda:1", "no CUDA GPU"), ("banana", "is unknown")])
+@pytest.mark.parametrize("device, says", [("cuda:1", "no CUDA GPU"), ("banana", "finds cpu")])
 def test_a_device_that_is_not_there(device, says):
     ask = ["--video", "x.mp4", "--ask", "?"]
     for program, args in ((train, []), (evaluate, ["--bench", "charades"]), (evaluate, ask)):

@@ -19,8 +19,8 @@ from lib.errors import BadInput
 from model import encode_videos, group_logprobs, prefill
 from toy.base import TOY_BUDGET
 from train import learning_rate
+from training.log import step_sums
 from training.optimizer import MasterAdamW
-from training.rollouts import step_sums
 from training.settings import parse_args
 from variants import KLS, VARIANTS
 
