@@ -20,7 +20,6 @@ An evaluation that was interrupted continues where it stopped when the same comm
 """
 
 import os
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -178,12 +177,13 @@ def answer_all(evaluation, examples, budget, path):
     taken = turns(len(batches))
     sizes = [sum(map(len, batch)) for batch in batches]
     read = lambda k: read_clips(evaluation, batches[k], budget)
-    with closing(Progress(len(examples), "question", evaluation.settings["bench"])) as bar:
+    progress = Progress(len(examples), "question", evaluation.settings["bench"])
+    with progress.bar:
         for k, asked in read_ahead(taken, read):
             for record in answer_batch(evaluation, asked):
                 append_line(path, record)
-            bar.update(sum(sizes[: k + 1]) - bar.done)
-        bar.update(len(examples) - bar.done)
+            progress.update(sum(sizes[: k + 1]) - progress.done)
+        progress.update(len(examples) - progress.done)
 
 
 def answer(evaluation, examples, budget, file_name):

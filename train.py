@@ -172,7 +172,7 @@ def train(settings):
                 break
     finally:
         loader.close()
-        run.bar.close()
+        run.progress.bar.close()
     run.finish([f"next: python eval.py {flags} --model {run.out}" for flags in tests])
 
 

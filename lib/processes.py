@@ -148,12 +148,17 @@ class Progress:
             line = f"{self.what} {self.unit} {self.done}/{self.total}, {self.seconds:.0f} s"
             self.write(f"{line}  {figures}".strip()[:100], sys.stderr)
 
-    def write(self, text, file=None):
+    def over(self, items):
+        """The items, each counted when the next is asked for."""
+        for item in items:
+            yield item
+            self.update()
+        self.bar.close()
+
+    @staticmethod
+    def write(text, file=None):
         """A line of text, above the bar."""
         tqdm.write(text, file=file)
-
-    def close(self):
-        self.bar.close()
 
 
 def whole(tensor):

@@ -37,10 +37,10 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from tqdm import tqdm
 
 from annotations import MARK
 from lib.errors import BadInput
+from lib.processes import Progress
 
 # ------------------------------------------------------------------------------------------------
 # The world
@@ -269,8 +269,7 @@ def render_clips(jobs):
         return [render_job(job) for job in jobs]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         done = pool.imap_unordered(render_job, jobs, chunksize=8)
-        what = "rendering toy clips"
-        return list(tqdm(done, total=len(jobs), desc=what, unit="clip", dynamic_ncols=True))
+        return list(Progress(len(jobs), "clip", "rendering").over(done))
 
 
 # ------------------------------------------------------------------------------------------------

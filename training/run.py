@@ -101,7 +101,7 @@ class Run:
         self.board = None
         if settings.tensorboard and rank() == 0:
             self.board = tensorboard(self.path("tensorboard"))
-        self.bar = Progress(self.steps, "step", done=self.first)
+        self.progress = Progress(self.steps, "step", done=self.first)
 
     def path(self, name):
         return os.path.join(self.out, name)
@@ -203,7 +203,7 @@ class Run:
         except Exception as e:
             why = f"{what} could not be written ({type(e).__name__}: {first_line(e)})"
             if why not in self.said:
-                self.bar.write(f"step {self.done}: {why}; the run goes on", file=sys.stderr)
+                self.progress.write(f"step {self.done}: {why}; the run goes on", file=sys.stderr)
             self.said.add(why)
 
     # What is kept --------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ class Run:
             self.problems.append(f"the policy of step {self.done} could not be written ({e})")
         self.saved = self.done
         for problem in self.problems:
-            self.bar.write(f"{problem}; the run goes on", file=sys.stderr)
+            self.progress.write(f"{problem}; the run goes on", file=sys.stderr)
 
     # What is shown -------------------------------------------------------------------------------
 
@@ -242,16 +242,16 @@ class Run:
                 from training.shown import group_text  # matplotlib takes its time
 
                 text = group_text(step + 1, group_record(outcome.groups[0]), columns())
-                self.bar.write(f"{text}\n")
+                self.progress.write(f"{text}\n")
             names = ["loss"]
             if self.settings.method == "grpo":
                 names = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"]
             short = lambda name: name.removeprefix("reward/").removeprefix(f"{task}/")
             figures = [f"{short(k)}={line[k]:.3g}" for k in names if line[k] is not None]
-            self.bar.update(figures=", ".join(figures))
+            self.progress.update(figures=", ".join(figures))
             if self.agreement:
                 said = textwrap.fill(f"step {step + 1}: {self.agreement}", columns())
-                self.bar.write(f"{said}\n{HINT if self.first == 0 else ''}")
+                self.progress.write(f"{said}\n{HINT if self.first == 0 else ''}")
             if self.done % 10 == 0 or self.ending:
                 self.may_fail("curves.png", self.draw)
         check_counts(self.counts, self.path("skipped.jsonl"))
@@ -277,7 +277,7 @@ class Run:
             if self.done < self.steps:
                 how = f"stopped after step {self.done}"
                 then = f"the same command with --resume --out {self.out} goes on"
-            print(f"{how} in {self.bar.seconds:.0f} s\ncurves: {self.out}/curves.png\n"
+            print(f"{how} in {self.progress.seconds:.0f} s\ncurves: {self.out}/curves.png\n"
                   f"policy: {self.out}/policy\n{then}")  # fmt: skip
         if world() > 1:
             dist.destroy_process_group()
