@@ -25,7 +25,7 @@ from datetime import timedelta
 from functools import cache, partial
 from itertools import product
 
-import lib.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import torch

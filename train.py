@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
-import lib.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import torch

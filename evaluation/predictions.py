@@ -215,14 +215,6 @@ def rewards_of(task, text, answer, think):
     return score(task, with_tags(text), answer, think) | {"format": form}
 
 
-def right_without_form(task, records):
-    """How many answers are right, but not in the form asked for: all that pays for content pays at
-    least half, as an IoU of 0.5 or the right letter does."""
-    content = [name for name in TASKS[task].rules if name != "format"]
-    paid = [[r.get(name) for name in content] for r in records if not r["format"]]
-    return sum(all(isinstance(v, NUMBER) and v >= 0.5 for v in row) for row in paid)
-
-
 def metrics_of(task, records):
     """{name: percent}: the task's metrics, and the share of answers in the right form."""
     right_form = 100 * sum(r["format"] for r in records) / len(records)
@@ -243,7 +235,6 @@ def results_of(settings, records, first_look, left_out, constant):
         "constant": constant,
         "failed": [r["id"] for r in records if "error" in r],
         "not in the form": [r["id"] for r in records if "error" not in r and not r["format"]],
-        "right but not in the form": right_without_form(settings["task"], records),
         "left out": left_out,
         "settings": settings,
     }
@@ -253,14 +244,12 @@ def say_what_failed(results, records, out):
     """Names the first videos that could not be read, and counts what is not in the form."""
     for r in [r for r in records if "error" in r][:5]:
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
-    right = results["right but not in the form"]
     found = {
         "questions whose video could not be read": len(results["failed"]),
         "answers not in the form asked for": len(results["not in the form"]),
     }
     said = ", ".join(f"{what}: {n}" for what, n in found.items() if n)
     if said:
-        said += f" ({right} of them right)" if right else ""
         print(f"{said}; {out}/results.json lists them", file=sys.stderr)
 
 

@@ -12,7 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
 
-import lib.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import pytest

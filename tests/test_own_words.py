@@ -73,9 +73,6 @@ def test_a_toy_model_asked_in_our_words_and_in_others(charades, tmp_path):
     assert theirs["settings"]["prompt"].endswith("<video>")
     for name, results in (("ours", ours), ("theirs", theirs)):
         assert len(records(tmp_path / name)) == 6 and 0 <= results["metrics"]["mIoU"] <= 100
-        wrong_form = [r for r in records(tmp_path / name) if not r["format"]]
-        right = [r for r in wrong_form if r["iou"] >= 0.5]
-        assert results["right but not in the form"] == len(right)
     texts = [[r["text"] for r in records(tmp_path / name)] for name in ("ours", "theirs")]
     assert texts[0] != texts[1]  # the words were not lost on the way
     done = run(*shared, "--out", tmp_path / "theirs")

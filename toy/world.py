@@ -40,7 +40,6 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from annotations import MARK
 from lib.errors import BadInput
-from lib.processes import Progress
 
 # ------------------------------------------------------------------------------------------------
 # The world
@@ -267,6 +266,8 @@ def render_clips(jobs):
         os.makedirs(folder, exist_ok=True)
     if len(jobs) < 100:
         return [render_job(job) for job in jobs]
+    from lib.processes import Progress  # torch, which the processes of the pool do without
+
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         done = pool.imap_unordered(render_job, jobs, chunksize=8)
         return list(Progress(len(jobs), "clip", "rendering").over(done))

@@ -87,10 +87,6 @@ library_name: transformers
 pipeline_tag: video-text-to-text
 ---
 
-{kind} of {base} after {how} on {args.task}, {"with" if args.think else "without"} thinking.
-
-- settings: learning rate {args.lr:g}, {args.prompts_per_step} prompts per step, seed {args.seed};
-  all others in the run's `settings.json`, frames and pixels in `video_budget.json`
-- score: not measured yet; `python eval.py --bench all --model RUN` does it under these settings
-- licence: the base's holds for what is derived from it
+{kind} of {base} after {how} on {args.task}, {"with" if args.think else "without"} thinking. The
+run's `settings.json` says how; the licence of the base holds.
 """
