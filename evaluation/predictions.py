@@ -17,17 +17,8 @@ import numpy as np
 
 import rewards
 from evaluation.metrics import reported
+from lib import files
 from lib.errors import NUMBER, BadInput, read_object
-from lib.files import (
-    expect_kind,
-    kind_of,
-    locks_released,
-    put_aside,
-    read_lines,
-    remove_lines,
-    replace_file,
-    take,
-)
 from lib.flags import check_template
 from lib.identity import hash_of_examples, is_toy, shown_name, versions
 from tasks import TASKS, longest_answer, paid, score, words_around
@@ -46,7 +37,7 @@ def find_model(name):
     settings_file, policy = os.path.join(name, "settings.json"), os.path.join(name, "policy")
     if not os.path.isfile(settings_file):
         return name, shown_name(name), {}
-    if kind_of(name) == "evaluation":
+    if files.kind_of(name) == "evaluation":
         why = "is an evaluation of eval.py: give the run or the model that was evaluated"
         raise BadInput(f"--model {name} {why}")
     if not os.path.isdir(policy):
@@ -143,18 +134,18 @@ def open_evaluation(out, settings):
     path = os.path.join(out, "settings.json")
     settings = json.loads(json.dumps(settings))  # as the file has them: lists, no tuples
     try:
-        if expect_kind(out, "evaluation"):
+        if files.expect_kind(out, "evaluation"):
             before = read_object(path)
             # "weights" are a fingerprint: a copy of the model, under another name, has the same.
             compared = [k for k in settings if k not in ("model", "model_name")]
             if changed := [k for k in compared if before.get(k) != settings[k]]:
-                with locks_released():
-                    take(out)
-                    aside = put_aside(out)
+                with files.locks_released():
+                    files.take(out)
+                    aside = files.put_aside(out)
                 made = f"{out} holds predictions made with other settings ({', '.join(changed)})"
                 print(f"{made}: starting anew, it is now {aside}", file=sys.stderr)
         os.makedirs(out, exist_ok=True)
-        take(out)
+        files.take(out)
         write_object(path, settings | {"kind": "evaluation"})
     except OSError as e:
         raise BadInput(f"cannot write to --out {out}: {e.strerror}") from e
@@ -163,7 +154,7 @@ def open_evaluation(out, settings):
 def write_object(path, content):
     """Writes a .json file, which is complete or not there."""
     try:
-        replace_file(path, json.dumps(content, indent=2))
+        files.replace_file(path, json.dumps(content, indent=2))
     except OSError as e:
         raise BadInput(f"{path} cannot be written: {e.strerror}") from e
 
@@ -176,7 +167,7 @@ def write_object(path, content):
 def read_predictions(path):
     """predictions.jsonl as {id: record}, without damaged lines and one that is half-written."""
     wanted = {"id": str, "group": str, "text": str, "format": NUMBER}
-    return {record["id"]: record for record in read_lines(path, **wanted) if "answer" in record}
+    return {r["id"]: r for r in files.read_lines(path, **wanted) if "answer" in r}
 
 
 def answered(path):
@@ -187,7 +178,7 @@ def answered(path):
     """
     records = read_predictions(path)
     done = {id for id, record in records.items() if "error" not in record}
-    remove_lines(path, lambda record: record.get("id") in done and "error" not in record)
+    files.remove_lines(path, lambda record: record.get("id") in done and "error" not in record)
     return done
 
 

@@ -155,10 +155,8 @@ def read_template(path):
         why = f"braces hold one of {known}; write {{{{ or }}}} for one that is to be seen ({e})"
         raise BadInput(f"--prompt {path}: {why}") from e
     if text.count("<video>") != 1:
-        raise BadInput(
-            f"--prompt {path}: <video> must be there once, where the video stands; it is there "
-            f"{text.count('<video>')} times"
-        )
+        where = "must be there once, where the video stands; it is there"
+        raise BadInput(f"--prompt {path}: <video> {where} {text.count('<video>')} times")
     if "<|" in text:
         raise BadInput(f"--prompt {path}: <|…|> are the model's own marks, and cannot be words")
     return text

@@ -41,17 +41,11 @@ def start_processes(device, patience=timedelta(minutes=30)):
         return device
     local, on_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if device.startswith("cuda:"):
-        raise BadInput(
-            f"--device {device} is one GPU, and torchrun's processes need one each: "
-            "give --device cuda, and choose GPUs by CUDA_VISIBLE_DEVICES"
-        )
+        raise BadInput(f"--device {device} is one GPU, and processes need one each: give cuda")
     if device == "cuda":
         if on_machine > torch.cuda.device_count():
-            raise BadInput(
-                f"{on_machine} processes and {torch.cuda.device_count()} GPU(s) on this machine: "
-                "each needs one of its own, "
-                "so give torchrun --nproc-per-node as many as there are GPUs"
-            )
+            gpus = f"{torch.cuda.device_count()} GPU(s) for {on_machine} processes of this machine"
+            raise BadInput(f"{gpus}: give torchrun --nproc-per-node one for each GPU")
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
     # torchrun leaves each process one thread. --offload's optimizer works on the CPU as well.

@@ -19,17 +19,8 @@ from lib.errors import BadInput, first_line
 from lib.files import append_line, read_lines
 from lib.identity import versions
 from lib.processes import Progress, add_up, columns, largest, on_first, rank, world
+from training import log
 from training.checkpoint import open_run_folder, read_checkpoint, save_checkpoint
-from training.log import (
-    HINT,
-    group_record,
-    mean_kl,
-    sampled_again,
-    speed,
-    step_metrics,
-    tensorboard,
-    token_records,
-)
 from training.policy import save_policy
 
 STOP = {"signal": None, "cancel": None}  # cancel: ends what the run may be waiting for
@@ -100,7 +91,7 @@ class Run:
         self.greet()
         self.board = None
         if settings.tensorboard and rank() == 0:
-            self.board = tensorboard(self.path("tensorboard"))
+            self.board = log.tensorboard(self.path("tensorboard"))
         self.progress = Progress(self.steps, "step", done=self.first)
 
     def path(self, name):
@@ -143,9 +134,9 @@ class Run:
             self.append("skipped.jsonl", record)
         if rank():
             return
-        line = step_metrics(step + 1, sums, outcome.grad_norm, lr, clock.seconds, self.settings)
+        line = log.step_metrics(step + 1, sums, outcome.grad_norm, lr, clock.seconds, self.settings)
         line |= {k: self.counts[k] for k in ("skipped", "dropped")}
-        line |= speed(line, self.n_weights, self.n_trained, self.settings, world(), self.device)
+        line |= log.speed(line, self.n_weights, self.n_trained, self.settings, world(), self.device)
         self.lines.append(line)
         self.append("metrics.jsonl", line)
         if self.board:
@@ -160,12 +151,12 @@ class Run:
         group, writer = groups[0], 0
         if is_peak := self.counts["largest_kl"] < kl < math.inf:
             self.counts["largest_kl"] = kl
-            group = max(groups, key=mean_kl)
-            of = {k: mean_kl(group) * (k == rank()) for k in range(world())}
+            group = max(groups, key=log.mean_kl)
+            of = {k: log.mean_kl(group) * (k == rank()) for k in range(world())}
             of = add_up(of, self.device)
             writer = max(of, key=of.get)
         if is_peak or step % self.settings.rollouts_every == 0:
-            record = {"step": step + 1, **token_records(self.policy, self.tokenizer, group)}
+            record = {"step": step + 1, **log.token_records(self.policy, self.tokenizer, group)}
             if rank() == writer:
                 self.append("rollouts.jsonl", record)
             clock("record")
@@ -188,7 +179,7 @@ class Run:
             return
         for number, *prompt in loader.fixed():
             began = time.perf_counter()
-            record = sampled_again(self.policy, self.tokenizer, self.settings, *prompt)
+            record = log.sampled_again(self.policy, self.tokenizer, self.settings, *prompt)
             record |= {"seconds": round(time.perf_counter() - began, 3)}
             if number < loader.n_fixed:
                 self.append("samples.jsonl", {"step": done, "number": number, **record})
@@ -241,7 +232,7 @@ class Run:
             if outcome.groups and step % 10 == 0 and not self.settings.quiet:
                 from training.shown import group_text  # matplotlib takes its time
 
-                text = group_text(step + 1, group_record(outcome.groups[0]), columns())
+                text = group_text(step + 1, log.group_record(outcome.groups[0]), columns())
                 self.progress.write(f"{text}\n")
             names = ["loss"]
             if self.settings.method == "grpo":
@@ -251,7 +242,7 @@ class Run:
             self.progress.update(figures=", ".join(figures))
             if self.agreement:
                 said = textwrap.fill(f"step {step + 1}: {self.agreement}", columns())
-                self.progress.write(f"{said}\n{HINT if self.first == 0 else ''}")
+                self.progress.write(f"{said}\n{log.HINT if self.first == 0 else ''}")
             if self.done % 10 == 0 or self.ending:
                 self.may_fail("curves.png", self.draw)
         check_counts(self.counts, self.path("skipped.jsonl"))
