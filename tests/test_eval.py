@@ -25,7 +25,7 @@ from toy import world
 
 def program(*args, launcher=()):
     command = [sys.executable, *launcher, "eval.py", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def run(*args):

@@ -25,7 +25,7 @@ QUICK = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", 
 THREE = [*QUICK, "--steps", "3", "--updates-per-rollout", "2"]
 
 
-def run(launcher, *args, timeout=120):
+def run(launcher, *args, timeout=300):
     return subprocess.run(
         [*launcher, "train.py", *map(str, args)],
         cwd=ROOT,
