@@ -1,23 +1,14 @@
 """eval.py: benchmarks, and questions about one's own video.
 
-    # The toy base on the toy stand-in, unless data/charades exists.
-    python eval.py --bench charades
-    # Before and after, every benchmark, one table.
-    python eval.py --bench all --model assets/toy-base runs/joint
-    python eval.py --bench charades --model Qwen/Qwen2.5-VL-7B-Instruct --data data/charades
-    # Questions are shared out, and each is counted once.
-    torchrun --nproc-per-node 8 eval.py --bench mvbench,videomme
-    # What a model knows without looking: frames replaced by grey; these and more controls.
-    python eval.py --bench charades --model runs/demo --blind
-    python eval.py --bench charades --model runs/demo --controls
-    # Answer, look again where the answer pointed, answer again.
-    python eval.py --bench nextgqa --model runs/joint --clues
-    # A base thinking and not, in two folders; asked in your own words.
-    python eval.py --bench charades --think both
-    python eval.py --bench charades --prompt FILE
-    # Of two evaluations: the difference, and how sure it is.
-    python eval.py --bench charades --compare runs/sft runs/grpo
+    python eval.py --bench charades                      # the toy base on made-up clips
+    python eval.py --bench all --model assets/toy-base runs/joint       # before and after
+    torchrun --nproc-per-node 8 eval.py --bench mvbench,videomme        # questions are shared out
+    python eval.py --bench charades --model runs/demo --controls        # without looking
+    python eval.py --bench nextgqa --model runs/joint --clues           # a second, closer look
+    python eval.py --bench charades --think both         # thinking and not, in two folders
+    python eval.py --bench charades --compare runs/sft runs/grpo        # how sure a difference is
     python eval.py --video clip.mp4 --ask "When does the red circle appear?"
+    python eval.py --help                                # every setting and its default
 
 Above every score stands what the best constant answer earns (evaluation/controls.py). A score is
 saved in results.json with the prompt, frames, pixels, decoding, versions, data and weights it was
@@ -34,12 +25,11 @@ from datetime import timedelta
 from functools import cache, partial
 from itertools import product
 
-import lib.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 import grpo
 import tasks
@@ -54,8 +44,8 @@ from evaluation.settings import parse_args
 from lib.decoder import Decoder, ended_by_ctrl_c
 from lib.errors import BadInput, run_program
 from lib.files import append_line, locks_released
-from lib.identity import fingerprint
-from lib.processes import on_each, on_first, rank, start_processes, world
+from lib.identity import fingerprint, is_toy
+from lib.processes import Progress, on_each, on_first, rank, start_processes, world
 from lib.weights import room_for_prompt
 from model import encode_videos, load
 from toy.world import ensure
@@ -85,14 +75,14 @@ class Evaluation:
 
 
 def prepare(bench_name, name, args, decoder, load_once):
-    """Finds model and data, opens the folder for the answers, and returns an Evaluation; None where
+    """Finds model and data and opens the folder for the answers. Returns an Evaluation; None where
     a control does not apply: one frame tells of multiple choice alone.
 
     load_once: a model's path → (model, tokenizer); it stays loaded over its benchmarks.
     """
     path, shown, run = find_model(name)
     budget = VideoBudget.of_model(path, **vars(args))
-    toy_model = predictions.of_toy(path, run)
+    toy_model = is_toy(path)
     find = partial(find_data, bench_name, args.data, ensure, toy_model)
     folder, data_name = on_first(find)
     examples, left_out = read_questions(bench_name, folder, args.limit, rank() == 0)
@@ -104,21 +94,21 @@ def prepare(bench_name, name, args, decoder, load_once):
     data = (bench_name, folder, data_name)
     settings = predictions.settings_of(args, budget, (path, shown, run), data, task, examples)
     home = name if run else predictions.folder_without_run(name)
-    folder_name = predictions.evaluation_folder(bench_name, usual_task, args)
-    out = args.out or os.path.join(home, folder_name)
+    own_folder = os.path.join(home, predictions.evaluation_folder(bench_name, usual_task, args))
+    out = args.out or own_folder
     model, tokenizer = load_once(path)
     settings["weights"] = on_first(partial(fingerprint, path))
     on_first(lambda: predictions.open_evaluation(out, settings))
     if rank() == 0:
         print(
-            f"model: {shown}   data: {data_name}, {len(examples)} questions   "
+            f"model: {shown}\ndata: {data_name}, {len(examples)} questions\n"
             f"frames: {budget.fps:g} a second, at most {budget.max_frames}   "
-            f"think: {settings['think']}   decoding: greedy"
-            f"{f'   FRAMES: {args.look}' if args.look else ''}"
+            f"think: {settings['think']}{f'   FRAMES: {args.look}' if args.look else ''}"
         )
-    what = (examples, budget, settings, out, left_out)
     together = args.batch_size or (64 if toy_model else 16)
-    return Evaluation(*what, model, tokenizer, decoder, together)
+    return Evaluation(
+        examples, budget, settings, out, left_out, model, tokenizer, decoder, together
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -154,11 +144,8 @@ def or_error(f, *args):
 
 
 def answer_batch(evaluation, asked):
-    """Answers questions together, greedily. asked: as read_clips returns them.
-
-    Returns a record per question, in their order. One that could not be asked has its error in the
-    record, and counts as wrong.
-    """
+    """Answers questions together, greedily. asked: as read_clips returns them. Returns a record per
+    question; one that could not be asked has its error in it, and counts as wrong."""
     model, settings, records = evaluation.model, evaluation.settings, []
     prompts = {e.id: prompt for e, prompt in asked if not isinstance(prompt, BadInput)}
     if prompts:
@@ -190,14 +177,13 @@ def answer_all(evaluation, examples, budget, path):
     taken = turns(len(batches))
     sizes = [sum(map(len, batch)) for batch in batches]
     read = lambda k: read_clips(evaluation, batches[k], budget)
-    shape = {"unit": "question", "dynamic_ncols": True, "disable": rank() != 0}
-    shape["desc"] = f"answering {evaluation.settings['bench']}"
-    with tqdm(total=len(examples), **shape) as bar:
+    progress = Progress(len(examples), "question", evaluation.settings["bench"])
+    with progress.bar:
         for k, asked in read_ahead(taken, read):
             for record in answer_batch(evaluation, asked):
                 append_line(path, record)
-            bar.update(sum(sizes[: k + 1]) - bar.n)
-        bar.update(len(examples) - bar.n)
+            progress.update(sum(sizes[: k + 1]) - progress.done)
+        progress.update(len(examples) - progress.done)
 
 
 def answer(evaluation, examples, budget, file_name):
@@ -221,10 +207,9 @@ def score(evaluation, name, records, first_look, constant):
     name: of the model, to show; records: of all questions, in their order; first_look: the same,
     but with --clues the answers before the second look; constant: a controls.Constant, or None.
     """
-    settings, out = evaluation.settings, evaluation.out
-    left_out, task = evaluation.left_out, settings["task"]
-    earned = controls.earned(task, constant, records)
-    results = predictions.results_of(settings, records, first_look, left_out, earned)
+    settings, out, task = evaluation.settings, evaluation.out, evaluation.settings["task"]
+    given = (records, first_look, evaluation.left_out, controls.earned(task, constant, records))
+    results = predictions.results_of(settings, *given)
     predictions.say_what_failed(results, records, out)
     predictions.write_object(os.path.join(out, "results.json"), results)
     if task == "grounding":
@@ -232,14 +217,14 @@ def score(evaluation, name, records, first_look, constant):
 
         draw_predictions(out, settings, records, results["metrics"])
     print(f"wrote {out}/\n")
-    look, data_name, metrics = settings["look"], settings["data_name"], results["metrics"]
-    return controls.Scored(name, look, data_name, task, records, metrics, constant)
+    asked = (settings["look"], settings["data_name"], task)
+    return controls.Scored(name, *asked, records, results["metrics"], constant)
 
 
 @locks_released()
 def bench(bench_name, name, args, load_once):
-    """Evaluates one model on one benchmark. Returns a controls.Scored on process 0; None on the
-    others, and where a control does not apply."""
+    """Evaluates one model on one benchmark. Returns a controls.Scored; None where a control does
+    not apply, and on all processes but the first."""
     decoder = Decoder(args.decode_timeout, read_frames)
     with ended_by_ctrl_c(decoder):
         evaluation = prepare(bench_name, name, args, decoder, load_once)

@@ -25,7 +25,7 @@ Letters: B prompts, G group size, C completion tokens (padded), V vocabulary.
 
 from dataclasses import dataclass
 
-import lib.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import torch

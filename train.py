@@ -26,7 +26,7 @@ rooms lib/ and training/, and --plan, which says what fits.
 from functools import partial
 from types import SimpleNamespace
 
-import lib.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import torch
@@ -39,9 +39,9 @@ from lib.processes import add_up, on_each, rank, start_processes, world
 from lib.weights import room_for_prompt
 from tasks import ideal_answer
 from training.loader import Loader, training_examples
+from training.log import Outcome, outcome_of
 from training.optimizer import MasterAdamW, learning_rate
 from training.policy import load_models
-from training.rollouts import Outcome, outcome_of
 from training.run import STOP, Clock, Run, stop_on_signals, timed_grpo_step
 from training.settings import check_processes, parse_args
 
@@ -123,7 +123,7 @@ def train(settings):
                 break
     finally:
         loader.close()
-        run.bar.close()
+        run.progress.bar.close()
     run.finish([f"next: python eval.py {flags} --model {run.out}" for flags in tests])
 
 

@@ -6,15 +6,8 @@ import numpy as np
 
 from annotations.judge import install_judge
 from annotations.readers import find_data, read_dataset
+from evaluation import predictions
 from evaluation.metrics import JUDGED
-from evaluation.predictions import (
-    bootstrap_interval,
-    differences,
-    evaluation_folder,
-    folder_without_run,
-    read_predictions,
-    task_asked,
-)
 from lib.errors import BadInput, read_object
 
 
@@ -26,16 +19,16 @@ def compare(bench_name, run_a, run_b, args, stand_in):
     """
     folder, _ = find_data(bench_name, args.data, stand_in, toy_model=True)  # its task
     usual_task = read_dataset(bench_name, "test", folder, lambda line: None)[0].task
-    task = task_asked(bench_name, usual_task, args)
-    name = evaluation_folder(bench_name, usual_task, args)
-    folders = [find_evaluation(run, name, bench_name, args) for run in (run_a, run_b)]
+    task = predictions.task_asked(bench_name, usual_task, args)
+    name = predictions.evaluation_folder(bench_name, usual_task, args)
+    folders = [find_evaluation(run, name, bench_name) for run in (run_a, run_b)]
     judges = [check_settings(f, bench_name, task, args).get("judge") for f in folders]
     file_name = "predictions-second-look.jsonl" if args.clues else "predictions.jsonl"
-    a, b = (read_predictions(os.path.join(f, file_name)) for f in folders)
+    a, b = (predictions.read_predictions(os.path.join(f, file_name)) for f in folders)
     check_alike(a, b, judges if task in JUDGED else [], bench_name, run_a, run_b)
     if task in JUDGED and judges[0] is not None:
         install_judge(judges[0], args.device)
-    rows = differences(task, a, b)
+    rows = predictions.differences(task, a, b)
     print(
         f"{bench_name}, {len(a)} questions: {run_b} minus {run_a}, in points, "
         "with the 95 % interval of a paired bootstrap"
@@ -43,25 +36,18 @@ def compare(bench_name, run_a, run_b, args, stand_in):
     width = max(10, *(len(label) for label, _ in rows))
     rng = np.random.default_rng(0)
     for label, difference in rows:
-        low, high = bootstrap_interval(difference, rng)
+        low, high = predictions.bootstrap_interval(difference, rng)
         print(f"  {label:<{width}} {difference.mean():+6.1f}   [{low:+.1f}, {high:+.1f}]")
 
 
-def find_evaluation(run, name, bench_name, args):
+def find_evaluation(run, name, bench_name):
     """The folder of a run's evaluation of that name. `run` may be that folder itself (--out)."""
-    places = (os.path.join(run, name), os.path.join(folder_without_run(run), name), run)
+    places = (os.path.join(run, name), os.path.join(predictions.folder_without_run(run), name), run)
     for folder in places:
         if os.path.isfile(os.path.join(folder, "results.json")):
             return folder
-    flags = f" --task {args.task}" if args.task else ""
-    flags += " --blind" if args.look else ""
-    flags += " --clues" if args.clues else ""
-    flags += " --prompt FILE" if args.template is not None else ""
-    flags += " --think both" if args.way else ""
-    raise BadInput(
-        f"{run} has no evaluation on {bench_name} yet: "
-        f"python eval.py --bench {bench_name}{flags} --model {run}"
-    )
+    command = f"python eval.py --bench {bench_name} --model {run}"
+    raise BadInput(f"{run} has no {name}/ yet: {command}, with the flags that --compare has")
 
 
 def check_settings(folder, bench_name, task, args):
@@ -70,25 +56,17 @@ def check_settings(folder, bench_name, task, args):
     wanted = {"bench": bench_name, "task": task, "clues": args.clues, "look": args.look}
     for key, value in wanted.items():
         if settings.get(key, value) != value:
-            raise BadInput(
-                f"{folder} holds an evaluation with {key} {settings[key]}, not {value}: "
-                "give --compare the flags that both were made with"
-            )
+            held = f"holds an evaluation with {key} {settings[key]}, not {value}"
+            raise BadInput(f"{folder} {held}: give --compare the flags that both were made with")
     return settings
 
 
 def check_alike(a, b, judges, bench_name, run_a, run_b):
     """Raises BadInput unless both answered the same questions, judged by the same judge."""
-    if not a:
-        raise BadInput(
-            f"{run_a} has no predictions on {bench_name} that can be read: evaluate it again"
-        )
-    if set(a) != set(b):
-        raise BadInput(
-            f"{run_a} and {run_b} were not asked the same questions ({len(a)} and {len(b)}): "
-            "evaluate both again"
-        )
+    why = ""
+    if not a or set(a) != set(b):
+        why = f"were not asked the same questions of {bench_name} ({len(a)} and {len(b)})"
     if len(set(judges)) > 1:
-        raise BadInput(
-            f"{run_a} and {run_b} were judged differently (--judge): evaluate both again"
-        )
+        why = "were judged differently (--judge)"
+    if why:
+        raise BadInput(f"{run_a} and {run_b} {why}: evaluate both again")

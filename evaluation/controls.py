@@ -6,23 +6,17 @@ A gain shows that a model looks only if the score exceeds what can be had withou
     grey       the model's own answers, every frame replaced by grey: what it knows without looking
     shuffled   the frames in random order at the old times: whether it looks at time
     middle     the middle frame alone, repeated (multiple choice)
-
-    python -m evaluation.controls charades data/charades    # the constant; videos may be missing
 """
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
-import lib.threads  # noqa: F401  before torch: how its CPU threads wait
-
-# isort: split
 import rewards
-from annotations.readers import DATASETS, read_dataset
+from annotations.readers import read_dataset
 from evaluation.predictions import bootstrap_interval, differences, metrics_of, rewards_of
-from lib.errors import BadInput, run_program
+from lib.errors import BadInput
 from tasks import as_task
 
 # ------------------------------------------------------------------------------------------------
@@ -76,23 +70,20 @@ def events_of(answer):
 
 def constant_interval(examples):
     low, high = best_share(examples, [[e.answer] for e in examples])
-    return (
-        f"from {low:.0%} to {high:.0%} of the clip",
-        lambda e: f"<answer>{low * e.duration:.3f} to {high * e.duration:.3f}</answer>",
-    )
+    answer = lambda e: f"<answer>{low * e.duration:.3f} to {high * e.duration:.3f}</answer>"
+    return f"from {low:.0%} to {high:.0%} of the clip", answer
 
 
 def constant_box(examples):
     """The first box, which the question gives."""
-    return (
-        "the given box, eight times",
-        lambda e: f"<answer>{[[round(v, 6) for v in e.answer[0]]] * rewards.N_BOXES}</answer>",
-    )
+    box = lambda e: [round(v, 6) for v in e.answer[0]]
+    answer = lambda e: f"<answer>{[box(e)] * rewards.N_BOXES}</answer>"
+    return "the given box, eight times", answer
 
 
-def constant_letter(examples):
-    letter = most_frequent(e.answer for e in examples)
-    return f"always {letter}", lambda e: f"<answer>{letter}</answer>"
+def constant_words(examples):
+    words = most_frequent(e.answer for e in examples)
+    return f"always {words}", lambda e: f"<answer>{words}</answer>"
 
 
 def constant_evidence(examples):
@@ -106,11 +97,6 @@ def constant_evidence(examples):
     return f"always {letter}, from {low:.0%} to {high:.0%} of the clip", answer
 
 
-def constant_phrase(examples):
-    phrase = most_frequent(e.answer for e in examples)
-    return f"always {phrase!r}", lambda e: f"<answer>{phrase}</answer>"
-
-
 def constant_caption(examples):
     """The ten events that stand in most captions."""
     counts = Counter(event for e in examples for event in set(events_of(e.answer)))
@@ -121,9 +107,9 @@ def constant_caption(examples):
 CONSTANTS = {
     "grounding": constant_interval,
     "tracking": constant_box,
-    "qa": constant_letter,
+    "qa": constant_words,
     "gqa": constant_evidence,
-    "quality": constant_phrase,
+    "quality": constant_words,
     "caption": constant_caption,
     "description": constant_caption,
 }
@@ -258,28 +244,3 @@ def earned(task, constant, records):
         "metrics": metrics_of(task, constant.records),
         "difference": compared(task, records, constant.records),
     }
-
-
-# ------------------------------------------------------------------------------------------------
-# The constant alone
-# ------------------------------------------------------------------------------------------------
-
-
-def main():
-    if len(sys.argv) != 3 or sys.argv[1] not in DATASETS:
-        raise BadInput(f"python -m evaluation.controls NAME FOLDER, of {', '.join(DATASETS)}")
-    name, folder = sys.argv[1:]
-    examples = read_dataset(name, "test", folder)
-    constant = constant_of(name, folder, examples)
-    if constant is None:
-        raise BadInput(
-            f"the annotations of {name} in {folder} have no durations, and a constant is a share "
-            "of the clip: take its JSON form, or evaluate a model, which reads the clips"
-        )
-    metrics = metrics_of(examples[0].task, constant.records)
-    print(f"{name}, {len(examples)} questions: {constant.said}")
-    print("   ".join(f"{metric} {value:.1f}" for metric, value in metrics.items()))
-
-
-if __name__ == "__main__":
-    run_program(main)

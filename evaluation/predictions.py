@@ -17,17 +17,8 @@ import numpy as np
 
 import rewards
 from evaluation.metrics import reported
+from lib import files
 from lib.errors import NUMBER, BadInput, read_object
-from lib.files import (
-    expect_kind,
-    kind_of,
-    locks_released,
-    put_aside,
-    read_lines,
-    remove_lines,
-    replace_file,
-    take,
-)
 from lib.flags import check_template
 from lib.identity import hash_of_examples, is_toy, shown_name, versions
 from tasks import TASKS, longest_answer, paid, score, words_around
@@ -46,7 +37,7 @@ def find_model(name):
     settings_file, policy = os.path.join(name, "settings.json"), os.path.join(name, "policy")
     if not os.path.isfile(settings_file):
         return name, shown_name(name), {}
-    if kind_of(name) == "evaluation":
+    if files.kind_of(name) == "evaluation":
         why = "is an evaluation of eval.py: give the run or the model that was evaluated"
         raise BadInput(f"--model {name} {why}")
     if not os.path.isdir(policy):
@@ -83,11 +74,6 @@ def template_asked(args, run, task):
     return run.get("template") if task in run.get("tasks", []) else None
 
 
-def of_toy(path, run):
-    """Whether find_model's answer is the toy base, or was trained from it."""
-    return is_toy(path) or run.get("model_name") == "toy base"  # runs from before it was marked
-
-
 def settings_of(args, budget, model, data, task, examples):
     """All that an evaluation's answers depend on, as it is saved beside them.
 
@@ -99,7 +85,7 @@ def settings_of(args, budget, model, data, task, examples):
     think = run.get("think", True) if args.think is None else args.think
     if args.template is not None and args.think is None:
         think = "<think>" in template
-    longest = max(longest_answer(of_toy(path, run), [task]), run.get("max_new_tokens", 0))
+    longest = max(longest_answer(is_toy(path), [task]), run.get("max_new_tokens", 0))
     return {
         "bench": bench_name,
         "data": folder,
@@ -130,16 +116,12 @@ def settings_of(args, budget, model, data, task, examples):
 
 def evaluation_folder(bench_name, usual_task, args):
     """The name of an evaluation's folder, which says what was asked and how."""
-    name = f"eval-{bench_name}"
-    if args.task not in (None, usual_task):
-        name += f"-{args.task}"
-    if args.template is not None:
-        name += "-prompt"
-    if args.look:
-        name += f"-{args.look}"
-    if args.clues:
-        name += "-clues"
-    return name + args.way.replace(", ", "-").replace(" ", "-")
+    parts = ["eval", bench_name]
+    parts += [args.task] if args.task not in (None, usual_task) else []
+    parts += ["prompt"] if args.template is not None else []
+    parts += [args.look] if args.look else []
+    parts += ["clues"] if args.clues else []
+    return "-".join(parts) + args.way.replace(", ", "-").replace(" ", "-")
 
 
 def folder_without_run(model):
@@ -152,18 +134,18 @@ def open_evaluation(out, settings):
     path = os.path.join(out, "settings.json")
     settings = json.loads(json.dumps(settings))  # as the file has them: lists, no tuples
     try:
-        if expect_kind(out, "evaluation"):
+        if files.expect_kind(out, "evaluation"):
             before = read_object(path)
             # "weights" are a fingerprint: a copy of the model, under another name, has the same.
             compared = [k for k in settings if k not in ("model", "model_name")]
             if changed := [k for k in compared if before.get(k) != settings[k]]:
-                with locks_released():
-                    take(out)
-                    aside = put_aside(out)
+                with files.locks_released():
+                    files.take(out)
+                    aside = files.put_aside(out)
                 made = f"{out} holds predictions made with other settings ({', '.join(changed)})"
                 print(f"{made}: starting anew, it is now {aside}", file=sys.stderr)
         os.makedirs(out, exist_ok=True)
-        take(out)
+        files.take(out)
         write_object(path, settings | {"kind": "evaluation"})
     except OSError as e:
         raise BadInput(f"cannot write to --out {out}: {e.strerror}") from e
@@ -172,7 +154,7 @@ def open_evaluation(out, settings):
 def write_object(path, content):
     """Writes a .json file, which is complete or not there."""
     try:
-        replace_file(path, json.dumps(content, indent=2))
+        files.replace_file(path, json.dumps(content, indent=2))
     except OSError as e:
         raise BadInput(f"{path} cannot be written: {e.strerror}") from e
 
@@ -185,7 +167,7 @@ def write_object(path, content):
 def read_predictions(path):
     """predictions.jsonl as {id: record}, without damaged lines and one that is half-written."""
     wanted = {"id": str, "group": str, "text": str, "format": NUMBER}
-    return {record["id"]: record for record in read_lines(path, **wanted) if "answer" in record}
+    return {r["id"]: r for r in files.read_lines(path, **wanted) if "answer" in r}
 
 
 def answered(path):
@@ -196,7 +178,7 @@ def answered(path):
     """
     records = read_predictions(path)
     done = {id for id, record in records.items() if "error" not in record}
-    remove_lines(path, lambda record: record.get("id") in done and "error" not in record)
+    files.remove_lines(path, lambda record: record.get("id") in done and "error" not in record)
     return done
 
 
@@ -224,14 +206,6 @@ def rewards_of(task, text, answer, think):
     return score(task, with_tags(text), answer, think) | {"format": form}
 
 
-def right_without_form(task, records):
-    """How many answers are right, but not in the form asked for: all that pays for content pays at
-    least half, as an IoU of 0.5 or the right letter does."""
-    content = [name for name in TASKS[task].rules if name != "format"]
-    paid = [[r.get(name) for name in content] for r in records if not r["format"]]
-    return sum(all(isinstance(v, NUMBER) and v >= 0.5 for v in row) for row in paid)
-
-
 def metrics_of(task, records):
     """{name: percent}: the task's metrics, and the share of answers in the right form."""
     right_form = 100 * sum(r["format"] for r in records) / len(records)
@@ -252,7 +226,6 @@ def results_of(settings, records, first_look, left_out, constant):
         "constant": constant,
         "failed": [r["id"] for r in records if "error" in r],
         "not in the form": [r["id"] for r in records if "error" not in r and not r["format"]],
-        "right but not in the form": right_without_form(settings["task"], records),
         "left out": left_out,
         "settings": settings,
     }
@@ -262,10 +235,12 @@ def say_what_failed(results, records, out):
     """Names the first videos that could not be read, and counts what is not in the form."""
     for r in [r for r in records if "error" in r][:5]:
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
-    failed, unread = len(results["failed"]), len(results["not in the form"])
-    if failed or unread:
-        said = f"{failed} questions are about videos that could not be read, {unread} answers are "
-        said += f"not in the form asked for ({results['right but not in the form']} of them right)"
+    found = {
+        "questions whose video could not be read": len(results["failed"]),
+        "answers not in the form asked for": len(results["not in the form"]),
+    }
+    said = ", ".join(f"{what}: {n}" for what, n in found.items() if n)
+    if said:
         print(f"{said}; {out}/results.json lists them", file=sys.stderr)
 
 

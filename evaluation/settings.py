@@ -86,10 +86,7 @@ def parse_args(argv=None, description=__doc__):
         if name not in DATASETS:
             raise BadInput(f"--bench {name} is unknown; there is: {', '.join(DATASETS)}, all")
     if args.compare and args.judge:
-        raise BadInput(
-            "--compare scores with the judge that the evaluations were made with: "
-            "leave --judge away"
-        )
+        raise BadInput("--compare scores with the evaluations' own judge: leave --judge away")
     if args.template is not None and args.think == "both":
         raise BadInput("--prompt says itself whether to think: leave --think both away")
     args.template = None if args.template is None else read_template(args.template)
@@ -105,10 +102,8 @@ def parse_args(argv=None, description=__doc__):
         for look in looks
     ]
     if args.out and len(args.model) * max(1, len(args.benches)) * len(args.ways) > 1:
-        raise BadInput(
-            "--out is one folder; with several models or benchmarks, --think both or --controls, "
-            "leave it away, each gets its own"
-        )
+        several = "several models or benchmarks, --think both or --controls"
+        raise BadInput(f"--out is one folder: leave it away with {several}, each gets its own")
     if args.controls and (args.blind or args.compare):
         raise BadInput("--controls asks in all these ways: leave --blind and --compare away")
     return args

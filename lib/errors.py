@@ -67,31 +67,25 @@ def wrong_key(record, types):
 # How a program ends
 # ------------------------------------------------------------------------------------------------
 
-
+# PyTorch raises a RuntimeError of its own for a GPU, and a plain one for the CPU.
 ALLOCATION_FAILED = ("DefaultCPUAllocator", "out of memory", "Cannot allocate memory",
                      "ALLOC_FAILED", "Storage size calculation overflowed")  # fmt: skip
+LOST = ("Connection", "gloo", "closed by peer", "Broken pipe")
+
+
+def says(error, words):
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def out_of_memory(error):
-    """Whether an exception says that memory was not enough, on a GPU or on the CPU.
-
-    PyTorch raises torch.OutOfMemoryError for a GPU and a plain RuntimeError for the CPU.
-    """
-    told = isinstance(error, RuntimeError) and any(w in str(error) for w in ALLOCATION_FAILED)
-    return isinstance(error, MemoryError) or told
-
-
-LOST = ("Connection", "gloo", "closed by peer", "Broken pipe")
+    """Whether an exception says that memory was not enough, on a GPU or on the CPU."""
+    return isinstance(error, MemoryError) or says(error, ALLOCATION_FAILED)
 
 
 def lost_process(error):
     """Whether an exception says that another process of the run has gone."""
-    dist = sys.modules.get("torch.distributed")  # where it was never imported there is none
-    started = dist is not None and dist.is_available() and dist.is_initialized()
-    if not isinstance(error, RuntimeError):
-        return False
-    told = started and any(word in str(error) for word in LOST)
-    return told or type(error).__name__ == "DistBackendError"
+    shared = "WORLD_SIZE" in os.environ and says(error, LOST)
+    return shared or type(error).__name__ == "DistBackendError"
 
 
 # What the machine refuses, not the program: full or read-only disks, quotas, permissions, a folder
@@ -112,9 +106,9 @@ def reason(error, memory, interrupted):
         speaks = rank == str(getattr(error, "process", 0))
         return 2, f"error: {error}" if speaks else None
     if isinstance(error, KeyboardInterrupt):
-        return 128 + 2, "interrupted" + f"; {interrupted}" * bool(interrupted)
+        return 128 + 2, f"interrupted; {interrupted}".removesuffix("; ")
     if out_of_memory(error):
-        return 1, f"error: process {rank} ran out of memory" + f": {memory}" * bool(memory)
+        return 1, f"error: process {rank} ran out of memory: {memory}".removesuffix(": ")
     if lost_process(error):
         return 1, (f"error: process {rank} lost another process, which was killed or crashed "
                    f"(its own output says why): {first_line(error)}")  # fmt: skip

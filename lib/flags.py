@@ -61,19 +61,11 @@ PATIENCE = number(float, "[1, 86400]")  # seconds
 
 def device(text):
     """A type for argparse: the CPU, or a GPU that PyTorch finds here."""
-    kind, _, index = text.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise argparse.ArgumentTypeError(
-            f"{text} is unknown: give cpu, cuda, or cuda:1 for the second GPU"
-        )
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError(
-            f"{text}: PyTorch finds no CUDA GPU here; give --device cpu"
-        )
-    if index and int(index) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(
-            f"{text}: there are {torch.cuda.device_count()} GPUs, from cuda:0"
-        )
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = ["cpu", *["cuda"][:found], *(f"cuda:{k}" for k in range(found))]
+    if text not in known:
+        gpus = "" if found else " and no CUDA GPU"
+        raise argparse.ArgumentTypeError(f"{text}: PyTorch finds {', '.join(known)}{gpus} here")
     return text
 
 
@@ -153,41 +145,31 @@ def read_template(path):
     try:
         with open(path, encoding="utf-8-sig") as f:
             text = f.read().rstrip("\n")
-        names = fields_in(text)
+        text.format(**dict.fromkeys(FIELDS, ""))
     except OSError as e:
         raise BadInput(f"--prompt {path} cannot be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise BadInput(f"--prompt {path} is no text in UTF-8") from e
-    except ValueError as e:  # string.Formatter's
-        why = "a single { or } is nothing; write {{ or }} for one that is to be seen"
+    except (ValueError, LookupError, AttributeError) as e:  # str.format's
+        known = ", ".join(f"{{{field}}}" for field in FIELDS)
+        why = f"braces hold one of {known}; write {{{{ or }}}} for one that is to be seen ({e})"
         raise BadInput(f"--prompt {path}: {why}") from e
-    for name in names:
-        if name not in FIELDS:
-            known = ", ".join(f"{{{field}}}" for field in FIELDS)
-            raise BadInput(f"--prompt {path}: {{{name}}} stands for nothing; there is: {known}")
     if text.count("<video>") != 1:
-        raise BadInput(
-            f"--prompt {path}: <video> must be there once, where the video stands; it is there "
-            f"{text.count('<video>')} times"
-        )
+        where = "must be there once, where the video stands; it is there"
+        raise BadInput(f"--prompt {path}: <video> {where} {text.count('<video>')} times")
     if "<|" in text:
         raise BadInput(f"--prompt {path}: <|…|> are the model's own marks, and cannot be words")
     return text
 
 
 def fields_in(text):
-    """The names in the braces of a prompt, with whatever stands beside a name: {a!r}, {a:.2f}."""
-    parts = [part for part in Formatter().parse(text) if part[1] is not None]
-    return [
-        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-        for _, name, spec, conversion in parts
-    ]
+    """The names in the braces of a prompt."""
+    return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
 
 
 def check_template(template, task, prompt):
     """Raises BadInput unless a wording names what the task's prompt names, and nothing else."""
-    given = set(fields_in(template)) - {"duration"}
-    wanted = {field.split(":")[0] for field in fields_in(prompt)} - {"duration"}
+    given, wanted = (fields_in(text) - {"duration"} for text in (template, prompt))
     for field in sorted(wanted - given):
         raise BadInput(f"--prompt does not name {{{field}}}, which the task {task} asks about")
     for field in sorted(given - wanted):

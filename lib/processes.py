@@ -5,11 +5,15 @@ the processes have to agree upon goes through these functions.
 """
 
 import os
+import shutil
+import sys
+import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from tqdm import tqdm
 
 from lib.errors import BadInput
 
@@ -37,17 +41,11 @@ def start_processes(device, patience=timedelta(minutes=30)):
         return device
     local, on_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if device.startswith("cuda:"):
-        raise BadInput(
-            f"--device {device} is one GPU, and torchrun's processes need one each: "
-            "give --device cuda, and choose GPUs by CUDA_VISIBLE_DEVICES"
-        )
+        raise BadInput(f"--device {device} is one GPU, and processes need one each: give cuda")
     if device == "cuda":
         if on_machine > torch.cuda.device_count():
-            raise BadInput(
-                f"{on_machine} processes and {torch.cuda.device_count()} GPU(s) on this machine: "
-                "each needs one of its own, "
-                "so give torchrun --nproc-per-node as many as there are GPUs"
-            )
+            gpus = f"{torch.cuda.device_count()} GPU(s) for {on_machine} processes of this machine"
+            raise BadInput(f"{gpus}: give torchrun --nproc-per-node one for each GPU")
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
     # torchrun leaves each process one thread. --offload's optimizer works on the CPU as well.
@@ -113,6 +111,48 @@ def on_each(work):
             alone = problems.count(said) < world()
             raise BadInput(f"process {process}: {said}" if alone else said)
     return result
+
+
+def columns():
+    """Characters in a line for people: a terminal's width, or 100 in a pipe and a log."""
+    return min(120, shutil.get_terminal_size((100, 24)).columns)
+
+
+class Progress:
+    """How far process 0 is: a bar in a terminal; in a pipe or a log a plain line after every ten,
+    or after every tenth part if that is rarer."""
+
+    def __init__(self, total, unit, what="", done=0):
+        self.total, self.unit, self.what, self.done = total, unit, what, done
+        self.began, self.every = time.perf_counter(), max(10, total // 10)
+        self.terminal = sys.stderr.isatty()
+        how = {"disable": rank() != 0 or not self.terminal, "dynamic_ncols": True}
+        self.bar = tqdm(total=total, initial=done, unit=unit, desc=what, **how)
+
+    @property
+    def seconds(self):
+        return time.perf_counter() - self.began
+
+    def update(self, n=1, figures=""):
+        before, self.done = self.done, self.done + n
+        self.bar.set_postfix_str(figures, refresh=False)
+        self.bar.update(n)
+        due = self.done // self.every > before // self.every or before < self.done == self.total
+        if due and rank() == 0 and not self.terminal:
+            line = f"{self.what} {self.unit} {self.done}/{self.total}, {self.seconds:.0f} s"
+            self.write(f"{line}  {figures}".strip()[:100], sys.stderr)
+
+    def over(self, items):
+        """The items, each counted when the next is asked for."""
+        for item in items:
+            yield item
+            self.update()
+        self.bar.close()
+
+    @staticmethod
+    def write(text, file=None):
+        """A line of text, above the bar."""
+        tqdm.write(text, file=file)
 
 
 def whole(tensor):

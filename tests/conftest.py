@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 # The tests compare float32 numbers of one, two and four processes: they run on the CPU, and so do
 # the processes that they start. Set before torch is imported. TEST_GPU=1 is for tests of a GPU.
@@ -11,7 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
 
-import lib.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import pytest
@@ -22,6 +23,13 @@ from toy import world  # noqa: E402
 from toy.base import make_model  # noqa: E402
 
 BASE = os.path.join(ROOT, "assets", "toy-base")
+
+
+def wait_for(path, job):
+    """Waits for a file or folder of a process that was started."""
+    while not os.path.exists(path):
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

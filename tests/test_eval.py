@@ -17,7 +17,7 @@ from annotations.readers import DATASETS, read_dataset
 from conftest import BASE, ROOT
 from data import Example, VideoBudget
 from evaluation.second_look import second_look
-from lib.files import append_line
+from lib.files import append_line, read_lines
 from lib.identity import fingerprint
 from rewards import temporal_iou
 from toy import world
@@ -25,7 +25,7 @@ from toy import world
 
 def program(*args, launcher=()):
     command = [sys.executable, *launcher, "eval.py", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def run(*args):
@@ -50,14 +50,13 @@ def ask(data, out, *more):
     return run("--bench", "charades", "--data", data, "--out", out, *more)
 
 
+def records(folder):
+    return read_lines(os.path.join(folder, "predictions.jsonl"))
+
+
 def results_of(folder):
     with open(os.path.join(folder, "results.json"), encoding="utf-8") as f:
         return json.load(f)
-
-
-def records(folder):
-    with open(os.path.join(folder, "predictions.jsonl"), encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
 
 
 @pytest.fixture(scope="module")
@@ -289,26 +288,16 @@ def test_comparing_two_evaluations(charades, tmp_path):
 def test_a_users_mistake_is_one_sentence(args, says, charades):
     given = [*args, "--data", charades] if "--model" in args and "--data" not in args else args
     done = run(*given)
-    assert done.returncode == 2 and says in done.stderr
-
-
-def test_a_users_mistake_has_no_traceback():
-    done = program("--bench", "juggling")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: --bench juggling is unknown")
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_the_shipped_base_is_small():
     assert sum(os.path.getsize(os.path.join(BASE, f)) for f in os.listdir(BASE)) < 8e6
 
 
-def test_a_prompt_that_the_model_cannot_hold_is_one_sentence(charades, monkeypatch, capsys):
+def test_a_prompt_that_the_model_cannot_hold_is_one_sentence(charades):
     """The model's own positions are the limit: of the toy's, so many new tokens leave too few."""
     clip = os.path.join(charades, "videos", "test00000.mp4")
     few = 8192 - 20  # of the toy's 8,192 positions
-    flags = ["--video", clip, "--ask", "What happens?", "--max-new-tokens", str(few)]
-    monkeypatch.setattr(sys, "argv", ["eval.py", *flags])
-    with pytest.raises(SystemExit) as end:
-        evaluation.main()
-    said = capsys.readouterr().err
-    assert end.value.code == 2 and "does not fit in 20" in said and "Traceback" not in said
+    done = run("--video", clip, "--ask", "What happens?", "--max-new-tokens", few)
+    assert done.returncode == 2 and "does not fit in 20" in done.stderr

@@ -16,7 +16,7 @@ import torch
 
 import eval as evaluation
 import train
-from conftest import BASE, ROOT
+from conftest import BASE, ROOT, wait_for
 from evaluation.pictures import draw_intervals
 from lib import errors, files
 from lib.errors import BadInput
@@ -52,12 +52,6 @@ def call(name, *args, cwd=ROOT):
 def process(*args, **options):
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
     return subprocess.Popen([sys.executable, *map(str, args)], cwd=ROOT, **options)
-
-
-def wait_for(path, job):
-    while not os.path.exists(path):
-        assert job.poll() is None, job.communicate()[0]
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

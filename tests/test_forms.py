@@ -14,7 +14,7 @@ import pytest
 
 from evaluation import predictions
 from evaluation.metrics import reported
-from evaluation.predictions import rewards_of, right_without_form, with_tags
+from evaluation.predictions import rewards_of, with_tags
 from lib import wording
 from lib.wording import (
     Letter,
@@ -348,12 +348,8 @@ def test_an_evaluation_counts_what_is_right_without_the_form():
     texts = ["<answer>B</answer>", "B. the dog", "The answer is B", "C", "<answer>C</answer>", ""]
     records = [{"text": t, "answer": "B", "group": ""} | rewards_of("qa", t, "B", False)
                for t in texts]  # fmt: skip
-    assert right_without_form("qa", records) == 2
     figures = predictions.metrics_of("qa", records)
     assert figures == {"accuracy": pytest.approx(50), "format": pytest.approx(100 / 3)}
-    both = [{"format": 0.0, "accuracy": 1.0, "iou": iou} for iou in (0.4, 0.6)]
-    assert right_without_form("gqa", both) == 1
-    assert right_without_form("gqa", [{"format": 0.0, "accuracy": "1"}]) == 0  # a damaged record
 
 
 # ------------------------------------------------------------------------------------------------

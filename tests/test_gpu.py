@@ -23,9 +23,9 @@ from pretended_gpu import NotOnAGpu, installed
 from tasks import as_task
 from toy.base import TOY_BUDGET
 from training.loader import generator_for
+from training.log import sampler_gaps, token_records
 from training.optimizer import MasterAdamW
 from training.policy import load_models
-from training.rollouts import sampler_gaps, token_records
 from training.run import Clock, check_sampler
 
 SMALL = ["--group-size", "4", "--prompts-per-step", "3", "--max-new-tokens", "24", "--lr", "1e-5"]

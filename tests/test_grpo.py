@@ -20,8 +20,8 @@ from grpo import group_advantages, kl_k3, policy_loss, sample_groups, token_weig
 from lib.errors import BadInput
 from model import encode_videos, group_logprobs, prefill
 from toy.base import TOY_BUDGET
+from training.log import step_sums
 from training.optimizer import MasterAdamW, learning_rate
-from training.rollouts import step_sums
 from training.settings import parse_args
 from variants import KLS, VARIANTS
 

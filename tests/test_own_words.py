@@ -73,9 +73,6 @@ def test_a_toy_model_asked_in_our_words_and_in_others(charades, tmp_path):
     assert theirs["settings"]["prompt"].endswith("<video>")
     for name, results in (("ours", ours), ("theirs", theirs)):
         assert len(records(tmp_path / name)) == 6 and 0 <= results["metrics"]["mIoU"] <= 100
-        wrong_form = [r for r in records(tmp_path / name) if not r["format"]]
-        right = [r for r in wrong_form if r["iou"] >= 0.5]
-        assert results["right but not in the form"] == len(right)
     texts = [[r["text"] for r in records(tmp_path / name)] for name in ("ours", "theirs")]
     assert texts[0] != texts[1]  # the words were not lost on the way
     done = run(*shared, "--out", tmp_path / "theirs")
@@ -102,13 +99,11 @@ def test_a_run_is_evaluated_as_it_was_asked(charades, tmp_path):
 @pytest.mark.parametrize("text, says", [
     ("{question}", "<video> must be there once, where the video stands; it is there 0 times"),
     ("<video>{question}<video>", "it is there 2 times"),
-    ("<video> {querry}", "{querry} stands for nothing; there is: {question}, {duration}"),
-    ("<video> {question.__class__}", "{question.__class__} stands for nothing"),
-    ("<video> {duration:.2f}{question}", "{duration:.2f} stands for nothing"),
-    ("<video> {question!r}", "{question!r} stands for nothing"),
-    ("<video> {}", "{} stands for nothing"),
-    ("<video> {question", "a single { or } is nothing"),
-    ("<video> question}", "a single { or } is nothing"),
+    ("<video> {querry}", "braces hold one of {question}, {duration}"),
+    ("<video> {duration:.2f}{question}", "braces hold one of"),
+    ("<video> {}", "braces hold one of"),
+    ("<video> {question", "write {{ or }} for one that is to be seen (expected '}'"),
+    ("<video> question}", "write {{ or }} for one that is to be seen (Single '}'"),
     ("<video> {question} <|im_end|>", "the model's own marks"),
     (b"<video> \xff\xfe {question}", "no text in UTF-8"),
     ("", "<video> must be there once"),

@@ -18,13 +18,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.compare import check_alike
 from evaluation.predictions import differences, read_predictions
 from lib.errors import BadInput, read_object, run_program
 from lib.files import read_lines, replace_file
 from lib.flags import COUNT, FROM_0, ROOT, TOY_MODEL, YES, parser_of
+from lib.processes import Progress
 from tools import paper_tables as tables
 from tools.paper_tables import BASES, CELLS, EPOCH, EVALUATIONS, FINDINGS, TABLES
 from toy.world import ensure
@@ -90,7 +90,7 @@ def run_all(args):
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         jobs = [pool.submit(work, *pair, args) for pair in pairs if asked[pair]]
         try:
-            ended = tqdm(as_completed(jobs), total=len(jobs), unit="cell", dynamic_ncols=True)
+            ended = Progress(len(jobs), "cell").over(as_completed(jobs))
             failed = [error for job in ended if (error := job.exception())]
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)

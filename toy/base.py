@@ -17,7 +17,7 @@ import os
 import time
 from dataclasses import replace
 
-import lib.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import numpy as np

@@ -37,7 +37,6 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from tqdm import tqdm
 
 from annotations import MARK
 from lib.errors import BadInput
@@ -267,10 +266,11 @@ def render_clips(jobs):
         os.makedirs(folder, exist_ok=True)
     if len(jobs) < 100:
         return [render_job(job) for job in jobs]
+    from lib.processes import Progress  # torch, which the processes of the pool do without
+
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         done = pool.imap_unordered(render_job, jobs, chunksize=8)
-        what = "rendering toy clips"
-        return list(tqdm(done, total=len(jobs), desc=what, unit="clip", dynamic_ncols=True))
+        return list(Progress(len(jobs), "clip", "rendering").over(done))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ and renamed. Whenever a machine dies, the checkpoint before is whole.
 
 import json
 import os
-import re
 import sys
 from contextlib import suppress
 from glob import escape, glob
@@ -46,9 +45,9 @@ def flush(path):
 def remove_checkpoint(folder):
     """Removes a checkpoint's own files, and its folder if that is empty then."""
     with suppress(OSError):
-        for name in os.listdir(folder):
-            if re.fullmatch(r"part-\d+\.safetensors|state\.json", name):
-                os.remove(os.path.join(folder, name))
+        for name in ("state.json", "part-*.safetensors"):
+            for path in glob(os.path.join(escape(folder), name)):
+                os.remove(path)
         os.rmdir(folder)
 
 
@@ -110,8 +109,8 @@ def save_checkpoint(run, step, tensors, counts, keep):
 def read_checkpoint(folder):
     """(state, a function name → CPU tensor that reads from the disk only what is asked for)."""
     state = read_object(os.path.join(folder, "state.json"), step=int, parts=int, counts=dict)
-    parts = [os.path.join(folder, PART.format(number)) for number in range(state["parts"])]
-    files = [safe_open(part, "pt") for part in parts]
+    numbers = range(state["parts"])
+    files = [safe_open(os.path.join(folder, PART.format(number)), "pt") for number in numbers]
     file_of = {name: file for file in files for name in file.keys()}
     return state, lambda name: file_of[name].get_tensor(name)
 
@@ -191,8 +190,8 @@ def resumable(folder, settings):
     now = json.loads(json.dumps(settings))  # as a file would give them: no tuples
     changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
     if changed:
-        was = {k: f"{k} was {before.get(k)}, now {now[k]}" for k in changed} | CONTENTS
-        told = ", ".join(was[k] for k in changed)
+        was = lambda k: CONTENTS.get(k, f"{k} was {before.get(k)}, now {now[k]}")
+        told = ", ".join(map(was, changed))
         raise BadInput(f"{folder} was begun with other settings, so it cannot go on: {told}")
     checkpoint = newest_checkpoint(folder)
     if not checkpoint and (folders(folder) or os.path.exists(os.path.join(folder, "policy"))):

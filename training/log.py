@@ -1,16 +1,21 @@
-"""metrics.py: what is written down about each step, and what it means.
+"""log.py: what is written down about each step, and what it means.
 
-A line of metrics.jsonl is made of sums over all processes (Run.log adds them up), so that a mean is
-the mean of the whole step, however many processes shared it.
+metrics.jsonl   step_sums of every process are added up (Run.log), so that step_metrics are means of
+                the whole step, however many processes shared it
+rollouts.jsonl  token_records: a group, and what the step did to each of its tokens
+samples.jsonl   sampled_again: what the policy answers by now to a prompt of the run's first
 """
 
 import math
 import resource
 import sys
+from dataclasses import dataclass
 
 import torch
 
+from grpo import completion_texts, kl_k3
 from lib.errors import BadInput
+from tasks import TASKS, score
 
 # name: (bytes, operations per second in 16 bits, in float32, bytes per second), by data sheets
 GPUS = {
@@ -29,17 +34,73 @@ def known_gpu(device_name):
 
 
 HINT = """
-The loss of step 1 is 0 and that is right (nearly 0 with several updates per rollout, or --loss \
-dapo or dr_grpo; not with cispo, whose loss is no difference): before
-the first update every ratio is 1, and advantages have mean 0. Watch instead (all in \
-metrics.jsonl and curves.png):
-  reward     mean over completions; its parts are reward/TASK/format (0 or 1) and the task's own, \
-as reward/grounding/iou
-  spread     standard deviation of rewards within a group: what there is to learn from
-  no_spread  share of groups whose completions all earn the same; they teach nothing
-  kl         distance to the reference policy in nats per token: should grow slowly, not jump
-  length     tokens per completion; unfinished: share that ran into --max-new-tokens
+The loss of step 1 is 0 or nearly 0 (but with --loss cispo), and that is right:
+before the first update every ratio is 1, and advantages have mean 0. Watch
+instead, in metrics.jsonl and curves.png:
+  reward     mean over completions; its parts are named reward/TASK/RULE
+  spread     standard deviation of rewards within a group: what it can teach
+  no_spread  share of groups whose completions all earn the same: nothing to learn
+  kl         from the reference policy, nats per token: grows slowly, no jumps
+  length     tokens per completion; unfinished: share cut by --max-new-tokens
 """
+
+
+@dataclass
+class Outcome:
+    """What one process writes down about a step."""
+
+    sums: dict  # of its share; added up over all processes, they are the step's
+    grad_norm: float
+    groups: tuple = ()  # its grpo.Groups; none for SFT, which has no gaps either
+    sampler_gaps: torch.Tensor = None  # |sampler − scorer| of each token's log-prob
+
+
+def outcome_of(groups, grad_norm, settings):
+    """What grpo_step returns → Outcome."""
+    sums = step_sums(groups, settings.tasks, settings.updates_per_rollout)
+    return Outcome(sums, grad_norm, groups, sampler_gaps(groups))
+
+
+def step_sums(groups, tasks, updates):
+    """Sums over the groups of this process (added up over all, they are the whole step's).
+
+    Every process gives the same names, whatever tasks its prompts have. loss is the mean over the
+    rollout's updates. no_spread counts groups as the loss sees them: those without an advantage.
+    """
+    tokens = sum(int(g.mask.sum()) for g in groups)
+    rewards = torch.stack([g.rewards for g in groups])  # (B, G)
+    sums = {
+        "loss": sum(g.loss / updates for g in groups),
+        "kl": sum(float(g.kl[g.mask].sum()) for g in groups),
+        "entropy": sum(float(g.entropy[g.mask].sum()) for g in groups),
+        "sampler_gap": float(sampler_gaps(groups).sum()),
+        "clipped": sum(g.clipped for g in groups),
+        "later_tokens": tokens * (updates - 1),
+        "groups": len(groups),
+        "completions": rewards.numel(),
+        "tokens": tokens,
+        "reward": float(rewards.sum()),
+        "spread": float(rewards.std(dim=1).sum()),
+        "no_spread": sum(not g.advantages.any() for g in groups),
+        "unfinished": sum(int((~g.finished).sum()) for g in groups),
+        "prompt_tokens": sum(len(g.prompt.ids) for g in groups),
+    }
+    for task in tasks:
+        scores = [s for g in groups if g.example.task == task for s in g.scores]
+        sums[f"count/{task}"] = len(scores)
+        for name in TASKS[task].rules:
+            sums[f"reward/{task}/{name}"] = sum(s[name] for s in scores)
+    return sums
+
+
+def sampler_gaps(groups):
+    """|sampler's log-prob − scorer's| of every token: (n,)."""
+    return torch.cat([(g.logp_old - g.logp_sampled)[g.mask].abs() for g in groups])
+
+
+def mean_kl(group):
+    """KL per token of a Group in nats, before the step."""
+    return float(group.kl[group.mask].mean())
 
 
 def step_metrics(step, sums, grad_norm, lr, seconds, args):
@@ -117,3 +178,64 @@ def tensorboard(folder):
             "--tensorboard needs a package that is not installed: pip install tensorboard"
         ) from e
     return SummaryWriter(folder)
+
+
+def group_record(group):
+    """A Group as JSON: the question, and each completion with what it earned."""
+    columns = {
+        "text": group.texts,
+        "rewards": group.scores,
+        "reward": group.rewards.tolist(),
+        "advantage": group.advantages.tolist(),
+        "tokens": group.mask.sum(dim=1).tolist(),
+    }
+    completions = [dict(zip(columns, row)) for row in zip(*columns.values())]
+    return about_prompt(group.example, group.prompt) | {"completions": completions}
+
+
+def about_prompt(example, prompt):
+    record = {name: getattr(example, name) for name in ("id", "video", "answer")}
+    return record | {"prompt": prompt.text}
+
+
+@torch.no_grad()
+def token_records(policy, tokenizer, group):
+    """What a step did to each token of a group, for the report. It takes one more scoring forward,
+    after the update.
+
+    Returns: group_record, with more of each completion: "token_texts", "logp" and "kl" before the
+             update, "logp_change" by it.
+
+    Every process does this for a group, though only one writes: where weights are sharded, all
+    processes must take part in a forward.
+    """
+    before = group.logp_old
+    change = policy.logprobs(group, group.features)[0] - before
+    kl = torch.zeros_like(before) if group.logp_ref is None else kl_k3(before, group.logp_ref)
+    values = {"logp": before, "logp_change": change, "kl": kl}
+    record = group_record(group)
+    for g, (completion, ids, mask) in enumerate(
+        zip(record["completions"], group.completions, group.mask)
+    ):
+        completion["token_texts"] = [tokenizer.decode([i]) for i in ids[mask].tolist()]
+        for name, x in values.items():
+            completion[name] = [float(f"{v:.5g}") for v in x[g][mask].tolist()]
+    return record
+
+
+@torch.no_grad()
+def sampled_again(policy, tokenizer, settings, example, prompt, generator):
+    """A group that is sampled to be looked at: the policy's G answers to a prompt, with what they
+    earn.
+
+    One prompt at a time, so that it needs no more memory than a step. Where weights are sharded,
+    every process must call this.
+    """
+    stop_ids, how = policy.generation_config.eos_token_id, (settings.group_size,)
+    how += (settings.max_new_tokens, stop_ids, [generator])
+    ids, mask, _ = policy.sample([prompt], policy.features([prompt]), *how)  # (1, G, C)
+    completions = []
+    for text in completion_texts(ids[0], mask[0], tokenizer, stop_ids):
+        rewards = score(example.task, text, example.answer, settings.think)
+        completions.append({"text": text, "rewards": rewards, "reward": sum(rewards.values())})
+    return about_prompt(example, prompt) | {"completions": completions}

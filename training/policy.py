@@ -12,7 +12,6 @@ import grpo
 from lib.adapters import add_adapters, reference_policy, save_adapters
 from lib.attention import check_attention
 from lib.processes import whole
-from lib.sharding import load_sharded, recompute_activations, whole_weights
 from lib.weights import save, write_weights
 from model import encode_videos, load, prepare
 
@@ -33,13 +32,16 @@ def load_models(args, device):
     dtype = getattr(torch, args.dtype)
     needs_copy = args.method == "grpo" and args.beta > 0 and not args.lora
     frozen = None
+    if args.shard or args.recompute:
+        from lib import sharding
     if args.shard:
         check_attention(args.attn, device)
         wanted = dict(adapters=args.lora, recompute=args.recompute, offload=args.offload)
-        policy, tokenizer = load_sharded(args.model, device, dtype, **wanted)
+        policy, tokenizer = sharding.load_sharded(args.model, device, dtype, **wanted)
         prepare(policy, args.attn)
         if needs_copy:
-            frozen = prepare(load_sharded(args.model, device, dtype, trained=False)[0], args.attn)
+            frozen, _ = sharding.load_sharded(args.model, device, dtype, trained=False)
+            prepare(frozen, args.attn)
     else:
         policy, tokenizer = load(args.model, device, dtype, args.attn)
         if needs_copy:
@@ -47,7 +49,7 @@ def load_models(args, device):
         if args.lora:
             add_adapters(policy, args.lora)
         if args.recompute:
-            recompute_activations(policy)
+            sharding.recompute_activations(policy)
     if not args.train_vision:
         policy.model.visual.requires_grad_(False)
     policy, frozen = as_policy(policy), as_policy(frozen) if frozen else None
@@ -65,7 +67,11 @@ def save_policy(policy, tokenizer, budget, out, args, rank):
         tensors = {name: whole(p) for name, p in policy.named_parameters() if p.requires_grad}
         write = lambda to: save_adapters(tensors, to, base, args.lora)
     else:
-        state = whole_weights(policy, getattr(torch, args.dtype)) if args.shard else None
+        state = None
+        if args.shard:
+            from lib.sharding import whole_weights
+
+            state = whole_weights(policy, getattr(torch, args.dtype))
         write = lambda to: write_weights(policy, to, state)
     if rank == 0:
         save(policy, tokenizer, budget, os.path.join(out, "policy"), write, card(base, args))
@@ -81,10 +87,6 @@ library_name: transformers
 pipeline_tag: video-text-to-text
 ---
 
-{kind} of {base} after {how} on {args.task}, {"with" if args.think else "without"} thinking.
-
-- settings: learning rate {args.lr:g}, {args.prompts_per_step} prompts per step, seed {args.seed};
-  all others in the run's `settings.json`, frames and pixels in `video_budget.json`
-- score: not measured yet; `python eval.py --bench all --model RUN` does it under these settings
-- licence: the base's holds for what is derived from it
+{kind} of {base} after {how} on {args.task}, {"with" if args.think else "without"} thinking. The
+run's `settings.json` says how; the licence of the base holds.
 """

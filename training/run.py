@@ -6,27 +6,24 @@ and pictures may fail, with one line; the work is saved before them.
 
 import math
 import os
-import shutil
 import signal
 import sys
+import textwrap
 import time
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 from grpo import grpo_step
 from lib.errors import BadInput, first_line
 from lib.files import append_line, read_lines
 from lib.identity import versions
-from lib.processes import add_up, largest, on_first, rank, world
+from lib.processes import Progress, add_up, columns, largest, on_first, rank, world
+from training import log
 from training.checkpoint import open_run_folder, read_checkpoint, save_checkpoint
-from training.log import HINT, speed, step_metrics, tensorboard
 from training.policy import save_policy
-from training.rollouts import group_record, mean_kl, sampled_again, token_records
-from training.shown import draw_curves, group_text
 
 STOP = {"signal": None, "cancel": None}  # cancel: ends what the run may be waiting for
 
@@ -126,9 +123,8 @@ class Run:
         self.greet()
         self.board = None
         if settings.tensorboard and rank() == 0:
-            self.board = tensorboard(self.path("tensorboard"))
-        position = dict(total=self.steps, initial=self.first, unit="step")
-        self.bar = tqdm(**position, disable=rank() != 0, dynamic_ncols=True)
+            self.board = log.tensorboard(self.path("tensorboard"))
+        self.progress = Progress(self.steps, "step", done=self.first)
 
     def path(self, name):
         return os.path.join(self.out, name)
@@ -138,10 +134,10 @@ class Run:
             s, a = self.settings, self.about
             again = f"; going on after step {self.first}" if self.first else ""
             print(
-                f"{s.method} on {s.task}: "
-                f"{a['model_name']}, {self.n_weights:,} parameters, {self.n_trained:,} trained; "
-                f"data: {a['data_name']}, {a['examples']} examples; "
-                f"{self.steps} steps on {world()} process(es), {self.device}; "
+                f"{s.method} on {s.task}: {self.steps} steps on {world()} process(es), "
+                f"{self.device}\n"
+                f"model: {a['model_name']}, {self.n_weights:,} parameters, {self.n_trained:,} "
+                f"trained\ndata: {a['data_name']}, {a['examples']} examples\n"
                 f"run folder {self.out}{again}"
             )
 
@@ -170,9 +166,9 @@ class Run:
             self.append("skipped.jsonl", record)
         if rank():
             return
-        line = step_metrics(step + 1, sums, outcome.grad_norm, lr, clock.seconds, self.settings)
+        line = log.step_metrics(step + 1, sums, outcome.grad_norm, lr, clock.seconds, self.settings)
         line |= {k: self.counts[k] for k in ("skipped", "dropped")}
-        line |= speed(line, self.n_weights, self.n_trained, self.settings, world(), self.device)
+        line |= log.speed(line, self.n_weights, self.n_trained, self.settings, world(), self.device)
         self.lines.append(line)
         self.append("metrics.jsonl", line)
         if self.board:
@@ -187,12 +183,12 @@ class Run:
         group, writer = groups[0], 0
         if is_peak := self.counts["largest_kl"] < kl < math.inf:
             self.counts["largest_kl"] = kl
-            group = max(groups, key=mean_kl)
-            of = {k: mean_kl(group) * (k == rank()) for k in range(world())}
+            group = max(groups, key=log.mean_kl)
+            of = {k: log.mean_kl(group) * (k == rank()) for k in range(world())}
             of = add_up(of, self.device)
             writer = max(of, key=of.get)
         if is_peak or step % self.settings.rollouts_every == 0:
-            record = {"step": step + 1, **token_records(self.policy, self.tokenizer, group)}
+            record = {"step": step + 1, **log.token_records(self.policy, self.tokenizer, group)}
             if rank() == writer:
                 self.append("rollouts.jsonl", record)
             clock("record")
@@ -215,7 +211,7 @@ class Run:
             return
         for number, *prompt in loader.fixed():
             began = time.perf_counter()
-            record = sampled_again(self.policy, self.tokenizer, self.settings, *prompt)
+            record = log.sampled_again(self.policy, self.tokenizer, self.settings, *prompt)
             record |= {"seconds": round(time.perf_counter() - began, 3)}
             if number < loader.n_fixed:
                 self.append("samples.jsonl", {"step": done, "number": number, **record})
@@ -230,7 +226,7 @@ class Run:
         except Exception as e:
             why = f"{what} could not be written ({type(e).__name__}: {first_line(e)})"
             if why not in self.said:
-                self.bar.write(f"step {self.done}: {why}; the run goes on", file=sys.stderr)
+                self.progress.write(f"step {self.done}: {why}; the run goes on", file=sys.stderr)
             self.said.add(why)
 
     # What is kept --------------------------------------------------------------------------------
@@ -256,7 +252,7 @@ class Run:
             self.problems.append(f"the policy of step {self.done} could not be written ({e})")
         self.saved = self.done
         for problem in self.problems:
-            self.bar.write(f"{problem}; the run goes on", file=sys.stderr)
+            self.progress.write(f"{problem}; the run goes on", file=sys.stderr)
 
     # What is shown -------------------------------------------------------------------------------
 
@@ -266,21 +262,27 @@ class Run:
         if rank() == 0:
             line, task = self.lines[-1], self.settings.task
             if outcome.groups and step % 10 == 0 and not self.settings.quiet:
-                width = min(120, shutil.get_terminal_size().columns)
-                text = group_text(step + 1, group_record(outcome.groups[0]), width)
-                self.bar.write(f"{text}\n")
+                from training.shown import group_text  # matplotlib takes its time
+
+                text = group_text(step + 1, log.group_record(outcome.groups[0]), columns())
+                self.progress.write(f"{text}\n")
             names = ["loss"]
             if self.settings.method == "grpo":
                 names = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"]
             short = lambda name: name.removeprefix("reward/").removeprefix(f"{task}/")
-            self.bar.set_postfix({short(k): f"{line[k]:.3g}" for k in names if line[k] is not None})
-            self.bar.update()
+            figures = [f"{short(k)}={line[k]:.3g}" for k in names if line[k] is not None]
+            self.progress.update(figures=", ".join(figures))
             if self.agreement:
-                hint = HINT if self.first == 0 else ""
-                self.bar.write(f"step {step + 1}: {self.agreement}\n{hint}")
+                said = textwrap.fill(f"step {step + 1}: {self.agreement}", columns())
+                self.progress.write(f"{said}\n{log.HINT if self.first == 0 else ''}")
             if self.done % 10 == 0 or self.ending:
-                self.may_fail("curves.png", draw_curves, self.out, self.lines, self.record)
+                self.may_fail("curves.png", self.draw)
         check_counts(self.counts, self.path("skipped.jsonl"))
+
+    def draw(self):
+        from training.shown import draw_curves
+
+        draw_curves(self.out, self.lines, self.record)
 
     # The end -------------------------------------------------------------------------------------
 
@@ -298,8 +300,8 @@ class Run:
             if self.done < self.steps:
                 how = f"stopped after step {self.done}"
                 then = f"the same command with --resume --out {self.out} goes on"
-            how += f" in {self.bar.format_dict['elapsed']:.0f} s"
-            print(f"{how}; curves: {self.out}/curves.png; policy: {self.out}/policy\n{then}")
+            print(f"{how} in {self.progress.seconds:.0f} s\ncurves: {self.out}/curves.png\n"
+                  f"policy: {self.out}/policy\n{then}")  # fmt: skip
         if world() > 1:
             dist.destroy_process_group()
         if self.done < self.steps:

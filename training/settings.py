@@ -163,14 +163,9 @@ def parse_args(argv=None, description=__doc__):
     if args.gpu and not args.plan:
         raise BadInput("--gpu is a part of --plan; --device cuda:1 chooses the GPU of a run")
     if args.group_size < 2 and args.method == "grpo":
-        raise BadInput(
-            "--group-size must be at least 2: an advantage compares a completion with its siblings"
-        )
+        raise BadInput("--group-size must be at least 2: an advantage compares completions")
     if args.resume and (args.out is None or args.overwrite):
-        raise BadInput(
-            "--resume goes on with the run in --out: it needs --out, "
-            "and --overwrite would throw that run away"
-        )
+        raise BadInput("--resume goes on with the run in --out: give that, and not --overwrite")
     return args
 
 
@@ -214,13 +209,8 @@ def check_processes(args, world):
     """
     if args.prompts_per_step % world:
         fits = -(-args.prompts_per_step // world) * world
-        raise BadInput(
-            f"--prompts-per-step {args.prompts_per_step} cannot be shared evenly by {world} "
-            f"processes; --prompts-per-step {fits} can"
-        )
+        shared = f"cannot be shared evenly by {world} processes"
+        raise BadInput(f"--prompts-per-step {args.prompts_per_step} {shared}; {fits} can")
     if args.shard and world == 1 and "WORLD_SIZE" not in os.environ:
-        plan_for = ", or give --plan their number" if args.plan else ""
-        raise BadInput(
-            "--shard splits weights over processes: "
-            f"start with torchrun --nproc-per-node N train.py …{plan_for}"
-        )
+        start = "start with torchrun --nproc-per-node N train.py …, or give --plan their number"
+        raise BadInput(f"--shard splits weights over processes: {start}")

@@ -50,9 +50,9 @@ from model import encode_videos, group_logprobs, load
 from toy import world
 from training import plan
 from training.loader import generator_for
+from training.log import sampler_gaps
 from training.optimizer import MasterAdamW
 from training.policy import as_policy, load_models
-from training.rollouts import sampler_gaps
 from training.run import SAMPLER_LIMITS, Clock, timed_grpo_step
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
