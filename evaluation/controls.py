@@ -6,17 +6,20 @@ A gain shows that a model looks only if the score exceeds what can be had withou
     grey       the model's own answers, every frame replaced by grey: what it knows without looking
     shuffled   the frames in random order at the old times: whether it looks at time
     middle     the middle frame alone, repeated (multiple choice)
+
+    python -m evaluation.controls charades data/charades    # the constant; videos may be missing
 """
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 import rewards
-from annotations.readers import read_dataset
+from annotations.readers import DATASETS, read_dataset
 from evaluation.predictions import bootstrap_interval, differences, metrics_of, rewards_of
-from lib.errors import BadInput
+from lib.errors import BadInput, run_program
 from tasks import as_task
 
 # ------------------------------------------------------------------------------------------------
@@ -244,3 +247,30 @@ def earned(task, constant, records):
         "metrics": metrics_of(task, constant.records),
         "difference": compared(task, records, constant.records),
     }
+
+
+# ------------------------------------------------------------------------------------------------
+# The constant alone
+# ------------------------------------------------------------------------------------------------
+
+
+def main():
+    """Names what a data set's reader leaves out, counts its questions, and scores the constant."""
+    if len(sys.argv) != 3 or sys.argv[1] not in DATASETS:
+        raise BadInput(f"python -m evaluation.controls NAME FOLDER, of {', '.join(DATASETS)}")
+    name, folder = sys.argv[1:]
+    examples = read_dataset(name, "test", folder)
+    constant = constant_of(name, folder, examples)
+    print(f"{name}, {len(examples)} questions; the first: {examples[0]}")
+    if constant is None:
+        raise BadInput(
+            f"the annotations of {name} in {folder} have no durations, and a constant is a share "
+            "of the clip: take its JSON form, or evaluate a model, which reads the clips"
+        )
+    print(constant.said)
+    metrics = metrics_of(examples[0].task, constant.records)
+    print("   ".join(f"{metric} {value:.1f}" for metric, value in metrics.items()))
+
+
+if __name__ == "__main__":
+    run_program(main)
