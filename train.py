@@ -35,6 +35,7 @@ from data import VideoBudget
 from grpo import grpo_step, video_features
 from lib.errors import run_program
 from lib.files import locks_released
+from lib.flags import is_toy_model
 from lib.processes import add_up, on_each, start_processes
 from lib.weights import room_for_prompt
 from model import group_logprobs
@@ -46,7 +47,7 @@ from training.optimizer import MasterAdamW
 from training.policy import load_models
 from training.rollouts import Outcome, outcome_of
 from training.run import STOP, Clock, Run, stop_on_signals
-from training.settings import check_processes, is_toy_model, parse_args
+from training.settings import check_processes, parse_args
 
 # ------------------------------------------------------------------------------------------------
 # SFT, to compare

@@ -13,7 +13,7 @@ def ask(args):
     """Answers --ask about --video, printing the answer as it is decoded."""
     path, shown, _ = find_model(args.model[0])
     model, tokenizer = load(path, args.device, attn=args.attn)
-    video = load_video(args.video, VideoBudget.of_model(path, **vars(args)), args.blind)
+    video = load_video(args.video, VideoBudget.of_model(path, **vars(args)), args.look)
     t, h, w = video.grid
     print(
         f"[{shown}; {video.duration:.1f} s of video as {2 * t} frames of "

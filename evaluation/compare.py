@@ -15,16 +15,15 @@ from evaluation.predictions import (
     task_asked,
 )
 from lib.errors import BadInput, read_object
-from toy.world import ensure
 
 
-def compare(bench_name, run_a, run_b, args):
+def compare(bench_name, run_a, run_b, args, stand_in):
     """Prints each metric's difference, B minus A in points, with a 95 % interval.
 
     An interval that holds 0 says that these questions cannot tell the two apart. Raises BadInput if
     the two were not made alike: other questions, another judge, other flags.
     """
-    folder, _ = find_data(bench_name, args.data, ensure)
+    folder, _ = find_data(bench_name, args.data, stand_in)
     usual_task = read_dataset(bench_name, "test", folder, lambda line: None)[0].task
     task = task_asked(bench_name, usual_task, args)
     name = evaluation_folder(bench_name, usual_task, args)
@@ -54,7 +53,7 @@ def find_evaluation(run, name, bench_name, args):
         if os.path.isfile(os.path.join(folder, "results.json")):
             return folder
     flags = f" --task {args.task}" if args.task else ""
-    flags += " --blind" if args.blind else ""
+    flags += " --blind" if args.look else ""
     flags += " --clues" if args.clues else ""
     flags += " --prompt FILE" if args.template is not None else ""
     flags += " --think both" if args.way else ""
@@ -67,7 +66,7 @@ def find_evaluation(run, name, bench_name, args):
 def check_settings(folder, bench_name, task, args):
     """The settings in results.json. Raises BadInput if the flags ask for others."""
     settings = read_object(os.path.join(folder, "results.json"), settings=dict)["settings"]
-    wanted = {"bench": bench_name, "task": task, "clues": args.clues, "blind": args.blind}
+    wanted = {"bench": bench_name, "task": task, "clues": args.clues, "look": args.look}
     for key, value in wanted.items():
         if settings.get(key, value) != value:
             raise BadInput(

@@ -27,9 +27,9 @@ from lib.files import (
     set_aside,
     take,
 )
+from lib.flags import check_template, is_toy_model
 from tasks import TASKS, longest_answer, score, words_around
 from training.log import versions
-from training.settings import check_template, is_toy_model
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which questions
@@ -140,7 +140,7 @@ def template_asked(args, run, task):
     """The user's own wording: --prompt, or else that of the run, of the tasks that it was trained
     on. None: the task's own prompt."""
     if args.template is not None:
-        check_template(args.template, task)
+        check_template(args.template, task, TASKS[task].prompt)
         return args.template
     return run.get("template") if task in run.get("tasks", []) else None
 
@@ -174,7 +174,7 @@ def settings_of(args, budget, model, data, task, examples):
         "model_name": shown,
         "weights": fingerprint(path),
         "think": think,
-        "blind": args.blind,
+        "look": args.look,
         "clues": args.clues,
         "judge": args.judge,
         "decoding": "greedy",
@@ -199,8 +199,8 @@ def evaluation_folder(bench_name, usual_task, args):
         name += f"-{args.task}"
     if args.template is not None:
         name += "-prompt"
-    if args.blind:
-        name += "-blind"
+    if args.look:
+        name += f"-{args.look}"
     if args.clues:
         name += "-clues"
     return name + args.way.replace(", ", "-").replace(" ", "-")
@@ -320,8 +320,9 @@ def metrics_of(task, records):
         ) from e
 
 
-def results_of(settings, records, first_look, left_out):
-    """The content of results.json. first_look: with --clues the records of the first answers."""
+def results_of(settings, records, first_look, left_out, constant):
+    """The content of results.json. first_look: with --clues the records of the first answers;
+    constant: what the constant answer earns (controls.py), or None."""
     metrics = metrics_of(settings["task"], records)
     if settings["clues"]:
         before = metrics_of(settings["task"], first_look)
@@ -332,6 +333,7 @@ def results_of(settings, records, first_look, left_out):
         }
     return {
         "metrics": metrics,
+        "constant": constant,
         "failed": [r["id"] for r in records if "error" in r],
         "not in the form": [r["id"] for r in records if "error" not in r and not r["format"]],
         "right but not in the form": right_without_form(settings["task"], records),
@@ -352,35 +354,3 @@ def say_what_failed(results, records, out):
             f"right); {out}/results.json lists them",
             file=sys.stderr,
         )
-
-
-def print_table(columns):
-    """columns: [(name of the model, {benchmark: (name of the data, metrics)})].
-
-    With two models their difference is a third column. A figure of the toy world says so in its
-    line.
-    """
-    names = [name for name, _ in columns]
-    toy_model = any("toy" in name for name in names)
-    if len(columns) == 2:
-        names.append("difference")
-    rows = []
-    for bench_name, (data_name, metrics) in columns[0][1].items():
-        for metric in metrics:
-            label = f"{bench_name} {metric}"
-            if "toy" in data_name:
-                label = f"toy {label}"
-            elif toy_model:
-                label += " (toy model)"
-            values = [results[bench_name][1].get(metric) for _, results in columns]
-            cells = ["–" if value is None else f"{value:.1f}" for value in values]
-            if len(values) == 2:
-                both = None not in values
-                cells.append(f"{values[1] - values[0]:+.1f}" if both else "–")
-            rows.append((label, cells))
-    width = max(len(label) for label, _ in rows)
-    print("in percent, on: " + "; ".join(data_name for data_name, _ in columns[0][1].values()))
-    print(" " * width, *names, sep="  ")
-    for label, cells in rows:
-        aligned = [f"{cell:>{len(name)}}" for cell, name in zip(cells, names)]
-        print(f"{label:<{width}}", *aligned, sep="  ")

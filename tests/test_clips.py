@@ -219,7 +219,7 @@ class Counting:
 
 
 def answers(base, examples, decoder, path, batch_size=16, template=None, room=None):
-    settings = {"bench": "toy", "think": True, "blind": False, "template": template}
+    settings = {"bench": "toy", "think": True, "look": "", "template": template}
     settings["max_new_tokens"] = 40
     it = SimpleNamespace(model=base[0], tokenizer=base[1], settings=settings, decoder=decoder)
     it.__dict__.update(batch_size=batch_size, rank=1, world=1)

@@ -289,7 +289,7 @@ def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
 def test_an_evaluations_batch(batch, charades, gpu):
     examples = as_task(read_dataset("charades", "test", charades)[:3], "grounding")
     reader = SimpleNamespace(read=data.read_frames)
-    settings = {"think": True, "blind": False, "max_new_tokens": 24, "template": None}
+    settings = {"think": True, "look": "", "max_new_tokens": 24, "template": None}
     said = []
     for device in ("cpu", "gpu"):
         model, tokenizer = load(BASE)

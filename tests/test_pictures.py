@@ -44,7 +44,7 @@ def draw(monkeypatch, *args):
 # Predictions --------------------------------------------------------------------------------------
 
 SETTINGS = {
-    "blind": False,
+    "look": "",
     "model_name": "toy base",
     "data_name": "toy charades",
     "think": True,

@@ -32,7 +32,7 @@ TRUE, BEFORE, PREDICTED = "tab:green", "tab:gray", "tab:orange"
 
 def draw_evaluation(folder, settings, records, metrics):
     """Draws predictions.png into an evaluation's folder, or says why it cannot be drawn."""
-    blind = ", BLIND" if settings["blind"] else ""
+    blind = f", {settings['look']}" if settings.get("look") else ""
     model_and_data = f"{settings['model_name']}\non {settings['data_name']}{blind}"
     title = f"{model_and_data}: mIoU {metrics['mIoU']:.1f}"
     try:

@@ -26,8 +26,9 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from data import VideoBudget
 from lib.adapters import add_adapters
 from lib.errors import BadInput
+from lib.flags import is_toy_model
 from lib.weights import check_family
-from training.settings import check_processes, is_toy_model
+from training.settings import check_processes
 
 # name: (memory in bytes, bfloat16 operations per second, bytes per second from memory), by the
 # maker's data sheets

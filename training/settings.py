@@ -1,22 +1,32 @@
-"""settings.py: the flags of train.py and of eval.py, what each does, and its default."""
+"""settings.py: the flags of train.py, the effect of each, and its default."""
 
-import argparse
 import os
-from argparse import Namespace
-from string import Formatter
-
-import torch
 
 import grpo
-from annotations.readers import DATASETS
-from lib.attention import ATTENTION
-from lib.errors import BadInput, check_flags
+from lib.errors import BadInput
+from lib.flags import (
+    ATTN,
+    BUDGET_FLAGS,
+    COUNT,
+    DEVICES,
+    FROM_0,
+    JUDGE,
+    PATIENCE,
+    POSITIVE,
+    PROMPT,
+    STUDENT,
+    TOY_MODEL,
+    YES,
+    YES_OR_NO,
+    check_template,
+    is_toy_model,
+    number,
+    parser_of,
+    read_template,
+)
 from lib.packing import ROW
 from tasks import JOINTLY, TASKS, longest_answer
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TOY_MODEL = os.path.join(ROOT, "assets", "toy-base")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # those that torchrun started
 
 # Where the toy and the paper need different numbers. A model of a million parameters learns from
@@ -30,38 +40,12 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-def is_toy_model(name):
-    return os.path.abspath(name) == TOY_MODEL
-
-
 def two_defaults(name):
     """A row of DEFAULTS in the words of --help."""
     words = {None: "one pass over the data", True: "yes", False: "no"}
     toy, paper = (words.get(value, value) for value in DEFAULTS[name])
     return f"(toy model: {toy}; others: {paper})"
 
-
-# ------------------------------------------------------------------------------------------------
-# The tables: {group: [(flag, options of argparse's add_argument, help)]}
-# ------------------------------------------------------------------------------------------------
-
-YES = {"action": "store_true"}
-YES_OR_NO = {"action": argparse.BooleanOptionalAction}
-INT, FLOAT = {"type": int}, {"type": float}
-
-PROMPT = (
-    "--prompt", {"metavar": "FILE", "dest": "template"}, "ask in your own words: a text file that "
-    "is all of the user's turn, with <video> where the video stands, and {question}, {options} or "
-    "{box} as the task has them, {duration} in seconds"
-)  # fmt: skip
-JUDGE = (
-    "--judge", {}, "captions: a local language model that decides whether a caption tells of an "
-    "event (default: matching content words; noisy:0.2: these, wrong in a fifth of their decisions)"
-)  # fmt: skip
-ATTN = (
-    "--attn", {"default": "sdpa", "choices": ATTENTION}, "sdpa: PyTorch's attention; "
-    "flash_attention_2: the flash-attn package's, on CUDA"
-)  # fmt: skip
 
 TRAIN_FLAGS = {
     "what is learned": [
@@ -80,61 +64,60 @@ TRAIN_FLAGS = {
             "(default: the toy base)"),
         ("--data", {}, "folder of the data set (default: the toy one, rendered into data/toy when "
             "first needed)"),
-        ("--examples", INT, "use only the first so many training examples of each task"),
+        ("--examples", COUNT, "use only the first so many training examples of each task"),
     ],
     "the run": [
         ("--out", {}, "folder for what the run leaves (default: runs/TASK-METHOD-1, -2, …)"),
         ("--overwrite", YES, "remove the run that --out holds first, file by file; refused where "
             "there is anything else in it"),
-        ("--steps", INT, "steps: each samples --prompts-per-step groups, then makes "
+        ("--steps", COUNT, "steps: each samples --prompts-per-step groups, then makes "
             f"--updates-per-rollout optimizer updates {two_defaults('steps')}"),
-        ("--seed", INT | {"default": 0}, "of the order of examples and of sampling"),
-        ("--student", {"metavar": "DIR"}, "train with the functions you wrote in DIR (course/) "
-            "instead of this repository's own"),
-        ("--device", {"default": DEVICE}, "cuda or cpu (default: cuda where there is one)"),
+        ("--seed", FROM_0 | {"default": 0}, "of the order of examples and of sampling"),
+        STUDENT,
+        DEVICES,
         ("--dtype", {"choices": ("float32", "bfloat16")}, "what the policy computes in (default: "
             "float32 on a CPU, bfloat16 on CUDA; weights in training and moments are float32 "
             "always)"),
         ATTN,
-        ("--rollouts-every", INT | {"default": 5}, "steps between two groups written to "
+        ("--rollouts-every", COUNT | {"default": 5}, "steps between two groups written to "
             "rollouts.jsonl; that of the largest KL so far is always written"),
         ("--quiet", YES, "do not show a group in the terminal every tenth step"),
-        ("--save-every", INT | {"default": 100}, "steps between two saves of the policy and a "
+        ("--save-every", COUNT | {"default": 100}, "steps between two saves of the policy and a "
             "checkpoint; always at the end and when told to stop"),
-        ("--keep", INT | {"default": 2}, "checkpoints kept, the newest"),
+        ("--keep", COUNT | {"default": 2}, "checkpoints kept, the newest"),
         ("--resume", YES, "go on from the newest checkpoint in --out; begin where there is none"),
-        ("--decode-timeout", FLOAT | {"default": 60}, "seconds after which a video counts as "
+        ("--decode-timeout", PATIENCE | {"default": 60}, "seconds after which a video counts as "
             "unreadable"),
         ("--tensorboard", YES, "the metrics for TensorBoard as well, in --out/tensorboard"),
     ],
     "GRPO": [
-        ("--group-size", INT | {"default": 8}, "G: completions of each prompt"),
-        ("--prompts-per-step", INT | {"default": 8}, "B: prompts of a step, over all processes "
+        ("--group-size", COUNT | {"default": 8}, "G: completions of each prompt"),
+        ("--prompts-per-step", COUNT | {"default": 8}, "B: prompts of a step, over all processes "
             "together"),
-        ("--max-new-tokens", INT, "longest completion (toy model: 64, and 320 for tracking and "
+        ("--max-new-tokens", COUNT, "longest completion (toy model: 64, and 320 for tracking and "
             "captions; others: 1024)"),
-        ("--beta", FLOAT | {"default": 0.04}, "weight of the KL to the reference policy; 0 does "
-            "without one"),
+        ("--beta", number(float, "[0, inf)") | {"default": 0.04}, "weight of the KL to the "
+            "reference policy; 0 does without one"),
         ("--loss", {"default": "grpo", "choices": grpo.LOSSES}, "variant of the loss, see grpo.py"),
-        ("--updates-per-rollout", INT | {"default": 1}, "optimizer steps on the same completions; "
-            "the clip acts from the second on"),
-        ("--clip", FLOAT | {"default": 0.2}, "ε: the ratio is clipped to 1 ± ε (--loss gspo needs "
-            "about 3e-4: give it yourself)"),
-        ("--clip-high", FLOAT, "ε for ratios above 1, if it is to be another (dapo uses 0.28)"),
+        ("--updates-per-rollout", COUNT | {"default": 1}, "optimizer steps on the same "
+            "completions; the clip acts from the second on"),
+        ("--clip", POSITIVE | {"default": 0.2}, "ε: the ratio is clipped to 1 ± ε (--loss gspo "
+            "needs about 3e-4: give it yourself)"),
+        ("--clip-high", POSITIVE, "ε for ratios above 1, if it is to be another (dapo uses 0.28)"),
         ("--mask-unfinished", YES, "completions that ran into --max-new-tokens count nothing in "
             "the loss"),
     ],
     "optimizer (AdamW)": [
-        ("--lr", FLOAT, "peak learning rate: 5 steps of warm-up, then straight down to a tenth "
+        ("--lr", POSITIVE, "peak learning rate: 5 steps of warm-up, then straight down to a tenth "
             f"{two_defaults('lr')}; with --lora {two_defaults('lr of adapters')}"),
-        ("--grad-clip", FLOAT | {"default": 1.0}, "largest norm of the gradient; inf: it is not "
-            "clipped"),
+        ("--grad-clip", number(float, "(0, inf]") | {"default": 1.0}, "largest norm of the "
+            "gradient; inf: it is not clipped"),
     ],
     "models that do not fit": [
-        ("--plan", INT | {"nargs": "?", "const": PROCESSES, "metavar": "PROCESSES"}, "load "
+        ("--plan", COUNT | {"nargs": "?", "const": PROCESSES, "metavar": "PROCESSES"}, "load "
             "nothing: print what the run needs of each GPU's memory and time, and whether it fits; "
             "for so many processes, one GPU each (default: those that torchrun started, or 1)"),
-        ("--lora", INT | {"metavar": "RANK"}, "train adapters of this rank and nothing else, see "
+        ("--lora", COUNT | {"metavar": "RANK"}, "train adapters of this rank and nothing else, see "
             "lib/adapters.py"),
         ("--train-vision", YES_OR_NO, "train the vision tower as well "
             f"{two_defaults('train_vision')}"),
@@ -142,74 +125,11 @@ TRAIN_FLAGS = {
         ("--shard", YES, "split weights, gradients and optimizer over all processes (FSDP2); needs "
             "torchrun"),
         ("--offload", YES, "keep float32 weights and optimizer in the CPU's memory"),
-        ("--score-tokens", INT | {"default": ROW}, "score as many groups in one forward as fit in "
-            "so many tokens, at least one (more is faster on small models only; with --shard it is "
-            "always one)"),
+        ("--score-tokens", COUNT | {"default": ROW}, "score as many groups in one forward as fit "
+            "in so many tokens, at least one (more is faster on small models only; with --shard it "
+            "is always one)"),
     ],
 }  # fmt: skip
-
-EVAL_FLAGS = {
-    "benchmarks": [
-        ("--bench", {}, f"one or several of {', '.join(DATASETS)}, with commas between, or all"),
-        ("--data", {}, "folder of the data set; with several benchmarks the folder that holds a "
-            "folder of each (default: data/NAME where it exists, else the toy one)"),
-        ("--task", {"choices": list(TASKS)}, "ask the questions as this task of the same "
-            "data: qa of nextgqa, the answer without its seconds (default: the benchmark's own)"),
-        ("--limit", INT, "only the first so many questions of each"),
-        JUDGE,
-        ("--clues", YES, "multiple choice: answer, look closely at the interval that was named, "
-            "answer again"),
-        ("--compare", {"nargs": 2, "metavar": ("A", "B")}, "no model is run: the difference of "
-            "two evaluations that are there, with its uncertainty"),
-        ("--out", {}, "folder for predictions and results (default: inside the run, or "
-            "runs/eval/MODEL)"),
-    ],
-    "or a question about one's own video": [
-        ("--video", {}, "a video file"),
-        ("--ask", {}, "the question"),
-    ],
-    "model and decoding (always greedy)": [
-        ("--model", {"nargs": "+", "default": [TOY_MODEL]}, "run folders of train.py, local model "
-            "folders or hub names (default: the toy base)"),
-        ("--think", {"nargs": "?", "const": True, "choices": ("both",)}, "ask for a <think> block "
-            "(default: as the run was trained, else yes); both: once with and once without, in two "
-            "folders"),
-        ("--no-think", {"dest": "think", "action": "store_false", "default": None}, "ask for the "
-            "answer alone"),
-        PROMPT,
-        ("--blind", YES, "replace every frame by grey"),
-        ("--max-new-tokens", INT, "longest answer (default: the task's usual length, or the run's "
-            "if that is more; with --ask 256)"),
-        ("--batch-size", INT, "questions answered together (toy model: 64; others: 16)"),
-        ("--decode-timeout", FLOAT | {"default": 600}, "seconds after which a video counts as "
-            "unreadable; an hour of video takes minutes"),
-        ("--student", {"metavar": "DIR"}, "with the functions you wrote in DIR (course/) instead "
-            "of this repository's own"),
-        ("--device", {"default": DEVICE}, None),
-        ATTN,
-    ],
-}  # fmt: skip
-
-BUDGET_FLAGS = {  # of a data.VideoBudget; what is not given stays None
-    "how much video the model sees (default: what is saved beside the model, else the paper's)": [
-        ("--fps", FLOAT, "frames looked at per second"),
-        ("--max-frames", INT, "frames at most"),
-        ("--total-pixels", INT, "pixels of all frames at most, a pair of frames counted once"),
-        ("--min-frame-pixels", INT, "pixels of a frame at least"),
-        ("--max-frame-pixels", INT, "pixels of a frame at most"),
-    ],
-}  # fmt: skip
-
-
-def new_parser(description, table):
-    """A parser of a table's flags and of those of the video budget."""
-    form = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(description=description, formatter_class=form, allow_abbrev=False)
-    for title, rows in (table | BUDGET_FLAGS).items():
-        group = p.add_argument_group(title)
-        for flag, options, text in rows:
-            group.add_argument(flag, help=text, **options)
-    return p
 
 
 # ------------------------------------------------------------------------------------------------
@@ -222,13 +142,12 @@ def parse_args(argv=None, description=__doc__):
 
     Raises BadInput for those that mean nothing, or do not go together.
     """
-    args = new_parser(description, TRAIN_FLAGS).parse_args(argv)
-    check_flags(args)
+    args = parser_of(description, TRAIN_FLAGS | BUDGET_FLAGS).parse_args(argv)
     args.tasks = tasks_of(args.task)
     if args.template is not None:
         args.template = read_template(args.template)
         for task in args.tasks:
-            check_template(args.template, task)
+            check_template(args.template, task, TASKS[task].prompt)
         args.think = "<think>" in args.template
     fill_in(args)
     if args.group_size < 2 and args.method == "grpo":
@@ -291,97 +210,3 @@ def check_processes(args, world):
             "--shard splits weights over processes: "
             f"start with torchrun --nproc-per-node N train.py …{plan_for}"
         )
-
-
-# ------------------------------------------------------------------------------------------------
-# What eval.py makes of its flags
-# ------------------------------------------------------------------------------------------------
-
-
-def parse_eval_args(argv=None, description=__doc__):
-    """The flags of eval.py as a namespace. Raises BadInput for those that do not go together."""
-    args = new_parser(description, EVAL_FLAGS).parse_args(argv)
-    check_flags(args)
-    if (args.bench is None) == (args.video is None):
-        raise BadInput('give either --bench charades, or --video FILE with --ask "…"')
-    if args.video is not None and not args.ask:
-        raise BadInput('--video needs a question: --ask "…"')
-    args.benches = [] if args.bench is None else args.bench.split(",")
-    if args.bench == "all":
-        args.benches = list(DATASETS)
-    for name in args.benches:
-        if name not in DATASETS:
-            raise BadInput(f"--bench {name} is unknown; there is: {', '.join(DATASETS)}, all")
-    if args.compare and args.judge:
-        raise BadInput(
-            "--compare scores with the judge that the evaluations were made with: "
-            "leave --judge away"
-        )
-    if args.template is not None and args.think == "both":
-        raise BadInput("--prompt says itself whether to think: leave --think both away")
-    args.template = None if args.template is None else read_template(args.template)
-    args.way, args.ways = "", [args]
-    if args.think == "both":
-        given = vars(args) | {"ways": None}
-        kinds = {", thinking": True, ", not thinking": False}
-        args.ways = [Namespace(**given | {"way": k, "think": v}) for k, v in kinds.items()]
-    if args.out and len(args.model) * max(1, len(args.benches)) * len(args.ways) > 1:
-        raise BadInput(
-            "--out is one folder; with several models or benchmarks, or --think both, leave it "
-            "away, each gets its own"
-        )
-    return args
-
-
-# ------------------------------------------------------------------------------------------------
-# The user's own wording
-# ------------------------------------------------------------------------------------------------
-
-FIELDS = ("question", "duration", "options", "box")
-
-
-def read_template(path):
-    """The text of --prompt FILE. Raises BadInput for a file that cannot be read or asked."""
-    try:
-        with open(path, encoding="utf-8-sig") as f:
-            text = f.read().rstrip("\n")
-        names = fields_in(text)
-    except OSError as e:
-        raise BadInput(f"--prompt {path} cannot be read: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise BadInput(f"--prompt {path} is no text in UTF-8") from e
-    except ValueError as e:  # string.Formatter's
-        why = "a single { or } is nothing; write {{ or }} for one that is to be seen"
-        raise BadInput(f"--prompt {path}: {why}") from e
-    for name in names:
-        if name not in FIELDS:
-            known = ", ".join(f"{{{field}}}" for field in FIELDS)
-            raise BadInput(f"--prompt {path}: {{{name}}} stands for nothing; there is: {known}")
-    if text.count("<video>") != 1:
-        found = text.count("<video>")
-        raise BadInput(
-            f"--prompt {path}: <video> must be there once, where the video stands; it is there "
-            f"{found} times"
-        )
-    if "<|" in text:
-        raise BadInput(f"--prompt {path}: <|…|> are the model's own marks, and cannot be words")
-    return text
-
-
-def fields_in(text):
-    """The names in the braces of a prompt, with whatever stands beside a name: {a!r}, {a:.2f}."""
-    parts = [part for part in Formatter().parse(text) if part[1] is not None]
-    return [
-        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-        for _, name, spec, conversion in parts
-    ]
-
-
-def check_template(template, task):
-    """Raises BadInput unless a wording names what the task is about, and nothing that it lacks."""
-    given = set(fields_in(template)) - {"duration"}
-    wanted = {field.split(":")[0] for field in fields_in(TASKS[task].prompt)} - {"duration"}
-    for field in sorted(wanted - given):
-        raise BadInput(f"--prompt does not name {{{field}}}, which the task {task} asks about")
-    for field in sorted(given - wanted):
-        raise BadInput(f"--prompt names {{{field}}}, which the task {task} does not have")

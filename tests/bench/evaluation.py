@@ -71,7 +71,7 @@ def main():
     )
     model, tokenizer = load(TOKENIZER, args.device)
     decoder = Decoder(600)
-    settings = {"bench": "toy", "think": True, "blind": False, "template": None}
+    settings = {"bench": "toy", "think": True, "look": "", "template": None}
     settings["max_new_tokens"] = 64
     asked = SimpleNamespace(model=model, tokenizer=tokenizer, settings=settings, decoder=decoder)
     asked.__dict__.update(batch_size=64, rank=1, world=1)  # rank 1: without a bar
