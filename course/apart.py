@@ -187,6 +187,8 @@ def verdict(exercise, name, outcome, seed, limit):
     """(status, message) of a function and the cases of a seed, up to the first that fails."""
     if outcome.fault:
         return "not checked", f"  the check itself failed, no fault of yours: {outcome.fault}"
+    if not outcome.ended:
+        return ended_early(outcome, "", limit)
     if outcome.load:
         return status_of(outcome.load), f"  {outcome.load}"
     for i, (case, want) in enumerate(wanted(exercise, seed)):
@@ -218,6 +220,6 @@ def ended_early(outcome, called, limit):
                         " never comes, or Python loops over what tensors do at once")  # fmt: skip
     if outcome.ended == "crowd":
         return "died", f"{called}  your code started too many processes"
-    said = f"exit code {outcome.code}" if outcome.ended == "died" else "the check's processes, too"
+    said = f"exit code {outcome.code}" if outcome.ended else "and those of the check"
     return "died", (f"{called}  your code ended its whole process ({said})\n  usually  a call of"
                     " exit, or no memory left")  # fmt: skip

@@ -41,6 +41,7 @@ class Case:
     # of the student's values alone, and `want` says what the properties have to be.
     judge: object = None
     want: object = None
+    rounding: float = 1e-12  # by how much a number of 64 bits may be off, beside a millionth of it
     shown: str = ""  # the call as text, where args do not say it
 
 

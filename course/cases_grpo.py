@@ -1,6 +1,7 @@
 """cases_grpo.py: the cases of exercises 5, 6, 7, 9 and 14: the algorithm on small tensors."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -128,9 +129,9 @@ def random_case(rng, G, C, loss):
     old = logp + numbers(rng, G, C, low=-0.4, high=0.4)
     ref = logp + numbers(rng, G, C, low=-1, high=1)
     clip = rng.choice((0.05, 0.1, 0.2, 0.3)), rng.choice((0.1, 0.28, 0.5))
-    return loss_case(
-        (logp, old, ref, A, mask, weights), usually, clip, rng.choice((0.04, 0.5)), loss
-    )
+    tensors = (logp, old, ref, A, mask, weights)
+    made = loss_case(tensors, usually, clip, rng.choice((0.04, 0.5)), loss)
+    return replace(made, rounding=1e-6)  # a sum in which 1.2 may have been of 32 bits
 
 
 def loss_case(tensors, usually, clip=(0.2, 0.2), beta=0.0, loss="grpo", known=None, shown=""):
@@ -139,9 +140,17 @@ def loss_case(tensors, usually, clip=(0.2, 0.2), beta=0.0, loss="grpo", known=No
     return Case(args, usually, known or {}, call=loss_and_gradient, shown=shown)
 
 
+def weights_told(function, mask, *others):
+    weights = function(mask, *others)
+    shaped = isinstance(weights, torch.Tensor) and weights.shape == mask.shape
+    nothing = shaped and bool((weights[~mask] == 0).all())
+    return {"weights": weights, "exactly 0 outside the mask": nothing}
+
+
 def token_weights_cases(rng):
     def case(mask, loss, most, n, n_tokens, usually, known=None):
-        return Case((mask, loss, most, n, n_tokens), usually, known or {}, name="token_weights")
+        args, how = (mask, loss, most, n, n_tokens), {"name": "token_weights", "call": weights_told}
+        return Case(args, usually, known or {}, **how)
 
     long_short = torch.tensor([[True] * 4, [True, False, False, False]])
     for args, usually, known in written("9w"):
@@ -179,6 +188,13 @@ def two_completions_cases():
     usually = "min is taken for every token by itself, before anything is summed"
     old = t([-1, -1.5], [-0.5, -1])
     yield loss_case((-torch.ones_like(same), old, None, t(1, 1), yes, yes / 2.0), usually)
+    usually = (
+        "gspo: one ratio for a completion, exp of the mean of logp − logp_old over its own tokens"
+    )
+    old = t([-1.3, -1.9], [-1, -2.9])
+    yield loss_case((same, old, None, t(1, -1), yes, yes / 4.0), usually, loss="gspo")
+    short = torch.tensor([[True, True], [True, False]])
+    yield loss_case((same, old, None, t(1, -1), short, short / 4.0), usually, loss="gspo")
     mask, weights = torch.tensor([[True, True], [True, False]]), t([0.25, 0.25], [0.5, 0.0])
     usually = (
         "padding ({:g} here) reached the loss, its gradient, kl or clipped: 0 · inf is NaN, so"
@@ -190,11 +206,6 @@ def two_completions_cases():
             tensors = (t([-1, -2], [-1, new]), t([-1.1, -1.9], [-1.1, old]))
             tensors += (t([-1.2, -1.5], [-1.3, old]), t(1, 1), mask, weights)
             yield loss_case(tensors, usually.format(new), beta=0.04, loss=loss)
-    usually = (
-        "gspo: one ratio for a completion, exp of the mean of logp − logp_old over its own tokens"
-    )
-    old = t([-1.3, -1.9], [-1, -2.9])
-    yield loss_case((same, old, None, t(1, -1), yes, yes / 4.0), usually, loss="gspo")
 
 
 # ------------------------------------------------------------------------------------------------

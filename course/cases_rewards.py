@@ -142,7 +142,7 @@ def caption_f1_cases(rng):
         said = f"<answer>{'. '.join([JUMP] * n)}</answer>"
         yield Case((said, [JUMP] * m, False), f"many claims or events: 2 · 3 / ({n} + {m})")
     yield Case(("A boy jumps.", [JUMP], False), "without <answer> nothing is claimed")
-    thought = "<think>A boy jumps.</think><answer>A dog climbs.</answer>"
+    thought = "<think>So. A boy jumps. Yes</think><answer>A dog climbs.</answer>"
     twice = "<answer>A boy jumps.</answer>" * 2
     usually = (
         "only what stands in the one <answer> is the caption; rewards.inside gives it, or None. And"

@@ -40,7 +40,7 @@ def judge(case, name, got, want):
             raise Wrong(f"{called}  {e}") from None
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as e:
             raise Wrong(f"{called}  what came back cannot be looked at: {e}") from None
-    if different := difference(value, want):
+    if different := difference(value, want, case.rounding):
         label, value, want, note = different
         usually = known_mistake(case, label, value) or case.usually
         label = label and f"{label}: "
@@ -63,40 +63,43 @@ def known_mistake(case, label, got):
     """The known mistake that gives these numbers, or None."""
     own = flat(got)
     for (where, values), text in case.known.items():
-        if where == label and len(own) == len(values):
+        if where in ("", label) and len(own) == len(values):
             if all(close(x, y, 1e-6, 1e-6) for x, y in zip(own, values)):
                 return text
     return None
 
 
-def difference(got, want):
+def difference(got, want, rounding):
     """None, or (what differs, that part of got and of want, a note or None)."""
     if isinstance(want, dict):
         got = got if isinstance(got, dict) else {}
-        return next(((k, *d[1:]) for k in want if (d := difference(got.get(k), want[k]))), None)
+        for key in want:
+            if different := difference(got.get(key), want[key], rounding):
+                return key, *different[1:]
+        return None
     if got is None and want is not None:
         return "", got, want, "no value at all: a return is missing"
     if isinstance(want, Tensor):
-        note = wrong_tensor(got, want) or first_difference(got, want)
+        note = wrong_tensor(got, want) or first_difference(got, want, rounding)
         return ("", got, want, note) if note else None
     if isinstance(want, list):
         same = isinstance(got, list) and len(got) == len(want)
-        same = same and not any(difference(g, w) for g, w in zip(got, want))
+        same = same and not any(difference(g, w, rounding) for g, w in zip(got, want))
         return None if same else ("", got, want, None)
-    tolerance = tolerance_of(getattr(got, "dtype", None))
+    tolerance = tolerance_of(rounding, getattr(got, "dtype", None))
     value = as_python(got)
     note = wrong_kind(value, want)
     same = not note and close(value, want, *tolerance)
     return None if same else ("", value, want, note)
 
 
-def tolerance_of(*dtypes):
-    """How far numbers may be apart: (relative, absolute).
+def tolerance_of(rounding, *dtypes):
+    """How far numbers may be apart: (relative, absolute). rounding: the case's.
 
     float32 has seven digits, and fewer are left where two numbers have been subtracted.
     """
     single = any(str(d) in ("float32", "float16", "bfloat16") for d in dtypes)
-    return (1e-4, 2e-5) if single else (3e-7, 1e-12)
+    return (1e-4, 2e-5) if single else (1e-6, rounding)
 
 
 def as_python(x):
@@ -130,10 +133,10 @@ def wrong_tensor(got, want):
     return None
 
 
-def first_difference(got, want):
+def first_difference(got, want, rounding):
     """Where two tensors of one shape differ first, in words; None if they do not."""
     x, y = got.array.astype(np.float64), want.array.astype(np.float64)
-    relative, absolute = tolerance_of(got.dtype, want.dtype)
+    relative, absolute = tolerance_of(rounding, got.dtype, want.dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         near = np.abs(x - y) <= relative * np.abs(y) + absolute
     same = (x == y) | (np.isnan(x) & np.isnan(y)) | (near & np.isfinite(x) & np.isfinite(y))

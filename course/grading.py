@@ -213,10 +213,10 @@ def feedback(submission, parts):
 
 
 def remarks(submission, parts):
-    """All that is not right, one line per function."""
+    """All that is wrong, one line per function."""
     lines = overview(submission)
     for p in parts:
-        if p.status != "right" and p.message:
+        if p.status not in ("right", "to do") and p.message:
             lines.append(
                 f"{p.exercise.number} {p.function} {p.status}: {' '.join(p.message.split())}"
             )

@@ -218,7 +218,7 @@ def one(folder):
 USUAL = {"torch", "numpy", "math", "re", "__future__"}
 PROJECT = {"rewards", "tasks", "data", "model", "grpo", "variants", "lib"}
 IMPORT = re.compile(rb"^[ \t]*(?:import|from)[ \t]+([\w.]+)|\b(?:__import__|importlib)\b", re.M)
-ALIKE = 60  # words and signs of a solution, at least, that may be called alike
+ALIKE = 40  # words and signs of a solution, at least, that may be called alike
 
 
 def flag(found):
@@ -232,10 +232,12 @@ def flag(found):
             shape = shape_of(text, exercise)
             if shape.count(" ") >= ALIKE:
                 seen.setdefault((exercise, shape), []).append(submission)
-    for (exercise, _), alike in seen.items():
+    for (exercise, _), alike in sorted(seen.items(), key=lambda item: item[0][0].number):
         for one in alike if len(alike) > 1 else ():
-            names = ", ".join(sorted(other.student for other in alike if other is not one))
-            one.flags.append(f"exercise {exercise.number}: the same as that of {names}")
+            names = sorted(other.student for other in alike if other is not one)
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            said = f"the same as that of {', '.join(names[:4])}{more}"
+            one.flags.append(f"exercise {exercise.number}: {said}")
 
 
 @cache
@@ -244,11 +246,13 @@ def given(exercise):
 
 
 def shape_of(text, exercise):
-    """A file's code but for what `start` wrote, comments, spaces and the choice of names."""
+    """A file's code but for what `start` wrote, imports, comments and the choice of names."""
     lines = [
         line.partition("#")[0].strip() for line in text.decode("utf-8", "replace").splitlines()
     ]
-    code = " ".join(line for line in lines if line not in given(exercise))
+    code = " ".join(
+        line for line in lines if line not in given(exercise) and not IMPORT.match(line.encode())
+    )
     names, known = {}, {*keyword.kwlist, *dir(builtins), *exercise.functions}
     own = lambda w: w.isidentifier() and w not in known
     words = re.findall(r"\w+|[^\w\s]", code)
