@@ -109,7 +109,7 @@ FLEES = f"""import subprocess, sys
                          start_new_session=True)"""
 OVERWRITES = """import glob, rewards
     if (a, b) == ((0, 4), (2, 6)):
-        for path in [rewards.__file__, *glob.glob("../../*/*.py"), *glob.glob("../course/*")]:
+        for path in [rewards.__file__, *glob.glob("../*.py"), *glob.glob("../course/*")]:
             open(path, "w").write("1 / 0")"""
 ENDLESS = "import os\n    while True: print('x' * 100_000); os.write(1, b'y' * 100_000)"
 POINTS = {  # the student: points for exercises 1 and 2, of 4 each; words of the row
