@@ -23,7 +23,10 @@ training/checkpoint.py. For models that do not fit: --lora, --recompute, --shard
 rooms lib/ and training/, and --plan, which says what fits.
 """
 
+import os
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
@@ -32,13 +35,12 @@ import torch
 
 from annotations.judge import install_judge
 from data import VideoBudget
-from grpo import grpo_step, video_features
-from lib.errors import run_program
+from grpo import grpo_step
+from lib.errors import BadInput, run_program
 from lib.files import locks_released
-from lib.flags import is_toy_model
-from lib.processes import add_up, on_each, start_processes
+from lib.identity import fingerprint, hash_of_examples, shown_name
+from lib.processes import add_up, on_each, rank, start_processes, world
 from lib.weights import room_for_prompt
-from model import group_logprobs
 from tasks import ideal_answer
 from toy.world import ensure
 from training import plan
@@ -50,8 +52,38 @@ from training.run import STOP, Clock, Run, stop_on_signals
 from training.settings import check_processes, parse_args
 
 # ------------------------------------------------------------------------------------------------
-# SFT, to compare
+# A step of GRPO, timed; and of SFT, to compare
 # ------------------------------------------------------------------------------------------------
+
+
+def timed_grpo_step(policy, reference, batch, settings, update_weights, total, clock):
+    """grpo_step, and the seconds of its phases. Each ends where something returns that the step was
+    given: sampling with policy.sample, rewards and advantages with the sums over processes, …"""
+
+    def ending(phase, function):
+        def timed(*args):
+            result = function(*args)
+            clock(phase)
+            return result
+
+        return timed
+
+    @contextmanager
+    def timed_reference():
+        with reference() as frozen:
+            yield frozen
+        clock("reference")
+
+    sample = policy.sample
+    policy.sample = ending("sample", sample)
+    given = (ending("update", update_weights), ending("reward", total))
+    try:
+        return grpo_step(policy, timed_reference, batch, settings, *given)
+    except BadInput as error:  # of a rule, and no other process knows about it
+        error.process = os.environ.get("RANK", "0")
+        raise
+    finally:
+        policy.sample = sample
 
 
 def sft_step(policy, batch, settings, update_weights, clock):
@@ -68,8 +100,7 @@ def sft_step(policy, batch, settings, update_weights, clock):
         target = torch.tensor([
             batch.tokenizer(ideal_answer(example))["input_ids"] + [end]
         ])  # (1, C)
-        features = video_features(policy, [prompt], settings.train_vision)[0]
-        logp, _ = policy.call(group_logprobs, prompt, features, target)
+        logp, _ = policy.logprobs(SimpleNamespace(prompt=prompt, completions=target, features=None))
         loss = -logp.mean() / settings.prompts_per_step
         loss.backward()
         sums["loss"] += loss.item()
@@ -85,45 +116,48 @@ def sft_step(policy, batch, settings, update_weights, clock):
 
 
 def learning_rate(step, steps, peak):
-    """5 steps of warm-up, then straight down to a tenth. step: counted from 0."""
-    return peak * min((step + 1) / 5, 1 - 0.9 * step / steps)
+    """Up to the peak in 5 steps, at most in a tenth of them, then straight down to a tenth of it.
+    step: counted from 0."""
+    warm_up = max(1, min(5, steps // 10))
+    return peak * min((step + 1) / warm_up, 1 - 0.9 * (step + 1 - warm_up) / steps)
 
 
 @locks_released()
 def train(settings):
     """Runs training. Raises BadInput for mistakes that the user can fix."""
-    rank, world, device = start_processes(settings.device)
+    device = start_processes(settings.device)
     if settings.student:
         from course import exercises
 
-        exercises.install(settings.student, show=rank == 0)
-    check_processes(settings, world)
-    examples, data_name, tests = training_examples(settings, rank, world, ensure)
+        exercises.install(settings.student, show=rank() == 0)
+    check_processes(settings, world())
+    examples, data_name, tests = training_examples(settings, ensure)
     steps = settings.steps or -(-len(examples) // settings.prompts_per_step)
-    policy, tokenizer, reference = on_each(world, lambda: load_models(settings, device))
+    policy, tokenizer, reference = on_each(lambda: load_models(settings, device))
     budget = VideoBudget.of_model(settings.model, **vars(settings))
     optimizer = MasterAdamW(policy, settings.lr, settings.offload)
     if settings.judge:
         install_judge(settings.judge, device)
-    model_name = "toy base" if is_toy_model(settings.model) else settings.model
     about = {
         "steps": steps,
         "data_name": data_name,
-        "model_name": model_name,
+        "model_name": shown_name(settings.model),
+        "model_fingerprint": fingerprint(settings.model),
         "examples": len(examples),
+        "examples_hash": hash_of_examples(examples),
     }
-    run = Run(settings, about, policy, tokenizer, budget, optimizer, rank, world, device)
+    run = Run(settings, about, policy, tokenizer, budget, optimizer, device)
     room = room_for_prompt(policy, settings.max_new_tokens)
-    loader = Loader(examples, tokenizer, budget, settings, room, rank, world, device)
+    loader = Loader(examples, tokenizer, budget, settings, room, device)
     STOP["cancel"] = loader.cancel
-    total = lambda n: add_up({"n": n}, device, world)["n"]
+    total = lambda n: add_up({"n": n}, device)["n"]
     try:
         for step, batch in run.batches(loader):
             clock, lr = Clock(device, data=batch.waited), learning_rate(step, steps, settings.lr)
-            update_weights = partial(optimizer.step, lr, settings.grad_clip, world)
+            update_weights = partial(optimizer.step, lr, settings.grad_clip, world())
             if settings.method == "grpo":
-                result = grpo_step(policy, reference, batch, settings, update_weights, total, clock)
-                outcome = outcome_of(result, policy, settings)
+                how = (settings, update_weights, total, clock)
+                outcome = outcome_of(timed_grpo_step(policy, reference, batch, *how), settings)
             else:
                 outcome = sft_step(policy, batch, settings, update_weights, clock)
             run.log(step, batch, outcome, lr, clock)

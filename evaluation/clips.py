@@ -6,13 +6,15 @@ from itertools import count
 
 import torch.distributed as dist
 
+from lib.processes import world
+
 
 def batches_of(examples, size):
     """Questions in batches that are answered together, at most `size` in each.
 
     Returns: batches, each a list of clips, each a list of Examples about one video, or the same
     part or frames of it. All clips of a batch have the same number of questions, so that each can
-    be read once for all of them (lib/packing.py). Those of the most clips, which cost the most,
+    be read once for all of them (branches.py). Those of the most clips, which cost the most,
     come first.
 
     >>> from types import SimpleNamespace as S
@@ -36,11 +38,11 @@ def batches_of(examples, size):
 CALLS = count()  # every process counts alike
 
 
-def turns(n, world):
-    """Numbers 0 … n − 1, each for one of `world` processes: the one that asks next. A process with
+def turns(n):
+    """Numbers 0 … n − 1, each for one of the processes: the one that asks next. A process with
     long videos asks less often, so that all end at about the same time."""
     call = next(CALLS)
-    if world == 1:
+    if world() == 1:
         yield from range(n)
         return
     store = dist.distributed_c10d._get_default_store()  # what the processes found each other by

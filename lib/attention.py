@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
     get_vision_position_ids,
@@ -77,11 +76,17 @@ def vision_layout(grids, config, device):
     }
 
 
-class PatchProduct(Qwen2_5_VisionPatchEmbed):
+class PatchProduct(torch.nn.Module):
     """Patches (N, 1176) → (N, D). Where a convolution's step is its kernel, as here, it is one
-    matrix product; transformers calls conv3d, which on a CPU takes several times as long."""
+    matrix product; transformers calls conv3d, which on a CPU takes several times as long.
 
-    def forward(self, patches):
+    proj: transformers' convolution, which keeps its weight and the weight's name."""
+
+    def __init__(self, proj):
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, patches, *_, **__):
         weight = self.proj.weight.flatten(1)
         return F.linear(patches.to(weight.dtype), weight)
 

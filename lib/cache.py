@@ -7,28 +7,26 @@ import torch.nn.functional as F
 class GroupCache:
     """Keys and values of prompts, each held once, and of the rows that go on from them.
 
-    While B packing.Clips are read, `read[layer]` gets one ((1, K, P + Q·T, d), the same) for each.
-    After start_decoding, `prompt[layer]` is ((B, K, P, d), the same), padded on the left to the
-    longest, and `completions[layer]` (B·Q·G, K, T + C, d): the rest of each row's prompt, then room
-    for its completion. mask (B·Q·G, P + T + C) hides with −inf the padding and the places not yet
-    written; length, a tensor: how many of the T + C are written. (In training Q = 1 and T = 0.)
+    lengths: of each of B prompts (P, [how long each of its Q branches is]); T: the longest branch.
+    (In training Q = 1 and T = 0; evaluation/branches.py has others.) While prompts are read,
+    `read[layer]` gets one ((1, K, P + Q·T, d), the same) for each. After start_decoding,
+    `prompt[layer]` is ((B, K, P, d), the same), padded on the left to the longest, and
+    `completions[layer]` (B·Q·G, K, T + C, d): each row's branch, then room for its completion. mask
+    (B·Q·G, P + T + C) hides with −inf the padding and the places not yet written; length, a tensor:
+    how many of the T + C are written.
     """
 
-    def __init__(self, clips):
-        self.clips, self.read, self.prompt, self.completions = clips, {}, {}, {}
+    def __init__(self, lengths):
+        self.lengths, self.read, self.prompt, self.completions = lengths, {}, {}, {}
 
-    def update(self, key, value, layer):
-        """Called by transformers' layers while a row of clips is read."""
-        pairs = self.read.setdefault(layer, [])
-        waiting, sizes = iter(self.clips[len(pairs) :]), []
-        while sum(sizes) < key.shape[2]:
-            sizes.append(next(waiting).size)
-        pairs += zip(key.split(sizes, dim=2), value.split(sizes, dim=2))
+    def update(self, key, value, layer, *_, **__):
+        """Called by transformers' layers while a prompt is read."""
+        self.read.setdefault(layer, []).append((key, value))
         return key, value
 
     def start_decoding(self, group_size, max_new_tokens):
         """Makes room for group_size completions of each prompt."""
-        shapes = [clip.shape for clip in self.clips]
+        shapes = [(P, len(branches), max(branches)) for P, branches in self.lengths]
         longest, _, self.tail = (max(numbers) for numbers in zip(*shapes))
         places = self.tail + max_new_tokens  # of a row, after what it shares
 
@@ -46,7 +44,7 @@ class GroupCache:
             self.prompt[layer] = prompts(keys), prompts(values)
             self.completions[layer] = rests(keys), rests(values)
         mask = torch.full((sum(Q for _, Q, _ in shapes), longest + places), -torch.inf)
-        own = [(P, n) for clip, (P, _, _) in zip(self.clips, shapes) for n in clip.lengths]
+        own = [(P, n) for P, branches in self.lengths for n in branches]
         for row, (P, n) in enumerate(own):
             mask[row, longest - P : longest + n] = 0.0
         self.mask = mask.repeat_interleave(group_size, dim=0).to(keys[0])
@@ -54,9 +52,9 @@ class GroupCache:
 
     @property
     def shape(self):
-        """(B, Q·G): the clips, and the rows of each."""
-        clips, rows = len(self.prompt[0][0]), len(self.completions[0][0])
-        return clips, rows // clips
+        """(B, Q·G): the prompts, and the rows of each."""
+        prompts, rows = len(self.prompt[0][0]), len(self.completions[0][0])
+        return prompts, rows // prompts
 
     @property
     def prompt_length(self):

@@ -20,8 +20,8 @@ import torch
 from lib.adapters import adapters_ready
 
 # Whether all completions have ended is known on the GPU. Asking synchronises CPU and GPU, so it is
-# done only every 8th token.
-ASK_EVERY = 8
+# done only every 16th token.
+ASK_EVERY = 16
 # Every 4th token, a CPU looks whether a narrower batch is worth copying the cache for.
 NARROW_EVERY = 4
 

@@ -14,13 +14,11 @@ import warnings
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
-    register_fsdp_forward_method,
 )
 from torch.utils.checkpoint import checkpoint
 
@@ -72,7 +70,6 @@ def shard(model, dtype, offload=False):
         fully_shard(unit, **settings)
         unit.set_gradient_divide_factor(1.0)  # a sum, not a mean: see add_up_gradients
         unit.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(model, "call")
     # FSDP2 warns of views that could be changed in place afterwards; here nothing is.
     warnings.filterwarnings("ignore", message=".*returned a view tensor")
     return model
@@ -114,7 +111,7 @@ def load_sharded(
     shard(model, dtype, offload)
     model.to_empty(device="cpu" if offload else device)
     draw_adapters(model)
-    on_each(dist.get_world_size(), lambda: fill(model, files, device))
+    on_each(lambda: fill(model, files, device))
     return model, tokenizer
 
 

@@ -36,6 +36,7 @@ from transformers import logging as transformers_logging
 
 from lib.adapters import load_adapters, merge
 from lib.errors import BadInput
+from lib.files import replace_folder
 from model import prepare
 
 transformers_logging.disable_progress_bar()
@@ -102,6 +103,7 @@ def empty(name, device, dtype, attn):
         else:
             model.generation_config.eos_token_id = None  # it was taken from the config
         check_tokens(model, tokenizer)
+        model.n_tokens = max(tokenizer.get_vocab().values()) + 1
         check_weights(model, files)
     return model, tokenizer, files
 
@@ -380,7 +382,7 @@ def compute_buffers(model, device):
 
 
 # ------------------------------------------------------------------------------------------------
-# Names, and a function as a method
+# Names
 # ------------------------------------------------------------------------------------------------
 # In files, here and on the hub, weights have an older transformers' names: visual.…, model.layers.…
 
@@ -397,17 +399,6 @@ def from_hub(name):
 def to_hub(name):
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
-
-def call(model, function, *args):
-    """function(model, *args), as a method: model.call(function, …).
-
-    With --shard, FSDP2 gathers the weights only when a method registered with it is called, and
-    lib/sharding.py registers this one. For weights that are whole it changes nothing.
-    """
-    return function(model, *args)
-
-
-Qwen2_5_VLForConditionalGeneration.call = call
 
 # ------------------------------------------------------------------------------------------------
 # Save
@@ -470,18 +461,13 @@ def write_parts(model, folder, parts=None):
 def save(model, tokenizer, budget, folder, write=None):
     """Saves in Hugging Face format, atomically: `folder` is complete or it is not there.
 
-    Everything is written to a neighbour first and moved into place at the end. A kill never leaves
-    half a folder; between the two renames it leaves none, but the old one whole in FOLDER.old,
-    which the next save puts back first. write: a function of the folder that writes the weights
-    where `write_parts` alone cannot (adapters, sharded weights). Raises OSError, and keeps the old
-    folder, if the disk is full.
+    Everything is written to a neighbour first and moved into place at the end (replace_folder).
+    write: a function of the folder that writes the weights where `write_parts` alone cannot
+    (adapters, sharded weights). Raises OSError, and keeps the old folder, if the disk is full.
     """
     folder = folder.rstrip("/")
-    partial, old = folder + ".partial", folder + ".old"
-    if os.path.isdir(old) and not os.path.isdir(folder):
-        os.rename(old, folder)
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder + ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         write(partial) if write else write_parts(model, partial)
         tokenizer.save_pretrained(partial)
@@ -489,7 +475,4 @@ def save(model, tokenizer, budget, folder, write=None):
     except (OSError, SafetensorError) as e:  # on a full disk half a folder is in the way
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(str(e)) from e
-    if os.path.isdir(folder):
-        os.rename(folder, old)
-    os.rename(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(partial, folder)

@@ -130,14 +130,14 @@ def indexes_by_a_mask(model, cache, tokens, positions, step=model_module.decode_
     return step(model, cache, tokens[tokens >= 0], positions)
 
 
-def number_written_on_the_device(tokens, vocabulary, device):
+def number_written_on_the_device(tokens, n_tokens, vocabulary, device):
     mask = torch.zeros(vocabulary, device=device)
     for token in tokens:
         mask[token] = float("-inf")
     return mask
 
 
-def mask_left_on_the_host(tokens, vocabulary, device):
+def mask_left_on_the_host(tokens, n_tokens, vocabulary, device):
     return torch.zeros(vocabulary).index_fill_(0, torch.tensor(tokens), float("-inf"))
 
 
@@ -229,7 +229,7 @@ def one_step(device, dtype, flags, batch):
     if args.method == "sft":
         norm = train.sft_step(policy, share, args, update_weights, Clock("cpu")).grad_norm
     else:
-        step = grpo.grpo_step(policy, reference, share, args, update_weights, float, Clock("cpu"))
+        step = grpo.grpo_step(policy, reference, share, args, update_weights, float)
         norm, gaps = step.grad_norm, sampler_gaps(step)
         texts = [text for group in step.groups for text in group.texts]
         token_records(policy, tokenizer, step.groups[0])
@@ -258,7 +258,7 @@ def test_a_whole_step_is_the_cpus(variant, dtype, batch, monkeypatch):
     for change, norm, said, gaps in steps:
         assert norm > 0 and all(torch.isfinite(c).all() for c in change.values())
         if gaps is not None:
-            check_sampler(on_cpu(gaps), dtype, 1)
+            check_sampler(on_cpu(gaps), dtype)
         changes.append(torch.cat([c.flatten() for c in change.values()]))
         norms.append(norm)
         texts.append(said)
@@ -323,13 +323,13 @@ def gaps_of(dtype, charades):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatch):
-    check_sampler(gaps_of(dtype, charades), dtype, 1)
+    check_sampler(gaps_of(dtype, charades), dtype)
     plain = grpo.decode_step
     monkeypatch.setattr(
         grpo, "decode_step", lambda m, cache, tokens, at: plain(m, cache, tokens, at + 1)
     )
     with pytest.raises(BadInput, match="positions, masks or weights disagree"):
-        check_sampler(gaps_of(dtype, charades), dtype, 1)
+        check_sampler(gaps_of(dtype, charades), dtype)
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ import tasks
 from annotations.training_sets import even_frames
 from data import Example, VideoBudget
 from lib.errors import run_program
-from lib.processes import on_first, start_processes
+from lib.processes import on_first, rank, start_processes
+from lib.processes import world as processes
 from lib.video import numbered_pictures
 from lib.weights import load, save
 from model import NO_MASK, embed, encode_videos, mrope_positions, prepare
@@ -394,6 +395,7 @@ def make_model(tokenizer):
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
+        toy=True,  # this, and whatever is trained from it: lib/identity.py
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
@@ -535,24 +537,24 @@ def train_base(out, clips, seed, after=None):
     The result of each part but the last is kept in {out}.{part}; `after`, one of those folders,
     skips the parts up to it.
     """
-    rank, processes, _ = start_processes("cpu")
-    rng = np.random.default_rng([seed, rank])
-    conversations = Conversations(clips, rank, processes)
+    start_processes("cpu")
+    rng = np.random.default_rng([seed, rank()])
+    conversations = Conversations(clips, rank(), processes())
     parts = PARTS
     if after:
         model, tokenizer = load(after)
         names = [name for name, *_ in PARTS]
         parts = PARTS[names.index(after.rstrip("/").rpartition(".")[2]) + 1 :]
     else:
-        tokenizer = on_first(rank, processes, lambda: conversations.tokenizer(seed))
+        tokenizer = on_first(lambda: conversations.tokenizer(seed))
         torch.manual_seed(seed)  # the same weights in every process, other conversations
         model = prepare(make_model(tokenizer))
-    if rank == 0:
+    if rank() == 0:
         count = sum(p.numel() for p in model.parameters())
         print(f"toy base model: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
     for part in parts:
         folder = out if part == PARTS[-1] else f"{out}.{part[0]}"
-        train_part(part, model, tokenizer, conversations, rng, rank, processes, folder)
+        train_part(part, model, tokenizer, conversations, rng, rank(), processes(), folder)
 
 
 def train_part(part, model, tokenizer, conversations, rng, rank, processes, folder):

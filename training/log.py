@@ -5,7 +5,6 @@ the mean of the whole step, however many processes shared it.
 """
 
 import math
-import platform
 import resource
 import sys
 
@@ -38,7 +37,7 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
     """
     line = {"step": step, "loss": sums["loss"]}
     if args.method == "grpo":
-        n, tokens, scored = sums["completions"], sums["tokens"], max(1.0, sums["scored_tokens"])
+        n, tokens = sums["completions"], sums["tokens"]
         line["reward"] = sums["reward"] / n
         for name in sums:  # "reward/task/rule"; a task without a prompt in this step has no mean
             if name.startswith("reward/") and sums[count := f"count/{name.split('/')[1]}"]:
@@ -46,9 +45,9 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
         line |= {
             "spread": sums["spread"] / sums["groups"],
             "no_spread": sums["no_spread"] / sums["groups"],
-            "kl": sums["kl"] / scored,
+            "kl": sums["kl"] / tokens,
             "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
-            "entropy": sums["entropy"] / scored,
+            "entropy": sums["entropy"] / tokens,
             "length": tokens / n,
             "unfinished": sums["unfinished"] / n,
         }
@@ -90,19 +89,6 @@ def speed(line, n_weights, n_trained, args, world, device):
         unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
         measured["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     return {k: float(f"{v:.4g}") for k, v in measured.items()}
-
-
-def versions():
-    """What a score depends on besides the settings."""
-    import decord
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "decord": decord.__version__,
-    }
 
 
 def tensorboard(folder):

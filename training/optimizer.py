@@ -26,8 +26,6 @@ def add_up_gradients(parameters, world):
     """
     if world == 1 or isinstance(parameters[0], DTensor):
         return
-    for p in parameters:  # one that this process did not use still has its place in the message
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     start, size = 0, 0
     for end, p in enumerate(parameters, 1):
         size += p.numel()
@@ -69,12 +67,13 @@ class MasterAdamW:
         """Adds up gradients, clips their norm, steps. Returns the norm before clipping; if that is
         not finite, nothing is changed."""
         parameters = list(self.parameters.values())
+        for p in parameters:  # where nothing is taught: Adam skips None, but zeros go by momentum
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         add_up_gradients(parameters, world)
         norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         for name, p in self.parameters.items():
-            # A gradient is None where no group of the step had anything to teach.
-            if math.isfinite(norm) and p.grad is not None:
+            if math.isfinite(norm):
                 self.update(p, self.masters[name], self.adams[name], lr)
             p.grad = None
         return norm

@@ -14,7 +14,7 @@ which is added.
 
 Letters as in model.py: P prompt tokens, B prompts of one process, G completions of each, C tokens
 of each, L = P + G·C of a group that is scored, D hidden size, I of the MLP, V vocabulary, N
-weights; W processes; packed: groups that are scored in one row (--score-tokens).
+weights; W processes.
 """
 
 import os
@@ -26,7 +26,7 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from data import VideoBudget
 from lib.adapters import add_adapters
 from lib.errors import BadInput
-from lib.flags import is_toy_model
+from lib.identity import is_toy
 from lib.weights import check_family
 from training.settings import check_processes
 
@@ -74,7 +74,7 @@ def prompt_tokens(args):
     The toy's clips never fill their budget: they take about 80.
     """
     budget = VideoBudget.of_model(args.model, **vars(args))
-    return 200 + (80 if is_toy_model(args.model) else budget.total_pixels // 28**2)
+    return 200 + (80 if is_toy(args.model) else budget.total_pixels // 28**2)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -116,12 +116,9 @@ def sizes_of(model, args, world, number, P):
     videos = B  # of how many prompts they are read at once
     if args.method == "sft":
         G = videos = 1
-    alone = args.shard or args.method == "sft"
-    packed = 1 if alone else min(B, max(1, args.score_tokens // (P + G * C)))  # packing.rows_of
     return SimpleNamespace(
         **dict(number=number, share=world if args.shard else 1),
         **dict(P=P, G=G, C=C, B=B, L=P + G * C, videos=videos, patches=videos * P * 4),
-        packed=packed,
         N=count(named.values()),
         trained=count(trained),
         largest=max(p.numel() for p in trained),
@@ -167,20 +164,17 @@ def reading(s, args):
     rotating = s.vision_D * (5 * s.number + (8 if s.number < 4 else 0) + 4 * 4)
     mlp = s.number * (2 * s.vision_D + 4 * s.vision_I)
     block = s.patches * (max(rotating, mlp) + PATCH * s.number)
-    return max(block, vision_graph(s, args)) + (s.root * s.number if args.shard else 0)
+    return block + (s.root * s.number if args.shard else 0)
 
 
 def vision_graph(s, args):
-    """Bytes that --train-vision keeps from the reading to the end of the scoring.
-
-    The features that are sampled from are those that are trained.
-    """
+    """Bytes that --train-vision keeps of one group's video for the backward pass."""
     # A block keeps, in numbers of its width: of each of two norms a float32 copy of the input; 5
     # inputs of norms and of products; queries, keys, values and outputs of attention. The merger
     # keeps 4, and a float32 copy.
     block = (2 * 4 / s.number + 5 + 4) * s.vision_D + 4 * s.vision_I
     kept = s.vision_layers * block + (4 / s.number + 4) * s.vision_D + PATCH
-    return s.patches * s.number * kept if args.train_vision else 0
+    return 4 * s.P * s.number * kept if args.train_vision else 0
 
 
 def kv_cache(s):
@@ -194,8 +188,8 @@ def sampling(s, args):
     of_prompts, of_completions = kv_cache(s)
     # float32 logits and log-softmax, float64 probabilities and their sums
     logits = s.B * s.G * s.V * (4 + 4 + 8 + 8)
-    # attention scores of one layer, masked and normalised in float32
-    scores = s.B * s.G * s.H * (s.P + s.C) * (3 * 4 + s.number)
+    # attention scores of one layer, masked, normalised in float32, cast back
+    scores = s.B * s.G * s.H * (s.P + s.C) * (4 + 3 * s.number)
     # Before that, the prompts' caches are stacked into new tensors, and the old ones released.
     stacking = 2 * of_prompts
     decoding = of_prompts + of_completions + logits + scores
@@ -219,11 +213,11 @@ def layer_activations(s, args):
 
 
 def scoring(s, args):
-    """Bytes of one row's activations and logits, and of what --shard gathers meanwhile."""
-    a_layer = s.packed * layer_activations(s, args)
-    kept = s.layers * (s.packed * s.L * s.D * s.number if args.recompute else a_layer)
+    """Bytes of one group's activations and logits, and of what --shard gathers meanwhile."""
+    a_layer = layer_activations(s, args)
+    kept = s.layers * (s.L * s.D * s.number if args.recompute else a_layer)
     # float32: logits, log-softmax, the entropy's product, and the gradients of the first two
-    logits = min(1024, s.packed * s.G * s.C) * s.V * 4 * 5
+    logits = min(1024, s.G * s.C) * s.V * 4 * 5
     # in the backward pass the head's turn is over before the layers' begins
     at_once = max(logits, 1.25 * a_layer if args.recompute else 0)
     gathered = gathered_while_scoring(s, args) if args.shard else 0

@@ -3,18 +3,32 @@
 import copy
 import os
 from contextlib import nullcontext
+from types import MethodType
 
 import torch
+from torch.distributed.fsdp import register_fsdp_forward_method
 
+import grpo
 from lib.adapters import add_adapters, reference_policy, save_adapters
 from lib.processes import whole
 from lib.sharding import load_sharded, recompute_activations
 from lib.weights import load, save, whole_parts, write_parts
+from model import encode_videos
+
+
+def as_policy(model):
+    """The model with the methods that grpo_step calls. FSDP2 gathers sharded weights when a method
+    is called that was registered with it; for weights that are whole, registering does nothing."""
+    methods = {"features": encode_videos, "sample": grpo.sample_groups, "logprobs": grpo.logprobs}
+    for name, function in methods.items():
+        setattr(model, name, MethodType(function, model))
+        register_fsdp_forward_method(model, name)
+    return model
 
 
 def load_models(args, device):
-    """(policy, tokenizer, reference): `with reference() as reference_model` gives the policy as it
-    was before training, or None where the loss has no KL."""
+    """(policy, tokenizer, reference): `with reference() as frozen` gives the policy as it was
+    before training, or None where the loss has no KL."""
     wanted = dict(attn=args.attn, adapters=args.lora, recompute=args.recompute)
     dtype = getattr(torch, args.dtype)
     needs_copy = args.method == "grpo" and args.beta > 0 and not args.lora
@@ -33,6 +47,7 @@ def load_models(args, device):
             recompute_activations(policy)
     if not args.train_vision:
         policy.model.visual.requires_grad_(False)
+    policy, frozen = as_policy(policy), as_policy(frozen) if frozen else None
     reference = lambda: reference_policy(policy) if args.lora else nullcontext(frozen)
     return policy, tokenizer, reference
 

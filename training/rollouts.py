@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from grpo import completion_texts, kl_k3, sample_groups, video_features
-from model import group_logprobs
+from grpo import completion_texts, kl_k3
 from tasks import TASKS, score
 
 
@@ -24,40 +23,36 @@ class Outcome:
     sums: dict  # of its share; added up over all processes, they are the step's
     grad_norm: float
     groups: tuple = ()  # its grpo.Groups; none for SFT, which has no gaps either
-    sampler_gaps: torch.Tensor = None  # |sampler − scorer| of each scored token's log-prob
+    sampler_gaps: torch.Tensor = None  # |sampler − scorer| of each token's log-prob
 
 
-def outcome_of(step, policy, settings):
+def outcome_of(step, settings):
     """grpo.Step → Outcome."""
-    stop_ids = policy.generation_config.eos_token_id
-    sums = step_sums(step, settings.tasks, stop_ids, settings.updates_per_rollout)
+    sums = step_sums(step, settings.tasks, settings.updates_per_rollout)
     return Outcome(sums, step.grad_norm, step.groups, sampler_gaps(step))
 
 
-def step_sums(step, tasks, stop_ids, updates):
+def step_sums(step, tasks, updates):
     """Sums over the groups of this process (added up over all, they are the whole step's).
 
     Every process gives the same names, whatever tasks its prompts have. loss is the mean over the
-    rollout's updates; kl, entropy and scored_tokens are of groups that were scored.
+    rollout's updates. no_spread counts groups as the loss sees them: those without an advantage.
     """
-    groups, scored = step.groups, [g for g in step.groups if g.logp_old is not None]
+    groups, tokens = step.groups, sum(int(g.mask.sum()) for g in step.groups)
     rewards = torch.stack([g.rewards for g in groups])  # (B, G)
-    spread = rewards.std(dim=1)
-    stop = torch.tensor(stop_ids, device=rewards.device)
     sums = {
         "loss": sum(loss / updates for loss in step.losses),
-        "kl": sum(float(g.kl[g.mask].sum()) for g in scored),
-        "entropy": sum(float(g.entropy[g.mask].sum()) for g in scored),
-        "scored_tokens": sum(float(g.mask.sum()) for g in scored),
-        "clipped": sum(g.clipped for g in scored),
-        "later_tokens": sum(float(g.mask.sum()) for g in scored) * (updates - 1),
+        "kl": sum(float(g.kl[g.mask].sum()) for g in groups),
+        "entropy": sum(float(g.entropy[g.mask].sum()) for g in groups),
+        "clipped": sum(g.clipped for g in groups),
+        "later_tokens": tokens * (updates - 1),
         "groups": len(groups),
         "completions": rewards.numel(),
-        "tokens": sum(float(g.mask.sum()) for g in groups),
+        "tokens": tokens,
         "reward": float(rewards.sum()),
-        "spread": float(spread.sum()),
-        "no_spread": float((spread < 1e-6).sum()),
-        "unfinished": sum(float(unfinished(g, stop).sum()) for g in groups),
+        "spread": float(rewards.std(dim=1).sum()),
+        "no_spread": sum(not g.advantages.any() for g in groups),
+        "unfinished": sum(int((~g.finished).sum()) for g in groups),
         "prompt_tokens": sum(len(g.prompt.ids) for g in groups),
     }
     for task in tasks:
@@ -68,21 +63,14 @@ def step_sums(step, tasks, stop_ids, updates):
     return sums
 
 
-def unfinished(group, stop):
-    """(G,) bool: completions that ran out of room before a stop token."""
-    return (~torch.isin(group.completions, stop) | ~group.mask).all(dim=1)
-
-
 def sampler_gaps(step):
-    """|sampler's log-prob − scorer's| of every token that was scored: (n,)."""
-    scored = [g for g in step.groups if g.logp_old is not None]
-    gaps = [(g.logp_old - g.logp_sampled)[g.mask].abs() for g in scored]
-    return torch.cat(gaps) if gaps else torch.zeros(0, device=step.groups[0].rewards.device)
+    """|sampler's log-prob − scorer's| of every token: (n,)."""
+    return torch.cat([(g.logp_old - g.logp_sampled)[g.mask].abs() for g in step.groups])
 
 
 def mean_kl(group):
-    """KL per token of a Group in nats, before the step; 0 where it was not scored."""
-    return 0.0 if group.kl is None else float(group.kl[group.mask].mean())
+    """KL per token of a Group in nats, before the step."""
+    return float(group.kl[group.mask].mean())
 
 
 def group_record(group):
@@ -112,12 +100,10 @@ def token_records(policy, tokenizer, group):
              update, "logp_change" by it.
 
     Every process does this for a group, though only one writes: where weights are sharded, all
-    processes must take part in a forward. A group that was not scored (without spread and without
-    a KL it teaches nothing) has the sampler's log-probs, the same but for rounding.
+    processes must take part in a forward.
     """
-    before = group.logp_sampled if group.logp_old is None else group.logp_old
-    features = video_features(policy, [group.prompt], with_gradient=False)[0]
-    change = policy.call(group_logprobs, group.prompt, features, group.completions)[0] - before
+    before = group.logp_old
+    change = policy.logprobs(group)[0] - before
     kl = torch.zeros_like(before) if group.logp_ref is None else kl_k3(before, group.logp_ref)
     values = {"logp": before, "logp_change": change, "kl": kl}
     record = group_record(group)
@@ -138,10 +124,9 @@ def sampled_again(policy, tokenizer, settings, example, prompt, generator):
     One prompt at a time, so that it needs no more memory than a step. Where weights are sharded,
     every process must call this.
     """
-    features = video_features(policy, [prompt], with_gradient=False)
     stop_ids, how = policy.generation_config.eos_token_id, (settings.group_size,)
     how += (settings.max_new_tokens, stop_ids, [generator])
-    ids, mask, _ = policy.call(sample_groups, [prompt], features, *how)  # (1, G, C)
+    ids, mask, _ = policy.sample([prompt], policy.features([prompt]), *how)  # (1, G, C)
     completions = []
     for text in completion_texts(ids[0], mask[0], tokenizer, stop_ids):
         rewards = score(example.task, text, example.answer, settings.think)

@@ -2,7 +2,6 @@
 
 import os
 
-import grpo
 from lib.errors import BadInput
 from lib.flags import (
     ATTN,
@@ -19,13 +18,13 @@ from lib.flags import (
     YES,
     YES_OR_NO,
     check_template,
-    is_toy_model,
     number,
     parser_of,
     read_template,
 )
-from lib.packing import ROW
+from lib.identity import is_toy
 from tasks import JOINTLY, TASKS, longest_answer
+from variants import KLS, VARIANTS
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # those that torchrun started
 
@@ -47,6 +46,16 @@ def two_defaults(name):
     return f"(toy model: {toy}; others: {paper})"
 
 
+def published_clips():
+    """The clips of VARIANTS in the words of --help."""
+    names = {}
+    for name, variant in VARIANTS.items():
+        names.setdefault(variant.clip, []).append(name)
+    below = lambda low: f"{low:g}" if low < 1 else "nothing"
+    words = [f"{below(low)} below and {high:g} above for" for low, high in names]
+    return "; ".join(f"{w} {', '.join(some)}" for w, some in zip(words, names.values()))
+
+
 TRAIN_FLAGS = {
     "what is learned": [
         ("--task", {"default": "grounding"}, f"one of {', '.join(TASKS)}; several with + between; "
@@ -62,14 +71,13 @@ TRAIN_FLAGS = {
     "from what": [
         ("--model", {"default": TOY_MODEL}, "local folder or hub name of the policy to start from "
             "(default: the toy base)"),
-        ("--data", {}, "folder of the data set (default: the toy one, rendered into data/toy when "
-            "first needed)"),
+        ("--data", {}, "folder of the data set; toy: made-up clips, rendered into data/toy when "
+            "first needed (default: data/NAME where it exists, else, for the toy model, toy)"),
         ("--examples", COUNT, "use only the first so many training examples of each task"),
     ],
     "the run": [
         ("--out", {}, "folder for what the run leaves (default: runs/TASK-METHOD-1, -2, …)"),
-        ("--overwrite", YES, "remove the run that --out holds first, file by file; refused where "
-            "there is anything else in it"),
+        ("--overwrite", YES, "begin anew: the run that --out holds is renamed to OUT.old-1 first"),
         ("--steps", COUNT, "steps: each samples --prompts-per-step groups, then makes "
             f"--updates-per-rollout optimizer updates {two_defaults('steps')}"),
         ("--seed", FROM_0 | {"default": 0}, "of the order of examples and of sampling"),
@@ -98,17 +106,20 @@ TRAIN_FLAGS = {
             "captions; others: 1024)"),
         ("--beta", number(float, "[0, inf)") | {"default": 0.04}, "weight of the KL to the "
             "reference policy; 0 does without one"),
-        ("--loss", {"default": "grpo", "choices": grpo.LOSSES}, "variant of the loss, see grpo.py"),
+        ("--kl", {"default": "k3", "choices": KLS}, "the KL's term per token, see variants.py"),
+        ("--loss", {"default": "grpo", "choices": VARIANTS}, "GRPO or a later variant, see "
+            "variants.py"),
         ("--updates-per-rollout", COUNT | {"default": 1}, "optimizer steps on the same "
             "completions; the clip acts from the second on"),
-        ("--clip", POSITIVE | {"default": 0.2}, "ε: the ratio is clipped to 1 ± ε (--loss gspo "
-            "needs about 3e-4: give it yourself)"),
-        ("--clip-high", POSITIVE, "ε for ratios above 1, if it is to be another (dapo uses 0.28)"),
+        ("--clip", POSITIVE, "ε: the ratio is clipped to 1 ± ε (default: as each variant was "
+            f"published, {published_clips()})"),
+        ("--clip-high", POSITIVE, "ε for ratios above 1, if it is to be another"),
         ("--mask-unfinished", YES, "completions that ran into --max-new-tokens count nothing in "
             "the loss"),
     ],
     "optimizer (AdamW)": [
-        ("--lr", POSITIVE, "peak learning rate: 5 steps of warm-up, then straight down to a tenth "
+        ("--lr", POSITIVE, "peak learning rate: up to it in 5 steps, at most in a tenth of the "
+            "steps, then straight down to a tenth "
             f"{two_defaults('lr')}; with --lora {two_defaults('lr of adapters')}"),
         ("--grad-clip", number(float, "(0, inf]") | {"default": 1.0}, "largest norm of the "
             "gradient; inf: it is not clipped"),
@@ -125,9 +136,6 @@ TRAIN_FLAGS = {
         ("--shard", YES, "split weights, gradients and optimizer over all processes (FSDP2); needs "
             "torchrun"),
         ("--offload", YES, "keep float32 weights and optimizer in the CPU's memory"),
-        ("--score-tokens", COUNT | {"default": ROW}, "score as many groups in one forward as fit "
-            "in so many tokens, at least one (more is faster on small models only; with --shard it "
-            "is always one)"),
     ],
 }  # fmt: skip
 
@@ -175,7 +183,7 @@ def tasks_of(names):
 
 def fill_in(args):
     """Replaces what was not given by what it depends on, in place."""
-    toy_model = is_toy_model(args.model)
+    toy_model = is_toy(args.model)
     for name in ("steps", "lr", "train_vision"):
         if getattr(args, name) is None:
             toy, paper = DEFAULTS["lr of adapters" if name == "lr" and args.lora else name]
@@ -184,13 +192,14 @@ def fill_in(args):
         args.train_vision = False
     if args.dtype is None:
         args.dtype = "float32" if args.device == "cpu" else "bfloat16"
+    low, high = VARIANTS[args.loss].clip
     if args.clip_high is None:
-        args.clip_high = args.clip
+        args.clip_high = args.clip or high
+    if args.clip is None:
+        args.clip = low
     if args.max_new_tokens is None:
         args.max_new_tokens = longest_answer(toy_model, args.tasks)
     args.think = args.think and args.method == "grpo"
-    # With a KL every group teaches; sharded, every process must run each layer equally often.
-    args.score_every_group = args.beta > 0 or args.shard
 
 
 def check_processes(args, world):

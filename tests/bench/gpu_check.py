@@ -51,7 +51,7 @@ from toy import world
 from training import plan
 from training.loader import generator_for
 from training.optimizer import MasterAdamW
-from training.policy import load_models
+from training.policy import as_policy, load_models
 from training.rollouts import sampler_gaps
 from training.run import SAMPLER_LIMITS, Clock
 
@@ -156,7 +156,7 @@ def batch_of(examples, prompts, tokenizer, turn):
 
 
 def one_step(policy, reference, batch, optimizer, args, clock):
-    return grpo.grpo_step(
+    return train.timed_grpo_step(
         policy,
         reference,
         batch,
@@ -204,7 +204,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     never_sampled = policy.config.video_token_id  # so that completions have their full length
     policy.generation_config.eos_token_id = [never_sampled]
     add_adapters(policy, args.lora)
-    recompute_activations(policy)
+    recompute_activations(as_policy(policy))
     optimizer = MasterAdamW(policy, args.lr)
     examples = [Example("", "grounding", "", "", (0.0, 1.0))] * prompts_per_step
     prompts = [make_prompt(policy, P, seed=k) for k in range(prompts_per_step)]

@@ -1,8 +1,7 @@
-"""packing.py: what shares a forward: questions about one clip, and prompts that are small.
+"""branches.py: questions about one clip are read as branches of what they have in common.
 
-On a small model a forward is mostly the starting of kernels, and eight prompts in one row start an
-eighth as many. On a large one a prompt fills the machine by itself, and more of them at once would
-only take memory. So rows are filled up to a budget of tokens.
+The video stands first in a prompt, so questions about it begin alike, and all that is long in them
+is read once: the idea of model.py's section 3 once more.
 """
 
 from dataclasses import dataclass, replace
@@ -11,32 +10,20 @@ from itertools import groupby
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-ROW = 4096  # tokens of a row, if more than one prompt is in it
+from lib.cache import GroupCache
+from model import read, token_logits
 
 
-def rows_of(model, items, size, tokens=ROW):
-    """Cuts a list into rows that are read in one forward each.
-
-    Args:    items: a list; size: a function, item → its tokens; tokens: a row's at most. An item
-             that is longer has a row of its own.
-    Returns: lists of neighbours.
-
-    Of a sharded model (sharding.py) every process must run each layer equally often, and each has
-    prompts of other lengths: there each item has a row of its own.
-
-    >>> rows_of(None, [500, 300, 300, 2000, 100], int, tokens=1000)
-    [[500, 300], [300], [2000], [100]]
-    """
-    if hasattr(model, "unshard"):
-        return [[item] for item in items]
-    rows, room = [], 0
-    for item in items:
-        if size(item) > room:
-            rows.append([])
-            room = tokens
-        rows[-1].append(item)
-        room -= size(item)
-    return rows
+def prefill(model, prompts, features):
+    """As model.prefill; of prompts about one clip what they have in common is read only once."""
+    clips, last, after = clips_of(prompts, features, model.config.video_token_id), [], []
+    cache = GroupCache([(len(clip.prompt.ids), clip.lengths) for clip in clips])
+    for clip in clips:
+        hidden, positions = read(model, clip.prompt, clip.features, clip.rest, cache)
+        last += [hidden[i] for i in clip.ends]
+        after.append(positions[:, clip.ends].amax(dim=0) + 1)
+    last = torch.stack(last)
+    return token_logits(model, last), cache, torch.cat(after).to(last.device)
 
 
 @dataclass
@@ -51,17 +38,9 @@ class Clip:
     lengths: list
 
     @property
-    def shape(self):
-        return len(self.prompt.ids), *self.rest.shape
-
-    @property
-    def size(self):
-        return len(self.prompt.ids) + self.rest.numel()
-
-    @property
     def ends(self):
         """Places of the Q last tokens in [prompt | rest 1 | … | rest Q]."""
-        P, _, T = self.shape
+        P, T = len(self.prompt.ids), self.rest.shape[1]
         return [P + q * T + n - 1 for q, n in enumerate(self.lengths)]
 
 
