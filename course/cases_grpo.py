@@ -178,34 +178,13 @@ def one_token_cases():
 
 
 def two_completions_cases():
-    yes, same, A = torch.ones(2, 2, dtype=torch.bool), t([-1, -2], [-1, -3]), t(1, -2)
-    usually = (
-        "advantages (G,) belong to completions, which are rows: advantages[:, None]. With G = C the"
-        " wrong way broadcasts without a word. And each token has its weight: a weighted sum, no"
-        " mean, whatever the weights' sum is"
-    )
-    yield loss_case((same, same.clone(), None, A, yes, t([0.1, 0.2], [0.3, 0.7])), usually)
-    usually = "min is taken for every token by itself, before anything is summed"
-    old = t([-1, -1.5], [-0.5, -1])
-    yield loss_case((-torch.ones_like(same), old, None, t(1, 1), yes, yes / 2.0), usually)
-    usually = (
-        "gspo: one ratio for a completion, exp of the mean of logp − logp_old over its own tokens"
-    )
-    old = t([-1.3, -1.9], [-1, -2.9])
-    yield loss_case((same, old, None, t(1, -1), yes, yes / 4.0), usually, loss="gspo")
-    short = torch.tensor([[True, True], [True, False]])
-    yield loss_case((same, old, None, t(1, -1), short, short / 4.0), usually, loss="gspo")
-    mask, weights = torch.tensor([[True, True], [True, False]]), t([0.25, 0.25], [0.5, 0.0])
-    usually = (
-        "padding ({:g} here) reached the loss, its gradient, kl or clipped: 0 · inf is NaN, so"
-        " torch.where(mask, …, 0.0) before any exp, not a product after it; outside the mask kl is"
-        " 0 and clipped False, whatever the ratio there"
-    )
-    for loss in GRADED:
-        for new, old in ((7.0, 7.0), (-math.inf, -math.inf), (-9.0, -1.0), (-1.0, -9.0)):
-            tensors = (t([-1, -2], [-1, new]), t([-1.1, -1.9], [-1.1, old]))
-            tensors += (t([-1.2, -1.5], [-1.3, old]), t(1, 1), mask, weights)
-            yield loss_case(tensors, usually.format(new), beta=0.04, loss=loss)
+    for given, usually, known in written("9t"):
+        tensors = [t(*given[name]) for name in ("logp", "old", "A", "weights")]
+        ref = t(*given["ref"]) if "ref" in given else None
+        logp, old, A, weights = tensors
+        tensors = (logp, old, ref, A, torch.tensor(given["mask"]), weights)
+        how = {name: given[name] for name in ("beta", "loss") if name in given}
+        yield loss_case(tensors, usually, known=known, **how)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -227,47 +206,11 @@ def cispo_case(tensors, usually, known=None, clip=(0.2, 0.25)):
 
 
 def cispo_loss_cases(rng):
-    label, one = "gradient of logp", torch.ones(1, 1, dtype=torch.bool)
-    for rho, A in ((1.0, 1.0), (2.0, 1.0), (2.0, -1.0), (0.5, 1.0), (0.5, -1.0)):
-        held = min(max(rho, 0.8), 1.25)
-        known = {
-            (label, (0.0,)): "the clip stopped the gradient, as GRPO's does: here the clipped ratio"
-            " is a constant, .detach(), and logp carries the gradient",
-            (label, (held * A,)): "the sign: a loss is minimised, the objective is not",
-            (label, (-rho * A,)): "the ratio was not clipped: it is held between 1 − ε_low and 1 +"
-            " ε_high, whatever the sign of A",
-            (label, (-held * A * (1 - 1.5),)): "the ratio carries a gradient, too: .detach()",
-        }
-        usually = (
-            "− weights · clip(ρ) · A · logp, with clip(ρ) as a constant for the gradient; at ρ = 1,"
-            " too, the ratio must not carry a gradient beside logp"
-        )
-        old = t([-1.5 - math.log(rho)])
-        yield cispo_case((t([-1.5]), old, t(A), one, t([1.0])), usually, known)
-    usually = (
-        "a weighted sum over all tokens, no mean, whatever the weights' sum is; and advantages (G,)"
-        " belong to completions, which are rows: advantages[:, None]"
-    )
-    same, weights = t([-1, -2], [-1, -3]), t([0.1, 0.2], [0.3, 0.7])
-    yield cispo_case((same[:1], same[:1].clone(), t(1), one.expand(1, 2), t([0.5, 0.3])), usually)
-    yield cispo_case((same, same.clone(), t(1, -2), one.expand(2, 2), weights), usually)
-    usually = "each side has its own clip: 1 − clip_low below, 1 + clip_high above"
-    new, old = t([-1, -3, -2]), t([-3, -1, -1.9])
-    for clip in ((1.0, 0.28), (0.3, 0.1), (0.05, 5.0), (3e-4, 4e-4)):
-        tensors = (new, old, t(1), one.expand(1, 3), t([0.2, 0.3, 0.4]))
-        yield cispo_case(tensors, usually, clip=clip)
-    mask, weights = torch.tensor([[True, True], [True, False]]), t([0.25, 0.25], [0.5, 0.0])
-    for junk in (7.0, -math.inf):
-        usually = (
-            f"padding ({junk:g} here) reached the loss or the gradient: 0 · inf is NaN, so"
-            " torch.where(mask, …, 0.0) for the log-ratio and for logp"
-        )
-        new, old = t([-1, -2], [-1, junk]), t([-1.1, -1.9], [-1.1, junk])
-        yield cispo_case((new, old, t(1, -1), mask, weights), usually)
-    usually = "far from the clip, large and small: nothing else is clamped, there is no threshold"
-    for logp, old, A, weight in ((-9, -0.1, 30, 0.5), (-0.01, -9, 300, 0.5), (-100, -1, 1e-6, 0.5),
-                                 (-1, -1, 1e-6, 0.5), (-1, -1, 1, 1e-7)):  # fmt: skip
-        yield cispo_case((t([logp]), t([old]), t(A), one, t([weight])), usually)
+    for given, usually, known in written("14"):
+        logp, old, A, weights = (t(*given[name]) for name in ("logp", "old", "A", "weights"))
+        mask = torch.tensor(given["mask"]) if "mask" in given else weights > 0
+        clip = given.get("clip", (0.2, 0.25))
+        yield cispo_case((logp, old, A, mask, weights), usually, known, clip)
     for G, C in ((1, 1), (2, 3), (3, 3), (4, 6)) * 3:
         mask, logp = some_mask(rng, G, C), numbers(rng, G, C)
         tensors = (logp, logp + numbers(rng, G, C, low=-0.6, high=0.6))

@@ -200,23 +200,17 @@ def judge_neighbours(args, said):
     }
 
 
-def judge_first(args, said):
-    prompts, G, _, _, _, V, _ = args
-    counts = torch.bincount(tensors(args, said)[0].flatten().clamp(0, V - 1), minlength=V)
-    probable = next_tokens(prompts, V)[0].exp()
-    names = [f"the first token is {v}" for v in range(V)]
-    return {BY_CHANCE: unexplained(counts, G * probable, names)}
-
-
 def judge_second(args, said):
-    """Counts of pairs: the first token and the one after it, where the first did not end all."""
+    """Counts of pairs: the first token and the one after it, padding where the first ended all."""
     (prompt,), G, _, stop, _, V, _ = args
     tokens = tensors(args, said)[0][0].clamp(0, V - 1)
     need(tokens.shape[1] == 2, "some of thousands of completions have two tokens")
     counts = torch.bincount(tokens @ torch.tensor([V, 1]), minlength=V * V).view(V, V)
-    firsts = [v for v in range(V) if v not in stop and v not in NEVER]
-    first, second = next_tokens([prompt], V), next_tokens([prompt + [v] for v in firsts], V)
-    expected = G * (first[0, firsts, None] + second).exp()
+    firsts = [v for v in range(V) if v not in NEVER]
+    first, second = next_tokens([prompt], V)[0], next_tokens([prompt + [v] for v in firsts], V)
+    ends = [firsts.index(v) for v in stop]
+    second[ends] = torch.where(torch.arange(V) == stop[0], 0.0, -torch.inf).double()  # padding
+    expected = G * (first[firsts, None] + second).exp()
     names = [f"{v} and then {w} are the first tokens" for v in firsts for w in range(V)]
     return {BY_CHANCE: unexplained(counts[firsts].flatten(), expected.flatten(), names)}
 
@@ -303,7 +297,6 @@ def random_number_cases(rng):
     )
     stop, again = [12, 5], " in every step; nor a penalty for what was said"
     for length, G, C, usually, judge, which in (
-        (4, 20000, 1, full, judge_first, "first tokens of 20,000"),
         (5, 20000, 2, full + again, judge_second, "first two tokens of 20,000"),
         (5, 400, 6, full + again, judge_later, "first six tokens of 400"),
     ):

@@ -70,7 +70,8 @@ EXERCISES = (
              uses=("completion_mask", "mrope_positions", "packed_attention")),
     Exercise(12, "attention of the packed group", "model", ("packed_attention",), (8,)),
     Exercise(13, "a reward that cannot be gamed", "course.further", ("caption_f1",), (8,)),
-    Exercise(14, "a later variant: CISPO", "course.further", ("cispo_loss",), (8,)),
+    Exercise(14, "a later variant: CISPO", "course.further", ("cispo_loss",), (8,),
+             hidden=(("variants", "weighted"),)),
 )  # fmt: skip
 
 
@@ -85,10 +86,6 @@ def prose(exercise):
 def source_of(module):
     """The path of a module's source, from the root."""
     return module.replace(".", os.sep) + ".py"
-
-
-def reference_of(exercise, name):
-    return getattr(importlib.import_module(exercise.module), name)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -222,11 +219,9 @@ def load_functions(exercise, folder):
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # so that place() finds the names that it imported from ours
     spec.loader.exec_module(module)
-    missing = [name for name in exercise.functions if not callable(getattr(module, name, None))]
-    if missing:
-        raise BadInput(
-            f"{path} defines no function {missing[0]}: keep the names that `start` wrote"
-        )
+    for name in exercise.functions:
+        if not callable(getattr(module, name, None)):
+            raise BadInput(f"{path} defines no function {name}: keep the names that `start` wrote")
     return {name: getattr(module, name) for name in exercise.functions}
 
 

@@ -35,21 +35,15 @@ def tried(files, seeds, limit):
     Returns for each file {(function, seed): (status, message, what was printed)}; functions that
     are not written yet are not in it.
     """
-    results, good = [{} for _ in files], []
+    results, runnable = [{} for _ in files], []
     for result, (exercise, text) in zip(results, files):
         names = [name for name in exercise.functions if name not in blanks(exercise, text)]
         if said := submissions.wrong_encoding(text):
             result.update({(name, seed): ("wrong", said, "") for name in names for seed in seeds})
         elif names:
-            good.append((result, (exercise, text, names)))
-    runnable = [file for _, file in good]
-    try:
-        outcomes = apart.run(runnable, seeds, limit) if runnable else []
-    except apart.NotChecked as e:
-        outcomes = [
-            {name: apart.Outcome(fault=str(e)) for name in names} for _, _, names in runnable
-        ]
-    for (result, (exercise, _, names)), outcome in zip(good, outcomes):
+            runnable.append((result, exercise, text, names))
+    outcomes = apart.run([file for _, *file in runnable], seeds, limit) if runnable else []
+    for (result, exercise, _, names), outcome in zip(runnable, outcomes):
         for name in names:
             for seed in seeds:
                 said = apart.verdict(exercise, name, outcome[name], seed, limit)
@@ -57,19 +51,16 @@ def tried(files, seeds, limit):
     return results
 
 
-def summed_up(exercise, text, result):
+def summed_up(exercise, result):
     """(status, message, what was printed) of a whole file, up to the first function that fails."""
-    blank, printed = blanks(exercise, text), ""
-    for name in exercise.functions:
-        if name not in blank:
-            status, message, printed = result[name, SHOWN]
-            if status != "right":
-                return status, message, printed
+    blank, said = [name for name in exercise.functions if (name, SHOWN) not in result], ("", "", "")
+    for said in result.values():
+        if said[0] != "right":
+            return said
     if blank:
-        written = [name for name in exercise.functions if name not in blank]
-        right = f"; right so far: {', '.join(written)}" if written else ""
-        return "to do", f"not written yet: {', '.join(blank)}{right}", printed
-    return "right", f"{len(apart.wanted(exercise, SHOWN))} cases", printed
+        right = "; right so far: " + ", ".join(name for name, _ in result) if result else ""
+        return "to do", f"not written yet: {', '.join(blank)}{right}", said[2]
+    return "right", f"{len(apart.wanted(exercise, SHOWN))} cases", said[2]
 
 
 def check(chosen, folder, limit):
@@ -80,8 +71,7 @@ def check(chosen, folder, limit):
         if os.path.isfile(path):
             with open(path, "rb") as f:
                 files.append((exercise, f.read(submissions.MOST_BYTES)))
-    results = {e: summed_up(e, text, result)
-               for (e, text), result in zip(files, tried(files, [SHOWN], limit))}  # fmt: skip
+    results = {e: summed_up(e, said) for (e, _), said in zip(files, tried(files, [SHOWN], limit))}
     for exercise in chosen:
         missing = "to do", unfinished(exercise, folder), ""
         status, message, printed = results.get(exercise, missing)
@@ -106,30 +96,26 @@ def check(chosen, folder, limit):
 
 def grade_submission(submission, seed, limit):
     """Its Parts: two for each function, what students can try and what is hidden."""
-    if not submission.files:
-        return []
+    results, why = {}, ""
     try:
-        files = list(submission.files.items())
-        made, why = tried(files, [SHOWN, seed], limit), ""
-        results = {key: said for result in made for key, said in result.items()}
+        for result in tried(list(submission.files.items()), [SHOWN, seed], limit):
+            results |= result
     except Exception as e:  # whatever it is, it is this student's row alone
-        results, why = {}, f"  the check itself failed, no fault of yours: {type(e).__name__}: {e}"
+        why = f"  the check itself failed, no fault of yours: {type(e).__name__}: {e}"
     parts = []
-    for exercise in EXERCISES:
-        missing = "not written yet" if exercise in submission.files else "no file"
-        blank = ("not checked", why, "") if why else ("to do", f"  {missing}", "")
+    for exercise in EXERCISES if submission.files else ():
+        missing = "  not written yet" if exercise in submission.files else "  no file"
+        other = ("not checked", why, "") if why else ("to do", missing, "")
         for name, points in zip(exercise.functions, exercise.points):
-            said = set()  # so far of this function
-            for hidden, numbers in ((False, SHOWN), (True, seed)):
-                status, message, printed = results.get((name, numbers), blank)
-                message = message if message not in said else ""
-                said.add(message)
-                maximum = points // 4 if hidden else points - points // 4
-                score = maximum if status == "right" else 0
-                message = clean(OTHER * bool(hidden and message) + message)
-                part = Part(exercise, name, score, maximum, status, message, hidden, clean(printed))
-                parts.append(part)
-            if [p.status for p in parts[-2:]] == ["right", "wrong"]:
+            said = [results.get((name, numbers), other) for numbers in (SHOWN, seed)]
+            for hidden, (status, message, printed) in enumerate(said):
+                again = hidden and message == said[0][1]
+                message = "" if again else clean(OTHER * bool(hidden and message) + message)
+                most = points // 4 if hidden else points - points // 4
+                score = most if status == "right" else 0
+                about = (score, most, status, message, bool(hidden), clean(printed))
+                parts.append(Part(exercise, name, *about))
+            if [status for status, *_ in said] == ["right", "wrong"]:
                 text = (
                     f"exercise {exercise.number}: {name} is right with the students' numbers alone"
                 )
@@ -165,18 +151,13 @@ def results_json(submission, parts):
 
     Where nothing was found there is no score: the platform shows that as an error, and so it is.
     """
-    tests = [
-        {
-            "name": f"{p.exercise.number}. {p.exercise.title}: {p.function}"
-            + " (other numbers)" * p.hidden,
-            "score": p.score,
-            "max_score": p.maximum,
-            "status": "passed" if p.score == p.maximum else "failed",
-            "output": p.message or p.status,
-            "visibility": "after_published" if p.hidden else "visible",
-        }
-        for p in parts
-    ]
+    tests = []
+    for p in parts:
+        name = f"{p.exercise.number}. {p.exercise.title}: {p.function}"
+        shown = "after_published" if p.hidden else "visible"
+        tests.append(dict(name=name + " (other numbers)" * p.hidden, score=p.score,
+                          max_score=p.maximum, output=p.message or p.status, visibility=shown,
+                          status="passed" if p.score == p.maximum else "failed"))  # fmt: skip
     output = overview(submission)
     if any(p.status == "not checked" for p in parts):
         output.append("A check failed by a fault of its own: have this graded again.")

@@ -13,7 +13,6 @@ import stat
 import zipfile
 from dataclasses import dataclass, field
 from functools import cache
-from io import BytesIO
 
 from course.exercises import EXERCISES, blanks, write_up
 from lib.errors import BadInput
@@ -77,25 +76,22 @@ def counted(made):
     return made.left > 0
 
 
-def unpack(made, source, place, depth=0):
-    """The same of the files in a zip, and in zips in it, as far as there is room."""
+def unpack(made, path, place):
+    """The same of the files in a zip, as far as there is room; zips in it are left out."""
     try:
-        with zipfile.ZipFile(source) as z:
+        with zipfile.ZipFile(path) as z:
             for info in z.infolist():
-                where, inner = f"{place}/{info.filename}", info.filename.lower().endswith(".zip")
-                parts = info.filename.replace("\\", "/").split("/")
+                where, parts = f"{place}/{info.filename}", re.split(r"[/\\]", info.filename)
                 if info.is_dir() or any(map(is_skipped, parts)):
                     continue
                 if not counted(made):
                     return
-                wanted = where.lower().endswith(".py") or inner and depth < 2
+                wanted = where.lower().endswith(".py")
                 text = read_member(made, z, info) if wanted else None
                 if text is None:
                     made.notes.append(
                         f"{where} is " + ("too large" if wanted else "of no exercise")
                     )
-                elif inner:
-                    yield from unpack(made, BytesIO(text), where, depth + 1)
                 else:
                     yield where, info.date_time, text
     except Exception as e:  # there is no end to what a damaged zip makes zipfile raise
@@ -106,7 +102,7 @@ def read_member(made, z, info):
     """The bytes of a file in a zip; None if there are too many, whatever its header says."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile("compressed by something else than deflate")
-    most = min(made.room, MOST_BYTES * (4 if info.filename.lower().endswith(".zip") else 1))
+    most = min(made.room, MOST_BYTES)
     with z.open(info) as f:
         text = f.read(most + 1)
     made.room -= len(text)
