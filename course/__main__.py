@@ -12,13 +12,11 @@ from lib.errors import BadInput, run_program
 
 def chosen_by(which):
     """'5' or 'all' → exercises."""
-    if which == "all":
-        return EXERCISES
-    if which not in [str(e.number) for e in EXERCISES]:
-        raise BadInput(
-            f"there is no exercise {which}: give a number from 1 to {len(EXERCISES)}, or all"
-        )
-    return (EXERCISES[int(which) - 1],)
+    chosen = [e for e in EXERCISES if which in ("all", str(e.number))]
+    if not chosen:
+        most = len(EXERCISES)
+        raise BadInput(f"there is no exercise {which}: give a number from 1 to {most}, or all")
+    return chosen
 
 
 def for_students(args):
@@ -70,17 +68,13 @@ INSTRUCTORS = ("handout", "grade", "results", "gradescope")
 
 def main(argv=None):
     """Runs one command. Returns the exit status."""
-    p = argparse.ArgumentParser(
-        prog="python -m course",
-        description=exercises.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser("python -m course", None, exercises.__doc__, formatter_class=form)
     p.add_argument("command", choices=STUDENTS + INSTRUCTORS)
     p.add_argument("which", nargs="?", help="a number, or all; of grade: the folder of submissions;"
                    " of results: that of one")  # fmt: skip
-    p.add_argument(
-        "--into", help="the student's folder (default: homework); of handout: the folder to make"
-    )
+    into = "the student's folder (default: homework); of handout: the folder to make"
+    p.add_argument("--into", help=into)
     p.add_argument("--out", help="of grade, results, gradescope: the file to write")
     p.add_argument("--limit", type=float, default=20.0, help="seconds that a function may take")
     p.add_argument("--level", type=int, default=1, choices=(1, 2, 3), help="of hint: how much")

@@ -37,11 +37,6 @@ class Outcome:
     printed: str = ""
 
 
-# ------------------------------------------------------------------------------------------------
-# The copy
-# ------------------------------------------------------------------------------------------------
-
-
 @cache
 def sources():
     """{path from the root: text} of the modules that a copy holds."""
@@ -74,19 +69,11 @@ def copy_of(exercise):
 
 
 def write_copy(folder, exercise, text):
-    for path, source in copy_of(exercise).items():
-        path = os.path.join(folder, path)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(source)
-    os.makedirs(os.path.join(folder, "work"))
-    with open(os.path.join(folder, "work", exercise.file), "wb") as f:
-        f.write(text)
-
-
-# ------------------------------------------------------------------------------------------------
-# The run
-# ------------------------------------------------------------------------------------------------
+    files = {path: source.encode() for path, source in copy_of(exercise).items()}
+    for path, content in (files | {os.path.join("work", exercise.file): text}).items():
+        os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+        with open(os.path.join(folder, path), "wb") as f:
+            f.write(content)
 
 
 def run(files, seeds, limit):
@@ -156,15 +143,9 @@ def outcomes(files, results, printed):
 
 
 def text_between(file, begins, ends, most=2000):
-    """What the student's code printed, its beginning."""
     file.seek(int(begins))
     text = file.read(max(0, min(int(ends) - int(begins), most + 1))).decode("utf-8", "replace")
     return text if len(text) <= most else text[:most] + " …"
-
-
-# ------------------------------------------------------------------------------------------------
-# The verdict
-# ------------------------------------------------------------------------------------------------
 
 
 @cache

@@ -63,12 +63,10 @@ def written(kind):
     """
     with open(os.path.join(os.path.dirname(__file__), "cases.jsonl"), encoding="utf-8") as f:
         lines = [json.loads(line) for line in f]
-    made = []
     for line in lines:
         if line["of"] == kind:
             known = {(at, tuple(gives)): text for at, gives, text in line.get("known", [])}
-            made += [(args, line["usually"], known) for args in line["args"]]
-    return made
+            yield from ((args, line["usually"], known) for args in line["args"])
 
 
 def tuples(x):

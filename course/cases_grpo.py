@@ -33,8 +33,7 @@ def value_and_gradient(function, logp, logp_ref):
     x = logp.clone().requires_grad_()
     got = function(x, logp_ref)
     need(isinstance(got, torch.Tensor), f"a tensor is asked for, and this is {show(got)}")
-    value = got.detach().clone()  # gradients() may not change what is compared
-    return {"value": value, "gradient of logp": gradients(got.sum(), x)[0]}
+    return {"value": got.detach().clone(), "gradient of logp": gradients(got.sum(), x)[0]}
 
 
 def kl_over_vocabulary(function, logp, logp_ref):
@@ -196,8 +195,7 @@ def cispo_and_gradient(function, logp, *others):
     x = logp.clone().requires_grad_()
     got = function(x, *others)
     need(isinstance(got, torch.Tensor) and got.ndim == 0, ONE_NUMBER)
-    loss = got.detach().clone()
-    return {"gradient of logp": gradients(got, x)[0], "loss": loss}
+    return {"gradient of logp": gradients(got, x)[0], "loss": got.detach().clone()}
 
 
 def cispo_case(tensors, usually, known=None, clip=(0.2, 0.25)):

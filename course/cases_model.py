@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from course.cases import Case, gradients, need, numbers, show, t, written
+from course.cases import Case, called_alone, gradients, need, numbers, show, t, written
 from lib.attention import sdpa
 
 # ------------------------------------------------------------------------------------------------
@@ -23,8 +23,7 @@ def states_and_gradient(function, hidden, group):
     x = hidden.clone().requires_grad_()
     got = function(x, group)
     need(isinstance(got, torch.Tensor), f"a tensor is asked for, and this is {show(got)}")
-    states = got.detach().clone()
-    return {"states": states, "gradient": gradients(weighted_sum(got), x)[0]}
+    return {"states": got.detach().clone(), "gradient": gradients(weighted_sum(got), x)[0]}
 
 
 def logprobs_and_gradient(function, logits, tokens):
@@ -162,8 +161,10 @@ def output_and_gradients(function, query, key, value, group, scale, attend):
     inputs = [x.clone().requires_grad_() for x in (query, key, value)]
     got = function(*inputs, group, scale, attend)
     need(isinstance(got, torch.Tensor), f"a tensor is asked for, and this is {show(got)}")
-    output = got.detach().clone()
-    return {"output": output, **dict(zip(GRADIENTS, gradients(weighted_sum(got), *inputs)))}
+    return {
+        "output": got.detach().clone(),
+        **dict(zip(GRADIENTS, gradients(weighted_sum(got), *inputs))),
+    }
 
 
 def kernel_by_hand(query, key, value, scale, causal=False):
@@ -205,16 +206,15 @@ def packed_attention_cases(rng):
         args = (torch.zeros_like(value), torch.zeros_like(value), value, (G, C), 1.0, sdpa)
         yield Case(args, usually, known, shown=shown)
 
-    def inputs(H, K, P, G, C, d, **how):
-        return [numbers(rng, 1, heads, P + G * C, d, **how) for heads in (H, K, K)], (G, C)
-
-    def case(sizes, scale, attend, usually, low=-2, call=output_and_gradients, dtype=None):
-        tensors, group = inputs(*sizes, low=low, high=2, dtype=dtype)
+    def case(sizes, scale, attend, usually, call=output_and_gradients, dtype=None):
+        H, K, P, G, C, d = sizes
+        shapes = [(1, heads, P + G * C, d) for heads in (H, K, K)]
+        tensors = [numbers(rng, *shape, low=-2, high=2, dtype=dtype) for shape in shapes]
         shown = (
             "packed_attention of random numbers: H = {}, K = {}, P = {}, (G, C) = ({}, {}), d = {}"
         )
         shown = f"{shown.format(*sizes)}, scale = {scale}"
-        return Case((*tensors, group, scale, attend), usually, call=call, shown=shown)
+        return Case((*tensors, (G, C), scale, attend), usually, call=call, shown=shown)
 
     usually = (
         "heads, or the scale: key and value have K heads, each of which serves H / K query heads"
@@ -229,11 +229,7 @@ def packed_attention_cases(rng):
     )
     yield case((1, 1, 700, 2, 3, 2), 0.5, sdpa, usually)
     usually = "large scores: exp overflows unless the largest is taken off first, as softmax does"
-    yield case((1, 1, 2, 1, 2, 2), 60.0, sdpa, usually, call=output_alone, dtype=torch.float32)
-    yield case((1, 1, 3, 2, 2, 2), 400.0, sdpa, usually, call=output_alone)
+    yield case((1, 1, 2, 1, 2, 2), 60.0, sdpa, usually, call=called_alone, dtype=torch.float32)
+    yield case((1, 1, 3, 2, 2, 2), 400.0, sdpa, usually, call=called_alone)
     usually = "`attend` is the kernel that the run was started with: call it, and no other"
     yield case((4, 2, 3, 2, 2, 2), 0.7, kernel_by_hand, usually, call=output_with_kernel)
-
-
-def output_alone(function, *args):
-    return {"output": function(*args)}

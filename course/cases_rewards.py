@@ -8,10 +8,6 @@ computed.
 import rewards
 from course.cases import Case, need, show, tuples, written
 
-# ------------------------------------------------------------------------------------------------
-# 1, 2, 4: overlaps
-# ------------------------------------------------------------------------------------------------
-
 NO_STEPS = "times are any numbers: not counted in steps, not rounded, and there is no threshold"
 
 
@@ -96,11 +92,6 @@ def interval_set_iou_cases(rng):
             yield Case((a,), usually, **merge)
             usually = f"seconds in both over seconds in either, each counted once; {NO_STEPS}"
             yield Case((a, b), usually)
-
-
-# ------------------------------------------------------------------------------------------------
-# 3: form; 13: a rule for captions
-# ------------------------------------------------------------------------------------------------
 
 
 def well_formed_cases(rng):

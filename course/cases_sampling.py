@@ -16,6 +16,7 @@ from data import Prompt
 from model import group_logprobs, prefill, prepare
 
 NEVER = range(36, 40)  # the tokens of vision
+NO_FILM = torch.empty(0, 32)  # a video's features, of none
 NAMES = ("completions", "mask", "log-probs")
 
 
@@ -44,14 +45,10 @@ def text_prompt(ids):
     return Prompt(torch.tensor(ids), torch.empty(0, 1176), [], [], "")
 
 
-def no_features(prompts):
-    return [torch.empty(0, 32) for _ in prompts]
-
-
 @torch.no_grad()
 def next_tokens(rows, V):
     """Log-probs (rows, V) of the token after each list of ids, each read from its beginning."""
-    logits = [prefill(tiny_model(V), [text_prompt(ids)], no_features([ids]))[0][0] for ids in rows]
+    logits = [prefill(tiny_model(V), [text_prompt(ids)], [NO_FILM])[0][0] for ids in rows]
     return torch.stack(logits).double().log_softmax(dim=-1)
 
 
@@ -59,12 +56,7 @@ def next_tokens(rows, V):
 def read_again(ids, tokens, V):
     """Log-probs and entropy (G, C) of completions of one prompt, read as a whole."""
     tokens = tokens.clamp(0, V - 1)
-    return group_logprobs(tiny_model(V), text_prompt(ids), torch.empty(0, 32), tokens)
-
-
-# ------------------------------------------------------------------------------------------------
-# Calls: in the student's process
-# ------------------------------------------------------------------------------------------------
+    return group_logprobs(tiny_model(V), text_prompt(ids), NO_FILM, tokens)
 
 
 def sample(function, prompts, G, C, stop, seeds=None, V=40, listen=False):
@@ -77,7 +69,7 @@ def sample(function, prompts, G, C, stop, seeds=None, V=40, listen=False):
     try:
         generators = seeds and [torch.Generator().manual_seed(seed) for seed in seeds]
         made = [text_prompt(ids) for ids in prompts]
-        features, on_token = no_features(prompts), hear if listen else None
+        features, on_token = [NO_FILM for _ in prompts], hear if listen else None
         got = function(model, made, features, G, C, stop, generators, on_token)
     finally:
         hook.remove()
@@ -104,10 +96,6 @@ def with_neighbours(function, prompts, G, C, seeds):
     return {name: sample(function, some, G, C, [35], own)["completions"]
             for name, (some, own) in runs.items()}  # fmt: skip
 
-
-# ------------------------------------------------------------------------------------------------
-# Judges: in the grader, on the student's values
-# ------------------------------------------------------------------------------------------------
 
 ALL_THE_SAME = "completions of a group that are all the same"
 ONCE = "each prompt read once"
@@ -248,11 +236,6 @@ def unexplained(counts, expected, names):
     return f"{name}: {int(counts[i])} times, and {expected[i]:.0f} is probable"
 
 
-# ------------------------------------------------------------------------------------------------
-# The cases
-# ------------------------------------------------------------------------------------------------
-
-
 def sample_groups_cases(rng):
     for (how, lengths, *settings), usually, _ in written("11"):
         yield draw_case(rng, how, lengths, settings, usually)
@@ -262,10 +245,6 @@ def sample_groups_cases(rng):
 def texts(rng, *lengths):
     """Prompts of some lengths, in tokens: lists of ids."""
     return [[rng.randrange(36) for _ in range(n)] for n in lengths]
-
-
-def seeds_of(rng, n):
-    return [rng.randrange(1 << 30) for _ in range(n)]
 
 
 def draw_case(rng, how, lengths, settings, usually):
@@ -286,7 +265,7 @@ def draw_case(rng, how, lengths, settings, usually):
     known = {(ONCE, (False,)): again, (ALL_THE_SAME, (True,)): same}
     # Completions of one token may well be the same.
     want = {k: v for k, v in FINE.items() if k != ALL_THE_SAME or C > 4}
-    args = (prompts, G, C, stop, seeds_of(rng, len(lengths)), V, True)
+    args = (prompts, G, C, stop, rng.sample(range(1 << 30), len(lengths)), V, True)
     return Case(args, usually, known, call=sample, judge=judge_sampled, want=want, shown=shown)
 
 
@@ -301,7 +280,7 @@ def random_number_cases(rng):
         (5, 400, 6, full + again, judge_later, "first six tokens of 400"),
     ):
         shown = f"the {which} completions, counted"
-        args = (texts(rng, length), G, C, stop, seeds_of(rng, 1), 40, False)
+        args = (texts(rng, length), G, C, stop, rng.sample(range(1 << 30), 1), 40, False)
         want = {BY_CHANCE: None}
         yield Case(args, usually, call=sample, judge=judge, want=want, shown=shown)
     usually = (
@@ -314,5 +293,5 @@ def random_number_cases(rng):
         "the same seed gives the same again",
         "another seed gives others",
     )
-    args, want = (texts(rng, 4, 3), 3, 6, seeds_of(rng, 3)), dict.fromkeys(names, True)
+    args, want = (texts(rng, 4, 3), 3, 6, rng.sample(range(1 << 30), 3)), dict.fromkeys(names, True)
     yield Case(args, usually, call=with_neighbours, judge=judge_neighbours, want=want, shown=shown)

@@ -31,10 +31,6 @@ MOST_PROCESSES = 32  # at a time
 MOST_PRINTED = 1 << 20
 UNUSUAL = (NameError, ImportError, AttributeError, SyntaxError, OSError)  # no mistake of the method
 
-# ------------------------------------------------------------------------------------------------
-# Processes
-# ------------------------------------------------------------------------------------------------
-
 
 def become_subreaper():
     """From here on orphaned descendants become this process's children (Linux)."""
@@ -129,11 +125,6 @@ def apart(work, seconds, most=MOST_PROCESSES):
         end_all(pid)
 
 
-# ------------------------------------------------------------------------------------------------
-# The student's code
-# ------------------------------------------------------------------------------------------------
-
-
 class Raised(Exception):
     """What went wrong in the student's code. usual: may the usual mistake have caused it?"""
 
@@ -148,16 +139,11 @@ def guarded(work, path):
     try:
         return work()
     except SyntaxError as e:
-        raise Raised(
-            f"{name} line {e.lineno}: {(e.text or '').strip()[:200]}\n  is no Python: {e.msg}"
-        ) from None
+        code = (e.text or "").strip()[:200]
+        raise Raised(f"{name} line {e.lineno}: {code}\n  is no Python: {e.msg}") from None
     except BaseException as e:  # SystemExit too
-        if type(e).__name__ == "Unfit":
-            raise Raised(str(e)) from None
-        if isinstance(e, NotImplementedError):
-            raise Raised(
-                f"not written yet: {e}" if str(e).startswith("write ") else str(e)
-            ) from None
+        if type(e).__name__ == "Unfit" or isinstance(e, NotImplementedError):
+            raise Raised("not written yet: " * str(e).startswith("write ") + str(e)) from None
         frames = traceback.extract_tb(e.__traceback__)
         lines = [f.lineno for f in frames if f.filename == path]
         where = ""

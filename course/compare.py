@@ -10,8 +10,6 @@ import numpy as np
 from course.cases import Unfit, show
 from course.values import Other, Tensor
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
-
 
 class Wrong(Exception):
     """str() is what the student reads."""
@@ -98,7 +96,7 @@ def tolerance_of(rounding, *dtypes):
 
     float32 has seven digits, and fewer are left where two numbers have been subtracted.
     """
-    single = any(str(d) in ("float32", "float16", "bfloat16") for d in dtypes)
+    single = {"float32", "float16", "bfloat16"} & set(map(str, dtypes))
     return (1e-4, 2e-5) if single else (1e-6, rounding)
 
 
@@ -108,27 +106,31 @@ def as_python(x):
     return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else x
 
 
+def kind_of(x):
+    return x.kind if isinstance(x, Other) else type(x).__name__
+
+
 def wrong_kind(got, want):
     """What is wrong with the type of a single value; None if it is of the kind of `want`."""
-    kind = got.kind if isinstance(got, Other) else type(got).__name__
     if isinstance(want, bool) and not isinstance(got, bool):
-        return f"a value of type {kind}, and True or False is asked for: bool(…) makes it one"
+        return (
+            f"a value of type {kind_of(got)}, and True or False is asked for: bool(…) makes it one"
+        )
     if isinstance(want, (int, float)) and not isinstance(got, (int, float)):
-        return f"a value of type {kind}, and a number is asked for"
+        return f"a value of type {kind_of(got)}, and a number is asked for"
     return None
 
 
 def wrong_tensor(got, want):
     """What is wrong with the type, shape or dtype of `got`; None if it is a tensor like `want`."""
     if not isinstance(got, Tensor):
-        kind = got.kind if isinstance(got, Other) else type(got).__name__
-        return f"a value of type {kind}, and a tensor is asked for"
+        return f"a value of type {kind_of(got)}, and a tensor is asked for"
     if got.array.shape != want.array.shape:
         return (
             f"the shape {got.array.shape}, and {want.array.shape} is asked for: a dimension was"
             " summed up or lost (dim=, keepdim=), or two were broadcast"
         )
-    if got.dtype != want.dtype and not (got.dtype in FLOATS[2:] and want.dtype in FLOATS[2:]):
+    if got.dtype != want.dtype and {got.dtype, want.dtype} != {"float32", "float64"}:
         return f"the dtype torch.{got.dtype}, and torch.{want.dtype} is asked for"
     return None
 

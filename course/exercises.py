@@ -15,9 +15,7 @@ For instructors (docs/course.md):
     python -m course gradescope --out autograder.zip
 
 A student's file is made from the reference code itself, its functions without their bodies, and the
-lesson in exercises.md, which has the hints as well. What is
-checked, and what a failure usually means, is in the files cases_*.py; apart.py and child.py run a
-student's code, compare.py says what is wrong with what it returned.
+lesson in exercises.md, which has the hints as well.
 """
 
 import ast
@@ -88,11 +86,6 @@ def source_of(module):
     return module.replace(".", os.sep) + ".py"
 
 
-# ------------------------------------------------------------------------------------------------
-# From the reference code to a student's file
-# ------------------------------------------------------------------------------------------------
-
-
 def blank_line(name):
     """What stands in the place of a function's body until it is written."""
     return f'raise NotImplementedError("write {name}")'
@@ -104,9 +97,9 @@ def functions_of(source):
 
 
 def without_bodies(source, names, instead):
-    """The source with the bodies of some functions replaced by a statement; docstrings stay.
+    """The source with the bodies of some functions replaced; docstrings stay.
 
-    instead: the statement, or a function that gives it for a name.
+    instead: a statement, or a function that gives it for a name.
     """
     lines = source.splitlines()
     functions = functions_of(source)
@@ -192,11 +185,6 @@ def write_files(chosen, folder, solved=False):
         print(f"wrote {path}")
 
 
-# ------------------------------------------------------------------------------------------------
-# A student's functions in the place of ours
-# ------------------------------------------------------------------------------------------------
-
-
 def blanks(exercise, text):
     """The names of an exercise's functions that are not written yet in a file's text, as bytes."""
     return [name for name in exercise.functions if blank_line(name).encode() in text]
@@ -240,9 +228,8 @@ def install(folder, show=True, only=None):
     there, or if a file in it cannot be loaded.
     """
     if not os.path.isdir(folder):
-        raise BadInput(
-            f"--student {folder} is no folder: python -m course start all --into {folder} makes it"
-        )
+        makes = f"python -m course start all --into {folder} makes it"
+        raise BadInput(f"--student {folder} is no folder: {makes}")
     called = [e for e in EXERCISES if e.module != "course.further"]  # that a run calls
     for exercise in called:
         importlib.import_module(exercise.module)

@@ -19,14 +19,9 @@ from course.submissions import clean
 from lib.errors import BadInput
 from lib.files import replace_file
 
-LIMIT = 20.0  # seconds that a check of one function may take
 SHOWN = "the numbers of `check`"  # the seed of what students can try
 OTHER = "With other numbers than those of `python -m course check`:\n"
 Part = namedtuple("Part", "exercise function score maximum status message hidden printed")
-
-# ------------------------------------------------------------------------------------------------
-# One exercise
-# ------------------------------------------------------------------------------------------------
 
 
 def tried(files, seeds, limit):
@@ -87,11 +82,6 @@ def check(chosen, folder, limit):
         train = f"; now train with them: python train.py --student {folder}" if done else ""
         print(f"{right} of {len(chosen)} right{train}")
     return right
-
-
-# ------------------------------------------------------------------------------------------------
-# One submission
-# ------------------------------------------------------------------------------------------------
 
 
 def grade_submission(submission, seed, limit):
@@ -188,11 +178,6 @@ def feedback(submission, parts):
     return "\n".join(text) + "\n"
 
 
-# ------------------------------------------------------------------------------------------------
-# A class
-# ------------------------------------------------------------------------------------------------
-
-
 def remarks(submission, parts):
     """All that is wrong, one line per function."""
     lines = overview(submission)
@@ -219,7 +204,7 @@ def row_of(submission, parts):
                         remarks(submission, parts)))]  # fmt: skip
 
 
-def grade(folder, out, limit=LIMIT, seed=None):
+def grade(folder, out, limit=20.0, seed=None):
     """Grades what is in a folder of submissions.
 
     Writes the table `out`, and beside it a folder FEEDBACK with two files per student, feedback.md
@@ -258,7 +243,7 @@ def grade(folder, out, limit=LIMIT, seed=None):
     return ours + sum(not submission.files for submission in found)
 
 
-def grade_one(folder, out, limit=LIMIT, seed=None):
+def grade_one(folder, out, limit=20.0, seed=None):
     """Grades a folder that holds one submission and writes its results.json, as Gradescope asks.
 
     Returns 1 if nothing was found to grade, else 0.

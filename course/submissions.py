@@ -6,6 +6,7 @@ defines the exercise's functions. Nothing is run or parsed here: names are found
 """
 
 import builtins
+import calendar
 import keyword
 import os
 import re
@@ -36,11 +37,6 @@ def clean(text):
     """Text without control characters and without bytes that are no letters."""
     text = str(text).encode("utf-8", "replace").decode("utf-8")
     return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
-
-
-# ------------------------------------------------------------------------------------------------
-# Files
-# ------------------------------------------------------------------------------------------------
 
 
 def is_skipped(name):
@@ -89,11 +85,10 @@ def unpack(made, path, place):
                 wanted = where.lower().endswith(".py")
                 text = read_member(made, z, info) if wanted else None
                 if text is None:
-                    made.notes.append(
-                        f"{where} is " + ("too large" if wanted else "of no exercise")
-                    )
+                    why = "too large" if wanted else "of no exercise"
+                    made.notes.append(f"{where} is {why}")
                 else:
-                    yield where, info.date_time, text
+                    yield where, calendar.timegm(info.date_time), text
     except Exception as e:  # there is no end to what a damaged zip makes zipfile raise
         made.notes.append(f"{place} is a zip that cannot be read: {type(e).__name__}: {e}")
 
@@ -107,11 +102,6 @@ def read_member(made, z, info):
         text = f.read(most + 1)
     made.room -= len(text)
     return text if len(text) <= most else None
-
-
-# ------------------------------------------------------------------------------------------------
-# Which exercise, and is it text?
-# ------------------------------------------------------------------------------------------------
 
 
 def number_of(place):
@@ -135,7 +125,7 @@ def sort_files(made, files):
         ranked = []
         for place, time, text in named or others:
             finished = wanted <= defined(text) and not blanks(exercise, text)
-            ranked.append((finished, str(time), place, text))
+            ranked.append((finished, time, place, text))
         ranked.sort()
         for *_, place, text in ranked[-1:]:
             made.files[exercise] = text
@@ -167,11 +157,6 @@ def wrong_encoding(text):
     return name and f"  the file is saved as {name}: save it as UTF-8"
 
 
-# ------------------------------------------------------------------------------------------------
-# A class
-# ------------------------------------------------------------------------------------------------
-
-
 def find(folder):
     """The submissions in a folder: one of each sub-folder and each zip; and names of loose files.
 
@@ -190,7 +175,7 @@ def find(folder):
         student = entry.name[:-4] if is_zip else entry.name
         own = made.setdefault(student, Submission(student))
         inside = unpack(own, entry.path, entry.name) if is_zip else walk(own, entry.path)
-        files.setdefault(student, []).extend(inside)
+        files.setdefault(student, []).extend(readable(own, inside))
     for student, submission in made.items():
         sort_files(submission, files[student])
     if not any(submission.files for submission in made.values()):
@@ -200,19 +185,22 @@ def find(folder):
     return list(made.values()), loose
 
 
+def readable(made, files):
+    """Files up to the first that the system refuses."""
+    try:
+        yield from files
+    except OSError as e:
+        made.notes.append(f"{e.filename}: {e.strerror}: what comes after it was not looked at")
+
+
 def one(folder):
     """The submission in a folder."""
     made = Submission("submission")
-    sort_files(made, walk(made, folder))
+    sort_files(made, readable(made, walk(made, folder)))
     return made
 
 
-# ------------------------------------------------------------------------------------------------
-# What a person should look at
-# ------------------------------------------------------------------------------------------------
-
-USUAL = {"torch", "numpy", "math", "re", "__future__"}
-PROJECT = {"rewards", "tasks", "data", "model", "grpo", "variants", "lib"}
+USUAL = set("torch numpy math re __future__ rewards tasks data model grpo variants lib".split())
 IMPORT = re.compile(rb"^[ \t]*(?:import|from)[ \t]+([\w.]+)|\b(?:__import__|importlib)\b", re.M)
 ALIKE = 40  # words and signs of a solution, at least, that may be called alike
 
@@ -223,7 +211,7 @@ def flag(found):
     for submission in found:
         for exercise, text in submission.files.items():
             roots = {(m[1] or m[0]).decode().split(".")[0] for m in IMPORT.finditer(text)}
-            for root in sorted(roots - USUAL - PROJECT):
+            for root in sorted(roots - USUAL):
                 submission.flags.append(f"exercise {exercise.number}: imports {root}")
             shape = shape_of(text, exercise)
             if shape.count(" ") >= ALIKE:
@@ -236,19 +224,13 @@ def flag(found):
             one.flags.append(f"exercise {exercise.number}: {said}")
 
 
-@cache
-def given(exercise):
-    return {line.strip() for line in write_up(exercise).splitlines()}
+given = cache(lambda exercise: {line.strip() for line in write_up(exercise).splitlines()})
 
 
 def shape_of(text, exercise):
     """A file's code but for what `start` wrote, imports, comments and the choice of names."""
-    lines = [
-        line.partition("#")[0].strip() for line in text.decode("utf-8", "replace").splitlines()
-    ]
-    code = " ".join(
-        line for line in lines if line not in given(exercise) and not IMPORT.match(line.encode())
-    )
+    text = re.sub(r"#.*|^[ \t]*(from|import) .*", "", text.decode("utf-8", "replace"), flags=re.M)
+    code = " ".join(line for line in text.splitlines() if line.strip() not in given(exercise))
     names, known = {}, {*keyword.kwlist, *dir(builtins), *exercise.functions}
     own = lambda w: w.isidentifier() and w not in known
     words = re.findall(r"\w+|[^\w\s]", code)
