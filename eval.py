@@ -56,8 +56,8 @@ from lib.errors import BadInput, run_program
 from lib.files import append_line, locks_released
 from lib.identity import fingerprint
 from lib.processes import on_each, on_first, rank, start_processes, world
-from lib.weights import load, room_for_prompt
-from model import encode_videos
+from lib.weights import room_for_prompt
+from model import encode_videos, load
 from toy.world import ensure
 
 # How long a process waits for the others: shares of long videos are unequal. If one of them dies,

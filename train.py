@@ -23,7 +23,6 @@ training/checkpoint.py. For models that do not fit: --lora, --recompute, --shard
 rooms lib/ and training/, and --plan, which says what fits.
 """
 
-import os
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -80,7 +79,7 @@ def timed_grpo_step(policy, reference, batch, settings, update_weights, total, c
     try:
         return grpo_step(policy, timed_reference, batch, settings, *given)
     except BadInput as error:  # of a rule, and no other process knows about it
-        error.process = os.environ.get("RANK", "0")
+        error.process = rank()
         raise
     finally:
         policy.sample = sample

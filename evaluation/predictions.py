@@ -29,7 +29,7 @@ from lib.files import (
 )
 from lib.flags import check_template
 from lib.identity import hash_of_examples, is_toy, shown_name, versions
-from tasks import TASKS, longest_answer, score, words_around
+from tasks import TASKS, longest_answer, paid, score, words_around
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which questions
@@ -246,7 +246,7 @@ def with_tags(text):
 
 def rewards_of(task, text, answer, think):
     """tasks.score as an evaluation counts it: the form as it was written, the content with_tags."""
-    form = TASKS[task].rules["format"](text, answer, think)
+    form = paid(task, "format", text, answer, think)
     return score(task, with_tags(text), answer, think) | {"format": form}
 
 

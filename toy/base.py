@@ -38,8 +38,8 @@ from lib.errors import run_program
 from lib.processes import on_first, rank, start_processes
 from lib.processes import world as processes
 from lib.video import numbered_pictures
-from lib.weights import load, save
-from model import NO_MASK, embed, encode_videos, mrope_positions, prepare
+from lib.weights import save
+from model import NO_MASK, embed, encode_videos, load, mrope_positions, prepare
 from toy import world
 from toy.world import SIDE, caption, make_clip
 from training.optimizer import add_up_gradients

@@ -30,7 +30,8 @@ as reward/grounding/iou
 def step_metrics(step, sums, grad_norm, lr, seconds, args):
     """A step's line in metrics.jsonl, from sums over all processes.
 
-    kl, entropy: mean per token in nats, before the step's first update. clip_share: share of tokens
+    kl, entropy: mean per token in nats, before the step's first update; sampler_gap: the same of
+    |sampler's log-prob − scorer's|. clip_share: share of tokens
     whose gradient the clip stopped, in the updates after the first. Run.log adds two counts since
     the run began: skipped, videos that could not be read; dropped, steps that changed nothing
     because their gradient was NaN or infinite.
@@ -48,6 +49,7 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
             "kl": sums["kl"] / tokens,
             "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
             "entropy": sums["entropy"] / tokens,
+            "sampler_gap": sums["sampler_gap"] / tokens,
             "length": tokens / n,
             "unfinished": sums["unfinished"] / n,
         }
@@ -78,7 +80,7 @@ def speed(line, n_weights, n_trained, args, world, device):
         measured["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         gpu = known_gpu(torch.cuda.get_device_name())
         if gpu and args.method == "grpo":
-            _, peak, _ = GPUS[gpu]
+            peak = GPUS[gpu][1]
             tokens = line["prompt_tokens"] + line["completion_tokens"]
             # In forwards: sampling, the reference policy; per update one, and a backward of two.
             passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout
