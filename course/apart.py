@@ -17,7 +17,7 @@ from functools import cache
 
 from course import compare, values
 from course.cases import cases_of
-from course.exercises import EXERCISES, ROOT, source_of, without_bodies
+from course.exercises import EXERCISES, ROOT, read, source_of, without_bodies
 
 STARTING = 180  # seconds that the process may take to import torch
 MOST_RESULTS = 64 << 20  # bytes
@@ -47,8 +47,7 @@ def sources():
             if folder == "course":
                 wanted = name in NEEDED or name.startswith("cases")
             if wanted:
-                with open(os.path.join(ROOT, folder, name), encoding="utf-8") as f:
-                    found[os.path.join(folder, name)] = f.read()
+                found[os.path.join(folder, name)] = read(os.path.join(ROOT, folder, name)).decode()
     return found
 
 

@@ -41,7 +41,7 @@ def become_subreaper():
 
 
 def set_limits():
-    import resource
+    import resource  # not on Windows
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_BYTES, MOST_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -126,11 +126,7 @@ def apart(work, seconds, most=MOST_PROCESSES):
 
 
 class Raised(Exception):
-    """What went wrong in the student's code. usual: may the usual mistake have caused it?"""
-
-    def __init__(self, text, usual=False):
-        super().__init__(text)
-        self.usual = usual
+    """What went wrong in the student's code, and whether the usual mistake may have caused it."""
 
 
 def guarded(work, path):
@@ -140,10 +136,11 @@ def guarded(work, path):
         return work()
     except SyntaxError as e:
         code = (e.text or "").strip()[:200]
-        raise Raised(f"{name} line {e.lineno}: {code}\n  is no Python: {e.msg}") from None
+        raise Raised(f"{name} line {e.lineno}: {code}\n  is no Python: {e.msg}", False) from None
     except BaseException as e:  # SystemExit too
         if type(e).__name__ == "Unfit" or isinstance(e, NotImplementedError):
-            raise Raised("not written yet: " * str(e).startswith("write ") + str(e)) from None
+            blank = "not written yet: " * str(e).startswith("write ")
+            raise Raised(blank + str(e), False) from None
         frames = traceback.extract_tb(e.__traceback__)
         lines = [f.lineno for f in frames if f.filename == path]
         where = ""
@@ -151,8 +148,8 @@ def guarded(work, path):
             code = linecache.getline(path, lines[-1]).strip()[:200]
             where = f"{name} line {lines[-1]}: {code}\n  raised   "
         said = " ".join(str(e).split())[:300]
-        raise Raised(f"{where}{type(e).__name__}: {said}".rstrip(": "),
-                     usual=not isinstance(e, UNUSUAL)) from None  # fmt: skip
+        said = f"{where}{type(e).__name__}: {said}".rstrip(": ")
+        raise Raised(said, not isinstance(e, UNUSUAL)) from None
 
 
 def load_file(path, name):
@@ -165,7 +162,7 @@ def load_file(path, name):
     function = getattr(module, name, None)
     if not callable(function):
         raise Raised(f"{os.path.basename(path)} defines no function {name}: keep the names that"
-                     " `start` wrote")  # fmt: skip
+                     " `start` wrote", False)  # fmt: skip
     return function
 
 
@@ -207,7 +204,7 @@ def run_function(task, tell):
     try:
         function = load_file(path, name)
     except Raised as e:
-        return tell(raised=f"{e}")
+        return tell(raised=e.args[0])
     given_up = set()  # seeds of which a case has raised
     for place, call, args, before in made:
         if place["seed"] in given_up:
@@ -216,7 +213,7 @@ def run_function(task, tell):
         try:
             value = guarded(lambda: encoded(call(function, *args)), path)  # noqa: B023
         except Raised as e:
-            tell(**place, raised=f"{e}", usual=e.usual)
+            tell(**place, raised=e.args[0], usual=e.args[1])
             given_up.add(place["seed"])
             continue
         changed = [k for k, (old, new) in enumerate(zip(before, encode(args))) if old != new]

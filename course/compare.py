@@ -102,7 +102,7 @@ def tolerance_of(rounding, *dtypes):
 
 def as_python(x):
     """A number of numpy's or torch's as Python's own; anything else as it is."""
-    array = x.array if isinstance(x, Tensor) else x
+    array = getattr(x, "array", x)
     return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else x
 
 
@@ -151,8 +151,8 @@ def first_difference(got, want, rounding):
 
 
 def flat(x):
-    if isinstance(x, (Tensor, np.ndarray)):
-        array = x.array if isinstance(x, Tensor) else x
+    array = getattr(x, "array", x)  # of a Tensor, or numpy's own
+    if isinstance(array, np.ndarray):
         return array.astype(np.float64).flatten().tolist() if array.size < 1000 else []
     return [v for part in x for v in flat(part)] if isinstance(x, list) else [x]
 

@@ -75,8 +75,8 @@ EXERCISES = (
 
 def prose(exercise):
     """(the lesson, [three hints]) of an exercise, as exercises.md has them."""
-    with open(os.path.join(ROOT, "course", "exercises.md"), encoding="utf-8") as f:
-        section = re.split(r"^## \d+\. .*$", f.read(), flags=re.MULTILINE)[exercise.number]
+    page = read(os.path.join(ROOT, "course", "exercises.md")).decode()
+    section = re.split(r"^## \d+\. .*$", page, flags=re.MULTILINE)[exercise.number]
     lesson, *hints = re.split(r"^\d\. ", section, flags=re.MULTILINE)
     return lesson.strip(), [" ".join(hint.split()) for hint in hints]
 
@@ -113,8 +113,7 @@ def without_bodies(source, names, instead):
 
 
 def names_used(tree, names):
-    """The names that some functions of a module take from outside, in the examples of their
-    docstrings too."""
+    """The names that functions of a module take from outside, in examples of docstrings too."""
     import doctest  # which brings a debugger: not into every check
 
     used = set()
@@ -153,8 +152,7 @@ def imports_for(tree, names, module):
 
 def write_up(exercise, solved=False):
     """The text of a student's file: blank, or with our solution."""
-    with open(os.path.join(ROOT, source_of(exercise.module)), encoding="utf-8") as f:
-        source = f.read()
+    source = read(os.path.join(ROOT, source_of(exercise.module))).decode()
     header = imports_for(ast.parse(source), exercise.functions, exercise.module)
     if not solved:
         source = without_bodies(source, exercise.functions, blank_line)
@@ -176,18 +174,28 @@ def write_up(exercise, solved=False):
 def write_files(chosen, folder, solved=False):
     os.makedirs(folder, exist_ok=True)
     for exercise in chosen:
-        path = os.path.join(folder, exercise.file)
-        if os.path.exists(path) and not unfinished(exercise, folder):
+        path, blank = os.path.join(folder, exercise.file), write_up(exercise).encode()
+        if os.path.exists(path) and read(path) != blank:
             print(f"{path} is already worked on and stays as it is: delete it to start again")
             continue
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(write_up(exercise, solved))
+        with open(path, "wb") as f:
+            f.write(write_up(exercise, solved=True).encode() if solved else blank)
         print(f"wrote {path}")
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
 
 
 def blanks(exercise, text):
     """The names of an exercise's functions that are not written yet in a file's text, as bytes."""
-    return [name for name in exercise.functions if blank_line(name).encode() in text]
+
+    def last(name):  # its last definition, up to the next line that begins with a word or an @
+        pattern = rb"^def %b\b.*?(?=^[\w@]|\Z)" % name.encode()
+        return (re.findall(pattern, text, re.MULTILINE | re.DOTALL) or [b""])[-1]
+
+    return [name for name in exercise.functions if blank_line(name).encode() in last(name)]
 
 
 def unfinished(exercise, folder):
@@ -195,8 +203,7 @@ def unfinished(exercise, folder):
     path = os.path.join(folder, exercise.file)
     if not os.path.isfile(path):
         return f"{path} is not there: python -m course start {exercise.number} --into {folder}"
-    with open(path, "rb") as f:
-        blank = blanks(exercise, f.read())
+    blank = blanks(exercise, read(path))
     return f"{', '.join(blank)} in {path}: not written yet" if blank else ""
 
 

@@ -14,7 +14,7 @@ from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 from course import apart, submissions
-from course.exercises import EXERCISES, blanks, unfinished
+from course.exercises import EXERCISES, blanks, read, unfinished
 from course.submissions import clean
 from lib.errors import BadInput
 from lib.files import replace_file
@@ -64,8 +64,7 @@ def check(chosen, folder, limit):
     for exercise in chosen:
         path = os.path.join(folder, exercise.file)
         if os.path.isfile(path):
-            with open(path, "rb") as f:
-                files.append((exercise, f.read(submissions.MOST_BYTES)))
+            files.append((exercise, read(path)))
     results = {e: summed_up(e, said) for (e, _), said in zip(files, tried(files, [SHOWN], limit))}
     for exercise in chosen:
         missing = "to do", unfinished(exercise, folder), ""

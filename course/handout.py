@@ -10,7 +10,7 @@ import shlex
 import sys
 import zipfile
 
-from course.exercises import EXERCISES, ROOT, write_files
+from course.exercises import EXERCISES, ROOT, read, write_files
 from lib.errors import BadInput
 
 NEEDED = ("", "lib", "course")  # folders of what is needed to grade
@@ -18,18 +18,17 @@ PAGES = ("lesson.md", "experiments.md", "speed.md")  # of docs/
 ASSETS = ("toy-base", "example")
 
 
-def read(*path):
-    with open(os.path.join(ROOT, *path), "rb") as f:
-        return f.read()
+def ours(*path):
+    return read(os.path.join(ROOT, *path))
 
 
 def code_of(folders):
     """{path: bytes} of the code in some folders, with the files that it reads."""
-    found = {"requirements.txt": read("requirements.txt")}
+    found = {"requirements.txt": ours("requirements.txt")}
     for folder in folders:
         for name in sorted(os.listdir(os.path.join(ROOT, folder))):
             if name.endswith((".py", ".html")) or folder == "course" and "." in name:
-                found[os.path.join(folder, name)] = read(folder, name)
+                found[os.path.join(folder, name)] = ours(folder, name)
     return found
 
 
@@ -39,14 +38,14 @@ def handout(into):
         raise BadInput(f"{into} is not empty: give a new folder")
     inside = lambda name: os.path.isfile(os.path.join(ROOT, name, "__init__.py"))
     rooms = [name for name in sorted(os.listdir(ROOT)) if name != "tests" and inside(name)]
-    made = code_of(["", *rooms]) | {"LICENSE": read("LICENSE")}
+    made = code_of(["", *rooms]) | {"LICENSE": ours("LICENSE")}
     python = ".".join(map(str, sys.version_info[:2]))
-    made["README.md"] = read("course", "student.md").replace(b"{python}", python.encode())
-    made |= {os.path.join("docs", name): read("docs", name) for name in PAGES}
+    made["README.md"] = ours("course", "student.md").replace(b"{python}", python.encode())
+    made |= {os.path.join("docs", name): ours("docs", name) for name in PAGES}
     for asset in ASSETS:
         for folder, _, names in os.walk(os.path.join(ROOT, "assets", asset)):
             place = os.path.relpath(folder, ROOT)
-            made |= {os.path.join(place, name): read(place, name) for name in names}
+            made |= {os.path.join(place, name): ours(place, name) for name in names}
     for path, content in made.items():
         os.makedirs(os.path.dirname(os.path.join(into, path)) or into, exist_ok=True)
         with open(os.path.join(into, path), "wb") as f:
@@ -58,10 +57,10 @@ def handout(into):
 def autograder(out, seed=None):
     """Writes the zip that Gradescope is given for a programming assignment."""
     seed = seed or secrets.token_hex(4)
-    run = read("course", "gradescope", "run_autograder").replace(
+    run = ours("course", "gradescope", "run_autograder").replace(
         b"SEED", shlex.quote(seed).encode()
     )
-    files = {"setup.sh": read("course", "gradescope", "setup.sh"), "run_autograder": run}
+    files = {"setup.sh": ours("course", "gradescope", "setup.sh"), "run_autograder": run}
     files |= {f"project/{path}": content for path, content in code_of(NEEDED).items()}
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
         for path, content in files.items():

@@ -15,7 +15,7 @@ import zipfile
 from dataclasses import dataclass, field
 from functools import cache
 
-from course.exercises import EXERCISES, blanks, write_up
+from course.exercises import EXERCISES, blanks, read, write_up
 from lib.errors import BadInput
 
 MOST_BYTES = 1 << 20  # of one file
@@ -60,8 +60,7 @@ def walk(made, folder, place=""):
         elif not where.lower().endswith(".py") or about.st_size > MOST_BYTES:
             made.notes.append(f"{where} is of no exercise")
         else:
-            with open(entry.path, "rb") as f:
-                yield where, about.st_mtime, f.read(MOST_BYTES)
+            yield where, about.st_mtime, read(entry.path)
 
 
 def counted(made):
