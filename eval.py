@@ -48,7 +48,7 @@ from annotations.readers import find_data
 from data import VideoBudget, ask, load_video, read_frames
 from evaluation import controls, predictions
 from evaluation.branches import prefill
-from evaluation.clips import batches_of, read_ahead, turns
+from evaluation.clips import batches_of, read_ahead, read_questions, turns
 from evaluation.predictions import find_model
 from evaluation.settings import parse_args
 from lib.decoder import Decoder, ended_by_ctrl_c
@@ -95,7 +95,7 @@ def prepare(bench_name, name, args, decoder, load_once):
     toy_model = predictions.of_toy(path, run)
     find = partial(find_data, bench_name, args.data, ensure, toy_model)
     folder, data_name = on_first(find)
-    examples, left_out = predictions.read_questions(bench_name, folder, args.limit, rank() == 0)
+    examples, left_out = read_questions(bench_name, folder, args.limit, rank() == 0)
     if args.look == "middle" and not examples[0].options:
         return None
     usual_task = examples[0].task

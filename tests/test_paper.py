@@ -15,7 +15,7 @@ import pytest
 
 import train
 from conftest import ROOT
-from evaluation import compare
+from evaluation import predictions
 from evaluation.predictions import metrics_of
 from lib.errors import BadInput
 from tasks import TASKS
@@ -83,7 +83,7 @@ def test_what_an_interval_says_and_a_finding_is_as_good_as_its_worst_comparison(
 
 def test_the_interval_of_one_seed_is_compare_s_and_seeds_that_differ_widen_it():
     one = np.random.default_rng(1).normal(5, 20, (1, 200))
-    theirs = compare.bootstrap_interval(one[0], np.random.default_rng(0))
+    theirs = predictions.bootstrap_interval(one[0], np.random.default_rng(0))
     assert paper.interval(one) == pytest.approx(theirs, abs=0.25)
     # No question differs from another, but the seeds do: 0, 5 and 10.
     low, high = paper.interval(np.array([[0.0], [5.0], [10.0]]).repeat(50, axis=1))

@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.compare import check_alike, differences
-from evaluation.predictions import read_predictions
+from evaluation.compare import check_alike
+from evaluation.predictions import differences, read_predictions
 from lib.errors import BadInput, read_object, run_program
 from lib.files import read_lines, replace_file
 from lib.flags import COUNT, FROM_0, ROOT, TOY_MODEL, refuse

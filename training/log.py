@@ -11,7 +11,22 @@ import sys
 import torch
 
 from lib.errors import BadInput
-from training.plan import GPUS, known_gpu
+
+# name: (bytes, operations per second in 16 bits, in float32, bytes per second), by data sheets
+GPUS = {
+    "T4": (16e9, 65e12, 8.1e12, 0.32e12),
+    "4090": (24e9, 165e12, 82.6e12, 1.0e12),
+    "L40S": (48e9, 362e12, 91.6e12, 0.86e12),
+    "A100": (80e9, 312e12, 19.5e12, 2.0e12),
+    "H100": (80e9, 989e12, 67e12, 3.35e12),
+    "H200": (141e9, 989e12, 67e12, 4.8e12),
+}
+
+
+def known_gpu(device_name):
+    """The key of GPUS that a device's name holds; None where there is none."""
+    return next((name for name in GPUS if name in device_name), None)
+
 
 HINT = """
 The loss of step 1 is 0 and that is right (nearly 0 with several updates per rollout, or --loss \
