@@ -101,8 +101,9 @@ def positions_of(function, ids, grids, seconds, tokens_per_second, merge, video=
     return in_parts(ids, got)
 
 
-def positions_case(pieces, grids, seconds, rate=2, merge=2, video=VIDEO, usually="", known=None):
+def positions_case(pieces, grids, seconds, *settings, usually, known=None):
     """pieces: of the prompt, in order: the ids of some text, or how many tokens a video has."""
+    rate, merge, video = (*settings, *(2, 2, VIDEO)[len(settings) :])
     ids, told = [], []
     for piece in pieces:
         is_video = isinstance(piece, int)
@@ -123,7 +124,7 @@ def mrope_positions_cases(rng):
     usually = "a long video: positions go on, there is no largest"
     yield positions_case([[7] * 3000, 384, [8]], [(384, 2, 2)], [1.828125], usually=usually)
     usually = "which token stands for video is in the config: video_token_id"
-    yield positions_case([[7], 2, [8]], [(1, 2, 4)], [1.0], video=151_656, usually=usually)
+    yield positions_case([[7], 2, [8]], [(1, 2, 4)], [1.0], 2, 2, 151_656, usually=usually)
     for _ in range(40):
         rate, merge = rng.choice((1, 2, 4, 25)), rng.choice((1, 2, 3))
         usually = "each video its own start, grid and seconds"

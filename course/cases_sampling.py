@@ -59,8 +59,9 @@ def read_again(ids, tokens, V):
     return group_logprobs(tiny_model(V), text_prompt(ids), NO_FILM, tokens)
 
 
-def sample(function, prompts, G, C, stop, seeds=None, V=40, listen=False):
-    """The student's sample_groups on the tiny model, and how many tokens were read for it."""
+def sample(function, prompts, G, C, stop, seeds=None, *how):
+    """The student's sample_groups on the tiny model. how: the vocabulary, and whether to listen."""
+    V, listen = (*how, *(40, False)[len(how) :])
     read, heard, model = [], [], tiny_model(V)
     hook = model.model.language_model.embed_tokens.register_forward_hook(
         lambda module, args, out: read.append(args[0].numel())
@@ -137,7 +138,6 @@ def judge_sampled(args, said):
         found["padding"] = f"other tokens than stop_ids[0], which is {stop[0]}"
     if not mask.any(dim=0).any(dim=0).all():
         found["C"] = f"{C}, and the longest has {int(mask.sum(dim=2).max())} tokens"
-    # Two tokens may well be the same by chance.
     found[ALL_THE_SAME] = C > 2 and bool((tokens == tokens[:, :1]).all())
     found[ONCE] = said["read"] <= sum(map(len, prompts)) + len(prompts) * G * most
     if listen:
