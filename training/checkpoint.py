@@ -132,7 +132,7 @@ LAYOUT = 2  # counts up when checkpoints of older runs cannot be read any more
 # Settings that decide nothing about what is learned: a resumed run may have others.
 MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep",
               "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute",
-              "versions", "out", "kind", "score_every_group", "score_tokens")  # fmt: skip
+              "versions", "out", "kind")  # fmt: skip
 CONTENTS = {"model_fingerprint": "--model has other weights", "examples_hash": "other examples"}
 
 
