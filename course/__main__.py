@@ -12,101 +12,71 @@ from lib.errors import BadInput, run_program
 
 def chosen_by(which):
     """'5' or 'all' → exercises."""
-    if which == "all":
-        return EXERCISES
-    if which not in [str(e.number) for e in EXERCISES]:
-        raise BadInput(
-            f"there is no exercise {which}: give a number from 1 to {len(EXERCISES)}, or all"
-        )
-    return (EXERCISES[int(which) - 1],)
+    chosen = [e for e in EXERCISES if which in ("all", str(e.number))]
+    if not chosen:
+        most = len(EXERCISES)
+        raise BadInput(f"there is no exercise {which}: give a number from 1 to {most}, or all")
+    return chosen
 
 
-def list_exercises(args):
-    for e in EXERCISES:
-        functions = ", ".join(f"{e.module}.{name}" for name in e.functions)
-        print(f"{e.number:2}  {e.title:32} {sum(e.points):2} points  {functions}")
-
-
-def start(args):
-    exercises.write_files(chosen_by(args.which), args.into or "homework")
-
-
-def check(args):
-    from course.grading import check
-
+def for_students(args):
+    """list, start, check, hint, solution. Returns 1 if a check found anything that is not right."""
+    if args.command == "list":
+        for e in EXERCISES:
+            functions = ", ".join(f"{e.module}.{name}" for name in e.functions)
+            print(f"{e.number:2}  {e.title:32} {sum(e.points):2} points  {functions}")
+        return 0
     chosen = chosen_by(args.which)
-    return int(check(chosen, args.into or "homework", args.limit) < len(chosen))
+    if args.command == "start":
+        exercises.write_files(chosen, args.into or "homework")
+    elif args.command == "check":
+        from course.grading import check
 
-
-def show_hints(args):
-    for e in chosen_by(args.which):
-        print(f"{e.number}. {e.title}: {e.hints[args.level - 1]}\n")
-    if args.level < 3:
-        print(f"(more: --level {args.level + 1})")
-
-
-def show_solutions(args):
-    if args.into:
-        exercises.write_files(chosen_by(args.which), args.into, solved=True)
+        return int(check(chosen, args.into or "homework", args.limit) < len(chosen))
+    elif args.command == "hint":
+        for e in chosen:
+            print(f"{e.number}. {e.title}: {exercises.prose(e)[1][args.level - 1]}\n")
+        if args.level < 3:
+            print(f"(more: --level {args.level + 1})")
+    elif args.into:
+        exercises.write_files(chosen, args.into, solved=True)
     else:
-        print("\n\n".join(exercises.write_up(e, solved=True) for e in chosen_by(args.which)))
+        print("\n\n".join(exercises.write_up(e, solved=True) for e in chosen))
+    return 0
 
 
-def make_handout(args):
-    from course.handout import handout
+def for_instructors(args):
+    """handout, gradescope, grade, results. Returns 1 if of a student nothing was found."""
+    from course import grading, handout
 
-    if not args.into:
-        raise BadInput("handout needs --into DIR: the folder to make")
-    handout(args.into)
-
-
-def grade(args):
-    from course.grading import grade
-
-    return int(grade(args.which, args.out or "grades.csv", args.limit, args.seed) > 0)
-
-
-def results(args):
-    from course.grading import grade_one
-
-    return grade_one(args.which, args.out or "results.json", args.limit, args.seed)
+    if args.command == "handout":
+        if not args.into:
+            raise BadInput("handout needs --into DIR: the folder to make")
+        handout.handout(args.into)
+    elif args.command == "gradescope":
+        handout.autograder(args.out or "autograder.zip", args.seed)
+    elif args.command == "grade":
+        return int(grading.grade(args.which, args.out or "grades.csv", args.limit, args.seed) > 0)
+    else:
+        return grading.grade_one(args.which, args.out or "results.json", args.limit, args.seed)
+    return 0
 
 
-def make_autograder(args):
-    from course.handout import autograder
-
-    autograder(args.out or "autograder.zip", args.seed)
-
-
-COMMANDS = {
-    "list": list_exercises,
-    "start": start,
-    "check": check,
-    "hint": show_hints,
-    "solution": show_solutions,
-    "handout": make_handout,
-    "grade": grade,
-    "results": results,
-    "gradescope": make_autograder,
-}
+STUDENTS = ("list", "start", "check", "hint", "solution")
+INSTRUCTORS = ("handout", "grade", "results", "gradescope")
 
 
 def main(argv=None):
-    """Runs one command. Returns the exit status: 1 if `check` found anything that is not right, or
-    `grade` a student of whom nothing was found."""
-    p = argparse.ArgumentParser(
-        prog="python -m course",
-        description=exercises.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("command", choices=COMMANDS)
+    """Runs one command. Returns the exit status."""
+    form = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser("python -m course", None, exercises.__doc__, formatter_class=form)
+    p.add_argument("command", choices=STUDENTS + INSTRUCTORS)
     p.add_argument("which", nargs="?", help="a number, or all; of grade: the folder of submissions;"
                    " of results: that of one")  # fmt: skip
-    p.add_argument(
-        "--into", help="the student's folder (default: homework); of handout: the folder to make"
-    )
+    into = "the student's folder (default: homework); of handout: the folder to make"
+    p.add_argument("--into", help=into)
     p.add_argument("--out", help="of grade, results, gradescope: the file to write")
-    p.add_argument("--limit", type=float, default=20.0, help="seconds that a check may take")
+    p.add_argument("--limit", type=float, default=20.0, help="seconds that a function may take")
     p.add_argument("--level", type=int, default=1, choices=(1, 2, 3), help="of hint: how much")
     p.add_argument("--seed", help="of grade, results, gradescope: any word, for the hidden numbers")
     args = p.parse_args(argv)
@@ -116,7 +86,7 @@ def main(argv=None):
         example = "FOLDER" if args.command in ("grade", "results") else "5"
         raise BadInput(f"{args.command} what? python -m course {args.command} {example}")
     try:
-        return COMMANDS[args.command](args) or 0
+        return (for_students if args.command in STUDENTS else for_instructors)(args)
     except OSError as e:
         raise BadInput(f"{e.filename}: {e.strerror}") from e
 

@@ -1,286 +1,204 @@
-"""apart.py: a student's functions in a process of their own, called from here like any other.
+"""apart.py: one submission's functions, run by child.py in a folder and processes of their own.
 
-The cases of checks.py call what looks like the student's function. It sends the arguments to the
-process (calls.py) and returns what comes back, so that whatever is compared is compared here, out
-of reach. Gradients pass, too: autograd asks the process for those of the arguments.
+The folder is a fresh copy of what the functions need, made from the sources as they were when the
+grader started. In the copy of an exercise no exercise has a body, but for those that it may build
+on. Student's code is never imported, run or parsed here; what it wrote is read as plain values.
 """
 
-import atexit
-import compileall
+import copy
+import importlib
 import json
-import math
-import multiprocessing
 import os
-import shutil
-import signal
+import subprocess
+import sys
 import tempfile
-import threading
-import time
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 
-import torch
+from course import compare, values
+from course.cases import cases_of
+from course.exercises import EXERCISES, ROOT, read, source_of, without_bodies
 
-from course import calls
-from course.checks import Broken, Unfit, Wrong
-from course.exercises import BLANKS, CHAPTERS, ROOT, in_handout, source_of, without_bodies
+STARTING = 180  # seconds that the process may take to import torch
+MOST_RESULTS = 64 << 20  # bytes
+NEEDED = ("__init__.py", "exercises.py", "further.py", "values.py", "child.py")  # of course/
 
-STARTING = 180  # seconds that a process may take to import torch
+
+@dataclass
+class Outcome:
+    """What child.py told about one function. cases: {(seed, number of the case): line}."""
+
+    cases: dict = field(default_factory=dict)
+    load: str = ""  # why the file could not be loaded
+    fault: str = ""  # what failed on our side
+    ended: str = ""  # done, hung, died or crowd; "": nothing was told
+    code: object = None
+    running: tuple = None  # (seed, number) of the case that was begun last
+    printed: str = ""
 
 
 @cache
-def room_for(exercise):
-    """A folder with the chapters, in which the exercise's functions have no bodies.
+def sources():
+    """{path from the root: text} of the modules that a copy holds."""
+    found = {}
+    for folder in ("", "lib", "course"):
+        for name in sorted(os.listdir(os.path.join(ROOT, folder))):
+            wanted = name.endswith(".py")
+            if folder == "course":
+                wanted = name in NEEDED or name.startswith("cases")
+            if wanted:
+                found[os.path.join(folder, name)] = read(os.path.join(ROOT, folder, name)).decode()
+    return found
 
-    It is all of the project that the process of a check sees; it goes when this program ends.
+
+@cache
+def copy_of(exercise):
+    """The same, without the bodies of all exercises but those that this one may use."""
+    made = dict(sources())
+    for other in EXERCISES:
+        names = [name for name in other.functions if name not in exercise.uses]
+        path, said = source_of(other.module), f"exercise {other.number}, which is not this one"
+        if other is exercise:
+            said = f"exercise {other.number} itself: ours does not answer to yours"
+        made[path] = without_bodies(made[path], names, f'raise NotImplementedError("{said}")')
+    for module, name in exercise.hidden:
+        path = source_of(module)
+        made[path] = without_bodies(made[path], [name], f'raise NotImplementedError("{module}")')
+    return made
+
+
+def write_copy(folder, exercise, text):
+    files = {path: source.encode() for path, source in copy_of(exercise).items()}
+    for path, content in (files | {os.path.join("work", exercise.file): text}).items():
+        os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+        with open(os.path.join(folder, path), "wb") as f:
+            f.write(content)
+
+
+def run(files, seeds, limit):
+    """Runs the functions of files on the cases of some seeds, in one process for all of them.
+
+    files: [(Exercise, its text as bytes, names of functions)]; limit: seconds for each function.
+    Returns for each file {name: Outcome}.
     """
-    room = tempfile.mkdtemp(prefix="course-")
-    atexit.register(shutil.rmtree, room, ignore_errors=True)
-    for chapter in CHAPTERS:
-        with open(os.path.join(ROOT, source_of(chapter)), encoding="utf-8") as f:
-            source = f.read()
-        if chapter == exercise.module and not in_handout():
-            said = f"this is exercise {exercise.number} itself: ours does not answer to yours"
-            instead = f'raise NotImplementedError("{said}")'
-            source = without_bodies(source, exercise.functions, instead)
-        path = os.path.join(room, source_of(chapter))
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(source)
-    away = shutil.ignore_patterns("__pycache__")
-    for folder in ("lib", "training"):
-        shutil.copytree(os.path.join(ROOT, folder), os.path.join(room, folder), ignore=away)
-    if in_handout():  # where the chapters' functions are compiled files, one for each
-        own = [f"{exercise.module}.{name}.pyc" for name in exercise.functions]
-        kept = shutil.ignore_patterns("__pycache__", "expected.pt", "ex*.py", *own)
-        shutil.copytree(BLANKS, os.path.join(room, os.path.basename(BLANKS)), ignore=kept)
-    compileall.compile_dir(room, quiet=2)
-    return room
+    with tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True) as folder:
+        tasks = []
+        for k, (exercise, text, names) in enumerate(files):
+            place = os.path.join(folder, str(k))
+            write_copy(place, exercise, text)
+            about = dict(copy=place, number=exercise.number, seeds=seeds, limit=limit)
+            tasks += [about | dict(file=k, function=name) for name in names]
+        plain = all(exercise.plain for exercise, _, _ in files)
+        imports = [] if plain else ["torch", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"]
+        whole = STARTING + limit * len(tasks)
+        job = json.dumps(dict(tasks=tasks, imports=imports, limit=whole)).encode()
+        with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as results:
+            start_and_wait(job, printed, results, folder, whole + 60)
+            return outcomes(files, results, printed)
 
 
-class Link(torch.autograd.Function):
-    """The results of a call as functions of its arguments: the process knows their gradients."""
-
-    @staticmethod
-    def forward(ctx, apart, graph, results, *args):
-        ctx.apart, ctx.graph = apart, graph
-        return tuple(results)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        message = {"backward": ctx.graph, "grads": [calls.encode(g) for g in grads]}
-        found = calls.decode(ctx.apart.ask(message)["value"])
-        return None, None, None, *found
-
-
-def started(args, method=None):
-    """(connection, process) of a process that serves calls; args: of calls.serve, after it."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-    if ROOT not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *paths])
-    # A server that imports torch once and forks for each check saves seconds per check.
-    method = method or ("forkserver" if hasattr(os, "fork") else "spawn")
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["course.calls"])
-    connection, theirs = context.Pipe()
-    process = context.Process(target=calls.serve, args=(theirs, *args), daemon=True)
-    process.start()
-    theirs.close()
-    return connection, process
-
-
-class Apart:
-    """A process for one function of a student's file; `function` calls it.
-
-    limit: seconds that the student's code may take, all calls together. `ended` becomes "hung" or
-    "died", with `said`. Raises Wrong for what goes wrong in the student's code, Broken for what
-    goes wrong in ours. method: of starting it, as multiprocessing calls it.
-    """
-
-    def __init__(self, exercise, name, path, limit, method=None):
-        self.limit = self.left = limit
-        self.ended, self.said, self.at = "", "", "reading the file"
-        self.models = []
-        self.scratch = tempfile.mkdtemp(prefix="course-")
-        inside = os.path.join(self.scratch, exercise.file)
-        shutil.copyfile(path, inside)
-        # Opened here first, so that it can be read whatever becomes of its name.
-        self.output = open(os.path.join(self.scratch, "output.txt"), "w+b")
-        self.function = self.function_called(name)
-        args = (room_for(exercise), self.scratch, inside, name, CHAPTERS, ROOT)
-        self.connection, self.process = started(args, method)
-
-    def close(self):
-        self.kill()
-        self.connection.close()
-        self.output.close()
-        self.process.join()
-        shutil.rmtree(self.scratch, ignore_errors=True)
-
-    def kill(self):
-        """Ends the process and all that it started."""
+def start_and_wait(job, printed, results, folder, seconds):
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1"}
+    program = os.path.join(ROOT, "course", "child.py")
+    with subprocess.Popen([sys.executable, "-I", "-X", "utf8", program], stdin=subprocess.PIPE,
+                          stdout=printed, stderr=results, cwd=folder, env=environ,
+                          start_new_session=True) as process:  # fmt: skip
         try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except (AttributeError, OSError):  # no process groups on this system, or it has ended
-            self.process.kill()
+            process.communicate(job, timeout=seconds)
+        except BaseException as e:
+            process.terminate()
+            if not isinstance(e, (subprocess.TimeoutExpired, BrokenPipeError)):
+                raise
 
-    @contextmanager
-    def watched(self):
-        """The student's time runs, and the process is killed when it is over: a message that never
-        comes, or of which half has come, or that is not taken off, is not waited for."""
-        began, watch = time.monotonic(), threading.Timer(max(0.0, self.left), self.kill)
-        watch.start()
+
+def outcomes(files, results, printed):
+    """Reads the lines of the child's results. What is no line of its own is the student's doing."""
+    made = [{name: Outcome() for name in names} for _, _, names in files]
+    other, started = [], False
+    results.seek(0)
+    for raw in results.read(MOST_RESULTS).split(b"\n"):
         try:
-            yield
-        finally:
-            watch.cancel()
-            self.left -= time.monotonic() - began
+            line = json.loads(raw)
+            started = started or "started" in line
+            outcome = made[line["file"]][line["function"]]
+            if "ended" in line:
+                outcome.ended, outcome.code = str(line["ended"]), line["code"]
+                outcome.printed = text_between(printed, *line["printed"])
+            elif "case" in line:
+                outcome.running = line["seed"], line["case"]
+                if "begins" not in line:
+                    outcome.cases[outcome.running] = line
+            else:
+                outcome.load = str(line.get("raised", ""))
+                outcome.fault = str(line.get("fault", ""))
+        except (ValueError, LookupError, TypeError, RecursionError):
+            other.append(raw)
+    if not started:
+        said = b" ".join(other)[-300:].decode("utf-8", "replace")
+        fault = f"the process of the check did not start: {said}"
+        return [{name: Outcome(fault=fault) for name in outcome} for outcome in made]
+    return made
 
-    def load(self):
-        """Waits for the process, and has it read the student's file."""
-        self.left = STARTING
-        first = self.receive()
-        if self.ended:  # no line of the student's has run yet
-            raise Broken(f"the process of the check did not start: {self.said.splitlines()[0]}")
-        self.judged(first)
-        self.left = self.limit
-        self.judged(self.receive())
 
-    def printed(self, most=2000):
-        """What the student's code printed, its beginning."""
-        self.output.seek(0)
-        text = self.output.read(most + 1).decode("utf-8", "replace")
-        return text if len(text) <= most else text[:most] + " …"
+def text_between(file, begins, ends, most=2000):
+    file.seek(int(begins))
+    text = file.read(max(0, min(int(ends) - int(begins), most + 1))).decode("utf-8", "replace")
+    return text if len(text) <= most else text[:most] + " …"
 
-    def receive(self):
-        """The next message. What is not of the agreed form is the student's doing."""
+
+@cache
+def wanted(exercise, seed):
+    """[(case, what it should give)]: what the reference gives, as values.py sends it."""
+    made = []
+    for case in cases_of(exercise, seed):
+        want = case.want
+        if not case.judge:
+            module = importlib.import_module(exercise.module)
+            function = getattr(module, case.name or exercise.functions[-1])
+            got = case.call(function, *copy.deepcopy(case.args))
+            want = values.from_json(values.to_json(got))
+        made.append((case, want))
+    return made
+
+
+def verdict(exercise, name, outcome, seed, limit):
+    """(status, message) of a function and the cases of a seed, up to the first that fails."""
+    if outcome.fault:
+        return "not checked", f"  the check itself failed, no fault of yours: {outcome.fault}"
+    if not outcome.ended:
+        return ended_early(outcome, "", limit)
+    if outcome.load:
+        return status_of(outcome.load), f"  {outcome.load}"
+    for i, (case, want) in enumerate(wanted(exercise, seed)):
+        if (case.name or exercise.functions[-1]) != name:
+            continue
+        line = outcome.cases.get((seed, i))
+        if line is None:
+            called = compare.as_text(case, name) if outcome.running == (seed, i) else ""
+            return ended_early(outcome, called, limit)
         try:
-            with self.watched():
-                raw = self.connection.recv_bytes(calls.MOST_BYTES)
-        except (EOFError, OSError):
-            return self.gone()
-        try:
-            message = json.loads(raw)
-            if isinstance(message, dict):
-                return message
-        except (ValueError, RecursionError):
-            pass
-        return self.end("died", "your code wrote into the connection of the check")
-
-    def gone(self):
-        """The process has ended, or closed its connection, or its time is over."""
-        if self.left <= 0:
-            usually = "a loop whose end never comes, or Python loops over what tensors do at once"
-            return self.end("hung", f"not done after {self.limit:g} seconds", usually)
-        self.process.join(5)
-        said = f"your code ended the whole process (exit code {self.process.exitcode})"
-        return self.end("died", said, "a call of exit, or no memory left")
-
-    def end(self, how, said, usually=""):
-        self.ended, self.said = how, f"{said}; it was at: {self.at}"
-        if usually:
-            self.said += f"\n  usually  {usually}"
-        return {}
-
-    def judged(self, message):
-        """The message, or Wrong for what the process says of the student's code."""
-        if self.ended:
-            raise Unfit(self.said)
-        if "broken" in message:
-            raise Broken(str(message["broken"])[:2000])
-        if "raised" in message:
-            kind = Unfit if message.get("unfit") is True else Wrong
-            raise kind(str(message["raised"])[:2000])
-        return message
-
-    def ask(self, message, callbacks=()):
-        """Sends a message and returns the response; answers the callbacks that come before it."""
-        if self.ended:
-            raise Unfit(self.said)
-        try:
-            while True:
-                with self.watched():
-                    self.connection.send_bytes(json.dumps(message).encode())
-                response = self.judged(self.receive())
-                if "callback" not in response:
-                    return response
-                called = callbacks[response["callback"]]
-                message = {"value": calls.encode(called(*map(calls.decode, response["args"])))}
-        except OSError:  # it takes no message off
-            self.gone()
-            raise Unfit(self.said) from None
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as e:
-            self.end("died", f"your code upset the connection of the check ({type(e).__name__})")
-            raise Unfit(self.said) from None
-
-    def function_called(self, name):
-        """What stands for the student's function."""
-
-        def call(*args, **kwargs):
-            given, models, generators, callbacks = [], [], [], []
-
-            def special(x):
-                if isinstance(x, torch.nn.Module):
-                    models.append(x)
-                    return {"of": self.hand_over(x)}
-                if isinstance(x, torch.Generator):
-                    generators.append(x)
-                    return {"generator": calls.encode(x.get_state())}
-                module = getattr(x, "__module__", "").split(".")[0]
-                if callable(x) and (module not in (*CHAPTERS, "lib") or "<" in x.__qualname__):
-                    callbacks.append(x)
-                    return {"callback": len(callbacks) - 1}
-                return calls.special_of(x)
-
-            message = {
-                "args": [calls.encode(x, special, given) for x in args],
-                "kwargs": {k: calls.encode(x, special, given) for k, x in kwargs.items()},
-                "grad": torch.is_grad_enabled(),
-            }
-            response = self.ask(message, callbacks)
-            try:
-                return self.returned(response, args, given, models, generators)
-            except (LookupError, TypeError, ValueError, RecursionError, RuntimeError) as e:
-                raise Unfit(f"  what came back is no value: {e}") from None
-
-        call.__name__ = name
-        return call
-
-    def hand_over(self, model):
-        """The number under which the process knows a model, which it is sent once."""
-        if model not in self.models:
-            weights = {name: calls.encode(x) for name, x in model.state_dict().items()}
-            self.ask({"model": weights, "config": json.loads(model.config.to_json_string())})
-            self.models.append(model)
-        return self.models.index(model)
-
-    def returned(self, response, args, given, models, generators):
-        """The value of a response; and all that the call did to its arguments is done to ours."""
-        for i, x in response["changed"].items():
-            take_over(args[int(i)], calls.decode(x))
-        for generator, state in zip(generators, response["generators"]):
-            generator.set_state(calls.decode(state))
-        for shape in response["read"] if models else []:
-            # so that what hangs on the embedding here hears what the other model was given
-            if math.prod(shape) > 1 << 20:
-                raise ValueError("a model that was given more tokens than there are")
-            models[0].get_input_embeddings()(torch.zeros(shape, dtype=torch.int64))
-        results = []
-        calls.decode(response["value"], with_grad=lambda x: results.append(x) or x)
-        if not results or not given or not torch.is_grad_enabled():
-            return calls.decode(response["value"])
-        linked = iter(Link.apply(self, response["graph"], results, *given))
-        return calls.decode(response["value"], with_grad=lambda x: next(linked))
+            if "got" in line:
+                line = line | {"got": values.from_json(json.dumps(line["got"]))}
+            compare.judge(case, name, line, want)
+        except compare.Wrong as e:
+            return status_of(line.get("raised")), str(e)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
+            return "wrong", f"  what came back cannot be read: {type(e).__name__}: {e}"[:300]
+    return "right", ""
 
 
-def take_over(old, new):
-    """Gives an argument the content that it has in the process after the call."""
-    if isinstance(old, torch.Tensor):
-        old.data = new.data
-    elif isinstance(old, list):
-        old[:] = new
-    elif isinstance(old, dict):
-        old.clear()
-        old.update(new)
+def status_of(raised):
+    return "to do" if str(raised or "").startswith("not written yet") else "wrong"
+
+
+def ended_early(outcome, called, limit):
+    called = f"  called   {called}\n" if called else ""
+    if outcome.ended == "hung":
+        return "hung", (f"{called}  not done after {limit:g} seconds\n  usually  a loop whose end"
+                        " never comes, or Python loops over what tensors do at once")  # fmt: skip
+    if outcome.ended == "crowd":
+        return "died", f"{called}  your code started too many processes"
+    said = f"exit code {outcome.code}" if outcome.ended else "and those of the check"
+    return "died", (f"{called}  your code ended its whole process ({said})\n  usually  a call of"
+                    " exit, or no memory left")  # fmt: skip
