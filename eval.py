@@ -213,9 +213,9 @@ def score(evaluation, name, records, first_look, constant):
     predictions.say_what_failed(results, records, out)
     predictions.write_object(os.path.join(out, "results.json"), results)
     if task == "grounding":
-        from tools.pictures import draw_evaluation
+        from evaluation.pictures import draw_predictions  # matplotlib takes a second to import
 
-        draw_evaluation(out, settings, records, results["metrics"])
+        draw_predictions(out, settings, records, results["metrics"])
     print(f"wrote {out}/\n")
     asked = (settings["look"], settings["data_name"], task)
     return controls.Scored(name, *asked, records, results["metrics"], constant)

@@ -1,6 +1,6 @@
 """grpo.py: the algorithm, Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300 §4.1).
 
-One step, with the numbers that the README uses too (grpo_step, at the end, is all of it):
+One step (grpo_step, at the end, is all of it), with the README's numbers:
 
     1. sample       a group of G completions for each of B prompts, from the policy as it is now
     2. reward       each completion (rewards.py)
@@ -13,10 +13,9 @@ PPO, the method before it, trains a second network to estimate how good an answe
 *should* be. Here the group's mean says it, and the KL stands in the loss, not in the reward.
 What later papers changed is in variants.py, a row each.
 
-Of model.py, the chapter before, this is needed: `prefill` reads the prompts and returns logits
-(B, V), a cache of keys and values, and the next positions; `decode_step` adds one token to every
-completion; `group_logprobs` scores a group. `fast_decoding` makes decode_step fast and changes no
-number (lib/decoding.py; skip it at first).
+Of model.py: `prefill` reads the prompts and returns logits (B, V), a cache of keys and values, and
+the next positions; `decode_step` adds one token to every completion; `group_logprobs` scores a
+group. `fast_decoding` makes decode_step fast and changes no number (skip it at first).
 
 Letters: B prompts, G group size, C completion tokens (padded), V vocabulary.
 
@@ -24,7 +23,7 @@ Letters: B prompts, G group size, C completion tokens (padded), V vocabulary.
     python -m doctest grpo.py -v    # runs the examples in the docstrings
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import lib  # noqa: F401  before torch: how its CPU threads wait
 
@@ -43,16 +42,9 @@ from variants import KLS, VARIANTS
 
 @torch.no_grad()
 def sample_groups(
-    model,
-    prompts,
-    features,
-    group_size,
-    max_new_tokens,
-    stop_ids,
-    generators=None,
-    on_token=None,
-    begun=None,
-):
+    model, prompts, features, group_size, max_new_tokens, stop_ids,
+    generators=None, on_token=None, begun=None,
+):  # fmt: skip
     """Samples a group of completions for each prompt, at temperature 1, from the full distribution.
 
     No top-k, no top-p: the log-probs that training computes are those of the full distribution, and
@@ -66,9 +58,8 @@ def sample_groups(
     Returns: completions (B, G, C) int64, padded with stop_ids[0]; mask (B, G, C) bool, True up to
              and including the stop token: it is sampled and trained like any other, or the policy
              would never learn when to stop; log-probs (B, G, C) float32 as sampled, 0 outside the
-             mask: they are for a check, grpo_step computes logp_old anew.
-             C <= max_new_tokens is the length of the longest. A completion that ran into
-             max_new_tokens has no stop token.
+             mask: they are for a check, grpo_step computes logp_old anew. C is the length of the
+             longest. A completion that ran into max_new_tokens has no stop token.
     """
     logits, cache, position = begun or prefill(model, prompts, features)
     B, G, C, device = len(prompts), group_size, max_new_tokens, logits.device
@@ -104,8 +95,7 @@ def sample_groups(
 
 
 def completion_mask(tokens, stop):
-    """Which tokens belong to their completion: all up to the first stop token, and the stop token
-    itself.
+    """Which tokens belong to their completion: all up to and including the first stop token.
 
     Args:    tokens (…, C); stop (n,): the ids of which each ends a completion.
     Returns: (…, C) bool. A completion without a stop token ran out of room: all of it is its own.
@@ -120,12 +110,10 @@ def completion_mask(tokens, stop):
 
 def draw(logp, chance):
     """One token per row by inverse transform: the first whose cumulative probability exceeds the
-    row's chance.
+    row's chance. Summed in float64: over 152,064 tokens float32 would be off by more than a rare
+    token's probability.
 
     Args:    logp (n, V); chance (n,) float64 in [0, 1). Returns (n,).
-
-    Summed in float64: over 152,064 tokens float32 would be off by more than a rare token's
-    probability.
 
     >>> logp = torch.tensor([[0.5, 0.0, 0.5]] * 3).log()
     >>> draw(logp, torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
@@ -136,10 +124,10 @@ def draw(logp, chance):
 
 
 def completion_texts(completions, mask, tokenizer, stop_ids):
-    """Sampled tokens to text, without the stop token that ended each.
+    """Sampled tokens (G, C) to G texts, without the stop token that ended each.
 
-    Args: completions (G, C), mask (G, C). Other special tokens stay visible: a completion that says
-    <|im_start|> in the middle is not well-formed, and must not look as if it were.
+    Other special tokens stay visible: a completion that says <|im_start|> in the middle is not
+    well-formed, and must not look as if it were.
     """
     texts = []
     for ids, length in zip(completions.tolist(), mask.sum(dim=1).tolist()):
@@ -156,8 +144,7 @@ def completion_texts(completions, mask, tokenizer, stop_ids):
 def group_advantages(rewards, divide_by_std=True):
     """A_i = (r_i − mean(r)) / (std(r) + 1e-4), within each group (DeepSeekMath §4.1.2).
 
-    Args:    rewards (…, G); divide_by_std: False is Dr. GRPO's version (arXiv 2503.20783), which
-             does not blow up the differences of groups that are nearly all right or all wrong.
+    Args:    rewards (…, G); divide_by_std: variants.py has some that do not.
     Returns: advantages (…, G). Their mean is 0; a group of equal rewards gives exactly 0: it
              teaches nothing.
 
@@ -218,25 +205,16 @@ def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
     >>> token_weights(mask, "dapo", 4, 2, 5).sum().item()
     1.0
     """
-    mask, variant = mask.float(), VARIANTS[loss]
-    if variant.weights:
-        return variant.weights(mask, max_new_tokens, n_completions, n_tokens)
+    mask = mask.float()
+    if weights := VARIANTS[loss].weights:
+        return weights(mask, max_new_tokens, n_completions, n_tokens)
     return mask / (mask.sum(dim=-1, keepdim=True) * n_completions)
 
 
 def policy_loss(
-    logp,
-    logp_old,
-    logp_ref,
-    advantages,
-    mask,
-    weights,
-    clip_low,
-    clip_high,
-    beta,
-    loss="grpo",
-    estimator="k3",
-):
+    logp, logp_old, logp_ref, advantages, mask, weights,
+    clip_low, clip_high, beta, loss="grpo", estimator="k3",
+):  # fmt: skip
     """The clipped objective with its KL penalty, as a loss to minimise.
 
         ρ    = exp(logp − logp_old)
@@ -284,8 +262,6 @@ def policy_loss(
 # ------------------------------------------------------------------------------------------------
 # One whole step
 # ------------------------------------------------------------------------------------------------
-# The policy is a model with three methods: policy.features is encode_videos of model.py, and
-# policy.sample and policy.logprobs are sample_groups, above, and logprobs, below.
 
 
 @dataclass
@@ -308,39 +284,32 @@ class Group:
     logp_old: torch.Tensor = None  # by the scorer, before the first update, as entropy and kl
     entropy: torch.Tensor = None  # in nats
     kl: torch.Tensor = None
+    loss: float = 0.0  # its share of the step's, summed over the updates
     clipped: int = 0  # tokens whose gradient the clip stopped; 0 in the first update: ρ = 1
-
-
-@dataclass
-class Step:
-    """A step's Groups, its losses as they were computed, and the norm of its last gradient."""
-
-    groups: list
-    losses: list = field(default_factory=list)
-    grad_norm: float = 0.0
 
 
 def grpo_step(policy, reference, batch, settings, update_weights, total):
     """One step of GRPO on this process's prompts.
 
-    Args:    reference: `with reference() as frozen` gives the reference policy; batch: a
-             data.Batch; settings: train.py's; update_weights: takes the optimizer's step on the
-             gradients that have added up, clears them, and returns their norm; total: a number →
-             its sum over all processes.
+    Args:    policy: a model with methods features (encode_videos), sample (sample_groups) and
+             logprobs (below); reference: `with reference() as frozen` gives the reference policy;
+             batch: a data.Batch; settings: train.py's; update_weights: takes the optimizer's step
+             on the gradients that have added up, clears them, and returns their norm; total: a
+             number → its sum over all processes.
+    Returns: its Groups, and the norm of its last gradient.
     """
-    s, step = settings, Step(sampled_groups(policy, batch, settings))  # 1. sample
-    for g in step.groups:
+    s, groups = settings, sampled_groups(policy, batch, settings)  # 1. sample
+    for g in groups:
         g.scores = [score(g.example.task, t, g.example.answer, s.think) for t in g.texts]
         rewards = [sum(scores.values()) for scores in g.scores]
         g.rewards = torch.tensor(rewards, device=g.mask.device)  # 2. reward
-    compare(step.groups, s, total)  # 3. advantage
+    compare(groups, s, total)  # 3. advantage
     if s.beta > 0:
-        with torch.no_grad(), reference() as frozen:
-            for g in step.groups:
-                g.logp_ref, _ = frozen.logprobs(g)  # 4. log-probs
+        with reference() as frozen:
+            score_by_reference(frozen, groups)  # 4. log-probs
     for update in range(s.updates_per_rollout):
-        for g in step.groups:
-            logp, entropy = policy.logprobs(g)
+        for g in groups:
+            logp, entropy = policy.logprobs(g, g.features)
             if update == 0:  # the policy is still the one that sampled
                 g.logp_old, g.entropy = logp.detach(), entropy
             tensors = (logp, g.logp_old, g.logp_ref, g.advantages, g.mask, g.weights)
@@ -349,9 +318,9 @@ def grpo_step(policy, reference, batch, settings, update_weights, total):
             loss.backward()  # 5. loss: gradients of the groups add up
             g.kl = per_token["kl"] if update == 0 else g.kl
             g.clipped += int(per_token["clipped"].sum())
-            step.losses.append(loss.item())
-        step.grad_norm = update_weights()
-    return step
+            g.loss += loss.item()
+        grad_norm = update_weights()
+    return groups, grad_norm
 
 
 def sampled_groups(policy, batch, settings):
@@ -361,15 +330,13 @@ def sampled_groups(policy, batch, settings):
         features = policy.features(prompts)
     how = (settings.group_size, settings.max_new_tokens, stop_ids, batch.generators)
     sampled, groups = policy.sample(prompts, features, *how), []
-    for example, prompt, seen, *tensors in zip(batch.examples, prompts, features, *sampled):
-        longest = int(tensors[1].any(dim=0).sum())
-        ids, mask, logp = (x[:, :longest] for x in tensors)
+    for example, prompt, seen, ids, mask, logp in zip(batch.examples, prompts, features, *sampled):
+        longest = int(mask.any(dim=0).sum())
+        ids, mask, logp = (x[:, :longest] for x in (ids, mask, logp))
         texts = completion_texts(ids, mask, batch.tokenizer, stop_ids)
         finished = torch.isin(ids, torch.tensor(stop_ids).to(ids)).any(dim=1)
-        group = Group(example, prompt, texts, ids, mask, logp, finished)
-        if not settings.train_vision:
-            group.features = seen
-        groups.append(group)
+        seen = None if settings.train_vision else seen
+        groups.append(Group(example, prompt, texts, ids, mask, logp, finished, seen))
     return groups
 
 
@@ -394,10 +361,19 @@ def compare(groups, settings, total):
         g.weights = token_weights(g.mask, settings.loss, *numbers) * keep(g)
 
 
-def logprobs(model, group):
-    """Log-probs of a group's tokens, with gradient, and entropies, both (G, C): as group_logprobs.
-    Where the vision tower is trained, it runs here each time."""
-    features = group.features
+@torch.no_grad()
+def score_by_reference(frozen, groups):
+    """4., without gradient: so a vision tower that is trained runs once over all videos."""
+    seen = [g.features for g in groups]
+    if seen[0] is None:
+        seen = frozen.features([g.prompt for g in groups])
+    for g, features in zip(groups, seen):
+        g.logp_ref, _ = frozen.logprobs(g, features)
+
+
+def logprobs(model, group, features=None):
+    """group_logprobs of a Group. Where features of its video are not at hand, because the vision
+    tower is trained, the tower runs here, with gradient."""
     if features is None:
         (features,) = encode_videos(model, [group.prompt])
     return group_logprobs(model, group.prompt, features, group.completions)

@@ -23,7 +23,6 @@ training/checkpoint.py. For models that do not fit: --lora, --recompute, --shard
 rooms lib/ and training/, and --plan, which says what fits.
 """
 
-from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
@@ -33,8 +32,7 @@ import lib  # noqa: F401  before torch: how its CPU threads wait
 import torch
 
 from data import VideoBudget
-from grpo import grpo_step
-from lib.errors import BadInput, run_program
+from lib.errors import run_program
 from lib.files import locks_released
 from lib.identity import fingerprint, hash_of_examples, shown_name
 from lib.processes import add_up, on_each, rank, start_processes, world
@@ -42,44 +40,10 @@ from lib.weights import room_for_prompt
 from tasks import ideal_answer
 from training.loader import Loader, training_examples
 from training.log import Outcome, outcome_of
-from training.optimizer import MasterAdamW
+from training.optimizer import MasterAdamW, learning_rate
 from training.policy import load_models
-from training.run import STOP, Clock, Run, stop_on_signals
+from training.run import STOP, Clock, Run, stop_on_signals, timed_grpo_step
 from training.settings import check_processes, parse_args
-
-# ------------------------------------------------------------------------------------------------
-# A step of GRPO, timed; and of SFT, to compare
-# ------------------------------------------------------------------------------------------------
-
-
-def timed_grpo_step(policy, reference, batch, settings, update_weights, total, clock):
-    """grpo_step, and the seconds of its phases. Each ends where something returns that the step was
-    given: sampling with policy.sample, rewards and advantages with the sums over processes, …"""
-
-    def ending(phase, function):
-        def timed(*args):
-            result = function(*args)
-            clock(phase)
-            return result
-
-        return timed
-
-    @contextmanager
-    def timed_reference():
-        with reference() as frozen:
-            yield frozen
-        clock("reference")
-
-    sample = policy.sample
-    policy.sample = ending("sample", sample)
-    given = (ending("update", update_weights), ending("reward", total))
-    try:
-        return grpo_step(policy, timed_reference, batch, settings, *given)
-    except BadInput as error:  # of a rule, and no other process knows about it
-        error.process = rank()
-        raise
-    finally:
-        policy.sample = sample
 
 
 def sft_step(policy, batch, settings, update_weights, clock):
@@ -93,29 +57,16 @@ def sft_step(policy, batch, settings, update_weights, clock):
     sums = {"loss": 0.0, "tokens": 0, "prompt_tokens": sum(len(p.ids) for p in batch.prompts)}
     end = policy.generation_config.eos_token_id[0]
     for example, prompt in zip(batch.examples, batch.prompts):
-        target = torch.tensor([
-            batch.tokenizer(ideal_answer(example))["input_ids"] + [end]
-        ])  # (1, C)
-        logp, _ = policy.logprobs(SimpleNamespace(prompt=prompt, completions=target, features=None))
+        ids = batch.tokenizer(ideal_answer(example))["input_ids"] + [end]
+        target = SimpleNamespace(prompt=prompt, completions=torch.tensor([ids]))  # (1, C)
+        logp, _ = policy.logprobs(target)
         loss = -logp.mean() / settings.prompts_per_step
         loss.backward()
         sums["loss"] += loss.item()
-        sums["tokens"] += target.numel()
+        sums["tokens"] += len(ids)
     grad_norm = update_weights()
     clock("update")
     return Outcome(sums, grad_norm)
-
-
-# ------------------------------------------------------------------------------------------------
-# The run
-# ------------------------------------------------------------------------------------------------
-
-
-def learning_rate(step, steps, peak):
-    """Up to the peak in 5 steps, at most in a tenth of them, then straight down to a tenth of it.
-    step: counted from 0."""
-    warm_up = max(1, min(5, steps // 10))
-    return peak * min((step + 1) / warm_up, 1 - 0.9 * (step + 1 - warm_up) / steps)
 
 
 def stand_in(name):
@@ -162,7 +113,7 @@ def train(settings):
             update_weights = partial(optimizer.step, lr, settings.grad_clip, world())
             if settings.method == "grpo":
                 how = (settings, update_weights, total, clock)
-                outcome = outcome_of(timed_grpo_step(policy, reference, batch, *how), settings)
+                outcome = outcome_of(*timed_grpo_step(policy, reference, batch, *how), settings)
             else:
                 outcome = sft_step(policy, batch, settings, update_weights, clock)
             run.log(step, batch, outcome, lr, clock)

@@ -52,10 +52,8 @@ def generators():
 def sample(model, prompts, greedy=False):
     with torch.no_grad():
         features = encode_videos(model, prompts)
-    stops = model.generation_config.eos_token_id
-    return grpo.sample_groups(
-        model, prompts, features, 4, 24, stops, None if greedy else generators()
-    )
+    how = (4, 24, model.generation_config.eos_token_id, None if greedy else generators())
+    return grpo.sample_groups(model, prompts, features, *how)
 
 
 def on_cpu(x):
@@ -67,11 +65,15 @@ def on_cpu(x):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
-def test_recorded_sampling_gives_the_cpus_tokens(dtype, greedy, batch, gpu):
-    model = load(BASE, dtype=dtype)[0]
+def test_recorded_sampling_gives_the_cpus_tokens(dtype, greedy, batch, gpu, monkeypatch):
+    model, plain, graph = load(BASE, dtype=dtype)[0], grpo.decode_step, torch.cuda.CUDAGraph
     tokens, mask, logp = sample(model, batch[1], greedy)
-    model.to("gpu")
-    on_gpu = [on_cpu(x) for x in sample(model, batch[1], greedy)]
+    steps, replays, replay = [], [], graph.replay
+    monkeypatch.setattr(grpo, "decode_step", lambda *a: (steps.append(1), plain(*a))[1])
+    monkeypatch.setattr(graph, "replay", lambda self: (replays.append(1), replay(self))[1])
+    on_gpu = [on_cpu(x) for x in sample(model.to("gpu"), batch[1], greedy)]
+    # One decode_step in earnest, and two for practice; all others are replays.
+    assert len(steps) == 3 and len(replays) >= on_gpu[0].shape[2] - 1
     n = min(tokens.shape[2], on_gpu[0].shape[2])
     tokens, mask, logp = (x[..., :n] for x in (tokens, mask, logp))
     same = (tokens == on_gpu[0][..., :n]).cumprod(dim=2).bool()  # up to where they part
@@ -82,22 +84,7 @@ def test_recorded_sampling_gives_the_cpus_tokens(dtype, greedy, batch, gpu):
     assert (logp - on_gpu[2][..., :n])[same & mask].abs().mean() < MEAN_GAP[dtype]
 
 
-def test_the_recorded_step_is_replayed(batch, gpu, monkeypatch):
-    """One decode_step in earnest per rollout, and two for practice; all others are replays."""
-    steps, replays = [], []
-    plain = grpo.decode_step
-    monkeypatch.setattr(grpo, "decode_step", lambda *a: (steps.append(1), plain(*a))[1])
-    graph = torch.cuda.CUDAGraph
-    replay = graph.replay
-    monkeypatch.setattr(graph, "replay", lambda self: (replays.append(1), replay(self))[1])
-    model = load(BASE)[0].to("gpu")
-    tokens, *_ = sample(model, batch[1])
-    assert len(steps) == 3 and len(replays) >= tokens.shape[2] - 1
-
-
-def test_where_nothing_can_be_recorded_sampling_goes_on_and_says_why(
-    batch, gpu, monkeypatch, capsys
-):
+def test_without_a_recording_sampling_goes_on_and_says_why(batch, gpu, monkeypatch, capsys):
     model = load(BASE)[0]
     expected = sample(model, batch[1])[0]
 
@@ -140,17 +127,13 @@ def mask_left_on_the_host(tokens, n_tokens, vocabulary, device):
     return torch.zeros(vocabulary).index_fill_(0, torch.tensor(tokens), float("-inf"))
 
 
-@pytest.mark.parametrize(
-    "where, name, fault, says",
-    [
-        (grpo, "decode_step", host_positions, "two devices"),
-        (grpo, "decode_step", asks_for_a_number, "capturing: aten._local_scalar_dense"),
-        (grpo, "decode_step", indexes_by_a_mask, "capturing: aten.index.Tensor by a mask"),
-        (model_module, "never_sampled", number_written_on_the_device, "capturing: aten.copy_"),
-        (model_module, "never_sampled", mask_left_on_the_host, "two devices"),
-    ],
-    ids=lambda x: x.__name__ if callable(x) else "",
-)
+@pytest.mark.parametrize("where, name, fault, says", [
+    (grpo, "decode_step", host_positions, "two devices"),
+    (grpo, "decode_step", asks_for_a_number, "capturing: aten._local_scalar_dense"),
+    (grpo, "decode_step", indexes_by_a_mask, "capturing: aten.index.Tensor by a mask"),
+    (model_module, "never_sampled", number_written_on_the_device, "capturing: aten.copy_"),
+    (model_module, "never_sampled", mask_left_on_the_host, "two devices"),
+], ids=lambda x: x.__name__ if callable(x) else "")  # fmt: skip
 def test_a_planted_fault_is_noticed(where, name, fault, says, batch, gpu, monkeypatch):
     model = load(BASE)[0].to("gpu")
     monkeypatch.setattr(where, name, fault)
@@ -207,12 +190,8 @@ def one_step(device, dtype, flags, batch):
     Returns {parameter: its float32 value after it}, gradient norm, texts, gaps. In bfloat16, where
     a draw may fall between two roundings, a second step gets the first one's completions.
     """
-    args = train.parse_args([
-        *SMALL,
-        *("--device", "cpu"),
-        *("--dtype", str(dtype).removeprefix("torch.")),
-        *flags,
-    ])
+    computed = ["--device", "cpu", "--dtype", str(dtype).removeprefix("torch.")]
+    args = train.parse_args([*SMALL, *computed, *flags])
     policy, tokenizer, reference = load_models(args, "cpu")
     with reference() as fixed:
         for model in filter(None, (policy, fixed)):
@@ -220,18 +199,13 @@ def one_step(device, dtype, flags, batch):
     optimizer = MasterAdamW(policy, args.lr, args.offload)
     before = {n: on_cpu(p).float().clone() for n, p in policy.named_parameters() if p.requires_grad}
     share = data.Batch(*batch, generators(), tokenizer)
-    texts, gaps = [], None
-
-    def update_weights():
-        return optimizer.step(args.lr, args.grad_clip, 1)
-
+    texts, gaps, update_weights = [], None, lambda: optimizer.step(args.lr, args.grad_clip, 1)
     if args.method == "sft":
         norm = train.sft_step(policy, share, args, update_weights, Clock("cpu")).grad_norm
     else:
-        step = grpo.grpo_step(policy, reference, share, args, update_weights, float)
-        norm, gaps = step.grad_norm, sampler_gaps(step)
-        texts = [text for group in step.groups for text in group.texts]
-        token_records(policy, tokenizer, step.groups[0])
+        groups, norm = grpo.grpo_step(policy, reference, share, args, update_weights, float)
+        gaps, texts = sampler_gaps(groups), [text for group in groups for text in group.texts]
+        token_records(policy, tokenizer, groups[0])
     masters = {n: on_cpu(m).float() for n, m in optimizer.masters.items()}
     return {n: masters[n] - before[n] for n in masters}, norm, texts, gaps
 
@@ -253,14 +227,12 @@ def test_a_whole_step_is_the_cpus(variant, dtype, batch, monkeypatch):
     steps = [one_step("cpu", dtype, VARIANTS[variant], batch)]
     with installed(monkeypatch):
         steps.append(one_step("gpu", dtype, VARIANTS[variant], batch))
-    changes, norms, texts = [], [], []
-    for change, norm, said, gaps in steps:
+    for change, norm, _, gaps in steps:
         assert norm > 0 and all(torch.isfinite(c).all() for c in change.values())
         if gaps is not None:
             check_sampler(on_cpu(gaps), dtype)
-        changes.append(torch.cat([c.flatten() for c in change.values()]))
-        norms.append(norm)
-        texts.append(said)
+    changed, norms, texts, _ = zip(*steps)
+    changes = [torch.cat([c.flatten() for c in change.values()]) for change in changed]
     assert texts[0] == texts[1]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4 if dtype == torch.float32 else 0.05)
     apart = (changes[0] - changes[1]).norm() / changes[0].norm()
@@ -278,9 +250,8 @@ def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
     kept = {k: t.clone() for k, t in optimizer.tensors().items()}
     again = MasterAdamW(load(BASE)[0].to("gpu"), 1e-3, offload=True)
     again.load_tensors(kept.__getitem__)
-    assert all(
-        torch.equal(kept[k], t) and t.device.type == "cpu" for k, t in again.tensors().items()
-    )
+    for k, t in again.tensors().items():
+        assert torch.equal(kept[k], t) and t.device.type == "cpu"
     name = next(iter(policy.state_dict()))
     assert torch.equal(on_cpu(again.parameters[name]), on_cpu(optimizer.parameters[name]))
 
@@ -292,9 +263,8 @@ def test_an_evaluations_batch(batch, charades, gpu):
     said = []
     for device in ("cpu", "gpu"):
         model, tokenizer = load(BASE)
-        asked = SimpleNamespace(
-            model=model.to(device), tokenizer=tokenizer, settings=settings, decoder=reader
-        )
+        given = {"tokenizer": tokenizer, "settings": settings, "decoder": reader}
+        asked = SimpleNamespace(model=model.to(device), **given)
         batches = [[[e] for e in examples[:2]], [examples[2:]]]
         read = [evaluation.read_clips(asked, batch, TOY_BUDGET) for batch in batches]
         records = [r for batch in read for r in evaluation.answer_batch(asked, batch)]
@@ -308,9 +278,8 @@ def test_an_evaluations_batch(batch, charades, gpu):
 def gaps_of(dtype, charades):
     """(n,) differences of the log-probs of 48 completions of the toy base, sampled and scored."""
     model, tokenizer = load(BASE, dtype=dtype)
-    prompts = [
-        load_prompt(e, TOY_BUDGET, tokenizer) for e in read_dataset("charades", "test", charades)
-    ]
+    examples = read_dataset("charades", "test", charades)
+    prompts = [load_prompt(e, TOY_BUDGET, tokenizer) for e in examples]
     with torch.no_grad():
         features = encode_videos(model, prompts)
         seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
@@ -324,9 +293,8 @@ def gaps_of(dtype, charades):
 def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatch):
     check_sampler(gaps_of(dtype, charades), dtype)
     plain = grpo.decode_step
-    monkeypatch.setattr(
-        grpo, "decode_step", lambda m, cache, tokens, at: plain(m, cache, tokens, at + 1)
-    )
+    shifted = lambda m, cache, tokens, at: plain(m, cache, tokens, at + 1)
+    monkeypatch.setattr(grpo, "decode_step", shifted)
     with pytest.raises(BadInput, match="positions, masks or weights disagree"):
         check_sampler(gaps_of(dtype, charades), dtype)
 
@@ -335,20 +303,11 @@ def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatc
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 def test_sharded_in_bfloat16(method, charades, tmp_path):
     """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree."""
-    flags = [
-        "--method",
-        method,
-        *"--shard --dtype bfloat16 --prompts-per-step 2 --group-size 4".split(),
-    ]
-    flags += [
-        *"--max-new-tokens 32 --steps 1 --quiet".split(),
-        *("--data", charades),
-        *("--out", tmp_path / "run"),
-    ]
+    flags = "--shard --dtype bfloat16 --prompts-per-step 2 --group-size 4 --max-new-tokens 32 "
+    flags += f"--steps 1 --quiet --method {method} --data {charades}"
     launcher = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
-    done = subprocess.run(
-        [*launcher, "train.py", *map(str, flags)], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [*launcher, "train.py", *flags.split(), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert ("(one forward) differ by" in done.stderr + done.stdout) == (method == "grpo")
     with open(tmp_path / "run" / "metrics.jsonl", encoding="utf-8") as f:

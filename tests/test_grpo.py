@@ -3,6 +3,8 @@
 import doctest
 import math
 from dataclasses import replace
+from functools import partial
+from statistics import mean, stdev
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,11 +20,17 @@ from grpo import group_advantages, kl_k3, policy_loss, sample_groups, token_weig
 from lib.errors import BadInput
 from model import encode_videos, group_logprobs, prefill
 from toy.base import TOY_BUDGET
-from train import learning_rate
 from training.log import step_sums
-from training.optimizer import MasterAdamW
+from training.optimizer import MasterAdamW, learning_rate
 from training.settings import parse_args
 from variants import KLS, VARIANTS
+
+tensor = partial(torch.tensor, dtype=torch.float64)
+
+
+def rows_of(*lengths):
+    """A mask (G, C) of completions of these lengths."""
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
 def loss_of(logp, logp_old, A, mask, logp_ref=None, beta=0.0, kind="grpo", clip=(0.2, 0.2)):
@@ -34,13 +42,9 @@ def loss_of(logp, logp_old, A, mask, logp_ref=None, beta=0.0, kind="grpo", clip=
 
 
 def test_advantages_by_hand():
-    r = torch.tensor([[2.0, 1.0, 0.0], [0.5, 0.5, 0.5]]).double()
-    # Sample std of 2, 1, 0 is 1, not 0.8165
-    assert group_advantages(r)[0].tolist() == pytest.approx([
-        1 / 1.0001,
-        0,
-        -1 / 1.0001,
-    ])
+    r = tensor([[2.0, 1.0, 0.0], [0.5, 0.5, 0.5]])
+    std = 1.0001  # the sample std of 2, 1, 0 is 1, not 0.8165
+    assert group_advantages(r)[0].tolist() == pytest.approx([1 / std, 0, -1 / std])
     assert group_advantages(r)[1].tolist() == [0, 0, 0]
     assert group_advantages(r, divide_by_std=False)[0].tolist() == [1, 0, -1]
 
@@ -58,7 +62,7 @@ def test_equal_rewards_have_no_advantage_whatever_they_are_and_however_many(base
         for G in (2, 3, 7, 8, 16):
             equal = r[:, None].repeat(1, G)
             assert not group_advantages(equal).any() and not group_advantages(equal, False).any()
-    texts = [["<answer>2.0 to 5.0</answer>"] * 8, ["<answer>3.0 to 4.3</answer>"] * 8]
+    texts = [[WRONG[0]] * 8, ["<answer>3.0 to 4.3</answer>"] * 8]
     for kind in VARIANTS:
         assert not any(g.advantages.any() for g in groups_of(base, texts, loss=kind)), kind
 
@@ -114,116 +118,76 @@ def test_what_each_kl_pulls_towards(logits, k3_pulls):
 # Loss ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("A, ratio, gradient_flows", [
+@pytest.mark.parametrize("A, ratio, gradient_flows, clip_high", [
     # good: followed up to 1.2, always corrected from below
-    (1.0, 1.0, True), (1.0, 1.3, False), (1.0, 0.7, True),
+    (1.0, 1.0, True, 0.2), (1.0, 1.3, False, 0.2), (1.0, 0.7, True, 0.2),
     # bad: the other way round
-    (-1.0, 1.0, True), (-1.0, 0.7, False), (-1.0, 1.3, True),
+    (-1.0, 1.0, True, 0.2), (-1.0, 0.7, False, 0.2), (-1.0, 1.3, True, 0.2),
+    # --clip-high moves the upper side alone
+    (1.0, 1.25, True, 0.28), (1.0, 1.29, False, 0.28), (-1.0, 0.75, False, 0.28),
 ])  # fmt: skip
-def test_all_six_sides_of_the_clip(A, ratio, gradient_flows):
-    logp = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
-    one = torch.ones(1, 1, dtype=torch.bool)
-    loss, per_token = loss_of(logp, torch.zeros(1, 1).double(), torch.tensor([A]).double(), one)
+def test_all_sides_of_the_clip(A, ratio, gradient_flows, clip_high):
+    logp = tensor([[math.log(ratio)]]).requires_grad_()
+    given = (tensor([[0.0]]), tensor([A]), rows_of(1))
+    loss, per_token = loss_of(logp, *given, clip=(0.2, clip_high))
     loss.backward()
-    assert loss.item() == pytest.approx(-min(ratio * A, min(max(ratio, 0.8), 1.2) * A))
+    assert loss.item() == pytest.approx(-min(ratio * A, min(max(ratio, 0.8), 1 + clip_high) * A))
     # d(−ρA)/d logp = −ρA.
     assert logp.grad.item() == pytest.approx(-ratio * A if gradient_flows else 0.0)
     assert per_token["clipped"].item() is not gradient_flows
 
 
-def test_clip_high_moves_only_the_upper_side():
-    for ratio, clipped in ((1.25, False), (1.29, True), (0.75, False)):
-        _, per_token = loss_of(
-            torch.tensor([[math.log(ratio)]]),
-            torch.zeros(1, 1),
-            torch.ones(1),
-            torch.ones(1, 1).bool(),
-            clip=(0.2, 0.28),
-        )
-        assert per_token["clipped"].item() is clipped
-
-
 def test_loss_by_hand_with_unequal_lengths_and_kl():
-    logp = torch.tensor([[-1.0, -2.0, -3.0], [-1.5, 9.0, 9.0]]).double()  # the 9s are padding
-    old, ref = (
-        torch.tensor([[-1.1, -2.0, -2.9], [-1.5, 0, 0]]).double(),
-        torch.tensor([[-1.0, -2.5, -3.0], [-1.0, 0, 0]]).double(),
-    )
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
-    A, beta = torch.tensor([0.7, -0.7]).double(), 0.04
-    per_completion = []
+    logp = tensor([[-1.0, -2.0, -3.0], [-1.5, 9.0, 9.0]])  # the 9s are padding
+    old, ref = tensor([[-1.1, -2.0, -2.9], [-1.5, 0, 0]]), tensor([[-1.0, -2.5, -3], [-1.0, 0, 0]])
+    A, beta, means = [0.7, -0.7], 0.04, []
     for i, n in ((0, 3), (1, 1)):
-        total = 0.0
+        terms = []
         for t in range(n):
-            rho = math.exp(logp[i, t] - old[i, t])
-            delta = ref[i, t].item() - logp[i, t].item()
-            total += min(rho * A[i].item(), min(max(rho, 0.8), 1.2) * A[i].item()) - beta * (
-                math.exp(delta) - delta - 1
-            )
-        per_completion.append(total / n)
-    loss, _ = loss_of(logp, old, A, mask, ref, beta)
-    assert loss.item() == pytest.approx(-sum(per_completion) / 2, rel=1e-4)
+            rho, delta = math.exp(logp[i, t] - old[i, t]), float(ref[i, t] - logp[i, t])
+            kl = math.exp(delta) - delta - 1
+            terms.append(min(rho * A[i], min(max(rho, 0.8), 1.2) * A[i]) - beta * kl)
+        means.append(mean(terms))
+    loss, _ = loss_of(logp, old, tensor(A), rows_of(3, 1), ref, beta)
+    assert loss.item() == pytest.approx(-mean(means), rel=1e-4)
 
 
 def test_gradient_agrees_with_finite_differences():
     torch.manual_seed(0)
     logp = (-torch.rand(3, 4).double() * 2).requires_grad_()
     old, ref = logp.detach() + 0.1 * torch.randn(3, 4).double(), -torch.rand(3, 4).double()
-    mask = torch.arange(4) < torch.tensor([4, 2, 1])[:, None]
-    A = torch.tensor([1.0, -0.4, -0.6]).double()
-    for kind in set(grpo.LOSSES) - {"cispo"}:  # its clipped ratio is a constant to autograd alone
-        assert torch.autograd.gradcheck(
-            lambda x, kind=kind: loss_of(x, old, A, mask, ref, 0.04, kind)[0], (logp,)
-        )
-
-
-def test_first_update_has_loss_zero_and_the_policy_gradient():
-    logp = torch.randn(4, 5).double().requires_grad_()
-    mask = torch.ones(4, 5).bool()
-    A = group_advantages(torch.tensor([1.0, 0.0, 0.3, 0.9]).double())
-    loss, _ = loss_of(logp, logp.detach(), A, mask)
-    loss.backward()
-    assert abs(loss.item()) < 1e-12
-    assert torch.allclose(logp.grad, -A[:, None].expand(4, 5) / 20)
+    A, mask = tensor([1.0, -0.4, -0.6]), rows_of(4, 2, 1)
+    for kind in set(VARIANTS) - {"cispo"}:  # its clipped ratio is a constant to autograd alone
+        loss = lambda x, kind=kind: loss_of(x, old, A, mask, ref, 0.04, kind)[0]
+        assert torch.autograd.gradcheck(loss, (logp,))
 
 
 def test_padding_changes_nothing():
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
-    A = torch.tensor([1.0, -1.0])
-    for kind in grpo.LOSSES:
+    for kind in VARIANTS:
         results = []
         for junk in (0.0, 50.0, -float("inf")):
             logp = torch.tensor([[-1.0, -2.0, junk], [-1.5, junk, junk]]).requires_grad_()
-            loss, _ = loss_of(logp, logp.detach() - 0.1, A, mask, logp.detach() + 0.1, 0.04, kind)
+            old, ref, A = logp.detach() - 0.1, logp.detach() + 0.1, torch.tensor([1.0, -1.0])
+            loss, _ = loss_of(logp, old, A, rows_of(2, 1, 3)[:2], ref, 0.04, kind)
             loss.backward()
             results.append((loss.item(), logp.grad.tolist()))
         assert results[0] == results[1] == results[2]
 
 
 def test_variants_weigh_tokens_as_published():
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
-    rows = {kind: token_weights(mask, kind, 8, 2, 6).sum(dim=1).tolist() for kind in grpo.LOSSES}
+    mask = rows_of(4, 2)
+    rows = {kind: token_weights(mask, kind, 8, 2, 6).sum(dim=1).tolist() for kind in VARIANTS}
     assert rows["grpo"] == pytest.approx([1 / 2, 1 / 2])  # every completion the same
     assert rows["dapo"] == pytest.approx([4 / 6, 2 / 6])  # every token the same
-    # Every token the same, whatever was sampled beside it.
-    assert rows["dr_grpo"] == pytest.approx([
-        4 / 16,
-        2 / 16,
-    ])
+    assert rows["dr_grpo"] == pytest.approx([4 / 16, 2 / 16])  # whatever was sampled beside it
     assert rows["gspo"] == rows["gdpo"] == rows["grpo"]
     assert rows["cispo"] == rows["dapo"]
     assert rows["rloo"] == pytest.approx([4 / 2, 2 / 2])  # a completion is the sum of its tokens
 
 
 def test_gspo_has_one_ratio_for_each_completion():
-    logp = torch.tensor([[0.3, -0.1, 0.1]]).double().requires_grad_()
-    loss, _ = loss_of(
-        logp,
-        torch.zeros(1, 3).double(),
-        torch.ones(1).double(),
-        torch.ones(1, 3).bool(),
-        kind="gspo",
-    )
+    logp = tensor([[0.3, -0.1, 0.1]]).requires_grad_()
+    loss, _ = loss_of(logp, tensor([[0.0] * 3]), tensor([1.0]), rows_of(3), kind="gspo")
     loss.backward()
     assert loss.item() == pytest.approx(-math.exp(0.1))
     assert logp.grad[0].tolist() == pytest.approx([-math.exp(0.1) / 3] * 3)
@@ -231,42 +195,26 @@ def test_gspo_has_one_ratio_for_each_completion():
 
 def test_cispo_weighs_each_token_by_its_clipped_ratio_and_silences_none():
     """By hand: d loss / d logp = − weight · clip(ρ) · A, also where the gradient of grpo is 0."""
-    ratios = [[1.0, 1.3, 0.7], [1.0, 1.3, 0.7]]
-    logp = torch.tensor(ratios).double().log().sub(2.0).requires_grad_()
-    old, A = torch.full((2, 3), -2.0).double(), torch.tensor([1.0, -0.5]).double()
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
-    loss, per_token = loss_of(logp, old, A, mask, kind="cispo", clip=(0.2, 0.28))
+    ratios, A = [1.0, 1.3, 0.7], (1.0, -0.5)
+    logp = tensor([ratios, ratios]).log().sub(2.0).requires_grad_()
+    given = (torch.full((2, 3), -2.0).double(), tensor(A), rows_of(3, 2))
+    loss, per_token = loss_of(logp, *given, kind="cispo", clip=(0.2, 0.28))
     loss.backward()
     expected, value = [[0.0] * 3, [0.0] * 3], 0.0
     for i, n in ((0, 3), (1, 2)):
         for t in range(n):
-            weight = min(max(ratios[i][t], 0.8), 1.28) * A[i].item() / 5  # 5 tokens, each alike
+            weight = min(max(ratios[t], 0.8), 1.28) * A[i] / 5  # 5 tokens, each alike
             expected[i][t] = -weight
             value -= weight * logp[i, t].item()
     assert logp.grad.flatten().tolist() == pytest.approx(sum(expected, []), rel=1e-6)
     assert loss.item() == pytest.approx(value, rel=1e-6)
-    # What grpo's clip would have stopped: good and above 1.28, bad and below 0.8 (that one is
-    # padding here).
+    # What grpo's clip would have stopped: good and above 1.28, bad and below 0.8 (padding here).
     assert per_token["clipped"].tolist() == [[False, True, False], [False, False, False]]
-
-
-def test_cispo_without_a_clip_in_reach_is_dapo():
-    torch.manual_seed(0)
-    logp, A = torch.randn(3, 4).double(), group_advantages(torch.rand(3).double())
-    mask = torch.arange(4) < torch.tensor([4, 2, 3])[:, None]
-    gradients = []
-    for kind in ("cispo", "dapo"):
-        x = logp.clone().requires_grad_()
-        loss_of(x, logp + 0.05, A, mask, logp - 0.2, 0.04, kind)[0].backward()
-        gradients.append(x.grad)
-    assert torch.allclose(*gradients, rtol=1e-12)
 
 
 # What a step's groups are made of -----------------------------------------------------------------
 
 STOP = 1
-
-
 WHEN = SimpleNamespace(task="grounding", answer=(2.0, 6.0))
 
 
@@ -276,9 +224,8 @@ def groups_of(base, texts, example=WHEN, **changed):
     A text that ends in "…" ran out of room: it has no stop token.
     """
     tokenizer, n = base[1], len(texts)
-    ids = [
-        tokenizer(t.rstrip("…"))["input_ids"] + [STOP] * (t[-1] != "…") for ts in texts for t in ts
-    ]
+    ended = lambda t: tokenizer(t.rstrip("…"))["input_ids"] + [STOP] * (t[-1] != "…")
+    ids = [ended(t) for group in texts for t in group]
     room = max(map(len, ids))
     rows = torch.tensor([row + [STOP] * (room - len(row)) for row in ids])
     completions = rows.view(n, -1, room)
@@ -287,75 +234,50 @@ def groups_of(base, texts, example=WHEN, **changed):
         generation_config=SimpleNamespace(eos_token_id=[STOP]),
         features=lambda prompts: prompts,
         sample=lambda *_: (completions, mask, torch.zeros(mask.shape)),
-        logprobs=lambda g: (torch.zeros(g.mask.shape).requires_grad_(), torch.zeros(g.mask.shape)),
+        logprobs=lambda g, _: (torch.zeros(g.mask.shape, requires_grad=True), g.mask * 0.0),
     )
     batch = SimpleNamespace(tokenizer=tokenizer, generators=None)
     batch.examples, batch.prompts = [example] * n, [SimpleNamespace(ids=[0])] * n
     given = {"beta": 0.0, "max_new_tokens": room, "think": False} | changed
     settings = SimpleNamespace(**vars(parse_args([])) | given)
-    return grpo.grpo_step(policy, None, batch, settings, float, lambda n: n).groups
+    return grpo.grpo_step(policy, None, batch, settings, float, lambda n: n)[0]
 
 
 # Rewards, format + IoU: 1 + 1, 1 + 0, 1 + 0, 0 + 1; and 1 + 1, 1 + 0, 1 + 0, 1 + 0.
-WRITTEN = [
-    [
-        "<answer>2.0 to 6.0</answer>",
-        "<answer>0.0 to 2.0</answer>",
-        "<answer>7.0 to 9.0</answer>",
-        "So: <answer>2.0 to 6.0</answer>",
-    ],
-    ["<answer>2.0 to 6.0</answer>"] + ["<answer>7.0 to 9.0</answer>"] * 3,
-]
+RIGHT, *WRONG = (f"<answer>{when}</answer>" for when in ("2.0 to 6.0", "0.0 to 2.0", "7.0 to 9.0"))
+WRITTEN = [[RIGHT, *WRONG, f"So: {RIGHT}"], [RIGHT] + WRONG[1:] * 3]
 
 
 def test_gdpo_compares_by_each_reward_alone_and_divides_by_the_steps_std(base):
-    groups = groups_of(base, WRITTEN, loss="gdpo")
-    rewards = [[(1, 1), (1, 0), (1, 0), (0, 1)], [(1, 1), (1, 0), (1, 0), (1, 0)]]
-    summed = []
-    for group in rewards:
-        columns = [statistics_of([pair[k] for pair in group]) for k in (0, 1)]
-        summed += [
-            sum((pair[k] - mean) / (std + 1e-4) for k, (mean, std) in enumerate(columns))
-            for pair in group
-        ]
-    mean, std = statistics_of(summed)
-    assert abs(mean) < 1e-12
+    groups, summed = groups_of(base, WRITTEN, loss="gdpo"), []
+    for pairs in ([(1, 1), (1, 0), (1, 0), (0, 1)], [(1, 1), (1, 0), (1, 0), (1, 0)]):
+        (form, form_std), (iou, iou_std) = [(mean(column), stdev(column)) for column in zip(*pairs)]
+        summed += [(f - form) / (form_std + 1e-4) + (i - iou) / (iou_std + 1e-4) for f, i in pairs]
+    assert abs(mean(summed)) < 1e-12
     got = torch.cat([g.advantages for g in groups]).tolist()
-    assert got == pytest.approx([a / (std + 1e-4) for a in summed], abs=1e-5)
+    assert got == pytest.approx([a / (stdev(summed) + 1e-4) for a in summed], abs=1e-5)
     # grpo cannot tell a right answer in the wrong form from a wrong one in the right form: both
     # earn 1. gdpo can, because the two rewards do not vary alike.
     usual = groups_of(base, WRITTEN)[0].advantages
     assert usual[2] == usual[3] and got[2] != pytest.approx(got[3], abs=0.1)
 
 
-def statistics_of(values):
-    """Mean and sample standard deviation, in plain Python."""
-    mean = sum(values) / len(values)
-    return mean, (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-
-
-def test_gdpo_of_equal_rewards_teaches_nothing(base):
-    same = [["<answer>2.0 to 6.0</answer>"] * 4] * 2
-    for group in groups_of(base, same, loss="gdpo"):
-        assert group.advantages.tolist() == [0.0] * 4
-
-
 def test_unfinished_completions_count_nothing_where_that_is_asked(base):
-    texts = [["<answer>2.0 to 6.0</answer>", "<answer>2.0 to 6.0</answer> and so on and so on…"]]
+    texts = [[RIGHT, f"{RIGHT} and so on and so on…"]]
     (usual,), (masked,) = groups_of(base, texts), groups_of(base, texts, mask_unfinished=True)
     assert masked.weights[0].tolist() == usual.weights[0].tolist()
     assert usual.weights[1].sum() > 0 and masked.weights[1].tolist() == [0.0] * len(usual.mask[1])
     # Their rewards still stand in the group's mean, as in DAPO.
     assert masked.advantages.tolist() == usual.advantages.tolist()
     # As in TRL: where every token counts alike, the others count for those left out.
-    sums = {
-        kind: groups_of(base, texts, loss=kind, mask_unfinished=True)[0].weights.sum().item()
-        for kind in ("grpo", "gspo", "dapo", "cispo")
-    }
+    masked_sum = lambda kind: groups_of(base, texts, loss=kind, mask_unfinished=True)[
+        0
+    ].weights.sum()
+    sums = {kind: float(masked_sum(kind)) for kind in ("grpo", "gspo", "dapo", "cispo")}
     assert sums == pytest.approx({"grpo": 0.5, "gspo": 0.5, "dapo": 1.0, "cispo": 1.0})
     (nothing,) = groups_of(base, [["and so on…"] * 2], loss="dapo", mask_unfinished=True)
     assert nothing.weights.tolist() == [[0.0] * nothing.mask.shape[1]] * 2
-    for kind in grpo.LOSSES:  # no gradient, neither of the reward nor of the KL
+    for kind in VARIANTS:  # no gradient, neither of the reward nor of the KL
         (g,) = groups_of(base, texts, loss=kind, mask_unfinished=True)
         logp = torch.full(g.mask.shape, -1.0).requires_grad_()
         tensors = (logp, logp.detach() - 0.1, logp.detach() + 0.1, g.advantages, g.mask, g.weights)
@@ -368,24 +290,15 @@ def test_micro_batches_add_up_to_the_whole():
     torch.manual_seed(0)
     logp, old = torch.randn(3, 4, 5).double(), torch.randn(3, 4, 5).double()
     mask = torch.arange(5) < torch.randint(1, 6, (3, 4, 1))
-    A = group_advantages(torch.rand(3, 4).double())
-    for kind in grpo.LOSSES:
+    A, how = group_advantages(torch.rand(3, 4).double()), (0.2, 0.2, 0.0)
+    for kind in VARIANTS:
         w = token_weights(mask, kind, 8, 12, int(mask.sum()))
         x, y = logp.clone().requires_grad_(), logp.clone().requires_grad_()
         for b in range(3):
-            policy_loss(x[b], old[b], None, A[b], mask[b], w[b], 0.2, 0.2, 0.0, kind)[0].backward()
-        policy_loss(
-            y.flatten(0, 1),
-            old.flatten(0, 1),
-            None,
-            A.flatten(),
-            mask.flatten(0, 1),
-            w.flatten(0, 1),
-            0.2,
-            0.2,
-            0.0,
-            kind,
-        )[0].backward()
+            policy_loss(x[b], old[b], None, A[b], mask[b], w[b], *how, kind)[0].backward()
+        whole, old_rows, mask_rows, w_rows = (z.flatten(0, 1) for z in (y, old, mask, w))
+        given = (whole, old_rows, None, A.flatten(), mask_rows, w_rows)
+        policy_loss(*given, *how, kind)[0].backward()
         assert torch.allclose(x.grad, y.grad, rtol=1e-12)
 
 
@@ -400,12 +313,11 @@ def test_no_spread_counts_what_the_variant_cannot_learn_from(base):
     """Each earns 1, for its form, its letter or its seconds: alike in the sum, and only there."""
     form, letter = "<answer>A</answer><glue>[(7.0, 9.0)]</glue>", "So: <answer>B</answer>"
     texts = [[form, form, letter, "So: <glue>[(2.0, 6.0)]</glue>"]]
+    example = SimpleNamespace(task="gqa", answer=("B", [(2, 6)]))
     for kind, n in {"grpo": 1, "gdpo": 0}.items():
-        (group,) = groups_of(
-            base, texts, SimpleNamespace(task="gqa", answer=("B", [(2, 6)])), loss=kind
-        )
+        (group,) = groups_of(base, texts, example, loss=kind)
         assert group.rewards.tolist() == [1.0] * 4
-        assert step_sums(grpo.Step([group], [0.0]), ["gqa"], 1)["no_spread"] == n
+        assert step_sums([group], ["gqa"], 1)["no_spread"] == n
 
 
 def test_a_variants_name_alone_is_the_published_variant():
@@ -424,17 +336,16 @@ def test_a_variants_name_alone_is_the_published_variant():
     (torch.tensor(1.0), "tensor"),
 ])  # fmt: skip
 def test_what_a_rule_may_return(paid, said, monkeypatch):
-    def pays(value):
-        return {"iou": lambda text, answer, think: value}
+    def score(value):
+        rules = {"iou": lambda text, answer, think: value}
+        monkeypatch.setitem(tasks.TASKS, "new", replace(tasks.TASKS["grounding"], rules=rules))
+        return tasks.score("new", "a text", None, False)["iou"]
 
-    monkeypatch.setitem(tasks.TASKS, "new", replace(tasks.TASKS["grounding"], rules=pays(paid)))
     with pytest.raises(BadInput, match=f"rule iou of the task new.*{said}.*a text") as e:
-        tasks.score("new", "a text", None, False)
+        score(paid)
     assert "\n" not in str(e.value)
     for good in (0, 1, True, 0.5, np.float32(0.25)):
-        monkeypatch.setitem(tasks.TASKS, "new", replace(tasks.TASKS["grounding"], rules=pays(good)))
-        (got,) = tasks.score("new", "a text", None, False).values()
-        assert type(got) is float and got == good
+        assert type(score(good)) is float and score(good) == good
 
 
 def test_examples_in_docstrings():
@@ -466,59 +377,51 @@ def test_the_learning_rate_reaches_its_peak_in_short_runs_too():
 # Sampling -----------------------------------------------------------------------------------------
 
 
-def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
+@pytest.fixture
+def prompts(base, charades):
+    examples = read_dataset("charades", "test", charades)[:3]
+    return [load_prompt(e, TOY_BUDGET, base[1], think=i % 2 == 0) for i, e in enumerate(examples)]
+
+
+def seeded(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_sampled_frequencies_are_the_models_probabilities(fresh, prompts):
     """2,000 first tokens against the softmax they were drawn from; a top-k would show."""
-    model, tokenizer = fresh
-    prompt = load_prompt(read_dataset("charades", "test", charades)[0], TOY_BUDGET, tokenizer)
+    model, one = fresh[0], prompts[:1]
     with torch.no_grad():
-        features = encode_videos(model, [prompt])
-        expected = prefill(model, [prompt], features)[0].softmax(dim=-1)[0]
-    tokens, mask, _ = sample_groups(
-        model, [prompt], features, 2000, 1, [0], [torch.Generator().manual_seed(0)]
-    )
+        features = encode_videos(model, one)
+        expected = prefill(model, one, features)[0].softmax(dim=-1)[0]
+    tokens, mask, _ = sample_groups(model, one, features, 2000, 1, [0], seeded(0))
     assert tokens.shape == (1, 2000, 1) and mask.all()
     seen = torch.bincount(tokens.flatten(), minlength=len(expected)) / 2000
-    assert (
-        0.5 * (seen - expected).abs().sum()
-        < 3 * (expected * (1 - expected) / 2000).sqrt().sum() / 2
-    )
+    noise = (expected * (1 - expected) / 2000).sqrt().sum()
+    assert (seen - expected).abs().sum() < 3 * noise
     c = model.config
-    assert (
-        expected[
-            [c.video_token_id, c.image_token_id, c.vision_start_token_id, c.vision_end_token_id]
-        ].sum()
-        == 0
-    )
+    vision = (c.video_token_id, c.image_token_id, c.vision_start_token_id, c.vision_end_token_id)
+    assert expected[list(vision)].sum() == 0
 
 
-def test_ids_beyond_the_tokenizer_are_never_sampled_and_have_no_share(fresh, charades):
+def test_ids_beyond_the_tokenizer_are_never_sampled_and_have_no_share(fresh, prompts):
     """Qwen's output layer has more rows than its tokenizer has tokens."""
-    model = fresh[0]
+    model, one = fresh[0], prompts[:1]
     model.n_tokens = 200
-    prompt = load_prompt(read_dataset("charades", "test", charades)[0], TOY_BUDGET, fresh[1])
     with torch.no_grad():
-        (features,) = encode_videos(model, [prompt])
-        probabilities = prefill(model, [prompt], [features])[0].softmax(dim=-1)
-        how = (300, 2, [0], [torch.Generator().manual_seed(0)])
-        tokens, mask, logp = sample_groups(model, [prompt], [features], *how)
-        scored, _ = group_logprobs(model, prompt, features, torch.tensor([[199, 200]]))
+        features = encode_videos(model, one)
+        probabilities = prefill(model, one, features)[0].softmax(dim=-1)
+        tokens, _, _ = sample_groups(model, one, features, 300, 2, [0], seeded(0))
+        scored, _ = group_logprobs(model, *one, *features, torch.tensor([[199, 200]]))
     assert not probabilities[0, 200:].any() and probabilities.sum().item() == pytest.approx(1)
     assert tokens.max() < 200 and torch.isfinite(scored[0, 0]) and scored[0, 1] == -torch.inf
 
 
-def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades):
+def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, prompts):
     model, tokenizer = fresh
-    prompts = [
-        load_prompt(e, TOY_BUDGET, tokenizer)
-        for e in read_dataset("charades", "test", charades)[:2]
-    ]
-    # With one token in twelve ending it, completions have all lengths.
-    stops = list(range(0, len(tokenizer), 12))
+    stops = list(range(0, len(tokenizer), 12))  # completions have all lengths
     with torch.no_grad():
-        features = encode_videos(model, prompts)
-    tokens, mask, logp = sample_groups(
-        model, prompts, features, 16, 40, stops, [torch.Generator().manual_seed(i) for i in (1, 2)]
-    )
+        features = encode_videos(model, prompts[:2])
+    tokens, mask, logp = sample_groups(model, prompts[:2], features, 16, 40, stops, seeded(1, 2))
     lengths = set()
     for row, own in zip(tokens.flatten(0, 1).tolist(), mask.flatten(0, 1).tolist()):
         n = sum(own)
@@ -530,27 +433,18 @@ def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades)
     assert len(lengths) > 4 and torch.isfinite(logp).all()
 
 
-def test_a_prompts_completions_do_not_depend_on_its_neighbours(fresh, charades):
+def test_a_prompts_completions_do_not_depend_on_its_neighbours(fresh, prompts):
     model, tokenizer = fresh
-    prompts = [
-        load_prompt(e, TOY_BUDGET, tokenizer, think=i % 2 == 0)
-        for i, e in enumerate(read_dataset("charades", "test", charades)[:3])
-    ]
-
     stops = list(range(0, len(tokenizer), 20))  # rows that end leave the batch, the neighbours' too
 
-    def sample(which):
+    def sample(*which):
         chosen = [prompts[i] for i in which]
         with torch.no_grad():
             features = encode_videos(model, chosen)
-        return sample_groups(
-            model, chosen, features, 4, 12, stops, [torch.Generator().manual_seed(i) for i in which]
-        )[0]
+        return sample_groups(model, chosen, features, 4, 12, stops, seeded(*which))[0]
 
-    together, alone = sample([0, 1, 2]), [sample([i]) for i in range(3)]
-    for i in range(3):
-        n = alone[i].shape[2]
-        assert (
-            together[i][:, :n].tolist() == alone[i][0].tolist()
-            and (together[i][:, n:] == stops[0]).all()
-        )
+    together = sample(0, 1, 2)
+    for i, own in enumerate(together):
+        (alone,) = sample(i)
+        n = alone.shape[1]
+        assert own[:, :n].tolist() == alone.tolist() and (own[:, n:] == stops[0]).all()

@@ -40,20 +40,15 @@ def oracle(model, prompt, completion):
     group_logprobs and the sampler do cleverly is done plainly here.
     """
     features = encode_videos(model, [prompt])[0]
-    embeds = torch.cat([
-        embed(model, prompt.ids, features),
-        model.model.language_model.embed_tokens(completion),
-    ])
+    language_model = model.model.language_model
+    own = embed(model, prompt.ids, features), language_model.embed_tokens(completion)
     positions = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config)
-    after = int(positions.max()) + 1
-    positions = torch.cat(
-        [positions, torch.tensor([[after + i for i in range(len(completion))]] * 3)], dim=1
-    )
-    config = model.model.language_model.config
+    after = int(positions.max()) + 1 + torch.arange(len(completion))
+    positions = torch.cat([positions, after.expand(3, -1)], dim=1)
+    config = language_model.config
     ours, config._attn_implementation = config._attn_implementation, "sdpa"
-    hidden = model.model.language_model(
-        inputs_embeds=embeds[None], position_ids=positions[:, None], use_cache=False
-    ).last_hidden_state[0]
+    given = {"inputs_embeds": torch.cat(own)[None], "position_ids": positions[:, None]}
+    hidden = language_model(**given, use_cache=False).last_hidden_state[0]
     config._attn_implementation = ours
     return token_logits(model, hidden[len(prompt.ids) - 1 : -1]).log_softmax(dim=-1)
 
@@ -66,10 +61,8 @@ def repeated_logprobs(model, prompt, completion):
 
 
 def config_with(tokens_per_second):
-    return SimpleNamespace(
-        video_token_id=99,
-        vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=tokens_per_second),
-    )
+    vision = SimpleNamespace(spatial_merge_size=2, tokens_per_second=tokens_per_second)
+    return SimpleNamespace(video_token_id=99, vision_config=vision)
 
 
 def test_positions_golden_example():
@@ -91,23 +84,10 @@ def test_positions_of_a_short_wide_video_continue_after_its_width():
 
 
 def test_positions_of_two_videos_and_fractional_seconds():
-    got = mrope_positions(
-        torch.tensor([1] + [99] * 3 + [2] + [99] * 2 + [3]),
-        [(3, 2, 2), (2, 2, 2)],
-        [0.7, 3.0],
-        config_with(2),
-    )
+    ids = torch.tensor([1] + [99] * 3 + [2] + [99] * 2 + [3])
+    got = mrope_positions(ids, [(3, 2, 2), (2, 2, 2)], [0.7, 3.0], config_with(2))
     # floor(0, 1.4, 2.8) + 1 | 4 | floor(0, 6) + 5 | 12
-    assert got[0].tolist() == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        11,
-        12,
-    ]
+    assert got[0].tolist() == [*(0, 1, 2, 3), 4, *(5, 11), 12]
 
 
 def test_positions_notice_a_lost_video():
@@ -145,22 +125,16 @@ def test_the_vision_tower_is_transformers(fresh):
     model = fresh[0]
     torch.manual_seed(1)
     grids = [(3, 14, 22), (2, 8, 4)]
-    prompt = SimpleNamespace(
-        grids=grids, patches=torch.randn(sum(t * h * w for t, h, w in grids), 1176)
-    )
-    results = []
+    patches = torch.randn(sum(t * h * w for t, h, w in grids), 1176)
+    prompt, results = SimpleNamespace(grids=grids, patches=patches), []
     visual, theirs = model.model.visual, make_model(fresh[1]).model.visual.patch_embed
     theirs.proj = visual.patch_embed.proj
     kinds = {"flash_like_windows_sdpa": PatchProduct(theirs.proj), "sdpa": theirs}
     for implementation, patch_embed in kinds.items():
         visual.config._attn_implementation, visual.patch_embed = implementation, patch_embed
         features = encode_videos(model, [prompt])[0]
-        results.append((
-            features,
-            torch.autograd.grad(
-                features.square().sum(), model.model.visual.patch_embed.proj.weight
-            )[0],
-        ))
+        gradient = torch.autograd.grad(features.square().sum(), theirs.proj.weight)[0]
+        results.append((features, gradient))
     (a, ga), (b, gb) = results
     assert (a - b).abs().max() < 1e-5 and (ga - gb).norm() < 1e-5 * gb.norm()
 
@@ -170,25 +144,15 @@ def test_the_vision_tower_is_transformers(fresh):
 
 def with_videos(prompts, tokenizer):
     """The prompts' videos one after the other, then the last one's question."""
-    vision_end = tokenizer.convert_tokens_to_ids("<|vision_end|>")
-    pieces = []
-    for k, prompt in enumerate(prompts):
-        start, end = (
-            0
-            if k == 0
-            else int((prompt.ids == tokenizer.convert_tokens_to_ids("<|vision_start|>")).nonzero()),
-            None,
-        )
-        if k + 1 < len(prompts):
-            end = int((prompt.ids == vision_end).nonzero()) + 1
-        pieces.append(prompt.ids[start:end])
-    return replace(
-        prompts[-1],
-        ids=torch.cat(pieces),
-        patches=torch.cat([p.patches for p in prompts]),
-        grids=[g for p in prompts for g in p.grids],
-        seconds_per_grid=[s for p in prompts for s in p.seconds_per_grid],
-    )
+    mark = lambda prompt, name: int((prompt.ids == tokenizer.convert_tokens_to_ids(name)).nonzero())
+    pieces = [prompt.ids[: mark(prompt, "<|vision_end|>") + 1] for prompt in prompts[:-1]]
+    pieces.append(prompts[-1].ids)
+    for k, prompt in enumerate(prompts[1:], 1):
+        pieces[k] = pieces[k][mark(prompt, "<|vision_start|>") :]
+    together = {"ids": torch.cat(pieces), "patches": torch.cat([p.patches for p in prompts])}
+    for name in ("grids", "seconds_per_grid"):
+        together[name] = [x for p in prompts for x in getattr(p, name)]
+    return replace(prompts[-1], **together)
 
 
 @pytest.mark.parametrize("case", range(8))
@@ -209,9 +173,8 @@ def test_packed_group_is_the_repeated_forward(fresh, prompts, case):
     for packed in (True, False):
         model.zero_grad()
         if packed:
-            logp = group_logprobs(
-                model, prompt, encode_videos(model, [prompt])[0], completions, chunk=7
-            )[0]
+            (features,) = encode_videos(model, [prompt])
+            logp = group_logprobs(model, prompt, features, completions, chunk=7)[0]
         else:
             rows = [repeated_logprobs(model, prompt, c[:n]) for c, n in zip(completions, lengths)]
             logp = torch.stack([F.pad(row, (0, C - len(row))) for row in rows])
@@ -235,16 +198,20 @@ def test_padding_of_a_completion_changes_nothing_before_it(base, prompts):
 
 
 def test_entropy_against_the_definition(base, prompts):
-    model = base[0]
+    model, one = base[0], prompts[:1]
     with torch.no_grad():
-        features = encode_videos(model, prompts[:1])
-        logits = prefill(model, prompts[:1], features)[0]
-        _, entropy = group_logprobs(model, prompts[0], features[0], torch.tensor([[20, 30]]))
+        features = encode_videos(model, one)
+        logits = prefill(model, one, features)[0]
+        _, entropy = group_logprobs(model, *one, *features, torch.tensor([[20, 30]]))
     expected = torch.distributions.Categorical(logits=logits.double().clamp_min(-1e9)).entropy()
     assert entropy[0, 0].item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 # Sampler against scorer ---------------------------------------------------------------------------
+
+
+def seeded(n):
+    return [torch.Generator().manual_seed(i) for i in range(n)]
 
 
 @pytest.mark.parametrize("which", ["base", "fresh"])
@@ -253,10 +220,8 @@ def test_sampler_and_scorer_give_each_token_the_same_log_prob(which, request, pr
     model, tokenizer = request.getfixturevalue(which)
     with torch.no_grad():
         features = encode_videos(model, prompts)
-    generators = [torch.Generator().manual_seed(i) for i in range(4)]
-    tokens, mask, logp = grpo.sample_groups(
-        model, prompts, features, 5, 30, model.generation_config.eos_token_id, generators
-    )
+    stops = model.generation_config.eos_token_id
+    tokens, mask, logp = grpo.sample_groups(model, prompts, features, 5, 30, stops, seeded(4))
     for b in range(4):
         with torch.no_grad():
             scored = group_logprobs(model, prompts[b], features[b], tokens[b])[0]
@@ -264,16 +229,10 @@ def test_sampler_and_scorer_give_each_token_the_same_log_prob(which, request, pr
 
 
 def test_greedy_decoding_takes_the_likeliest_token_each_time(base, prompts):
-    model = base[0]
+    model, stops = base[0], base[0].generation_config.eos_token_id
     with torch.no_grad():
-        tokens, mask, _ = grpo.sample_groups(
-            model,
-            prompts,
-            encode_videos(model, prompts),
-            1,
-            25,
-            model.generation_config.eos_token_id,
-        )
+        features = encode_videos(model, prompts)
+        tokens, mask, _ = grpo.sample_groups(model, prompts, features, 1, 25, stops)
         for prompt, row, own in zip(prompts, tokens[:, 0], mask[:, 0]):
             assert torch.equal(oracle(model, prompt, row[own]).argmax(dim=-1), row[own])
 
@@ -282,22 +241,13 @@ def test_letting_ended_rows_go_changes_nothing(fresh, prompts, monkeypatch):
     """With one token in nine ending a completion, a group thins out; the rest must not notice."""
     model, tokenizer = fresh
     stops = list(range(0, len(tokenizer), 9))
-    thinned = []
-    keep = decoding.keep
-    monkeypatch.setattr(
-        decoding, "keep", lambda cache, rows: (thinned.append(tuple(rows.shape)), keep(cache, rows))
-    )
+    thinned, keep = [], decoding.keep
+    noted = lambda cache, rows: (thinned.append(tuple(rows.shape)), keep(cache, rows))
+    monkeypatch.setattr(decoding, "keep", noted)
     with torch.no_grad():
         features = encode_videos(model, prompts)
-        tokens, mask, logp = grpo.sample_groups(
-            model,
-            prompts,
-            features,
-            6,
-            40,
-            stops,
-            [torch.Generator().manual_seed(i) for i in range(4)],
-        )
+        how = (6, 40, stops, seeded(4))
+        tokens, mask, logp = grpo.sample_groups(model, prompts, features, *how)
         assert len(thinned) >= 3 and thinned[-1][0] < 4, thinned
         for b in range(4):
             rows = torch.stack([
@@ -316,12 +266,10 @@ def test_save_then_load_gives_the_same_model(fresh, prompts, tmp_path):
     for _ in range(2):  # the second time over the first
         save(model, tokenizer, TOY_BUDGET, folder)
     again, tokenizer_again = load(folder)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values())
-    )
-    assert tokenizer_again("<think>a</think><answer>12.5</answer>") == tokenizer(
-        "<think>a</think><answer>12.5</answer>"
-    )
+    before, after = model.state_dict(), again.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), after.values(), strict=True))
+    text = "<think>a</think><answer>12.5</answer>"
+    assert tokenizer_again(text) == tokenizer(text)
     assert data.VideoBudget.of_model(folder) == TOY_BUDGET
     assert sorted(os.listdir(tmp_path)) == ["policy"]  # no leftovers
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
@@ -337,10 +285,9 @@ def test_flash_attention_where_it_cannot_run_is_one_sentence():
 
 
 def test_models_that_cannot_be_loaded_are_one_sentence(tmp_path):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    (tmp_path / "hollow").mkdir()
-    (tmp_path / "hollow" / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    for name, kind in (("other", "llama"), ("hollow", "qwen2_5_vl")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": kind}))
     for name, says in (
         (str(tmp_path), "no config.json"),
         (str(tmp_path / "nowhere"), "neither a folder here nor a hub name"),

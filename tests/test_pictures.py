@@ -1,6 +1,5 @@
-"""Figures for print: an evaluation's answers, before and after; several runs in three panels."""
+"""Figures: an evaluation's answers on a time axis; several runs in three panels."""
 
-import json
 import os
 import shutil
 
@@ -8,7 +7,9 @@ import numpy as np
 import pytest
 
 import train
+from evaluation.pictures import draw_predictions
 from lib.errors import BadInput
+from lib.figures import plt
 from lib.files import read_lines
 from tools import pictures
 
@@ -29,11 +30,11 @@ def runs(charades, tmp_path_factory):
 def figures(monkeypatch):
     """The figures that are drawn, which would be closed otherwise."""
     kept = []
-    monkeypatch.setattr(pictures.plt, "close", kept.append)
+    monkeypatch.setattr(plt, "close", kept.append)
     yield kept
     monkeypatch.undo()
     for figure in kept:
-        pictures.plt.close(figure)
+        plt.close(figure)
 
 
 def draw(monkeypatch, *args):
@@ -41,58 +42,22 @@ def draw(monkeypatch, *args):
     pictures.start()
 
 
-# Predictions --------------------------------------------------------------------------------------
-
-SETTINGS = {"look": "", "model_name": "toy base", "data_name": "toy charades", "think": True,
-            "questions": 2, "video_budget": {"fps": 2.0, "of": (1, 2)}}  # fmt: skip
-
-
-def record(number, text, iou):
-    about = {"id": f"q/{number}", "question": f"query {number}", "answer": [1.0, 2.0], "video": "v"}
-    return about | {"text": text, "iou": iou}
-
-
-def evaluate(folder, records, **changed):
-    os.makedirs(folder)
-    results = {"metrics": {"mIoU": 1.0}, "settings": SETTINGS | changed}
-    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    lines = "".join(json.dumps(r) + "\n" for r in records)
-    (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
-
-
-def bars(figure):
-    """[(colour, from, to)] of the bars of a figure, from top to bottom."""
-    patches = sorted(figure.axes[0].patches, key=lambda p: p.get_y())
-    return [(p.get_facecolor(), p.get_x(), p.get_x() + p.get_width()) for p in patches]
-
-
-AFTER = [record(0, "<answer>1.0 to 3.0</answer>", 0.5), record(1, "hm", 0.0)]
-BEFORE = [record(0, "<answer>5.0 to 6.0</answer>", 0.0), record(1, "<answer>1 to 2</answer>", 1.0)]
-
-
-@pytest.mark.parametrize("changed", [None, {}, {"think": False}])
-def test_a_bar_for_before_where_the_base_was_evaluated_so(runs, tmp_path, figures, changed):
-    home = tmp_path / "runs"
-    shutil.copytree(runs[0], home / "a")
-    out = home / "a" / "eval-charades"
-    evaluate(out, AFTER)
-    if changed is not None:
-        evaluate(home / "eval" / "toy-base" / "eval-charades", BEFORE, **changed)
-    pictures.draw_evaluation(str(out), SETTINGS, AFTER, {"mIoU": 25.0})
-    (figure,) = figures
-    drawn = [bar[1:] for bar in bars(figure)]
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert os.path.getsize(out / "predictions.png") > 5000
-    if changed == {}:
-        assert drawn == [(1.0, 2.0), (5.0, 6.0), (1.0, 3.0), (1.0, 2.0), (1.0, 2.0)]
-        assert len({colour for colour, *_ in bars(figure)}) == 3
-        assert labels == ["query 0   0 → 50", "query 1   100 → 0"]
-    else:
-        assert drawn == [(1.0, 2.0), (1.0, 3.0), (1.0, 2.0)]
-        assert labels == ["query 0   50", "query 1   0"]
-
-
-# Several runs -------------------------------------------------------------------------------------
+def test_predictions_stand_below_the_truth(tmp_path, figures):
+    said = {"<answer>1.0 to 3.0</answer>": 0.5, "hm": 0.0, "4 to 4": 0.0}
+    records = [{"question": f"query {k}", "answer": [1.0, 2.0], "text": text, "iou": iou}
+               for k, (text, iou) in enumerate(said.items())]  # fmt: skip
+    settings = {"look": "grey", "model_name": "toy base", "data_name": "toy charades"}
+    draw_predictions(str(tmp_path), settings, records, {"mIoU": 16.7})
+    axis = figures[0].axes[0]
+    bars = sorted(axis.patches, key=lambda p: p.get_y())
+    drawn = [(p.get_x(), p.get_x() + p.get_width()) for p in bars]
+    assert drawn == [(1.0, 2.0), (1.0, 3.0), (1.0, 2.0), (1.0, 2.0), (4.0, pytest.approx(4.05))]
+    assert bars[0].get_facecolor() != bars[1].get_facecolor()
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert labels == ["query 0   50", "query 1   0", "query 2   0"]
+    assert axis.get_title() == "toy base\non toy charades, grey: mIoU 16.7"
+    assert [text.get_text() for text in axis.texts] == ["no readable answer"]
+    assert os.path.getsize(tmp_path / "predictions.png") > 5000
 
 
 def test_seeds_are_a_band_and_other_settings_another_line(runs, tmp_path, figures, monkeypatch):
@@ -102,7 +67,7 @@ def test_seeds_are_a_band_and_other_settings_another_line(runs, tmp_path, figure
     (figure,) = figures
     assert len(figure.axes) == 3
     said = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert said == ["loss grpo (2 seeds)", "loss dapo (1 seed)"]
+    assert said == ["loss grpo, clip_high 0.2 (2 seeds)", "loss dapo, clip_high 0.28 (1 seed)"]
     rewards = []
     for folder in runs[:2]:
         lines = read_lines(os.path.join(folder, "metrics.jsonl"))

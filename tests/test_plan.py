@@ -1,5 +1,6 @@
 """What --plan says, against tensors that are there, and what it refuses, against the run."""
 
+import math
 import os
 import re
 import shlex
@@ -101,13 +102,11 @@ def test_plan_counts_what_is_there(dtype, flags):
 def test_activations_are_what_autograd_keeps(dtype, rank):
     kept = bytes_of_scoring(toy_policy(dtype, rank))
     args, s = toy_plan("--dtype", dtype, *(["--lora", str(rank)] if rank else []), P=400)
-    # Not in the plan: the mask that attention makes on the CPU, cos and sin, adapters in the
-    # policy's dtype.
+    # Not in the plan: the CPU's attention mask, cos and sin, adapters in the policy's dtype.
     assert 0.94 < s.layers * plan.layer_activations(s, args) / kept < 1.01
 
 
 def test_scores_that_the_math_kernel_keeps_are_counted():
-    """On the CPU PyTorch can be told to take that kernel; it keeps one number per query and key."""
     model = toy_policy("float32")
     kept = bytes_of_scoring(model)
     with sdpa_kernel(SDPBackend.MATH):
@@ -149,7 +148,7 @@ def test_kv_cache_is_what_is_sampled_with(base):
         "--lora 64 --recompute --plan --gpu 24": "one 4090 .*DOES NOT FIT in 24 .*--offload, --sh",
         "--lora 64 --recompute --plan --gpu 30": "one L40S .* fits in 30 GB",
         "--lora 64 --plan --gpu A100 --dtype float32": "in float32.* DOES NOT .* the math kernel",
-        "--plan 8 --shard --recompute --steps 9": "fits in 80 .*\n9 steps: ",
+        "--plan 8 --shard --recompute --steps 9": "fits in 80 .*\n9 steps: about .* hours, ",
         "--plan 8 --recompute": "DOES NOT FIT in 80 GB",
     }.items(),
 )
@@ -157,14 +156,9 @@ def test_plan_of_7b_from_its_config_alone(folder_of_7b, capsys, flags, says):
     plan.show(train.parse_args(["--model", folder_of_7b, *flags.split()]))
     said = capsys.readouterr().out
     assert re.search(says, said, re.DOTALL), said
-    if found := re.search(r"about ([\d.]+) hours, ([\d.]+) GPU-hours", said):
-        hours, of_all = map(float, found.groups())
-        world = 8 if "--plan 8" in flags else 1
-        assert of_all == pytest.approx(world * hours, abs=0.05 * (world + 1))
 
 
 def test_plan_refuses_what_the_run_would():
-    """Prompts that cannot be shared evenly; sharding without processes; a GPU that nobody knows."""
     for flags, says in (
         ("--prompts-per-step 3 --plan 2", "--prompts-per-step 3 cannot be shared evenly by 2"),
         ("--shard --plan", "start with torchrun"),
@@ -176,15 +170,11 @@ def test_plan_refuses_what_the_run_would():
             plan.show(train.parse_args([*TOY, *flags.split()]))
 
 
-@pytest.mark.parametrize(
-    "command",
-    [c for c in all_commands() if "train.py" in c and re.search("nproc|--plan", c)],
-    ids=str,
-)
+ON_SEVERAL = [c for c in all_commands() if "train.py" in c and re.search("nproc|--plan", c)]
+
+
+@pytest.mark.parametrize("command", ON_SEVERAL)
 def test_commands_of_the_pages_share_their_prompts_evenly(command):
-    per_node, nodes = (
-        int(re.search(rf"--{flag} (\d+)", command + f" --{flag} 1")[1])
-        for flag in ("nproc-per-node", "nnodes")
-    )
+    numbers = re.findall(r"--(?:nproc-per-node|nnodes) (\d+)", command)
     args = train.parse_args(shlex.split(command.split("train.py", 1)[1]))
-    settings.check_processes(args, args.plan or per_node * nodes)
+    settings.check_processes(args, args.plan or math.prod(map(int, numbers)))

@@ -1,19 +1,21 @@
 """What a person sees of a run: the page, in a real browser if there is one, and the terminal."""
 
 import html
+import io
 import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
 
 import train
 from annotations.readers import read_dataset
-from conftest import BASE, ROOT
+from conftest import BASE
 from data import Example, VideoBudget, load_prompt
 from model import encode_videos, group_logprobs, load
 from tasks import ideal_answer
@@ -23,29 +25,24 @@ from training import shown
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
+CONSTANT = {"answer": "all of it", "metrics": {"mIoU": 20.0}}
+CONSTANT["difference"] = {"mIoU": [30.0, -1.0, 61.0]}
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)><!--"
 
 
-def program(*args):
-    """One of our programs, in a process of its own."""
-    command = [sys.executable, *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 def train_here(charades, out, flags):
-    flags = ["--data", charades, "--quiet", "--out", str(out), *flags.split()]
+    flags = ["--data", charades, "--out", str(out), *flags.split()]
     train.train(train.parse_args(flags))
 
 
 @pytest.fixture(scope="module")
 def run(charades, tmp_path_factory):
     """(folder, what it said) of three real steps on the toy world, all of them recorded."""
-    out = str(tmp_path_factory.mktemp("run") / "three")
-    flags = "--task grounding --steps 3 --prompts-per-step 2 --group-size 4 --lr 1e-3".split()
-    flags += "--rollouts-every 1 --save-every 1".split()
-    done = program("train.py", "--data", charades, *flags, "--out", out)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout + done.stderr
+    out = tmp_path_factory.mktemp("run") / "three"
+    flags = "--task grounding --steps 3 --prompts-per-step 2 --group-size 4 --lr 1e-3"
+    with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
+        train_here(charades, out, f"{flags} --rollouts-every 1 --save-every 1")
+    return str(out), said.getvalue()
 
 
 @pytest.fixture
@@ -55,11 +52,8 @@ def copy(run, tmp_path):
 
 
 def make(folder):
-    with open(os.path.join(folder, "settings.json"), encoding="utf-8") as f:
-        settings = json.load(f)
-    lines = report.read_lines(os.path.join(folder, "metrics.jsonl"))
-    path = report.write_page(str(folder), lines, settings)
-    with open(path, encoding="utf-8") as f:
+    settings, lines = report.read_run(str(folder))
+    with open(report.write_page(str(folder), lines, settings), encoding="utf-8") as f:
         return f.read()
 
 
@@ -68,36 +62,32 @@ def content(page):
     return json.loads(re.search(script, page, re.DOTALL)[1])
 
 
-def change_groups(folder, change, log="rollouts.jsonl"):
-    path = os.path.join(folder, log)
-    groups = report.read_lines(path)
-    for group in groups:
-        change(group)
-    write(path, groups)
-
-
 def write(path, records):
     with open(path, "w", encoding="utf-8") as f:
         f.writelines(json.dumps(record) + "\n" for record in records)
 
 
-def say_evil(group):
-    """The first completion of the group has EVIL as its text and as each of its tokens."""
-    first = group["completions"][0]
-    first.update(text=EVIL, token_texts=[EVIL] * first["tokens"])
+def say(folder, *texts, log="rollouts.jsonl", **changed):
+    """The first completions of all groups have these texts, and each of their tokens has."""
+    groups = report.read_lines(os.path.join(folder, log))
+    for group in groups:
+        group |= changed
+        for c, text in zip(group["completions"], texts):
+            c |= {"text": text, "token_texts": [text] * c["tokens"]}
+    write(os.path.join(folder, log), groups)
 
 
 # The page -----------------------------------------------------------------------------------------
 
 
-def test_the_page_holds_the_whole_run(run):
-    done = program("-m", "tools.report", run[0])
-    assert done.returncode == 0 and "report.html" in done.stdout
-    with open(os.path.join(run[0], "report.html"), encoding="utf-8") as f:
-        page = f.read()
+def test_the_page_holds_the_whole_run_and_asks_nothing_of_the_network(copy, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["report", str(copy)])
+    report.start()
+    assert (copy / "curves.png").is_file()
+    page = (copy / "report.html").read_text(encoding="utf-8")
     shown = content(page)
     assert [g["step"] for g in shown["groups"]] == [1, 2, 3]
-    assert "toy" in shown["title"] and shown["toy"] is True and shown["settings"]["lr"] == 1e-3
+    assert shown["toy"] is True and shown["settings"]["lr"] == 1e-3
     for group in shown["groups"]:
         rewards = [c["reward"] for c in group["completions"]]
         assert rewards == sorted(rewards, reverse=True)
@@ -107,19 +97,17 @@ def test_the_page_holds_the_whole_run(run):
             assert all(len(c[k]) == c["tokens"] for k in ("token_texts", "logp", "kl"))
     titles = {c["title"] for c in shown["curves"]}
     assert titles >= {"mean grounding iou reward", "entropy (nats per token)"}
-    assert os.path.isfile(os.path.join(run[0], "curves.png"))
     tidied = report.tidy([1e-6, float("inf"), -17.5812345])
     assert tidied == [1e-6, None, -17.5812]  # not rounded to 0
     for name in ("http://www.w3.org/1999/xhtml", "http://www.w3.org/2000/svg"):
         page = page.replace(name, "")
-    # Nothing is asked of the network.
     assert not re.search(r"https?://|url\(|@import|\bfetch\(", page)
 
 
 def test_recorded_changes_are_those_of_the_weights(charades, tmp_path):
     """The base and the saved policy of a one-step run score the group as the record says."""
     out = str(tmp_path / "one")
-    train_here(charades, out, "--steps 1 --prompts-per-step 2 --group-size 4 --lr 1e-3")
+    train_here(charades, out, "--steps 1 --prompts-per-step 2 --group-size 4 --lr 1e-3 --quiet")
     (group,) = report.read_lines(os.path.join(out, "rollouts.jsonl"))
     examples = read_dataset("charades", "train", charades, print)
     example = next(e for e in examples if e.id == group["id"])
@@ -176,24 +164,19 @@ def test_the_page_opens_on_a_group_that_teaches(copy):
     groups = opened["groups"]
     assert opened["opening"] == max(groups, key=lambda g: g["std"])["step"]
     for group in groups:
-        rewards = torch.tensor([c["reward"] for c in group["completions"]])
-        assert group["mean"] == pytest.approx(float(rewards.mean()), rel=1e-4)
-        assert group["std"] == pytest.approx(float(rewards.std()), rel=1e-4)
-        asked = [c for c in group["completions"] if c["advantage"] != 0]
-        up = [sum(c["logp_change"]) > 0 for c in asked]
-        right = [moved == (c["advantage"] > 0) for moved, c in zip(up, asked)]
-        assert group["moved"] == [sum(right), len(asked)]
-    assert opened["moved"] == [sum(g["moved"][i] for g in groups) for i in (0, 1)]
-    assert opened["moved"][0] > opened["moved"][1] / 2  # the step does what it is for
+        rewards = [c["reward"] for c in group["completions"]]
+        said = [statistics.mean(rewards), statistics.stdev(rewards)]
+        assert [group["mean"], group["std"]] == pytest.approx(said, rel=1e-4)
+        signs = [(sum(c["logp_change"]) > 0, c["advantage"] > 0)
+                 for c in group["completions"] if c["advantage"]]  # fmt: skip
+        assert group["moved"] == [sum(up == asked for up, asked in signs), len(signs)]
+    moved, of = opened["moved"]
+    assert [moved, of] == [sum(g["moved"][i] for g in groups) for i in (0, 1)] and moved > of / 2
 
 
 def test_a_run_that_is_still_going(copy):
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
-        with open(copy / name, encoding="utf-8") as f:
-            lines = f.read()
-        (copy / name).write_text(
-            lines[:-40], encoding="utf-8"
-        )  # killed, or read, in the middle of a line
+    for name in ("metrics.jsonl", "rollouts.jsonl"):  # read in the middle of a line
+        os.truncate(copy / name, os.path.getsize(copy / name) - 40)
     shown = content(make(copy))
     assert [g["step"] for g in shown["groups"]] == [1, 2] and "2 of 3 steps" in shown["about"]
     (copy / "rollouts.jsonl").unlink()
@@ -202,45 +185,41 @@ def test_a_run_that_is_still_going(copy):
     assert nothing["groups"] == nothing["looks"] == [] and nothing["opening"] is None
 
 
-def test_what_a_model_says_stays_text(copy):
-    change_groups(copy, say_evil)
-    page = make(copy)
-    assert EVIL not in page and page.count("</script>") == 2
-    assert any(c["text"] == EVIL for c in content(page)["groups"][0]["completions"])
-
-
-def test_before_and_after(copy):
-    """An evaluation is beside the base's, if the settings agree; an unfinished one is not shown."""
+def evaluation(folder, text, miou, more=None, **changed):
     record = {"id": "a/0", "group": "", "video": "none.mp4", "question": "a circle"}
-    record |= {"answer": [1.0, 2.0]}
     settings = {"data_name": "toy charades (made up)", "model_name": "x", "think": True}
-    settings |= {"questions": 1}
+    settings |= {"questions": 1, "look": ""}
+    results = {"metrics": {"mIoU": miou}, "settings": settings | changed} | (more or {})
+    os.makedirs(folder)
+    write(folder / "predictions.jsonl", [record | {"answer": [1.0, 2.0], "text": text}])
+    write(folder / "results.json", [results])
 
-    def evaluation(folder, text, miou, **changed):
-        os.makedirs(folder)
-        write(folder / "predictions.jsonl", [record | {"text": text}])
-        results = {"metrics": {"mIoU": miou}, "settings": settings | changed}
-        write(folder / "results.json", [results])
 
-    evaluation(copy / "eval-charades", "<answer>1.0 to 3.0</answer>", 50.0)
+def test_an_evaluation_beside_the_base_s_the_constant_s_and_its_controls(copy, capsys):
+    """The base's counts if the settings agree; what is unfinished or damaged is not shown."""
+    constant = {"answer": "all of it", "metrics": {"mIoU": 20.0}}
+    constant["difference"] = {"mIoU": [30.0, -1.0, 61.0]}
+    evaluation(copy / "eval-charades", "<answer>1.0 to 3.0</answer>", 50.0, {"constant": constant})
+    evaluation(copy / "eval-charades-grey", "hm", 5.0, look="grey")
+    evaluation(copy / "eval-got10k", "hm", "high")
     (copy / "eval-mvbench").mkdir()
     base = copy.parent / "eval" / "toy-base" / "eval-charades"
     evaluation(base, EVIL, 10.0)
-    (shown,) = content(make(copy))["heldOut"]
-    assert shown["metrics"] == [["mIoU", 10.0, 50.0]] and shown["toy"]
+    say(copy, EVIL)
+    page = make(copy)
+    assert EVIL not in page and page.count("</script>") == 2  # what a model says stays text
+    (shown,) = content(page)["heldOut"]
+    assert shown["columns"] == ["before", "after", "difference", "constant", "grey"]
+    assert shown["rows"] == [["mIoU", 10.0, 50.0, 40.0, 20.0, 5.0]] and shown["toy"]
+    assert shown["constant"]["answer"] == "all of it"
     assert shown["clips"][0]["before"]["words"] == EVIL
     assert shown["clips"][0]["after"]["intervals"] == [[1.0, 3.0]]
+    assert re.search("left out: .*eval-got10k.results.json", capsys.readouterr().err)
     shutil.rmtree(base)
     evaluation(base, EVIL, 10.0, think=False)
     (shown,) = content(make(copy))["heldOut"]
-    assert shown["metrics"] == [["mIoU", None, 50.0]] and shown["clips"][0]["before"] is None
-
-
-@pytest.mark.parametrize("folder", ["/nowhere", "."])
-def test_a_folder_that_is_no_run(folder):
-    done = program("-m", "tools.report", folder)
-    assert done.returncode == 2 and "is not a run folder" in done.stderr
-    assert done.stderr.strip().count("\n") == 0
+    assert shown["rows"] == [["mIoU", None, 50.0, None, 20.0, 5.0]]
+    assert shown["clips"][0]["before"] is None
 
 
 # In a browser -------------------------------------------------------------------------------------
@@ -256,8 +235,7 @@ const click = async () => { try {
     seen.steps.push($("step").textContent);
   }
   await Promise.all($$("#stage img").map(image => image.decode()));
-  seen.drawings = $$("#curves svg").length;
-  seen.frames = $$("#stage img").length;
+  seen.counts = ["#curves svg", "#stage img", "#held-out td"].map(query => $$(query).length);
   seen.broken = $$("#stage img").filter(image => !image.alt || !image.naturalWidth).length;
   seen.drawn = $$("#stage [data-row]").length;
   seen.words = $$("#answers .tokens").map(p => p.textContent);
@@ -265,12 +243,12 @@ const click = async () => { try {
   seen.token = $$("#answers output")[0].textContent;
   $$("#stage button.row")[1].click();
   seen.chosen = $$("#answers li").map(card => card.classList.contains("chosen"));
-  seen.said = ["statistics", "moved", "spike"].map(id => $(id).textContent);
-  seen.looks = [];
-  for (const look of run.looks) {
-    seen.looks.push([$("look-step").textContent, $$("#looks [data-row]").length]);
+  seen.said = ["statistics", "moved", "spike", "held-out"].map(id => $(id).textContent);
+  seen.looks = run.looks.map(() => {
+    const look = [$("look-step").textContent, $$("#looks [data-row]").length];
     $("look-later").click();
-  }
+    return look;
+  });
   seen.tooWide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 } catch (error) { seen.errors.push(String(error)); }
 const pre = parent.document.createElement("pre");
@@ -306,43 +284,38 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed
 @browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_clicking_through_the_page(copy, width):
-    change_groups(copy, say_evil)
+    say(copy, EVIL)
+    evaluation(copy / "eval-charades", EVIL, 50.0, {"constant": CONSTANT})
+    evaluation(copy / "eval-charades-grey", EVIL, 5.0, look="grey")
     seen = click_through(copy, width)
     assert seen["errors"] == [] and seen["tooWide"] <= 0
     assert seen["steps"] == ["step 1", "step 2", "step 3"]
-    assert seen["drawings"] == 9 and seen["frames"] == 8 and seen["broken"] == 0
+    assert seen["counts"] == [9, 8, 5] and seen["broken"] == 0
     assert [step for step, _ in seen["looks"]] == ["after 0 steps", "after 3 steps"]
     assert all(bars > 3 for _, bars in seen["looks"]) and seen["drawn"] >= 1
-    statistics, moved, spike = seen["said"]
-    assert re.fullmatch(r"Mean reward \d\.\d+, standard deviation \d\.\d+\. Adv.*", statistics)
+    group, moved, spike, held_out = seen["said"]
+    assert re.fullmatch(r"Mean reward \d\.\d+, standard deviation \d\.\d+\. Adv.*", group)
     assert re.match(r"\d of 4 moved as their advantage asked.* 3 recorded .*: \d+ %", moved)
-    assert "The largest here is" in spike
+    assert "The largest here is" in spike and "all of it. The run minus it" in held_out
     assert any(EVIL in words for words in seen["words"])
     assert seen["token"].startswith("token 2, ") and "log-prob" in seen["token"]
     assert seen["chosen"] == [False, True, False, False]
 
 
-BOXES = "<answer>[" + ", ".join(["[0.2, 0.2, 0.5, 0.7]"] * 8) + "]</answer>"
-EVIDENCE = "<think>B</think><answer>B</answer><glue>[(0.5, 1.5), (9.0, 99999.0)]</glue>"
-
-
 @browser
-@pytest.mark.parametrize("answer, text, drawn", [  # how many marks
-    ([[0.1, 0.2, 0.5, 0.6]] * 8, BOXES, 8 + 4 * 8),
-    (["B", [[1.0, 2.0], [4.0, 5.0]]], EVIDENCE, 2 + 4 * 2),
-    (["a cat sits", "it leaves"], "<answer>a cat</answer>", 0),
-])  # fmt: skip
-def test_other_tasks_are_drawn(copy, answer, text, drawn):
-    def answer_so(group):
-        group["answer"] = answer
-        for c in group["completions"]:
-            c["text"] = text
-
-    change_groups(copy, answer_so)
-    change_groups(copy, answer_so, "samples.jsonl")
-    seen = click_through(copy)
-    assert seen["errors"] == [] and seen["tooWide"] <= 0 and seen["drawn"] == drawn
-    assert all(bars == 3 * drawn for _, bars in seen["looks"])
+def test_boxes_and_evidence_are_drawn(copy):
+    boxes = [[0.1, 0.2, 0.5, 0.6]] * 8
+    lettered = "<answer>B</answer><glue>[(0.5, 1.5), (9.0, 99999.0)]</glue>"
+    for answer, text, drawn in (  # how many marks
+        (boxes, f"<answer>{boxes}</answer>", 8 + 4 * 8),
+        (["B", [[1.0, 2.0], [4.0, 5.0]]], lettered, 2 + 4 * 2),
+        (["a cat sits", "it leaves"], "<answer>a cat</answer>", 0),
+    ):
+        for log in ("rollouts.jsonl", "samples.jsonl"):
+            say(copy, *[text] * 4, log=log, answer=answer)
+        seen = click_through(copy)
+        assert seen["errors"] == [] and seen["tooWide"] <= 0 and seen["drawn"] == drawn
+        assert all(bars == 3 * drawn for _, bars in seen["looks"])
 
 
 # In the terminal ----------------------------------------------------------------------------------
@@ -351,7 +324,7 @@ def test_other_tasks_are_drawn(copy, answer, text, drawn):
 def test_training_shows_a_group_unless_told_not_to(run, charades, tmp_path, capsys):
     # Every tenth step is shown: of three, the first.
     assert "step 1: The video lasts" in run[1] and run[1].count("reward  advantage  ") == 1
-    train_here(charades, tmp_path / "q", "--steps 1 --prompts-per-step 1 --group-size 2")
+    train_here(charades, tmp_path / "q", "--steps 1 --prompts-per-step 1 --group-size 2 --quiet")
     said = capsys.readouterr()
     assert "reward  advantage" not in said.out + said.err
 
@@ -364,13 +337,8 @@ def group_of(prompt, answer, *texts):
 
 
 def test_a_grounding_group_in_the_terminal():
-    group = group_of(
-        "The video lasts 10.0 seconds. When?",
-        (2.0, 6.0),
-        "<answer>5.0 to 10.0</answer>",
-        "hm\x1b[31m\n",
-        "<answer>9.0 to 3.0</answer>",
-    )
+    given = ("<answer>5.0 to 10.0</answer>", "hm\x1b[31m\n", "<answer>9.0 to 3.0</answer>")
+    group = group_of("The video lasts 10.0 seconds. When?", (2.0, 6.0), *given)
     assert shown.group_text(7, group, 66).split("\n") == [
         "step 7: The video lasts 10.0 seconds. When?",
         "reward  advantage  ····████████········  true: 2.0 to 6.0",
@@ -386,8 +354,8 @@ def test_every_task_in_every_terminal(width):
     answers |= {"gqa": ("B", [(1.0, 2.0)]), "caption": ("a cat sits",)}
     for task, answer in answers.items():
         ideal = ideal_answer(Example("a/0", task, "a.mp4", "a cat", answer), "because")
-        question = "What happens in this long question about a video?"
-        group = group_of(f"The video lasts 8.0 seconds. {question}", answer, ideal, "", "多" * 300)
+        question = "The video lasts 8.0 seconds. What happens in this long question about a video?"
+        group = group_of(question, answer, ideal, "", "多" * 300)
         lines = shown.group_text(1, group, width).split("\n")
         assert max(map(len, lines)) <= width and "(nothing)" in lines[-2]
         assert ("█" in lines[-3]) == (task in ("grounding", "gqa"))

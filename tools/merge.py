@@ -5,27 +5,24 @@
 The run was trained with --lora; merged/ is a model that `--model` takes.
 """
 
-import argparse
 import os
 
 from safetensors import SafetensorError
 
 from data import VideoBudget
 from lib.errors import BadInput, first_line, run_program
+from lib.flags import parser_of
 from lib.weights import save
 from model import load
 
+FLAGS = {"from where to where": [
+    ("adapters", {}, "the policy/ folder of a run that was trained with --lora"),
+    ("out", {}, "the folder to make; it must not be there yet"),
+]}  # fmt: skip
+
 
 def start():
-    p = argparse.ArgumentParser(
-        prog="python -m tools.merge",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument("adapters", help="the policy/ folder of a run that was trained with --lora")
-    p.add_argument("out", help="the folder to make; it must not be there yet")
-    args = p.parse_args()
+    args = parser_of(__doc__, FLAGS, prog="python -m tools.merge").parse_args()
     if not os.path.isfile(os.path.join(args.adapters, "adapter_config.json")):
         raise BadInput(
             f"{args.adapters} has no adapter_config.json: give the policy/ folder of a run that was"

@@ -10,7 +10,6 @@ same command goes on from where it was stopped or killed. --out will hold tables
 it (results.json), a folder per run and a log of each.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from evaluation.compare import check_alike
 from evaluation.predictions import differences, read_predictions
 from lib.errors import BadInput, read_object, run_program
 from lib.files import read_lines, replace_file
-from lib.flags import COUNT, FROM_0, ROOT, TOY_MODEL, refuse
+from lib.flags import COUNT, FROM_0, ROOT, TOY_MODEL, YES, parser_of
 from lib.processes import Progress
 from tools import paper_tables as tables
 from tools.paper_tables import BASES, CELLS, EPOCH, EVALUATIONS, FINDINGS, TABLES
@@ -55,23 +54,22 @@ def work(cell, seed, args):
     wanted, folder, base = missing(cell, seed, args), home(cell, seed, args), cell in BASES
     if not base:
         how = ["--seed", str(seed), *tables.train_flags(cell, args.steps), "--quiet", "--resume"]
-        call(["train.py", "--out", folder, *how], folder, args)
+        call(["train.py", "--out", folder, *how], folder)
     asked = ["eval.py", "--model", TOY_MODEL if base else folder]
     asked += ["--think" if tables.thinks(cell) else "--no-think"]
     asked += ["--limit", str(args.limit)] if args.limit else []
     alone = wanted if base else [e for e in wanted if e in EVALUATIONS]
     if others := [e for e in wanted if e not in alone]:  # in one call: a start takes long
-        call([*asked, "--bench", ",".join(others)], folder, args)
+        call([*asked, "--bench", ",".join(others)], folder)
     for e in alone:
         out = os.path.dirname(results_of(cell, seed, e, args))
         which = EVALUATIONS.get(e, f"--bench {e}").split()
-        call([*asked, *which, "--out", out], folder, args)
+        call([*asked, *which, "--out", out], folder)
 
 
-def call(words, folder, args):
+def call(words, folder):
     """Runs one of our programs to its end. Raises BadInput if it fails."""
-    threads = max(1, (os.cpu_count() or 1) // args.processes)
-    env = os.environ | {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, os.path.join(ROOT, words[0]), *words[1:], "--device", "cpu"]
     with open(f"{folder}.log", "ab") as log:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
@@ -81,7 +79,7 @@ def call(words, folder, args):
 
 
 def run_all(args):
-    """Runs what is missing, --processes cells at a time. Raises BadInput at the end if one failed.
+    """Runs what is missing, a cell per core. Raises BadInput at the end if one failed.
 
     Ctrl-C reaches the programs too: train.py saves after its step, eval.py keeps every answer.
     """
@@ -89,7 +87,7 @@ def run_all(args):
     asked = {pair: missing(*pair, args) for pair in pairs}
     for evaluation in set().union(*asked.values()):
         ensure(evaluation.split("-")[0])  # rendered once, not by two cells at the same time
-    with ThreadPoolExecutor(args.processes) as pool:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         jobs = [pool.submit(work, *pair, args) for pair in pairs if asked[pair]]
         try:
             ended = Progress(len(jobs), "cell").over(as_completed(jobs))
@@ -134,15 +132,13 @@ def values_of(cell, seed, args):
 
 
 def tested(finding, rows, args):
-    """A finding with its comparisons; None unless runs of all of them are there."""
+    """A finding with its comparisons; None unless runs of all of them are there. It holds if all
+    comparisons do, and does not if one of them says the opposite."""
     found = [compared(*row, args) for row in rows]
     if None in found:
         return None
-    return {
-        "finding": finding,
-        "verdict": worst([c["verdict"] for c in found]),
-        "comparisons": found,
-    }
+    worst = max((c["verdict"] for c in found), key=VERDICTS.index)
+    return {"finding": finding, "verdict": worst, "comparisons": found}
 
 
 def compared(column, a, b, expected, args):
@@ -200,31 +196,23 @@ def verdict(low, high, expected):
     return VERDICTS[0 if holds else 2 if against else 1]
 
 
-def worst(verdicts):
-    """A finding holds if all its comparisons do, and does not if one of them says the opposite."""
-    return max(verdicts, key=VERDICTS.index)
-
-
 # ------------------------------------------------------------------------------------------------
 # The program
 # ------------------------------------------------------------------------------------------------
 
 
+FLAGS = {"what is run": [
+    ("tables", {"nargs": "+", "metavar": "TABLE"}, f"of {', '.join(TABLES)}, or all"),
+    ("--seeds", {"nargs": "+", "default": [0, 1, 2]} | FROM_0, "of every training"),
+    ("--steps", {"default": EPOCH} | COUNT, "of one task in one epoch"),
+    ("--limit", COUNT, "only the first so many questions of each benchmark"),
+    ("--out", {"default": os.path.join("runs", "paper")}, "folder of the runs and the tables"),
+    ("--docs", YES, "write the results into docs/ as well"),
+]}  # fmt: skip
+
+
 def parse_args():
-    raw = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(
-        prog="python -m tools.paper", description=__doc__, formatter_class=raw, allow_abbrev=False
-    )
-    p.add_argument("tables", nargs="+", metavar="TABLE", help=f"of {', '.join(TABLES)}, or all")
-    p.add_argument("--seeds", nargs="+", default=[0, 1, 2], **FROM_0)
-    p.add_argument("--steps", default=EPOCH, **COUNT, help="of one task in one epoch")
-    p.add_argument("--limit", **COUNT, help="only the first so many questions of each benchmark")
-    cores = os.cpu_count() or 1
-    p.add_argument("--processes", default=cores, **COUNT, help="cells at a time (default: cores)")
-    p.add_argument("--out", default=os.path.join("runs", "paper"))
-    p.add_argument("--docs", action="store_true", help="write the results into docs/ as well")
-    p.error = refuse
-    args = p.parse_args()
+    args = parser_of(__doc__, FLAGS, prog="python -m tools.paper").parse_args()
     if unknown := sorted(set(args.tables) - {*TABLES, "all"}):
         raise BadInput(f"there is no table {unknown[0]}; there is: {', '.join(TABLES)}, all")
     args.tables = [name for name in TABLES if name in args.tables or "all" in args.tables]

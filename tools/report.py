@@ -9,14 +9,13 @@ numbers and small pictures of its clips put in as JSON. It can be made while the
 a long run is thinned out.
 """
 
-import argparse
 import base64
-import glob
 import io
 import json
 import math
 import os
 import sys
+from glob import escape, glob
 from itertools import chain
 
 import numpy as np
@@ -26,6 +25,7 @@ from annotations.training_sets import even_frames
 from data import VideoBudget, read_frames
 from lib.errors import NUMBER, BadInput, first_line, read_object, run_program, wrong_key
 from lib.files import kind_of, read_lines, replace_file
+from lib.flags import parser_of
 from lib.video import numbered_pictures
 from training.shown import (
     asked,
@@ -33,7 +33,6 @@ from training.shown import (
     curves_of,
     draw_curves,
     duration_of,
-    example_text,
     given_answer,
     is_share,
     running_mean,
@@ -42,8 +41,7 @@ from training.shown import (
 )
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
-MOST_GROUPS = 60  # steps to choose from on the page
-MOST_LOOKS = 60  # at the fixed prompts
+MOST_STEPS = 60  # to choose from on the page
 MOST_POINTS = 400  # of a curve
 MOST_BYTES = 9_000_000  # of the page
 HELD_OUT_CLIPS = 6  # of an evaluation
@@ -56,36 +54,50 @@ THUMBNAILS = VideoBudget(
 # Reading what a run has left
 # ------------------------------------------------------------------------------------------------
 
+# What the page needs: of settings.json, of a record of rollouts.jsonl, of one of samples.jsonl.
+NEEDED = dict.fromkeys(("method", "data_name", "model_name", "model"), str)
+NEEDED |= {"seed": int, "steps": int}
+GROUP = {"step": int, "prompt": str, "video": str, "completions": list}
+SAMPLE = GROUP | {"number": int}
 
-DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
+DAMAGED = (BadInput, KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
 
 
-def usable(use, record, path):
-    """use(record), or None and a message if the record is JSON but not what a run writes."""
+def usable(where, use, *args):
+    """use(*args), or None and a message if it is JSON, but not what a run or eval.py writes."""
     try:
-        return use(record)
+        return use(*args)
     except DAMAGED as e:
-        what = record.get("step", record.get("id", "?"))
-        why = f"{type(e).__name__}: {first_line(e)}"
-        print(f"{path}: the record of {what} is damaged ({why}) and left out", file=sys.stderr)
+        print(f"left out: {where} ({type(e).__name__}: {first_line(e)})", file=sys.stderr)
         return None
 
 
-def read_metrics(folder):
-    """The lines of metrics.jsonl whose values are numbers, or None where a step had none."""
+def read_records(folder, name, types, use):
+    """The usable records of a log of a run's, as `use` returns them."""
+    path = os.path.join(folder, name)
+    where = lambda r: f"the record of {r.get('step', r.get('id'))} in {path} is damaged"
+    records = [usable(where(record), use, record) for record in read_lines(path, **types)]
+    return [record for record in records if record]
 
-    def checked(line):
-        values = {k: v for k, v in line.items() if v is not None and k != "seconds"}
-        for name, value in values.items():
-            if isinstance(value, float) and math.isnan(value):
-                values[name] = 0  # a metric may be NaN
-        if wrong := wrong_key(values, dict.fromkeys(values, NUMBER)):
-            raise ValueError(wrong)
-        return line
 
-    path = os.path.join(folder, "metrics.jsonl")
-    lines = [usable(checked, line, path) for line in read_lines(path, step=int)]
-    return [line for line in lines if line]
+def checked(line):
+    """A line of metrics.jsonl, whose values are numbers, or None where a step had none."""
+    for name, value in line.items():
+        if name != "seconds" and not isinstance(value, (*NUMBER, type(None))):
+            raise ValueError(f"its {name!r} is a {type(value).__name__}")
+    return line
+
+
+def read_run(folder):
+    """(settings, lines of metrics.jsonl) of a run. Raises BadInput for any other folder."""
+    not_a_run = f"{folder} is not a run folder of train.py"
+    if not os.path.isdir(folder) or kind_of(folder) != "run":
+        raise BadInput(not_a_run)
+    settings = read_object(os.path.join(folder, "settings.json"), **NEEDED)
+    lines = read_records(folder, "metrics.jsonl", {"step": int}, checked)
+    if not lines:
+        raise BadInput(f"{not_a_run} with at least one step in it: metrics.jsonl has none")
+    return settings, lines
 
 
 # ------------------------------------------------------------------------------------------------
@@ -119,14 +131,6 @@ def thumbnails(video):
     return {"duration": frames.duration, "frames": shown}
 
 
-# What a record of rollouts.jsonl must have.
-GROUP = {"step": int, "prompt": str, "video": str, "completions": list}
-
-
-# And one of samples.jsonl.
-SAMPLE = GROUP | {"number": int}
-
-
 def page_prompt(record):
     """The prompt of a record as the page takes it."""
     truth = true_answer(record["answer"])
@@ -140,51 +144,34 @@ def page_prompt(record):
 
 
 def page_group(group):
-    """A record of rollouts.jsonl as the page takes it, completions from best to worst."""
+    """A record of rollouts.jsonl as the page takes it, completions from best to worst.
+
+    moved: [how many moved as their advantage asked, of how many]: likelier by the step where it is
+    positive, less likely where it is negative. One of advantage 0 was asked nothing.
+    """
     completions = [
         c | {"number": i + 1, "given": given_answer(c["text"], group["answer"])}
         for i, c in enumerate(group["completions"])
     ]
     rewards = np.array([c["reward"] for c in completions])
+    asked = [c for c in completions if c["advantage"]]
     return page_prompt(group) | {
         "completions": sorted(completions, key=lambda c: -c["reward"]),
         "mean": float(rewards.mean()),
         "std": float(rewards.std(ddof=1)),
-        "moved": moved(completions),
+        "moved": [sum(sum(c["logp_change"]) * c["advantage"] > 0 for c in asked), len(asked)],
     }
-
-
-def moved(completions):
-    """[how many moved as their advantage asked, of how many]: likelier by the step where it is
-    positive, less likely where it is negative. One of advantage 0 was asked nothing."""
-    asked = [c for c in completions if c["advantage"]]
-    return [sum(sum(c["logp_change"]) * c["advantage"] > 0 for c in asked), len(asked)]
-
-
-def most_instructive(groups):
-    """The step of the group that the page opens on: the one whose rewards differ most. None where
-    no group has been recorded."""
-    best = max(groups, key=lambda g: g["std"], default=None)
-    return best and best["step"]
 
 
 def page_sample(record):
     """A record of samples.jsonl as the page takes it."""
-
-    def answer(c):
+    answers = []
+    for c in record["completions"]:
         given = given_answer(c["text"], record["answer"])
-        return {"reward": c["reward"], "given": given | {"words": shorten(given["words"], 200)}}
-
-    answers = [answer(c) for c in record["completions"]]
+        given["words"] = shorten(given["words"], 200)
+        answers.append({"reward": c["reward"], "given": given})
     mean = sum(c["reward"] for c in answers) / len(answers)
     return page_prompt(record) | {"number": record["number"], "answers": answers, "mean": mean}
-
-
-def read_records(folder, name, types, use):
-    """The usable records of a log of a run's, as the page takes them."""
-    path = os.path.join(folder, name)
-    records = [usable(use, record, path) for record in read_lines(path, **types)]
-    return [record for record in records if record]
 
 
 def page_looks(folder):
@@ -193,32 +180,29 @@ def page_looks(folder):
     for sample in read_records(folder, "samples.jsonl", SAMPLE, page_sample):
         by_step.setdefault(sample["step"], []).append(sample)
     looks = [sorted(by_step[step], key=lambda s: s["number"]) for step in sorted(by_step)]
-    return evenly(looks, MOST_LOOKS)
+    return evenly(looks, MOST_STEPS)
 
 
 def held_out(folder, settings):
-    """The run's finished evaluations, each beside the base model's if there is a comparable one."""
-    evaluations = []  # without those that were renamed to eval-….old-1
-    for path in sorted(
-        glob.glob(os.path.join(glob.escape(folder), "eval-*[!0-9]", "results.json"))
-    ):
-        try:
-            evaluations.append(one_evaluation(folder, os.path.dirname(path), settings))
-        except BadInput as e:
-            print(f"left out: {e}", file=sys.stderr)
-        except DAMAGED as e:
-            why = f"{type(e).__name__}: {first_line(e)}"
-            print(f"left out: {path} is damaged ({why})", file=sys.stderr)
-    return evaluations
+    """The run's finished evaluations, each beside what it has to exceed."""
+    by_name = {}  # {name of the folder without the look: {look: results.json}}
+    # without those that were renamed to eval-….old-1
+    for path in sorted(glob(os.path.join(escape(folder), "eval-*[!0-9]", "results.json"))):
+        if results := usable(path, read_results, path):
+            name, look = os.path.basename(os.path.dirname(path)), results["settings"]["look"]
+            name = name.replace(f"-{look}", "", 1) if look else name
+            by_name.setdefault(name, {})[look] = results
+    found = [usable(n, one_evaluation, folder, n, of_it, settings) for n, of_it in by_name.items()]
+    return [evaluation for evaluation in found if evaluation]
 
 
-def read_results(folder):
-    """(settings, metrics) of an evaluation's results.json. Raises BadInput if it is damaged."""
-    path = os.path.join(folder, "results.json")
+def read_results(path):
+    """The results.json of an evaluation. Raises BadInput if it is damaged."""
     results = read_object(path, settings=dict, metrics=dict)
-    if wrong := wrong_key(results["metrics"], dict.fromkeys(results["metrics"], NUMBER)):
+    wanted = dict.fromkeys(("look", "data_name", "model_name"), str)
+    if wrong := wrong_key(results["settings"], wanted):
         raise BadInput(f"{path} is damaged: {wrong}")
-    return results["settings"], results["metrics"]
+    return results | {"metrics": {m: float(value) for m, value in results["metrics"].items()}}
 
 
 def evaluated_before(folder, name, settings, made):
@@ -233,24 +217,30 @@ def evaluated_before(folder, name, settings, made):
     beside = os.path.dirname(os.path.abspath(folder))
     places = [os.path.join(runs, "eval", base, name) for runs in (beside, "runs")]
     place = next(filter(os.path.isdir, places), places[0])
-    if not os.path.exists(os.path.join(place, "results.json")):
+    if not os.path.exists(path := os.path.join(place, "results.json")):
         return {}, {}
-    made_before, metrics = read_results(place)
+    before = read_results(path)
     must_agree = [k for k in made if k in ("questions", "think", "video_budget")]
-    if any(made_before.get(k) != made[k] for k in must_agree):
+    if any(before["settings"].get(k) != made[k] for k in must_agree):
         return {}, {}
     predictions = read_lines(os.path.join(place, "predictions.jsonl"), id=str, text=str)
-    return metrics, {r["id"]: r for r in predictions}
+    return before["metrics"], {r["id"]: r for r in predictions}
 
 
-def one_evaluation(folder, path, settings):
-    """One evaluation of a run, for the page.
+def one_evaluation(folder, name, of_it, settings):
+    """One evaluation of a run, for the page: a table with the base model's figures before the
+    run's, the constant's and the controls' behind them (evaluation/controls.py), and some clips.
 
-    path: the evaluation's folder. Raises BadInput or one of DAMAGED if it is damaged.
+    name: of its folder; of_it: {look: results.json}, of the evaluation ("") and of its controls.
     """
-    name = os.path.basename(path)
-    made, after = read_results(path)
+    made = next(iter(of_it.values()))["settings"]
     before, earlier = evaluated_before(folder, name, settings, made)
+    own, looks = of_it.get("", {}), sorted(look for look in of_it if look)
+    after, constant = own.get("metrics", {}), own.get("constant")
+    difference = {m: value - before[m] for m, value in after.items() if m in before}
+    table = {"before": before, "after": after, "difference": difference}
+    table |= {"constant": constant["metrics"]} if constant else {}
+    table |= {look: of_it[look]["metrics"] for look in looks}
 
     def clip(r):
         answer, said_before = r["answer"], earlier.get(r["id"])
@@ -262,14 +252,16 @@ def one_evaluation(folder, path, settings):
             "before": said_before and given_answer(said_before["text"], answer),
         }
 
-    records, predictions = [], os.path.join(path, "predictions.jsonl")
-    if "-blind" not in name:
-        records = read_lines(predictions, id=str, text=str, video=str, question=str)
-    clips = [usable(clip, r, predictions) for r in records[:HELD_OUT_CLIPS]]
+    predictions = os.path.join(folder, name, "predictions.jsonl")
+    records = read_lines(predictions, id=str, text=str, video=str, question=str)
+    clips = [usable(predictions, clip, record) for record in records[:HELD_OUT_CLIPS]]
+    metrics = dict.fromkeys(chain(*table.values()))
     return {
         "name": name.removeprefix("eval-"),
         "toy": "toy" in made["data_name"] + made["model_name"],
-        "metrics": [[m, before.get(m), value] for m, value in after.items()],
+        "columns": list(table),
+        "rows": [[m, *(column.get(m) for column in table.values())] for m in metrics],
+        "constant": constant,
         "clips": [c for c in clips if c],
     }
 
@@ -290,9 +282,8 @@ def tidy(x):
 
 def page_curve(name, title, steps, values):
     points = list(zip(steps, values, running_mean(values).tolist()))
-    finite = [p for p in points if math.isfinite(p[1])]
-    largest = max(finite, key=lambda p: p[1], default=None)
     shown = evenly(points, MOST_POINTS - 1)
+    largest = max(points, key=lambda p: p[1] if math.isfinite(p[1]) else -math.inf, default=None)
     if largest and largest not in shown:
         shown = sorted([*shown, largest])
     top = 1 if is_share(name) else axis_top(values)
@@ -301,22 +292,20 @@ def page_curve(name, title, steps, values):
 
 def largest_kl(lines):
     """{"step", "kl"} of the step where the run's KL was largest, or None where it has none."""
-    has = [
-        {"step": x["step"], "kl": x.get("kl") or 0}
-        for x in lines
-        if math.isfinite(x.get("kl") or 0)
-    ]
-    largest = max(has, key=lambda x: x["kl"], default=None)
-    return largest if largest and largest["kl"] else None
+    has = [{"step": x["step"], "kl": x["kl"]} for x in lines if x.get("kl")]
+    finite = [x for x in has if math.isfinite(x["kl"])]
+    return max(finite, key=lambda x: x["kl"], default=None)
 
 
 def write_page(folder, lines, settings):
     """Writes {folder}/report.html and returns its path.
 
-    Fewer groups are shown until the page is small enough to be sent by mail.
+    It opens on the group whose rewards differ most. Fewer groups are shown until the page is small
+    enough to be sent by mail.
     """
     rollouts = read_records(folder, "rollouts.jsonl", GROUP, page_group)
-    opening, peak, looks = most_instructive(rollouts), largest_kl(lines), page_looks(folder)
+    opening = max(rollouts, key=lambda g: g["std"], default={"step": None})["step"]
+    peak, looks = largest_kl(lines), page_looks(folder)
     always = {opening, peak and peak["step"]}
     evaluations, pictures = held_out(folder, settings), {}
     about = "From {model_name}, seed {seed}. {} of {steps} steps so far."
@@ -335,7 +324,7 @@ def write_page(folder, lines, settings):
     }
     with open(TEMPLATE, encoding="utf-8") as f:
         template = f.read()
-    most = MOST_GROUPS
+    most = MOST_STEPS
     while True:
         kept = {g["step"] for g in evenly(rollouts, most)} | always if most else {}
         groups = [g for g in rollouts if g["step"] in kept]
@@ -354,63 +343,66 @@ def write_page(folder, lines, settings):
     return path
 
 
-# What the page needs of settings.json.
-NEEDED = {
-    "method": str,
-    "data_name": str,
-    "model_name": str,
-    "model": str,
-    "seed": int,
-    "steps": int,
-}
+# ------------------------------------------------------------------------------------------------
+# One group in numbers
+# ------------------------------------------------------------------------------------------------
+
+
+def group_in_numbers(group):
+    """A group of rollouts.jsonl as arithmetic: each answer's rewards, its advantage, and its
+    log-prob before and after the step.
+
+    The last line says the mean and the standard deviation, so that each advantage can be worked out
+    by hand: (reward − mean) / (std + 1e-4), and without the division where the run had --loss
+    dr_grpo.
+    """
+    completions = group["completions"]
+    r = np.array([c["reward"] for c in completions])
+    parts = " + ".join(completions[0]["rewards"])
+    lines = [
+        f"step {group['step']}: {asked(group['prompt'])}",
+        f"the truth: {true_answer(group['answer'])['words']}",
+        "",
+        f"  {parts} = reward   advantage    log-prob: before → after   answer",
+    ]
+    for c in completions:
+        parts = " + ".join(f"{v:.2f}" for v in c["rewards"].values())
+        before, change = sum(c["logp"]), sum(c["logp_change"])
+        moved = f"{before:8.2f} → {before + change:7.2f} ({change:+.2f})"
+        answer = shorten(given_answer(c["text"], group["answer"])["words"], 70)
+        lines.append(f"  {parts} = {c['reward']:.2f}   {c['advantage']:+9.2f}   {moved}   {answer}")
+    mean = f"mean {r.mean():.3f}, standard deviation {r.std(ddof=1):.3f}"
+    lines += ["", f"{mean}; over these {len(r)} answers the advantages add up to 0"]
+    return "\n".join(lines)
+
+
+def print_group(folder, step):
+    """Prints the group of a step in numbers. Raises BadInput if it was not recorded."""
+    numbered = lambda group: (group["step"], group_in_numbers(group))
+    groups = dict(read_records(folder, "rollouts.jsonl", GROUP, numbered))
+    if step not in groups:
+        steps = ", ".join(map(str, list(groups)[:20])) or "none"
+        raise BadInput(f"{folder} has no group of step {step}; it has some of: {steps}")
+    print(groups[step])
+
+
+FLAGS = {"what is shown": [
+    ("run", {}, "folder of a run of train.py"),
+    ("step", {"nargs": "?", "type": int}, "print the group of that step in numbers, make no page"),
+]}  # fmt: skip
 
 
 def start():
-    p = argparse.ArgumentParser(
-        prog="python -m tools.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument("run", help="folder of a run of train.py")
-    p.add_argument(
-        "step",
-        nargs="?",
-        type=int,
-        help="print the group of that step in numbers, and make no page",
-    )
-    args = p.parse_args()
+    args = parser_of(__doc__, FLAGS, prog="python -m tools.report").parse_args()
     if args.step is not None:
         return print_group(args.run, args.step)
-    not_a_run = f"{args.run} is not a run folder of train.py"
-    if not os.path.isdir(args.run) or kind_of(args.run) in (None, "evaluation"):
-        raise BadInput(not_a_run)
-    try:
-        settings = read_object(os.path.join(args.run, "settings.json"), **NEEDED)
-    except BadInput as e:
-        raise BadInput(f"{not_a_run}: {e}") from e
-    lines = read_metrics(args.run)
-    if not lines:
-        raise BadInput(f"{not_a_run} with at least one step in it: metrics.jsonl has none")
+    settings, lines = read_run(args.run)
     try:
         page = write_page(args.run, lines, settings)
         draw_curves(args.run, lines, settings)
     except OSError as e:
         raise BadInput(f"could not be written: {e.filename or args.run}: {e.strerror}") from e
     print(f"wrote {page}: open it in a browser")
-
-
-def print_group(folder, step):
-    """Prints the group of a step in numbers. Raises BadInput if it was not recorded."""
-    path = os.path.join(folder, "rollouts.jsonl")
-    groups = {g["step"]: g for g in read_lines(path, **GROUP)}
-    if step not in groups:
-        steps = ", ".join(map(str, list(groups)[:20])) or "none"
-        raise BadInput(f"{folder} has no group of step {step}; it has some of: {steps}")
-    text = usable(example_text, groups[step], path)
-    if text is None:
-        raise BadInput(f"the group of step {step} in {path} is damaged")
-    print(text)
 
 
 def main():

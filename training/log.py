@@ -55,25 +55,25 @@ class Outcome:
     sampler_gaps: torch.Tensor = None  # |sampler − scorer| of each token's log-prob
 
 
-def outcome_of(step, settings):
-    """grpo.Step → Outcome."""
-    sums = step_sums(step, settings.tasks, settings.updates_per_rollout)
-    return Outcome(sums, step.grad_norm, step.groups, sampler_gaps(step))
+def outcome_of(groups, grad_norm, settings):
+    """What grpo_step returns → Outcome."""
+    sums = step_sums(groups, settings.tasks, settings.updates_per_rollout)
+    return Outcome(sums, grad_norm, groups, sampler_gaps(groups))
 
 
-def step_sums(step, tasks, updates):
+def step_sums(groups, tasks, updates):
     """Sums over the groups of this process (added up over all, they are the whole step's).
 
     Every process gives the same names, whatever tasks its prompts have. loss is the mean over the
     rollout's updates. no_spread counts groups as the loss sees them: those without an advantage.
     """
-    groups, tokens = step.groups, sum(int(g.mask.sum()) for g in step.groups)
+    tokens = sum(int(g.mask.sum()) for g in groups)
     rewards = torch.stack([g.rewards for g in groups])  # (B, G)
     sums = {
-        "loss": sum(loss / updates for loss in step.losses),
+        "loss": sum(g.loss / updates for g in groups),
         "kl": sum(float(g.kl[g.mask].sum()) for g in groups),
         "entropy": sum(float(g.entropy[g.mask].sum()) for g in groups),
-        "sampler_gap": float(sampler_gaps(step).sum()),
+        "sampler_gap": float(sampler_gaps(groups).sum()),
         "clipped": sum(g.clipped for g in groups),
         "later_tokens": tokens * (updates - 1),
         "groups": len(groups),
@@ -93,9 +93,9 @@ def step_sums(step, tasks, updates):
     return sums
 
 
-def sampler_gaps(step):
+def sampler_gaps(groups):
     """|sampler's log-prob − scorer's| of every token: (n,)."""
-    return torch.cat([(g.logp_old - g.logp_sampled)[g.mask].abs() for g in step.groups])
+    return torch.cat([(g.logp_old - g.logp_sampled)[g.mask].abs() for g in groups])
 
 
 def mean_kl(group):
@@ -210,7 +210,7 @@ def token_records(policy, tokenizer, group):
     processes must take part in a forward.
     """
     before = group.logp_old
-    change = policy.logprobs(group)[0] - before
+    change = policy.logprobs(group, group.features)[0] - before
     kl = torch.zeros_like(before) if group.logp_ref is None else kl_k3(before, group.logp_ref)
     values = {"logp": before, "logp_change": change, "kl": kl}
     record = group_record(group)

@@ -130,3 +130,10 @@ def fill_own_part(p, tensor):
             return
         tensor = tensor.chunk(mesh.size())[mesh.get_local_rank()]  # as FSDP2 splits
     p.copy_(tensor)
+
+
+def learning_rate(step, steps, peak):
+    """Up to the peak in 5 steps, at most in a tenth of them, then straight down to a tenth of it.
+    step: counted from 0."""
+    warm_up = max(1, min(5, steps // 10))
+    return peak * min((step + 1) / warm_up, 1 - 0.9 * (step + 1 - warm_up) / steps)

@@ -10,11 +10,13 @@ import signal
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from grpo import grpo_step
 from lib.errors import BadInput, first_line
 from lib.files import append_line, read_lines
 from lib.identity import versions
@@ -57,6 +59,36 @@ class Clock:
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
         self.last = now
+
+
+def timed_grpo_step(policy, reference, batch, settings, update_weights, total, clock):
+    """grpo_step, and the seconds of its phases. Each ends where something returns that the step was
+    given: sampling with policy.sample, rewards and advantages with the sums over processes, …"""
+
+    def ending(phase, function):
+        def timed(*args):
+            result = function(*args)
+            clock(phase)
+            return result
+
+        return timed
+
+    @contextmanager
+    def timed_reference():
+        with reference() as frozen:
+            yield frozen
+        clock("reference")
+
+    sample = policy.sample
+    policy.sample = ending("sample", sample)
+    given = (ending("update", update_weights), ending("reward", total))
+    try:
+        return grpo_step(policy, timed_reference, batch, settings, *given)
+    except BadInput as error:  # of a rule, and no other process knows about it
+        error.process = rank()
+        raise
+    finally:
+        policy.sample = sample
 
 
 SAMPLED_EVERY = 25  # steps, between two looks at the same prompts

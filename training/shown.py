@@ -1,24 +1,16 @@
 """shown.py: what a run shows of itself: a group as text in the terminal, and its curves."""
 
-import io
 import os
 import re
 import textwrap
 
-import matplotlib
-
-matplotlib.use("Agg")
-# A "$" in a question or a path is a dollar, not mathematics.
-matplotlib.rcParams.update({"text.parse_math": False, "text.usetex": False})
-
-import matplotlib.pyplot as plt
 import numpy as np
 
 import rewards
-from lib.files import replace_file
+from lib.figures import plt, save
 
 # ------------------------------------------------------------------------------------------------
-# Question and answers
+# One group: question, truth and answers
 # ------------------------------------------------------------------------------------------------
 
 
@@ -81,17 +73,9 @@ def given_answer(text, answer):
     }
 
 
-# ------------------------------------------------------------------------------------------------
-# One group as text, for the terminal
-# ------------------------------------------------------------------------------------------------
-
-
 def group_text(step, group, width=100):
     """A group as train.py shows it: the question, then true and given answers on a time axis, the
-    best first.
-
-    Args:    group: a record of rollouts.jsonl; width: of the longest line, in characters.
-    """
+    best first. group: a record of rollouts.jsonl; width: of the longest line, in characters."""
     truth = true_answer(group["answer"])
     given = [given_answer(c["text"], group["answer"]) for c in group["completions"]]
     duration = duration_of(group["prompt"], truth)
@@ -101,9 +85,8 @@ def group_text(step, group, width=100):
         bar = ["·"] * cells
         for start, end in answer["intervals"] if cells else []:
             first, last = round(start / duration * cells), round(end / duration * cells)
-            if start <= end:  # at least one cell; a reversed interval has none
-                last = max(last, first + 1)
-            for k in range(first, min(cells, last)):
+            # A reversed interval has no cell, any other has at least one.
+            for k in range(first, min(cells, max(last, first + (start <= end)))):
                 bar[k] = "█"
         # A control character could garble the terminal.
         words = "".join(c if c.isprintable() else " " for c in answer["words"])
@@ -111,44 +94,8 @@ def group_text(step, group, width=100):
 
     lines = textwrap.wrap(f"step {step}: {asked(group['prompt'])}", width)
     lines.append(row("reward  advantage", truth | {"words": f"true: {truth['words']}"}))
-    best_first = sorted(zip(group["completions"], given), key=lambda pair: -pair[0]["reward"])
-    for c, answer in best_first:
+    for c, answer in sorted(zip(group["completions"], given), key=lambda pair: -pair[0]["reward"]):
         lines.append(row(f"{c['reward']:6.2f}  {c['advantage']:+9.2f}", answer))
-    return "\n".join(lines)
-
-
-def example_text(group):
-    """A group of rollouts.jsonl as arithmetic: each answer's rewards, its advantage, and its
-    log-prob before and after the step.
-
-    The last line says the mean and the standard deviation, so that each advantage can be worked out
-    by hand: (reward − mean) / (std + 1e-4), and without the division where the run had --loss
-    dr_grpo.
-    """
-    completions = group["completions"]
-    r = np.array([c["reward"] for c in completions])
-    parts = " + ".join(completions[0]["rewards"])
-    lines = [
-        f"step {group['step']}: {asked(group['prompt'])}",
-        f"the truth: {true_answer(group['answer'])['words']}",
-        "",
-        f"  {parts} = reward   advantage    log-prob: before → after   answer",
-    ]
-    for c in completions:
-        parts = " + ".join(f"{v:.2f}" for v in c["rewards"].values())
-        change = ""
-        if "logp" in c:
-            before, difference = sum(c["logp"]), sum(c["logp_change"])
-            change = f"{before:8.2f} → {before + difference:7.2f} ({difference:+.2f})"
-        answer = shorten(given_answer(c["text"], group["answer"])["words"], 70)
-        lines.append(
-            f"  {parts} = {c['reward']:.2f}   {c['advantage']:+9.2f}   {change}   {answer}"
-        )
-    lines += [
-        "",
-        f"mean {r.mean():.3f}, standard deviation {r.std(ddof=1):.3f}; "
-        f"over these {len(r)} answers the advantages add up to 0",
-    ]
     return "\n".join(lines)
 
 
@@ -188,17 +135,15 @@ def curves_of(lines):
 
 
 def draw_curves(folder, lines, settings):
-    """{folder}/curves.png: each quantity of a run's metrics over its steps, the values pale and
-    their running mean dark.
+    """{folder}/curves.png: each quantity over the steps, its values pale, their running mean dark.
 
-    Args:    lines: those of metrics.jsonl, as dictionaries; settings: those of settings.json.
+    lines: of metrics.jsonl; settings: those of settings.json.
     """
     curves = curves_of(lines)
-    columns = 3 if len(curves) > 2 else 2
+    columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(4.2 * columns, 2.7 * rows), squeeze=False, layout="constrained"
-    )
+    size = (4.2 * columns, 2.7 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis, (name, title, steps, values) in zip(axes.flat, curves):
         colour = "tab:green" if name.startswith("reward") else "tab:blue"
         axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
@@ -209,10 +154,7 @@ def draw_curves(folder, lines, settings):
         axis.axis("off")
     title = "{} on {data_name}, from {model_name}, seed {seed}"
     figure.suptitle(title.format(settings["method"].upper(), **settings), fontsize=11)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    plt.close(figure)
-    replace_file(os.path.join(folder, "curves.png"), png.getvalue())
+    save(figure, os.path.join(folder, "curves.png"))
 
 
 def fit_axis(axis, name, steps, values):
@@ -224,17 +166,15 @@ def fit_axis(axis, name, steps, values):
     if is_share(name):
         axis.set_ylim(-0.02, 1.02)
         return
-    top = axis_top(values)
-    above = [step for step, value in zip(steps, values) if value > top]
-    if above:
-        bottom = np.nanmin(values)
+    top, bottom = axis_top(values), np.nanmin(values)
+    if above := [step for step, value in zip(steps, values) if value > top]:
         axis.set_ylim(bottom - 0.04 * (top - bottom), top)
         axis.plot(above, [top] * len(above), "^", color="tab:red", markersize=5, clip_on=False)
 
 
 def axis_top(values):
-    """Where the axis of a curve ends: at its largest value, unless that towers over the others. A
-    single spike would press all the rest flat, so then it ends half as far again as 98 % of them.
+    """Where a curve's axis ends: at its largest value, or, where a spike would press all the rest
+    flat, half as far again as 98 % of the values.
 
     >>> axis_top([0.0, 0.1, 0.2] * 10 + [9.0])
     0.3
@@ -249,8 +189,7 @@ def axis_top(values):
 
 
 def running_mean(values):
-    """At each step the mean of the values up to it: of the last len(values) // 15, or of all where
-    there are fewer."""
+    """At each step the mean of the last n // 15 of n values, or of all where there are fewer."""
     window = max(1, len(values) // 15)
     total = np.cumsum(np.insert(np.array(values, dtype=float), 0, 0.0))
     low = np.maximum(0, np.arange(len(values)) + 1 - window)

@@ -53,7 +53,7 @@ from training.loader import generator_for
 from training.log import sampler_gaps
 from training.optimizer import MasterAdamW
 from training.policy import as_policy, load_models
-from training.run import SAMPLER_LIMITS, Clock
+from training.run import SAMPLER_LIMITS, Clock, timed_grpo_step
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
 TOY_RUN = [
@@ -155,15 +155,8 @@ def batch_of(examples, prompts, tokenizer, turn):
 
 
 def one_step(policy, reference, batch, optimizer, args, clock):
-    return train.timed_grpo_step(
-        policy,
-        reference,
-        batch,
-        args,
-        lambda: optimizer.step(args.lr, args.grad_clip, 1),
-        float,
-        clock,
-    )
+    update_weights = lambda: optimizer.step(args.lr, args.grad_clip, 1)
+    return timed_grpo_step(policy, reference, batch, args, update_weights, float, clock)
 
 
 def toy_step(device):
@@ -177,10 +170,10 @@ def toy_step(device):
         policy, tokenizer, reference = load_models(args, where)
         optimizer = MasterAdamW(policy, args.lr)
         batch = batch_of(*toy_prompts(tokenizer), tokenizer, 0)
-        step = one_step(policy, reference, batch, optimizer, args, Clock(where))
-        texts = [text for group in step.groups for text in group.texts]
-        reward = float(torch.cat([group.rewards for group in step.groups]).mean())
-        seen.append((texts, reward, step.grad_norm))
+        groups, norm = one_step(policy, reference, batch, optimizer, args, Clock(where))
+        texts = [text for group in groups for text in group.texts]
+        reward = float(torch.cat([group.rewards for group in groups]).mean())
+        seen.append((texts, reward, norm))
     (a, reward_a, norm_a), (b, reward_b, norm_b) = seen
     same = sum(x == y for x, y in zip(a, b))
     allowed = 1e-3 if same == len(a) else 0.2
@@ -228,12 +221,13 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
                 torch.cuda.reset_peak_memory_stats()
             clock = Clock(device)
             batch = batch_of(examples, prompts, tokenizer, turn)
-            step = one_step(policy, lambda: reference_policy(policy), batch, optimizer, args, clock)
+            reference = lambda: reference_policy(policy)
+            groups, norm = one_step(policy, reference, batch, optimizer, args, clock)
     finally:
         grpo.score, fast.record = scored, record
     figures = {f"{name}, s": seconds for name, seconds in clock.seconds.items()}
-    figures["sampler, mean nats"] = float(sampler_gaps(step).mean())
-    figures["gradient norm"] = step.grad_norm
+    figures["sampler, mean nats"] = float(sampler_gaps(groups).mean())
+    figures["gradient norm"] = norm
     figures["graph recorded, s"] = first_capture[-1] if first_capture else 0.0
     if device == "cuda":
         figures["decoding / floor"] = decoding_over_floor(
@@ -243,7 +237,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
         sizes = plan.sizes_of(policy, args, 1, P)
         stays, moving = plan.what_stays(sizes, args)[0], plan.comes_and_goes(sizes, args)
         figures["--plan, GB"] = (sum(stays.values()) + max(moving.values())) / 1e9
-    return step.grad_norm > 0, figures
+    return norm > 0, figures
 
 
 def decoding_over_floor(policy, prompts, clock, tokens):

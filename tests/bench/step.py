@@ -286,7 +286,7 @@ def main():
         line += f" {t['public'] / t['ours']:>6.1f}×"
         if args.trl and not args.prompt:
             trl = trl_seconds(examples, budgets[k], args, args.repeats + 1)
-            tokens = sum(int(g.mask.sum()) for g in ours(*job).groups) / 64
+            tokens = sum(int(g.mask.sum()) for g in ours(*job)[0]) / 64
             line += f"   {trl['seconds']:>6.2f} s {trl['seconds'] / t['ours']:>6.1f}×"
             line += f"   {tokens:>12.1f} {trl['tokens']:>5.1f}"
         print(line, flush=True)
