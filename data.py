@@ -68,11 +68,9 @@ class VideoBudget:
             needed = f"--fps must be above 0 and --max-frames at least {MIN_FRAMES}"
             raise BadInput(f"{needed}: got {self.fps} and {self.max_frames}")
         if not CELL * CELL <= self.min_frame_pixels <= self.max_frame_pixels:
-            needed = "28*28 <= --min-frame-pixels <= --max-frame-pixels"
-            raise BadInput(f"the pixel budget needs {needed}")
+            raise BadInput("a pixel budget needs 28*28 <= --min-frame-pixels <= --max-frame-pixels")
         if self.total_pixels * PAIR < self.min_frame_pixels * MIN_FRAMES:
-            room = "no room for 4 frames of --min-frame-pixels"
-            raise BadInput(f"--total-pixels leaves {room}: raise it")
+            raise BadInput("--total-pixels leaves no room for 4 frames of --min-frame-pixels")
         return self
 
     def save(self, folder):
@@ -144,9 +142,7 @@ def read_frames(path, budget, span=None, frames=()):
     path: a video file, or a folder of numbered jpg or png frames; frames: the numbers of those to
     look at, where the question names them (tracking). Raises BadInput for a missing, empty or
     undecodable video.
-
-    Times are the file's own timestamps, never `index / fps`: phone and web videos have variable
-    frame rates, and an average would drift by seconds.
+    Times are the file's own timestamps: with variable rates `index / fps` would drift by seconds.
     """
     with opened(path) as clip:
         start, end = span or (0.0, clip.duration)
@@ -166,7 +162,7 @@ def read_frames(path, budget, span=None, frames=()):
             index = np.searchsorted(clip.on_screen, start + moments + 1e-6, side="right") - 1
             last = np.searchsorted(clip.on_screen, end - 1e-6) - 1
             index = index.clip(max=max(0, last))
-        height, width = frame_size(*clip.size(), len(index), budget)
+        height, width = frame_size(*clip.size, len(index), budget)
         pictures = map(torch.from_numpy, clip.pictures(index))  # some at a time
         pixels = torch.cat([resize(some, height, width) for some in pictures])
     return Frames(pixels, clip.on_screen[index] - start, float(spacing), end - start)
@@ -235,12 +231,10 @@ def looked_at(pixels, look):
     frame, repeated); "" leaves them as they are."""
     if look == "grey":
         return torch.full_like(pixels, 128)
-    if look == "shuffled":
-        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
-        return pixels[order]
     if look == "middle":
         return pixels[len(pixels) // 2].expand_as(pixels)
-    return pixels
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+    return pixels[order] if look == "shuffled" else pixels
 
 
 def load_video(path, budget, look="", span=None, frames=(), read=read_frames):

@@ -12,10 +12,6 @@ from numbers import Real
 import rewards as r
 from lib.errors import BadInput
 
-# ------------------------------------------------------------------------------------------------
-# How answers are written
-# ------------------------------------------------------------------------------------------------
-
 
 def box_text(box):
     return "[" + ", ".join(f"{v:.2f}" for v in box) + "]"
@@ -27,11 +23,6 @@ def boxes_text(boxes):
 
 def intervals_text(intervals):
     return "[" + ", ".join(f"({start:.1f}, {end:.1f})" for start, end in intervals) + "]"
-
-
-# ------------------------------------------------------------------------------------------------
-# The table
-# ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -157,12 +148,9 @@ def question_text(example, duration, think):
     task = TASKS[example.task]
     words = example.question.rstrip("?")
     question = task.prompt.format(**fields(example, duration) | {"question": words})
-    if think:
-        return (
-            f"{question}\nFirst reason inside <think> tags, then give {task.wanted}, "
-            f"like this: <think>your reasoning</think>{task.form}"
-        )
-    return f"{question}\nGive only {task.wanted}, like this: {task.form}"
+    ask = "First reason inside <think> tags, then give" if think else "Give only"
+    thought = "<think>your reasoning</think>" if think else ""
+    return f"{question}\n{ask} {task.wanted}, like this: {thought}{task.form}"
 
 
 def words_around(example, duration, think, template=None):

@@ -9,10 +9,6 @@ import os
 from annotations import entries as e
 from data import Example
 
-# ------------------------------------------------------------------------------------------------
-# Multiple choice: Video-MME, LongVideoBench, MVBench, Perception Test
-# ------------------------------------------------------------------------------------------------
-
 
 def choice(id, video, entry, options, answer, group, span=None):
     """The Example of an entry with a "question"; answer: as entries.letter_of takes it."""
@@ -29,7 +25,7 @@ def read_videomme(path, videos, report=print):
 
     def make(_, entry):
         id, video = str(entry["question_id"]), e.video_path(videos, entry["videoID"])
-        return [choice(id, video, entry, entry["options"], entry["answer"], entry["duration"])]
+        return choice(id, video, entry, entry["options"], entry["answer"], entry["duration"])
 
     form = "'question_id', 'videoID', 'duration', 'question', 'options' and 'answer'"
     return e.collect(path, e.json_entries(path), make, report, form)
@@ -52,7 +48,7 @@ def read_longvideobench(path, videos, report=print):
                 options.pop()
         id, video = str(entry["id"]), e.video_path(videos, entry["video_path"])
         group = f"up to {int(entry['duration_group'])} s"
-        return [choice(id, video, entry, options, int(entry["correct_choice"]), group)]
+        return choice(id, video, entry, options, int(entry["correct_choice"]), group)
 
     form = "'id', 'video_path', 'question', 'candidates', 'correct_choice' and 'duration_group'"
     return e.collect(path, e.json_entries(path), make, report, form)
@@ -91,16 +87,14 @@ def read_mvbench(path, videos, report=print):
     folder = os.path.join(videos, MVBENCH_FOLDERS.get(subtask, subtask))
 
     def make(k, entry):
-        options, answer = list(map(str, entry["candidates"])), str(entry["answer"])
-        if answer not in options:
-            raise e.Malformed(f"the answer {answer[:60]!r} is none of the candidates")
+        options = list(map(str, entry["candidates"]))
         span = e.interval(entry["start"], entry["end"]) if entry.get("end") is not None else None
         video = e.video_path(folder, entry["video"])
         video = video.removesuffix(".mp4") if "frames" in folder else video
-        right = options.index(answer)
-        return [choice(f"{subtask}/{k}", video, entry, options, right, subtask, span)]
+        right = options.index(str(entry["answer"]))
+        return choice(f"{subtask}/{k}", video, entry, options, right, subtask, span)
 
-    form = "'video', 'question', 'candidates' and 'answer'"
+    form = "'video', 'question', 'candidates' and 'answer', which is one of them"
     return e.collect(path, e.json_entries(path), make, report, form)
 
 
@@ -109,21 +103,15 @@ def read_perceptiontest(path, videos, report=print):
     {"id", "question", "options": [3 of them], "answer_id", "area"}]}}.
     """
 
-    def make(name, entry):
-        def ask(entry):
-            id, right = f"{name}/{entry['id']}", int(entry["answer_id"])
-            video, group = e.video_path(videos, name), entry.get("area", "")
-            return choice(id, video, entry, entry["options"], right, group)
+    def make(_, row):
+        name, entry = row
+        id, right = f"{name}/{entry['id']}", int(entry["answer_id"])
+        video, group = e.video_path(videos, name), entry.get("area", "")
+        return choice(id, video, entry, entry["options"], right, group)
 
-        return e.each_usable(entry["mc_question"], ask)
-
+    rows = lambda name, entry: [(name, question) for question in entry["mc_question"]]
     form = "'mc_question', each with 'id', 'question', 'options' and 'answer_id'"
-    return e.collect(path, e.json_entries(path), make, report, form)
-
-
-# ------------------------------------------------------------------------------------------------
-# Descriptions: DREAM-1K
-# ------------------------------------------------------------------------------------------------
+    return e.collect(path, e.questions(e.json_entries(path), rows), make, report, form)
 
 
 def read_dream1k(path, videos, report=print):
@@ -135,12 +123,12 @@ def read_dream1k(path, videos, report=print):
     """
 
     def make(_, entry):
-        name = e.own_name(entry["video_file"])
+        name = entry["video_file"].rpartition("/")[2]
         text = entry["description"] if "description" in entry else entry["response"]
         source = entry["source"] if "source" in entry else entry["dataset"]
         answer = (e.event_list(entry["events"]), e.sentence(text))
         video = e.video_path(videos, name)
-        return [Example(str(entry["idx"]), "description", video, "", answer, group=str(source))]
+        return Example(str(entry["idx"]), "description", video, "", answer, group=str(source))
 
     form = "'idx', 'video_file', 'source', 'description' and 'events', a list of sentences"
     return e.collect(path, e.json_entries(path), make, report, form)

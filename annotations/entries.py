@@ -10,16 +10,12 @@ import os
 import re
 from collections import Counter
 
-from lib.errors import BadInput
+from lib.errors import BadInput, first_line
 from lib.wording import LETTERS, Letter
 
 # ------------------------------------------------------------------------------------------------
 # Files
 # ------------------------------------------------------------------------------------------------
-
-
-class Malformed(Exception):
-    """One entry that cannot be used: what it should have been."""
 
 
 def read_text(path):
@@ -32,6 +28,22 @@ def read_text(path):
         raise BadInput(f"annotation file {path} is not a UTF-8 text file") from e
 
 
+def lines_of(path):
+    """The lines of a text file that are not empty, as [(line, None, text)]."""
+    lines = enumerate(read_text(path).splitlines(), 1)
+    return [(number, None, line) for number, line in lines if line.strip()]
+
+
+def parsed(path, text, line=1):
+    """The value of a JSON text that begins in this line of the file."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        # without a lineno: a number of thousands of digits, and what is nested too deep
+        line, why = line + getattr(e, "lineno", 1) - 1, first_line(e, most=80)
+        raise BadInput(f"{path}, line {line}: broken JSON ({why}); download it again") from e
+
+
 def json_entries(path):
     """The entries of a JSON list, dictionary or JSON Lines (or parquet), as [(line, key, value)].
 
@@ -42,57 +54,33 @@ def json_entries(path):
         return parquet_entries(path)
     text = read_text(path)
     lines = [(k, line) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if len(lines) > 1 and is_json(lines[0][1]):  # JSON Lines: a value in every line
-        for number, line in lines:
-            if not is_json(line):
-                raise BadInput(f"{path}, line {number}: no JSON value, as the lines before it are")
-        return [(number, k, json.loads(line)) for k, (number, line) in enumerate(lines)]
-    decoder, space = json.JSONDecoder(), re.compile(r"[\s,]*")
-    at = space.match(text).end()
-    opening, entries, line, counted = text[at : at + 1], [], 1, 0
-    if opening not in ("[", "{"):
-        raise BadInput(f"{path} is not JSON: it begins with {text[:20]!r}")
-    closing, at = "]" if opening == "[" else "}", at + 1
-    try:
-        while text[at := space.match(text, at).end()] != closing:
-            line, counted, key = line + text.count("\n", counted, at), at, len(entries)
-            if opening == "{":
-                key, at = decoder.raw_decode(text, at)
-                at = re.compile(r"\s*:\s*").match(text, at).end()
-            value, at = decoder.raw_decode(text, at)
-            entries.append((line, key, value))
-        after = text[at + 1 :].lstrip()
-    except (ValueError, IndexError, AttributeError, RecursionError) as e:
-        # ValueError: no JSON, or a number of thousands of digits; RecursionError: nested too deep
-        broken = f"broken JSON after {len(entries)} entries; download the file again"
-        raise BadInput(f"{path}, line {1 + text.count(chr(10), 0, at)}: {broken}") from e
-    if after:
-        line = 1 + text.count("\n", 0, len(text) - len(after))
-        raise BadInput(f"{path}, line {line}: after the JSON's end comes {after[:20]!r}")
+    if len(lines) > 1 and re.fullmatch(r"\s*\{.*\}\s*", lines[0][1]):  # JSON Lines
+        return [(n, k, parsed(path, line, n)) for k, (n, line) in enumerate(lines)]
+    whole = parsed(path, text)
+    if not isinstance(whole, (list, dict)):
+        raise BadInput(f"{path} holds neither a list nor a dictionary: {text[:20]!r}")
+    between, decode = re.compile(r"[\s,:]*"), json.JSONDecoder().raw_decode
+    at, line, counted, entries = re.search(r"[\[{]", text).end(), 1, 0, []
+    while text[at := between.match(text, at).end()] not in "]}":
+        line, counted, key = line + text.count("\n", counted, at), at, len(entries)
+        if isinstance(whole, dict):
+            key, at = decode(text, at)
+            at = between.match(text, at).end()
+        value, at = decode(text, at)
+        entries.append((line, key, value))
     return entries
 
 
-def is_json(text):
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def parquet_entries(path):
-    """The rows of a parquet file as [(number from 1, number from 0, {column: value})]; with pyarrow
-    installed."""
+    """The rows of a parquet file as [(number from 1, number from 0, {column: value})]."""
     try:
         from pyarrow.parquet import read_table
     except ImportError as e:
         raise BadInput(f"{path} is a parquet file: pip install pyarrow, or save it as JSON") from e
-    if not os.path.isfile(path):
-        raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
     try:
         return [(k + 1, k, row) for k, row in enumerate(read_table(path).to_pylist())]
     except (ValueError, OSError, NotImplementedError) as e:  # pyarrow's own are kinds of these
-        raise BadInput(f"{path} cannot be read as parquet; download it again") from e
+        raise BadInput(f"{path} cannot be read as parquet ({first_line(e)})") from e
 
 
 # ------------------------------------------------------------------------------------------------
@@ -104,39 +92,34 @@ UNUSABLE = (LookupError, TypeError, ValueError, AttributeError, OverflowError, R
 FEW = 5  # complaints of one kind that are all told
 
 
-def each_usable(rows, make):
-    """For an entry with several questions: `make(row)` of each, or a Malformed in its place."""
-    made = []
-    for k, row in enumerate(rows):
+def questions(entries, of_entry):
+    """Entries with several questions → one entry a question; of_entry(key, value) gives those of
+    one, or raises: then it is one entry, None, for its reader to refuse."""
+    for line, key, value in entries:
         try:
-            made.append(make(row))
-        except Malformed as e:
-            made.append(Malformed(f"number {k}: skipped, {e}"))
+            rows = list(of_entry(key, value))
         except UNUSABLE:
-            made.append(Malformed(f"number {k}: skipped, it has another form than the others"))
-    return made
+            rows = [None]
+        yield from ((line, f"{key}, number {k}", row) for k, row in enumerate(rows))
 
 
 def collect(path, entries, make, report, form):
     """The Examples of all entries that can be used; the others are reported.
 
-    Args:    entries: [(line, key, value)]; make(key, value) gives a list of Examples, with a
-             Malformed in place of one that cannot be used, or raises; form: what an entry looks
-             like, for the errors.
+    Args:    entries: (line, key, value) each, key None where the line says enough;
+             make(key, value) gives an Example, or raises BadInput or one of UNUSABLE, which costs
+             this entry alone; form: what an entry looks like, for the errors.
     Raises BadInput if no entry is usable.
     """
     examples, complaints = [], []
     for line, key, value in entries:
+        place = "" if key is None else f"entry {key!r}: "
         try:
-            for made in map(whole_text, make(key, value)):
-                if isinstance(made, Malformed):
-                    complaints.append((line, f"entry {key!r}, {made}"))
-                else:
-                    examples.append(made)
-        except Malformed as e:
-            complaints.append((line, f"skipped, {e}"))
+            examples.append(whole_text(make(key, value)))
+        except BadInput as e:
+            complaints.append((line, f"{place}skipped, {e}"))
         except UNUSABLE:
-            complaints.append((line, f"skipped, needs {form}"))
+            complaints.append((line, f"{place}skipped, needs {form}"))
     tell(path, complaints, report)
     if not examples:
         raise BadInput(f"{path} holds no usable entry; one has {form}")
@@ -156,18 +139,17 @@ def tell(path, complaints, report):
         told.add(kind)
 
 
-def whole_text(made):
-    """An Example, or a Malformed in its place if it holds half a character, JSON's "\\ud800" alone.
+def whole_text(example):
+    """The Example. Raises BadInput if it holds half a character, JSON's "\\ud800" alone.
 
     No tokenizer, file or terminal takes one: it would end a run hours later.
     """
     try:
-        if not isinstance(made, Malformed):
-            json.dumps(vars(made), ensure_ascii=False, default=str).encode("utf-8")
+        json.dumps(vars(example), ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError as e:
         half = f"half a character (\\u{ord(e.object[e.start]):04x} alone)"
-        return Malformed(f"skipped, a text in it holds {half}: write the file again as UTF-8")
-    return made
+        raise BadInput(f"a text in it holds {half}: write the file again as UTF-8") from e
+    return example
 
 
 # ------------------------------------------------------------------------------------------------
@@ -183,19 +165,11 @@ def video_path(folder, name):
     """
     name = str(name)
     if not re.fullmatch(r"[\w@-][\w@.() -]*(/[\w@-][\w@.() -]*)*", name):
-        raise Malformed(f"{name[:60]!r} is no name of a file inside the data folder")
+        raise BadInput(f"{name[:60]!r} is no name of a file inside the data folder")
     for extension in ("", ".mp4", ".mkv", ".webm", ".avi", ".mov"):
         if os.path.exists(path := os.path.join(folder, name + extension)):
             return path
     return os.path.join(folder, name if re.search(r"\.\w{3,4}$", name) else name + ".mp4")
-
-
-def own_name(path):
-    """The name of a file without the folders that its publishers keep it in: video/1.mp4."""
-    *folders, name = str(path).split("/")
-    if ".." in folders:
-        raise Malformed(f"{str(path)[:60]!r} is no name of a file inside the data folder")
-    return name
 
 
 def interval(start, end):
@@ -204,7 +178,7 @@ def interval(start, end):
     start, end = float(start), float(end)
     start = 0.0 if start <= 0 else start
     if not 0 <= start < end < float("inf"):
-        raise Malformed(f"{start:g} to {end:g} is no interval in seconds")
+        raise BadInput(f"{start:g} to {end:g} is no interval in seconds")
     return start, end
 
 
@@ -218,29 +192,24 @@ def seconds_of(entry):
 def sentence(text):
     text = " ".join(str(text).split()).rstrip(".")
     if not text:
-        raise Malformed("the sentence is empty")
+        raise BadInput("the sentence is empty")
     return text
 
 
 def event_list(events):
     """A list of sentences, each of which says what happens."""
     if not isinstance(events, list) or not events:
-        raise Malformed("'events' is no list of sentences, or an empty one")
+        raise BadInput("'events' is no list of sentences, or an empty one")
     return [sentence(event) for event in events]
 
 
 def letter_of(answer, options):
-    """The Letter of the right option, given as "(C)", "C", "C. text", its number, or its text."""
+    """The Letter of the right option, given as "(C)", "C", "C. text" or its number."""
     match = re.fullmatch(r"\(?([A-Z])(\)|\.|$).*", str(answer).strip(), re.DOTALL)
-    if isinstance(answer, int):
-        number = answer
-    elif match and match[1] in LETTERS[: len(options)]:
-        number = LETTERS.index(match[1])
-    else:
-        number = options.index(str(answer)) if str(answer) in options else -1
-    if 0 <= number < len(options):
+    number = LETTERS.index(match[1]) if match else answer
+    if isinstance(number, int) and 0 <= number < len(options):
         return Letter(LETTERS[number], len(options))
-    raise Malformed(f"the answer {str(answer)[:60]!r} is none of the {len(options)} options")
+    raise BadInput(f"the answer {str(answer)[:60]!r} is none of the {len(options)} options")
 
 
 def bare_options(options):
@@ -253,7 +222,7 @@ def bare_options(options):
     """
     options = tuple(str(option).strip() for option in options)
     if not 2 <= len(options) <= len(LETTERS):
-        raise Malformed(f"{len(options)} options")
+        raise BadInput(f"{len(options)} options")
     own = [rf"\(?{letter}[).]\s*" for letter in LETTERS[: len(options)]]
     if all(map(re.match, own, options)):
         options = tuple(re.sub(f"^{letter}", "", o) for letter, o in zip(own, options))

@@ -29,13 +29,18 @@ QUESTION = (
 )
 
 
-def token_ids(tokenizer, word):
-    """The first tokens of all ways to write a word: "yes", "Yes", " yes", …"""
-    return sorted({
-        tokenizer(before + way, add_special_tokens=False)["input_ids"][0]
-        for before in ("", " ")
-        for way in (word, word.capitalize(), word.upper())
-    })
+def yes_and_no(tokenizer):
+    """The first tokens of all ways to write yes ("yes", "Yes", " yes", …) and of those to write no,
+    without the tokens that both begin with."""
+    yes, no = (
+        {
+            tokenizer(before + way, add_special_tokens=False)["input_ids"][0]
+            for before in ("", " ")
+            for way in (word, word.capitalize(), word.upper())
+        }
+        for word in ("yes", "no")
+    )
+    return sorted(yes - no), sorted(no - yes)
 
 
 def question_ids(tokenizer, caption, event):
@@ -52,11 +57,8 @@ def question_ids(tokenizer, caption, event):
 def log_odds(model, tokenizer, caption, event):
     """How much likelier than no the judge's next word is yes, in nats."""
     logits = model(question_ids(tokenizer, caption, event).to(model.device)).logits[0, -1].float()
-    yes, no = token_ids(tokenizer, "yes"), token_ids(tokenizer, "no")
-    return float(
-        torch.logsumexp(logits[[i for i in yes if i not in no]], 0)
-        - torch.logsumexp(logits[[i for i in no if i not in yes]], 0)
-    )
+    yes, no = yes_and_no(tokenizer)
+    return float(logits[yes].logsumexp(0) - logits[no].logsumexp(0))
 
 
 def load_judge(name, device):
@@ -70,8 +72,7 @@ def load_judge(name, device):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = read_weights(AutoModelForCausalLM, name, "auto")
     model = model.to(device).eval().requires_grad_(False)
-    yes, no = set(token_ids(tokenizer, "yes")), set(token_ids(tokenizer, "no"))
-    if not yes - no or not no - yes:
+    if not all(yes_and_no(tokenizer)):
         alike = "its tokenizer begins yes and no with the same token"
         raise BadInput(f"--judge {name} cannot be asked: {alike}")
 

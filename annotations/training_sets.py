@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -19,10 +20,6 @@ from lib.errors import BadInput
 from lib.video import numbered_pictures
 from lib.wording import sentences
 from rewards import N_BOXES
-
-# ------------------------------------------------------------------------------------------------
-# When: Charades-STA, ActivityNet Captions, and both as TimeLens annotated them again
-# ------------------------------------------------------------------------------------------------
 
 
 def read_charades(path, videos, report=print):
@@ -50,45 +47,38 @@ def read_charades(path, videos, report=print):
     End times may exceed the clip (30.0 in a clip of 29.46 s): annotators worked in whole steps.
     They are kept as they are, as everyone who reports scores on this data does.
     """
-    counts = {}
+    counts = Counter()
 
-    def query(name, start, end, text, duration=None):
-        asked = e.video_path(videos, name), e.sentence(text), e.interval(start, end)
-        k = counts[name] = counts.get(name, -1) + 1
-        return Example(f"{name}/{k}", "grounding", *asked, duration=duration)
+    def query(_, row):
+        name, span, text, duration = row
+        asked = e.video_path(videos, name), e.sentence(text), e.interval(*span)
+        counts[name] += 1
+        return Example(f"{name}/{counts[name] - 1}", "grounding", *asked, duration=duration)
 
     def of_dictionary(name, entry):
         spans, texts = ("spans", "queries") if "spans" in entry else ("timestamps", "sentences")
-        rows = zip(entry[spans], entry[texts], strict=True)
         seconds = e.seconds_of(entry)
-        return e.each_usable(list(rows), lambda row: query(name, *row[0], row[1], seconds))
+        return [(name, *row, seconds) for row in zip(entry[spans], entry[texts], strict=True)]
 
     def of_list(_, entry):
-        name = os.path.splitext(e.own_name(entry["video_path"]))[0]
+        name = os.path.splitext(entry["video_path"].rpartition("/")[2])[0]
         (span,) = json.loads(entry["span"])
-        return [query(name, *span, entry["query"], e.seconds_of(entry))]
+        return query(_, (name, span, entry["query"], e.seconds_of(entry)))
 
     def of_line(_, line):
-        match = re.fullmatch(r"(\S+) (\S+) (\S+)(?: \S+)?##(.*)", line.strip())
-        return [query(*match.groups())]
+        match = re.fullmatch(r"(\S+) (\S+ \S+)(?: \S+)?##(.*)", line.strip())
+        return query(_, (match[1], match[2].split(), match[3], None))
 
     text = e.read_text(path)
     if text.lstrip().startswith(("{", "[")):
         entries = e.json_entries(path)
         if entries and isinstance(entries[0][1], str):
             form = "equally many 'timestamps' [start, end] and 'sentences'"
-            return e.collect(path, entries, of_dictionary, report, form)
+            return e.collect(path, e.questions(entries, of_dictionary), query, report, form)
         form = "'video_path', 'query' and 'span' with one [start, end]"
         return e.collect(path, entries, of_list, report, form)
-    lines = enumerate(text.splitlines(), 1)
-    entries = [(number, None, line) for number, line in lines if line.strip()]
     form = "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on."
-    return e.collect(path, entries, of_line, report, form)
-
-
-# ------------------------------------------------------------------------------------------------
-# Where: GOT-10k
-# ------------------------------------------------------------------------------------------------
+    return e.collect(path, e.lines_of(path), of_line, report, form)
 
 
 def read_got10k(path, videos, report=print):
@@ -110,31 +100,32 @@ def read_got10k(path, videos, report=print):
     boxes and absence labels differ: they would be paired wrongly.
     """
     if os.path.isdir(path):
-        listed = os.path.join(path, "list.txt")
-        names = e.read_text(listed).splitlines()
-        lines = [(number, None, name) for number, name in enumerate(names, 1) if name.strip()]
+        listed, make = os.path.join(path, "list.txt"), lambda _, name: raw_sequence(path, name)
         form = "a folder with frames, groundtruth.txt, absence.label and meta_info.ini"
-        return e.collect(listed, lines, lambda _, name: [raw_sequence(path, name)], report, form)
+        return e.collect(listed, e.lines_of(listed), make, report, form)
 
     def make(_, entry):
         name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])
         folder = e.video_path(videos, name).removesuffix(".mp4")
         count = len(numbered_pictures(folder)) if os.path.isdir(folder) else 0
-        return [tracking_example(folder, entry["object"], entry["gt"], count, published_frames)]
+        return tracking_example(folder, entry["object"], entry["gt"], count, published_frames)
 
     form = "'path', 'object' and 'gt' with 8 boxes"
     return e.collect(path, e.json_entries(path), make, report, form)
 
 
 def tracking_example(folder, thing, boxes, count, choose):
-    """count: of the folder's frames; choose: which of them the boxes belong to. 0: no folder here;
-    that is said when it is read."""
+    """boxes: eight, normalised, here cut to the frame; count: of the folder's frames; choose: which
+    of them the boxes belong to. 0: no folder here; that is said when it is read."""
     if 0 < count < N_BOXES:
-        raise e.Malformed(f"{folder} holds {count} frames; at least {N_BOXES} are needed")
+        raise BadInput(f"{folder} holds {count} frames; at least {N_BOXES} are needed")
+    boxes = [tuple(min(1.0, max(0.0, float(v))) for v in box) for box in boxes]
+    if len(boxes) != N_BOXES or any(len(box) != 4 for box in boxes):
+        raise BadInput(f"{len(boxes)} boxes instead of {N_BOXES} of 4 numbers")
+    if any(x1 <= x0 or y1 <= y0 for x0, y0, x1, y1 in boxes):
+        raise BadInput("a box has no area inside the frame")
     name, frames = os.path.basename(folder), tuple(choose(count).tolist()) if count else ()
-    return Example(
-        name, "tracking", folder, e.sentence(thing), boxes_in_frame(boxes), frames=frames
-    )
+    return Example(name, "tracking", folder, e.sentence(thing), boxes, frames=frames)
 
 
 def even_frames(count):
@@ -157,46 +148,26 @@ def published_frames(count):
     return np.append(0, np.linspace(1, count - 1, N_BOXES - 1).round()).astype(int)
 
 
-def boxes_in_frame(boxes):
-    """Eight normalised boxes, cut to the frame. Raises Malformed if there are not eight."""
-    boxes = [tuple(min(1.0, max(0.0, float(v))) for v in box) for box in boxes]
-    if len(boxes) != N_BOXES or any(len(box) != 4 for box in boxes):
-        raise e.Malformed(f"{len(boxes)} boxes instead of {N_BOXES} of 4 numbers")
-    if any(x1 <= x0 or y1 <= y0 for x0, y0, x1, y1 in boxes):
-        raise e.Malformed("a box has no area inside the frame")
-    return boxes
-
-
 def raw_sequence(split, name):
-    """The Example of one raw sequence. Raises Malformed if its files are not complete."""
+    """The Example of one raw sequence. Raises BadInput if its files are not complete."""
     folder = e.video_path(split, name.strip()).removesuffix(".mp4")
-    try:
-        texts = []
-        for file in ("meta_info.ini", "groundtruth.txt", "absence.label"):
-            with open(os.path.join(folder, file), encoding="utf-8") as f:
-                texts.append(f.read())
-        frames = len(numbered_pictures(folder))
-    except OSError as error:
-        raise e.Malformed(f"{error.filename} cannot be read ({error.strerror})") from error
-    about, boxes, absent = texts[0], texts[1].split("\n"), texts[2].split()
-    boxes = [line for line in boxes if line.strip()]
+    meta, truth, absence = (
+        os.path.join(folder, name) for name in ("meta_info.ini", "groundtruth.txt", "absence.label")
+    )
+    about, absent = e.read_text(meta), e.read_text(absence).split()
+    boxes, frames = e.lines_of(truth), len(numbered_pictures(folder))
     (thing,) = re.findall(r"^object_class: *(.+)$", about, re.MULTILINE)
     (size,) = re.findall(r"^resolution: *\((\d+), *(\d+)\)", about, re.MULTILINE)
     if not frames == len(boxes) == len(absent):
         held = f"{frames} frames, {len(boxes)} boxes and {len(absent)} absence labels"
-        raise e.Malformed(f"{folder} holds {held}: unpack it again")
+        raise BadInput(f"{folder} holds {held}: unpack it again")
     chosen = even_frames(frames) if frames else []
     if any(int(absent[i]) for i in chosen):
-        raise e.Malformed("the object is out of sight at one of the eight frames")
-    pixels = [[float(v) for v in boxes[i].split(",")] for i in chosen]
+        raise BadInput("the object is out of sight at one of the eight frames")
+    pixels = [[float(v) for v in boxes[i][-1].split(",")] for i in chosen]
     corners = np.array([(x, y, x + w, y + h) for x, y, w, h in pixels])
     scale = np.tile(np.array(size, dtype=float), 2)  # width, height, width, height
     return tracking_example(folder, thing, corners / scale, frames, even_frames)
-
-
-# ------------------------------------------------------------------------------------------------
-# Why, and when it can be seen: NExT-GQA
-# ------------------------------------------------------------------------------------------------
 
 
 def read_nextgqa(path, videos, report=print):
@@ -222,13 +193,16 @@ def read_nextgqa(path, videos, report=print):
         options = e.bare_options(entry["options"])
         evidence = [e.interval(*pair) for pair in entry["glue"]]
         if not evidence:
-            raise e.Malformed("'glue' is empty")
+            raise BadInput("'glue' is empty")
         answer = e.letter_of(entry["answer"], options), evidence
         video, question = e.video_path(videos, entry["video"]), e.sentence(entry["question"])
         more = {"group": str(entry.get("type", "")), "duration": e.seconds_of(entry)}
-        return [Example(str(entry["id"]), "gqa", video, question, answer, options, **more)]
+        return Example(str(entry["id"]), "gqa", video, question, answer, options, **more)
 
-    form = "'id', 'video', 'question', 'options', 'glue' and 'answer', or columns as in val.csv"
+    form = "'id', 'video', 'question', 'options', 'glue' and 'answer'; or columns as in val.csv, "
+    form += (
+        "an answer among a0 to a4, seconds in gsub_val.json and a folder in map_vid_vidorID.json"
+    )
     return e.collect(path, entries, make, report, form)
 
 
@@ -240,19 +214,18 @@ def nextgqa_table(path):
     folder, split = os.path.split(path)
     located = os.path.join(folder, f"gsub_{split.removesuffix('.csv')}.json")
     seconds = {video: entry for _, video, entry in e.json_entries(located)}
-    folders = e.json_entries(os.path.join(folder, "map_vid_vidorID.json"))
-    folders = {video: place for _, video, place in folders}
+    mapped = os.path.join(folder, "map_vid_vidorID.json")
+    folders = {video: place for _, video, place in e.json_entries(mapped)}
 
     def whole(row):
-        name, number = row["video_id"], row["qid"]
-        options, right = [row[f"a{k}"].strip() for k in range(5)], row["answer"].strip()
-        if right not in options:
-            raise e.Malformed(f"the answer {right[:60]!r} is none of the 5 options")
-        if number not in seconds.get(name, {}).get("location", {}):
-            raise e.Malformed(f"{located} has no seconds for question {number} about {name}")
-        joined = {"id": f"{name}_{number}", "video": folders[name], "options": options}
-        glue = seconds[name]["location"][number]
-        return row | joined | {"answer": options.index(right), "glue": glue}
+        name, options = row["video_id"], [row[f"a{k}"].strip() for k in range(5)]
+        return row | {
+            "id": f"{name}_{row['qid']}",
+            "video": folders[name],
+            "options": options,
+            "answer": options.index(row["answer"].strip()),
+            "glue": seconds[name]["location"][row["qid"]],
+        }
 
     rows = csv.DictReader(e.read_text(path).splitlines(keepends=True))
     try:
@@ -261,20 +234,15 @@ def nextgqa_table(path):
         raise BadInput(f"{path}, line {rows.line_num}: broken table; download it again") from error
 
 
-# ------------------------------------------------------------------------------------------------
-# Quality and captions
-# ------------------------------------------------------------------------------------------------
-
-
 def read_quality(path, videos, report=print):
     """VidTAB's quality: [{"video": "0012.mp4", "instruction": "…", "answer": "low quality"}]."""
 
     def make(k, entry):
         answer = e.sentence(entry["answer"])
         if answer not in ("low quality", "high quality"):
-            raise e.Malformed(f"the answer {answer!r} is neither 'low quality' nor 'high quality'")
+            raise BadInput(f"the answer {answer!r} is neither 'low quality' nor 'high quality'")
         name = entry["video"]
-        return [Example(f"{name}/{k}", "quality", e.video_path(videos, name), "", answer)]
+        return Example(f"{name}/{k}", "quality", e.video_path(videos, name), "", answer)
 
     return e.collect(path, e.json_entries(path), make, report, "'video' and 'answer'")
 
@@ -293,7 +261,7 @@ def read_captions(path, videos, report=print):
         events = entry["events"] if "events" in entry else sentences(entry["caption"])
         name = entry["video"]
         answer = e.event_list(events)
-        return [Example(f"{name}/{k}", "caption", e.video_path(videos, name), "", answer)]
+        return Example(f"{name}/{k}", "caption", e.video_path(videos, name), "", answer)
 
     form = "'video' and 'events', a list of sentences (or 'caption', a text)"
     return e.collect(path, e.json_entries(path), make, report, form)

@@ -8,7 +8,7 @@ from itertools import count
 
 import torch.distributed as dist
 
-from annotations.readers import DATASETS, read_dataset
+from annotations.readers import read_dataset
 from lib.errors import BadInput
 from lib.processes import world
 
@@ -32,8 +32,8 @@ def read_questions(bench_name, folder, limit, loud):
         sentence = f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing"
         sentence += f", the first is {missing[0]}"
         if len(missing) > MISSING * len(videos):
-            source = f"{bench_name} is: {DATASETS[bench_name].source}"
-            raise BadInput(f"{sentence}. {source}; --limit N takes the first N questions only")
+            sentence += ". docs/datasets.md says where to get them"
+            raise BadInput(f"{sentence}; --limit N takes the first N questions only")
         if loud:
             print(f"WARNING: {sentence}; they count as wrong", file=sys.stderr)
     return examples, left_out

@@ -20,35 +20,28 @@ def percent(values):
     return 100 * sum(values) / len(values)
 
 
+def at_least(name, values, thresholds):
+    """The shares of values that reach each threshold."""
+    return {f"{name}@{t}": percent([value >= t for value in values]) for t in thresholds}
+
+
 def reported(task, records):
     """{name: percent}; of a task that is not in METRICS, the mean of every rule that pays for more
     than the form: accuracy of quality, recall of captions."""
     if task in METRICS:
         return METRICS[task](records)
-    content = {name: rule for name, rule in TASKS[task].rules.items() if name != "format"}
     return {
         name: percent([rule(x["text"], x["answer"], False) for x in records])
-        for name, rule in content.items()
+        for name, rule in TASKS[task].rules.items()
+        if name != "format"
     }
-
-
-# ------------------------------------------------------------------------------------------------
-# When and where
-# ------------------------------------------------------------------------------------------------
 
 
 def grounding_metrics(records):
     """mIoU, and R@θ: the share of questions whose answer overlaps by at least θ (Charades-STA's own
     measures)."""
     ious = [r.grounding_iou(x["text"], x["answer"], False) for x in records]
-    return {"mIoU": percent(ious)} | {
-        f"R@{t}": percent([iou >= t for iou in ious]) for t in (0.3, 0.5, 0.7)
-    }
-
-
-def boxes_of(text):
-    """The eight boxes that a completion answers with; [] if it has none that can be read."""
-    return r.parse_boxes(r.inside(text, "answer")) or []
+    return {"mIoU": percent(ious)} | at_least("R", ious, (0.3, 0.5, 0.7))
 
 
 def tracking_metrics(records):
@@ -64,23 +57,18 @@ def tracking_metrics(records):
     """
     tables = []  # per record its eight IoUs
     for x in records:
-        boxes = boxes_of(x["text"])
+        boxes = r.parse_boxes(r.inside(x["text"], "answer"))
         tables.append(list(map(r.box_iou, boxes, x["answer"])) if boxes else [0.0] * r.N_BOXES)
     means = [sum(ious) / r.N_BOXES for ious in tables]
     given = [iou for ious in tables for iou in ious]
     asked = [iou for ious in tables for iou in ious[1:]]
     return (
         {"overlap": percent(means)}
-        | {f"R@{t}": percent([mean >= t for mean in means]) for t in (0.5, 0.7)}
+        | at_least("R", means, (0.5, 0.7))
         | {f"SR@{t}": percent([iou > t for iou in given]) for t in (0.5, 0.7)}
         | {"AO without first": percent(asked)}
         | {f"SR@{t} without first": percent([iou > t for iou in asked]) for t in (0.5, 0.75)}
     )
-
-
-# ------------------------------------------------------------------------------------------------
-# Multiple choice
-# ------------------------------------------------------------------------------------------------
 
 
 def right_letter(record, letter):
@@ -110,11 +98,6 @@ def length_first(group):
     """Sorts lengths from the shortest ("up to 60 s" before "up to 600 s"), all else by name."""
     length = LENGTHS.index(group) if group in LENGTHS else len(LENGTHS)
     return length, [int(n) for n in re.findall(r"\d+", group)], group
-
-
-def evidence_of(text):
-    """The intervals that a completion gives as evidence; [] if it has none that can be read."""
-    return r.parse_intervals(r.inside(text, "glue")) or []
 
 
 def overlap_with(predicted, true):
@@ -150,29 +133,21 @@ def gqa_metrics(records):
     sets = [r.gqa_iou(x["text"], x["answer"], False) for x in records]
     ious, iops = [], []
     for x in records:
-        evidence = evidence_of(x["text"])
-        pairs = [overlap_with(evidence, true) for true in x["answer"][1]]
-        ious.append(max((iou for iou, _ in pairs), default=0.0))
-        iops.append(max((iop for _, iop in pairs), default=0.0))
-
-    def over(name, values):
-        return {f"m{name}": percent(values)} | {
-            f"{name}@{t}": percent([value >= t for value in values]) for t in (0.3, 0.5)
-        }
-
+        evidence = r.parse_intervals(r.inside(x["text"], "glue")) or []
+        pairs = [overlap_with(evidence, true) for true in x["answer"][1]] or [(0.0, 0.0)]
+        for best, found in zip((ious, iops), zip(*pairs)):
+            best.append(max(found))
     return (
         {"accuracy": percent(right)}
         | {"Acc@GQA": percent([ok and iop >= 0.5 for ok, iop in zip(right, iops)])}
-        | over("IoP", iops)
-        | over("IoU", ious)
+        | {"mIoP": percent(iops)}
+        | at_least("IoP", iops, (0.3, 0.5))
+        | {"mIoU": percent(ious)}
+        | at_least("IoU", ious, (0.3, 0.5))
         | {"mIoU of sets": percent(sets)}
         | {"Acc@IoU0.5": percent([ok and iou >= 0.5 for ok, iou in zip(right, sets)])}
     )
 
-
-# ------------------------------------------------------------------------------------------------
-# Descriptions
-# ------------------------------------------------------------------------------------------------
 
 MOST_EVENTS = 10  # of a caption, in DREAM-1K
 JUDGED = ("caption", "description")  # tasks whose figures depend on --judge

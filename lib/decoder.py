@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import import_module
 from multiprocessing import Pipe
@@ -25,7 +25,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from lib.errors import BadInput
+from lib.errors import BadInput, first_line
 from lib.video import Frames
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -50,21 +50,18 @@ class Decoder:
 
     def start(self):
         ours, theirs = Pipe()
-        fd, path = theirs.fileno(), [ROOT, os.environ.get("PYTHONPATH")]
-        changed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        changed["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        command = [sys.executable, "-m", "lib.decoder", str(fd), *self.function]
-        process = subprocess.Popen(command, pass_fds=[fd], env=os.environ | changed)
-        theirs.close()
+        path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+        changed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+        command = [sys.executable, "-m", "lib.decoder", str(theirs.fileno()), *self.function]
+        how = {"pass_fds": [theirs.fileno()], "env": os.environ | changed}
+        process = subprocess.Popen(command, **how)
         self.process, self.pipe = process, ours
-        try:
-            # importing torch takes seconds, on a cold disk minutes
-            started = self.wait(process, ours, 300) and ours.recv_bytes() == b"ready"
-        except (EOFError, OSError):
-            started = False
-        if not started:
-            self.stop()
-            raise BadInput("the process that decodes videos does not start: see its error above")
+        theirs.close()
+        with suppress(EOFError, OSError):
+            if self.wait(process, ours, 300):  # importing torch: seconds, on a cold disk minutes
+                return ours.recv_bytes()  # "ready"
+        self.stop()
+        raise BadInput("the process that decodes videos does not start: see its error above")
 
     def wait(self, process, pipe, limit):
         """Whether something arrives in time. Waits are short: `cancel` has to be noticed."""
@@ -86,10 +83,8 @@ class Decoder:
         process, self.process, self.pipe = self.process, None, None  # a waiting read holds the pipe
         if process:
             process.kill()
-            try:
+            with suppress(subprocess.TimeoutExpired):  # a disk that does not answer: it dies later
                 process.wait(5)
-            except subprocess.TimeoutExpired:
-                pass  # it waits for a disk that does not answer: it dies when that does
 
     def read(self, path, budget, span=None, frames=()):
         """Frames of a video, as the function gives them. Raises BadInput also where that crashes or
@@ -112,7 +107,7 @@ class Decoder:
             if "error" in answer:
                 raise BadInput(answer["error"])
             pixels = torch.frombuffer(bytearray(pipe.recv_bytes()), dtype=torch.uint8)
-            answer["pixels"] = pixels.view(answer.pop("shape"))
+            answer["pixels"] = pixels.view(answer["pixels"])
         except (EOFError, OSError) as e:  # it died
             if self.cancelled or self.process is not process:
                 raise Cancelled from e
@@ -162,19 +157,17 @@ def serve(pipe, read):
             path, budget, *part = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             return
-        pixels = None
+        raw = []
         try:
             frames = read(path, SimpleNamespace(**budget), *part)
-            pixels, answer = frames.pixels, vars(frames) | {"times": frames.times.tolist()}
-            answer |= {"shape": list(answer.pop("pixels").shape)}
+            raw, shape = [memoryview(frames.pixels.numpy()).cast("B")], list(frames.pixels.shape)
+            answer = vars(frames) | {"pixels": shape, "times": frames.times.tolist()}
         except BadInput as e:
             answer = {"error": str(e)}
         except Exception as e:  # whatever a decoder raises on what it was never meant to read
-            why = f"{type(e).__name__}: {str(e)[:150]}"
-            answer = {"error": f"video file {path} cannot be decoded ({why})"}
-        pipe.send_bytes(json.dumps(answer).encode())
-        if pixels is not None:
-            pipe.send_bytes(memoryview(pixels.numpy()).cast("B"))
+            answer = {"error": f"video file {path} cannot be decoded ({first_line(e)})"}
+        for message in (json.dumps(answer).encode(), *raw):
+            pipe.send_bytes(message)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ A folder of numbered pictures is a video too: GOT-10k and a part of MVBench come
 
 import os
 import re
-from contextlib import contextmanager
+from collections import namedtuple
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import av
@@ -60,15 +61,13 @@ def opened(path):
     """The clip at a path, for reading within the block. Whatever goes wrong there is BadInput.
 
     A clip has `on_screen` (F,), the seconds at which each frame goes on screen, from 0, `duration`
-    in seconds, `size()` (height, width) as shown and `pictures(index)` as stored: see Jumping,
+    in seconds, `size` (height, width) as shown and `pictures(index)` as stored: see Jumping,
     InOrder and Folder.
     """
     is_folder = os.path.isdir(path)
     what = f"folder {path}" if is_folder else f"video file {path}"
     if not is_folder and not os.path.isfile(path):  # a pipe would be waited for
         raise BadInput(f"{what} does not exist: check the path, or --data")
-    if not is_folder and os.path.getsize(path) == 0:
-        raise BadInput(f"{what} is empty (0 bytes): download it again")
     try:
         clip = Folder(path) if is_folder else open_clip(path)
         clip.on_screen[0] = 0.0
@@ -79,21 +78,18 @@ def opened(path):
         raise BadInput(f"{what} {e}") from e
     except REFUSED as e:
         reason = str(e).strip().splitlines()[-1][:150] if str(e).strip() else type(e).__name__
-        said = f"{what} cannot be decoded, it may be damaged or no video ({reason})"
-        raise BadInput(said) from e
+        raise BadInput(f"{what} cannot be decoded, it may be damaged ({reason})") from e
 
 
 def open_clip(path):
     """A Jumping or InOrder clip of a file. Raises Unreadable, or one of REFUSED."""
     packets = look(path)
-    refuse_cut(packets)
+    end = np.fmax.reduce(packets.pts) + packets.last
+    if not packets.discard.any() and end < 0.9 * packets.stated - 0.5:
+        raise Unreadable(f"breaks off after {end:.1f} of {packets.stated:.1f} s: download it again")
     if jumps_are_exact(packets):
-        try:
-            clip = Jumping(path, packets)
-            if clip.agrees_with(packets):
-                return clip
-        except REFUSED:
-            pass  # decord has limits of its own: a track that begins late, for one
+        with suppress(Unreadable, *REFUSED):  # decord refuses tracks that begin late, for one
+            return Jumping(path, packets)
     return InOrder(path, packets)
 
 
@@ -102,25 +98,16 @@ def open_clip(path):
 # ------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Packets:
+class Packets(
+    namedtuple("Packets", "container codec zero pts dts key discard last stated pixel rate")
+):
     """What the video stream's packets say, in the file's order.
 
     zero: where the file begins, on the clock of its stamps; pts, dts (F,): in seconds from there,
     nan where missing; key, discard (F,) bool; last: seconds that the last frame stays; stated: the
-    end of the video that the file's head promises, or None; pixel: a pixel's width over its height.
+    end of the video that the file's head promises, or nan; pixel: a pixel's width over its height;
+    rate: frames per second that the file's head promises, or nan.
     """
-
-    container: str
-    codec: str
-    zero: float
-    pts: np.ndarray
-    dts: np.ndarray
-    key: np.ndarray
-    discard: np.ndarray
-    last: float
-    stated: float | None
-    pixel: float
 
 
 def look(path):
@@ -143,17 +130,14 @@ def look(path):
         if not rows:
             raise Unreadable("holds no frame")
         pts, dts, key, discard, length = (np.array(column) for column in zip(*rows))
-        last = length[np.nanargmax(pts)] if np.isfinite(pts).any() else 0.0
+        last = length[np.argmax(np.nan_to_num(pts, nan=-np.inf))]
         shown = pts[np.isfinite(pts) & ~discard]
         zero = shown.min() if len(shown) else 0.0
         if file.start_time is not None:  # sound may begin earlier
             zero = min(zero, file.start_time / av.time_base)
-        stated, pixel = stated_end(file, stream) - zero, float(stream.sample_aspect_ratio or 1)
-        stated = None if np.isnan(stated) else stated
-        name = file.format.name
-    return Packets(
-        name, codec.name, zero, pts - zero, dts - zero, key, discard, last, stated, pixel
-    )
+        stamps = zero, pts - zero, dts - zero, key, discard, last, stated_end(file, stream) - zero
+        pixel, rate = stream.sample_aspect_ratio or 1, stream.average_rate or np.nan
+        return Packets(file.format.name, codec.name, *stamps, float(pixel), float(rate))
 
 
 def stated_end(file, stream):
@@ -163,10 +147,8 @@ def stated_end(file, stream):
     """
     if "matroska" not in file.format.name and stream.duration is not None:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):
-        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
-    alone = len(file.streams) == 1 and file.duration
-    return (file.start_time + file.duration) / av.time_base if alone else np.nan
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else np.nan
 
 
 def jumps_are_exact(packets):
@@ -177,25 +159,14 @@ def jumps_are_exact(packets):
     what stands before it in the file is shown before it, what follows, later.
     """
     pts, dts, key = packets.pts, packets.dts, np.flatnonzero(packets.key)
-    if not ("mp4" in packets.container and packets.codec == "h264" and packets.pixel == 1):
-        return False
-    if not np.isfinite(pts + dts).all() or packets.discard.any():
-        return False
-    if not len(key) or key[0] != 0 or (np.diff(np.sort(pts)) <= 0).any():
+    usual = "mp4" in packets.container and packets.codec == "h264" and packets.pixel == 1
+    timed = increasing(np.sort(pts)) and np.isfinite(dts).all() and not packets.discard.any()
+    if not (usual and timed and packets.key[0]):
         return False
     earlier = np.maximum.accumulate(np.r_[-np.inf, pts[:-1]])  # the latest pts before each packet
     later = np.minimum.accumulate(pts[::-1])[::-1]
     uncrossed = (earlier[key] < pts[key]).all() and (later[key] == pts[key]).all()
     return bool(uncrossed and (dts[key[1:]] > pts[key[:-1]] + 1e-6).all())
-
-
-def refuse_cut(packets):
-    """Refuses a download cut short: its frames end long before the stated duration."""
-    if packets.stated is None or packets.discard.any() or not np.isfinite(packets.pts).any():
-        return
-    end = np.nanmax(packets.pts) + packets.last
-    if end < 0.9 * packets.stated - 0.5:
-        raise Unreadable(f"breaks off after {end:.1f} of {packets.stated:.1f} s: download it again")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -204,7 +175,7 @@ def refuse_cut(packets):
 
 
 class Jumping:
-    """A file read with decord."""
+    """A file read with decord. Raises Unreadable where decord's times are not the packets'."""
 
     def __init__(self, path, packets):
         self.reader = decord.VideoReader(path, num_threads=1)
@@ -213,15 +184,10 @@ class Jumping:
         begin = packets.pts.min()  # decord's own zero is its first frame, or the file's: it varies
         self.on_screen = stamps[:, 0] - stamps[0, 0] + begin
         self.duration = float(stamps[-1, 1] - stamps[0, 0] + begin)
-
-    def agrees_with(self, packets):
-        pts = np.sort(packets.pts)
-        if len(pts) != len(self.on_screen):
-            return False
-        return np.abs(self.on_screen - pts).max() < 1e-3 + 1e-6 * pts[-1]  # decord's are float32
-
-    def size(self):
-        return self.reader[0].shape[:2]
+        self.size, pts = self.reader[0].shape[:2], np.sort(packets.pts)
+        near = 1e-3 + 1e-6 * pts[-1]  # decord's are float32
+        if len(pts) != len(stamps) or not np.abs(self.on_screen - pts).max() < near:
+            raise Unreadable("has other times in decord")
 
     def pictures(self, index):
         """Yields (≤ 16, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
@@ -234,11 +200,17 @@ class InOrder:
     them, otherwise from decoding the file once more."""
 
     def __init__(self, path, packets):
-        self.path, self.zero, self.pixel, self.times = path, packets.zero, packets.pixel, None
+        self.path, self.zero, self.times = path, packets.zero, None
+        first = next(self.frames(), None)
+        if first is None:
+            raise Unreadable(f"holds no frame that can be decoded here: {CONVERT}")
+        height, width = picture(first[1]).shape[:2]
+        wide = (packets.pixel, 1) if round(first[1].rotation / 90) % 2 else (1, packets.pixel)
+        self.size = round(height * wide[0]), round(width * wide[1])
         times, last = np.sort(packets.pts), packets.last
         if packets.container in GUESSED or packets.discard.any() or not increasing(times):
             shown = [(at, (f.duration or 0) * f.time_base) for at, f in self.frames()]
-            times = put_in_order(np.array([at for at, _ in shown]))
+            times = put_in_order(np.array([at for at, _ in shown]), packets.rate)
             self.times = times = times - times[0]
             last = float(shown[-1][1])
         self.on_screen = times
@@ -252,16 +224,6 @@ class InOrder:
             for k, frame in enumerate(file.decode(file.streams.best("video"))):
                 stamp = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
                 yield (stamp - self.zero if self.times is None else self.times[k]), frame
-
-    def size(self):
-        first = next(self.frames(), None)
-        if first is None:
-            raise Unreadable(f"holds no frame that can be decoded here: {CONVERT}")
-        height, width = picture(first[1]).shape[:2]
-        sideways = round(first[1].rotation / 90) % 2
-        if sideways:
-            return round(height * self.pixel), width
-        return height, round(width * self.pixel)
 
     def pictures(self, index):
         """Yields (1, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
@@ -285,27 +247,19 @@ def increasing(times):
     return np.isfinite(times).all() and (np.diff(times) > 0).all()
 
 
-def put_in_order(times):
-    """Times (F,) of frames in the order in which they are shown; missing and wrong ones repaired.
+def put_in_order(times, rate):
+    """Times (F,) in the order in which the frames are shown; missing and wrong ones repaired.
 
     AVI and MPEG files have one frame rate and stamp some frames wrongly. So where four fifths of
-    the frames are on time for one rate (to four frames), all are. Otherwise nobody knows.
-
-    >>> put_in_order(np.array([np.nan, 2, 4, 6, 10, 8, 12, 14, 16, 18])).tolist()
-    [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0]
+    the frames are on time for the rate (to four frames), all are. Otherwise nobody knows.
     """
-    if not len(times):
-        raise Unreadable("holds no frame")
     if increasing(times):
         return times
-    half = len(times) // 2
-    gaps = (times[half:] - times[: len(times) - half]) / max(1, half)  # over many frames
-    gap = np.nanmedian(gaps) if np.isfinite(gaps).any() else np.nan
-    line = np.arange(len(times)) * gap
-    start = np.nanmedian(times - line) if np.isfinite(gap) else np.nan
-    if not (gap > 0 and np.mean(np.abs(times - line - start) < 4 * gap) >= 0.8):
+    even = np.arange(len(times)) / rate
+    late = np.sort(times - even)[np.isfinite(times).sum() // 2]  # the median; nan of none
+    if not np.mean(np.abs(times - even - late) * rate < 4) >= 0.8:
         raise Unreadable(UNTIMED)
-    return start + line
+    return even + late
 
 
 def picture(frame):
@@ -313,10 +267,6 @@ def picture(frame):
     pixels = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
-
-# ------------------------------------------------------------------------------------------------
-# Folders of pictures
-# ------------------------------------------------------------------------------------------------
 
 FOLDER_FPS = 3  # of a folder that does not say: MVBench's one subset of frames has three a second
 
@@ -338,37 +288,30 @@ class Folder:
         fps = FOLDER_FPS
         if os.path.isfile(meta := os.path.join(path, "meta_info.ini")):
             with open(meta, encoding="utf-8", errors="replace") as f:
-                stated = re.search(r"anno_fps:\s*(\d+)", f.read())
-            fps = int(stated[1]) if stated and int(stated[1]) else FOLDER_FPS
+                stated = re.search(r"anno_fps:\s*([1-9]\d*)", f.read())
+            fps = int(stated[1]) if stated else FOLDER_FPS
+        self.size = read_picture(os.path.join(path, self.names[0])).shape[:2]
         self.on_screen = np.arange(len(self.names)) / fps
         self.duration = len(self.names) / fps
 
-    def size(self):
-        return read_picture(os.path.join(self.path, self.names[0])).shape[:2]
-
     def pictures(self, index):
         """Yields (1, H, W, 3) uint8 arrays of the frames `index`."""
-        size = None
         for i in index:  # one at a time: some large photographs would not fit in memory
-            picture = read_picture(os.path.join(self.path, self.names[i]))
-            if size not in (None, picture.shape[:2]):
+            pixels = read_picture(os.path.join(self.path, self.names[i]))
+            if pixels.shape[:2] != self.size:
                 raise Unreadable("holds frames of different sizes")
-            size = picture.shape[:2]
-            yield picture[None]
+            yield pixels[None]
 
 
-MOST_PIXELS = 8192 * 8192  # of one picture: as float32 it takes 0.8 GB
-Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns in two lines, or raises what is no OSError
+# PIL refuses a picture of twice as many pixels: as float32 it takes 0.8 GB
+Image.MAX_IMAGE_PIXELS = 8192 * 8192 // 2
 
 
 def read_picture(path):
-    """(H, W, 3) uint8 of a picture file. Raises BadInput, also for one of over MOST_PIXELS."""
+    """(H, W, 3) uint8 of a picture file. Raises BadInput."""
     try:
         with Image.open(path) as picture:
-            width, height = picture.size
-            if width * height <= MOST_PIXELS:
-                return np.array(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as e:  # SyntaxError: PIL's word for a broken PNG
+            return np.array(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        # SyntaxError: PIL's word for a broken PNG
         raise BadInput(f"frame {path} cannot be read: {' '.join(str(e).split())}") from e
-    size = f"{width} × {height} pixels, more than the {MOST_PIXELS:,} that can be read"
-    raise BadInput(f"frame {path} has {size}: make it smaller")

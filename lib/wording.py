@@ -73,8 +73,7 @@ DENIED = re.compile(r" ?(?:is|are|was|would be)(?:n['’]t| not| wrong| incorrec
 
 def joined(gaps):
     """Which moments end an interval: indices into the words before each moment."""
-    fewer = [FILLER.sub(" ", gap) for gap in gaps]
-    fewer = [" ".join(gap.split()) for gap in fewer]
+    fewer = [" ".join(FILLER.sub(" ", gap).split()) for gap in gaps]
     bare = [gap.strip() for gap in gaps]
     for joiner, between in zip(JOINERS, (fewer, fewer, bare)):
         found = [i for i in range(1, len(gaps)) if joiner.fullmatch(between[i])]
@@ -128,10 +127,6 @@ def parse_interval(answer):
     found = set(parse_intervals(answer) or [])
     return found.pop() if len(found) == 1 else None
 
-
-# ------------------------------------------------------------------------------------------------
-# Boxes
-# ------------------------------------------------------------------------------------------------
 
 COORDINATE = rf"(-?(?:{NUMBER}|\.[0-9]{{1,20}}))"
 KEYS = ("x[01]|left", "y[01]|top", "x[12]|right", "y[12]|bottom")  # of a box as a dictionary

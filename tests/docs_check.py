@@ -33,8 +33,6 @@ SMALLER = [
     (r" --into DIR$", " --into runs/docs-check/handout"),
     (r"grade FOLDER --out grades", "grade runs/docs-check/class --out runs/docs-check/grades"),
     (r" --out autograder.zip", " --out runs/docs-check/autograder.zip"),
-    (r"-m annotations (NAME|charades) FILE",
-     "-m annotations charades data/toy/charades/charades_sta_test.txt"),
     (r"^(python -m course\.loose .*)$", r"\1 --examples 8 --prompts-per-step 4 --group-size 2"),
     (r"--steps \d+\b", "--steps 2"),
     (r"^(.*train\.py(?!.*(--help|--plan|--steps)).*)$", r"\1 --steps 2"),

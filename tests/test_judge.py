@@ -49,14 +49,8 @@ def test_log_odds_are_those_of_the_softmax(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = judge.question_ids(tokenizer, "a dog", "a dog runs")
     p = model(ids).logits[0, -1].softmax(dim=0).tolist()
-    ways = [
-        {
-            tokenizer(space + w)["input_ids"][0]
-            for space in ("", " ")
-            for w in (word, word.title(), word.upper())
-        }
-        for word in ("yes", "no")
-    ]
+    first = lambda ways: {tokenizer(way)["input_ids"][0] for way in ways}
+    ways = first("yes|Yes|YES| yes| Yes| YES".split("|")), first("no|No|NO| no| No| NO".split("|"))
     yes, no = (sum(p[i] for i in ids - set.intersection(*ways)) for ids in ways)
     found = judge.log_odds(model, tokenizer, "a dog", "a dog runs")
     assert found == pytest.approx(math.log(yes / no), abs=1e-4)
@@ -76,15 +70,8 @@ def test_eval_and_train_ask_it(folder, tmp_path):
     """The score in results.json is the judge's own, not that of matching words."""
 
     def run(command, out):
-        command = [
-            sys.executable,
-            *command.split(),
-            "--judge",
-            folder,
-            "--out",
-            str(tmp_path / out),
-        ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        command = [*command.split(), "--judge", folder, "--out", str(tmp_path / out)]
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
     run("eval.py --bench caption --limit 4", "e")
@@ -93,15 +80,12 @@ def test_eval_and_train_ask_it(folder, tmp_path):
     decide, recalls = judge.load_judge(folder, "cpu"), []
     for record in map(json.loads, lines):
         caption = rewards.inside(record["text"], "answer") or ""
-        recalls.append(
-            sum(decide(caption, event) for event in record["answer"]) / len(record["answer"])
-        )
+        found = [decide(caption, event) for event in record["answer"]]
+        recalls.append(sum(found) / len(found))
     assert results["settings"]["judge"] == folder
     assert results["metrics"]["recall"] == pytest.approx(100 * sum(recalls) / 4)
-    run(
-        "train.py --task caption --steps 1 --prompts-per-step 1 --group-size 2 --max-new-tokens 8",
-        "t",
-    )
+    train = "train.py --task caption --steps 1 --prompts-per-step 1 --group-size 2"
+    run(train + " --max-new-tokens 8", "t")
 
 
 CODE = """
@@ -120,27 +104,21 @@ except BadInput as e:
 """
 
 
-@pytest.mark.parametrize("model_type, where, works", [
-    ("never_heard_of", "config.json", False), ("never_heard_of", "both", False),
-    ("qwen2", "both", True),  # transformers has its own classes for it
-])  # fmt: skip
+@pytest.mark.parametrize("model_type", ["never_heard_of", "qwen2"])
 @pytest.mark.slow
-def test_code_in_a_judge_s_folder_is_never_run_and_nobody_is_asked(
-    folder, tmp_path, model_type, where, works
-):
+def test_code_in_a_judge_s_folder_is_never_run_and_nobody_is_asked(folder, tmp_path, model_type):
     """A yes waits on stdin: transformers' own question must not even be put."""
     path = tmp_path / "judge"
     shutil.copytree(folder, path)
     (path / "code.py").write_text(CODE)
     maps = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
     change(path / "config.json", model_type=model_type, auto_map=maps)
-    if where == "both":
-        maps = {"AutoTokenizer": ["code.C", "code.C"]}
-        change(path / "tokenizer_config.json", auto_map=maps, tokenizer_class="NeverHeardOf")
+    maps = {"AutoTokenizer": ["code.C", "code.C"]}
+    change(path / "tokenizer_config.json", auto_map=maps, tokenizer_class="NeverHeardOf")
     command, how = [sys.executable, "-c", ASK, str(path)], {"capture_output": True, "text": True}
     done = subprocess.run(command, cwd=ROOT, input="y\ny\n", **how)
     assert not list(path.rglob("ran")) and "[y/N]" not in done.stdout + done.stderr
-    if works:
+    if model_type == "qwen2":  # transformers has its own classes for it
         assert done.returncode == 0, done.stderr
     else:
         assert done.stderr.startswith("error: --judge") and done.stderr.count("\n") == 1

@@ -77,26 +77,21 @@ def test_iou_agrees_with_counting_on_a_grid():
     for _ in range(300):
         a, b = (sorted(rng.sample(range(200), 2)) for _ in "ab")
         both, either = set(range(*a)) & set(range(*b)), set(range(*a)) | set(range(*b))
-        assert temporal_iou([x / 10 for x in a], [x / 10 for x in b]) == pytest.approx(
-            len(both) / len(either)
-        )
+        found = temporal_iou([x / 10 for x in a], [x / 10 for x in b])
+        assert found == pytest.approx(len(both) / len(either))
 
 
 def test_interval_sets_agree_with_counting_on_a_grid():
     rng = random.Random(1)
     for _ in range(300):
-        sets = [
-            [tuple(sorted(rng.sample(range(100), 2))) for _ in range(rng.randrange(1, 5))]
-            for _ in "ab"
+        some = lambda: [
+            tuple(sorted(rng.sample(range(100), 2))) for _ in range(rng.randrange(1, 5))
         ]
+        sets = [some(), some()]
         a, b = ({t for interval in s for t in range(*interval)} for s in sets)
         assert interval_set_iou(*sets) == pytest.approx(len(a & b) / len(a | b))
-    assert (
-        interval_set_iou([], [(1, 2)])
-        == interval_set_iou([], [])
-        == interval_set_iou([(3, 1)], [(1, 3)])
-        == 0.0
-    )
+    for a, b in (([], [(1, 2)]), ([], []), ([(3, 1)], [(1, 3)])):
+        assert interval_set_iou(a, b) == 0.0
 
 
 def test_boxes_agree_with_counting_pixels():
@@ -104,10 +99,7 @@ def test_boxes_agree_with_counting_pixels():
     for _ in range(300):
         boxes = []
         for _ in "ab":
-            (x0, x1), (y0, y1) = (
-                sorted(rng.sample(range(-4, 25), 2)),
-                sorted(rng.sample(range(-4, 25), 2)),
-            )
+            (x0, x1), (y0, y1) = (sorted(rng.sample(range(-4, 25), 2)) for _ in "xy")
             boxes.append((x0, y0, x1, y1))
         inside = [
             {(x, y) for x in range(max(0, x0), min(20, x1)) for y in range(max(0, y0), min(20, y1))}

@@ -15,25 +15,16 @@ from data import Example
 from tasks import TASKS, ideal_answer, question_text, score
 
 BOXES = [(0.1 + 0.05 * k, 0.2, 0.5 + 0.05 * k, 0.6) for k in range(8)]
+WHY, REASONS = "why did the boy run", ("to eat", "to play", "no reason")
+EVENTS = ["a boy kicks a ball", "the dog runs away"]
 EXAMPLES = {
     "grounding": Example("g", "grounding", "x.mp4", "a door opens", (12.0, 18.0)),
     "tracking": Example("t", "tracking", "x", "sloth", BOXES),
-    "qa": Example(
-        "q", "qa", "x.mp4", "why did the boy run", "B", ("to eat", "to play", "no reason")
-    ),
-    "gqa": Example(
-        "q",
-        "gqa",
-        "x.mp4",
-        "why did the boy run",
-        ("C", [(1.0, 4.5), (7.0, 9.0)]),
-        ("to eat", "to play", "no reason"),
-    ),
+    "qa": Example("q", "qa", "x.mp4", WHY, "B", REASONS),
+    "gqa": Example("q", "gqa", "x.mp4", WHY, ("C", [(1.0, 4.5), (7.0, 9.0)]), REASONS),
     "quality": Example("v", "quality", "x.mp4", "", "low quality"),
-    "caption": Example("c", "caption", "x.mp4", "", ["a boy kicks a ball", "the dog runs away"]),
-    "description": Example(
-        "d", "description", "x.mp4", "", (["a boy kicks a ball"], "A boy kicks a red ball.")
-    ),
+    "caption": Example("c", "caption", "x.mp4", "", EVENTS),
+    "description": Example("d", "description", "x.mp4", "", (EVENTS, "A boy kicks a red ball.")),
 }
 
 
@@ -42,9 +33,8 @@ EXAMPLES = {
 def test_the_ideal_answer_to_every_prompt_earns_full_marks(task, think):
     example = EXAMPLES[task]
     text = ideal_answer(example, thought="the door opens late" if think else None)
-    assert score(task, text, example.answer, think) == pytest.approx(
-        dict.fromkeys(TASKS[task].rules, 1.0)
-    )
+    full = dict.fromkeys(TASKS[task].rules, 1.0)
+    assert score(task, text, example.answer, think) == pytest.approx(full)
 
 
 @pytest.mark.parametrize("think", [True, False])
@@ -56,12 +46,10 @@ def test_the_form_shown_in_the_prompt_is_the_form_that_is_paid(task, think):
 
 
 def test_prompts_say_what_the_model_must_know():
-    assert "30.0 seconds" in question_text(
-        EXAMPLES["grounding"], 30.0, True
-    ) and "(C) no reason" in question_text(EXAMPLES["gqa"], 30.0, True)
-    assert "sloth" in question_text(
-        EXAMPLES["tracking"], 30.0, True
-    ) and "[0.10, 0.20, 0.50, 0.60]" in question_text(EXAMPLES["tracking"], 30.0, True)
+    told = {"grounding": ["30.0 seconds"], "gqa": ["(C) no reason"]}
+    told["tracking"] = ["sloth", "[0.10, 0.20, 0.50, 0.60]"]
+    for task, words in told.items():
+        assert all(said in question_text(EXAMPLES[task], 30.0, True) for said in words)
 
 
 def test_adding_a_task_is_adding_a_row(tmp_path, charades):
@@ -79,35 +67,20 @@ def test_adding_a_task_is_adding_a_row(tmp_path, charades):
     with open(tmp_path / "tasks.py", "a", encoding="utf-8") as f:
         f.write("\n" + block)
 
-    def run(*command):
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=tmp_path, capture_output=True, text=True
-        )
+    def run(line):
+        command = [sys.executable, *line.split(), "--data", charades]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    said = run(
-        *"train.py --task length".split(),
-        *("--data", charades),
-        *("--steps", 2),
-        *("--examples", 4),
-        *("--prompts-per-step", 2),
-        "--group-size",
-        2,
-        *("--out", "runs/new"),
-    )
+    said = run("train.py --task length --steps 2 --examples 4 --prompts-per-step 2 --group-size 2 "
+               "--out runs/new")  # fmt: skip
     assert "--bench charades --task length --model runs/new" in said
     with open(tmp_path / "runs" / "new" / "metrics.jsonl", encoding="utf-8") as f:
         assert "reward/length/close" in f.readline()
-    said = run(
-        *"eval.py --bench charades --task length".split(),
-        *("--data", charades),
-        *("--limit", 2),
-        *("--model", "runs/new"),
-    )
-    assert "charades close" in said and os.path.isfile(
-        tmp_path / "runs" / "new" / "eval-charades-length" / "results.json"
-    )
+    said, out = run("eval.py --bench charades --task length --limit 2 --model runs/new"), "runs/new"
+    assert "charades close" in said
+    assert os.path.isfile(tmp_path / out / "eval-charades-length" / "results.json")
 
 
 def test_examples_in_docstrings():

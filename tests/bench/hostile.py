@@ -51,7 +51,7 @@ from training import settings
 
 # What a command begins with: a file at the root, or the module that `python -m` is given.
 PROGRAMS = {"train.py": "train", "eval.py": "eval", "course": "course.__main__"}
-PROGRAMS |= {"annotations": "annotations.__main__", "toy": "toy.__main__"}
+PROGRAMS |= {"toy": "toy.__main__"}
 PROGRAMS |= {name: name for name in ("tools.report", "tools.merge", "tools.paper")}
 PROGRAMS = {name: import_module(module) for name, module in PROGRAMS.items()}
 
@@ -153,9 +153,9 @@ def clip(change, name="clip.mp4"):
 
 
 def videos():
-    cannot = "video file clip.mp4 .*cannot be decoded|damaged|breaks off|no frame|no video"
+    cannot = "clip.mp4 .*(can't|cannot) be decoded|damaged|breaks off|no frame|no video"
     for what, setup, says in (
-        ("an empty file", clip(lambda b: b""), "is empty"),
+        ("an empty file", clip(lambda b: b""), cannot),
         ("half of one", clip(lambda b: b[: len(b) // 2]), cannot),
         ("a text", clip(lambda b: b"404 not found\n" * 99), cannot),
         ("noise", clip(lambda b: np.random.default_rng(0).bytes(50_000)), cannot),
@@ -187,7 +187,7 @@ def annotation_files():
     ask = "eval.py --data d --bench"
     for what, change, says in (
         ("whole, but no video is there", lambda b: b, "1 of the 1 videos of .* are missing"),
-        ("empty", lambda b: b"", "is not JSON|no usable entry"),
+        ("empty", lambda b: b"", "broken JSON|no usable entry"),
         ("cut", lambda b: b[:-4], "broken JSON"),
         ("binary", lambda b: b"\xff\xfe\x00\x80" * 10, "not a UTF-8 text"),
         ("200,000 deep", lambda b: b"[" * 200_000, "broken JSON|no usable entry"),
