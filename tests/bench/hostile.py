@@ -153,7 +153,7 @@ def clip(change, name="clip.mp4"):
 
 
 def videos():
-    cannot = "video file clip.mp4 .*cannot be decoded|damaged|breaks off|no frame|no video"
+    cannot = "clip.mp4 .*(can't|cannot) be decoded|damaged|breaks off|no frame|no video"
     for what, setup, says in (
         ("an empty file", clip(lambda b: b""), cannot),
         ("half of one", clip(lambda b: b[: len(b) // 2]), cannot),
@@ -187,7 +187,7 @@ def annotation_files():
     ask = "eval.py --data d --bench"
     for what, change, says in (
         ("whole, but no video is there", lambda b: b, "1 of the 1 videos of .* are missing"),
-        ("empty", lambda b: b"", "is not JSON|no usable entry"),
+        ("empty", lambda b: b"", "broken JSON|no usable entry"),
         ("cut", lambda b: b[:-4], "broken JSON"),
         ("binary", lambda b: b"\xff\xfe\x00\x80" * 10, "not a UTF-8 text"),
         ("200,000 deep", lambda b: b"[" * 200_000, "broken JSON|no usable entry"),
