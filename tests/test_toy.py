@@ -1,17 +1,25 @@
 """The made-up world: that it is what its annotations say, and always the same."""
 
+import itertools
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import data
-from annotations import readers
+import rewards
+import tasks
+from annotations import metrics, readers
+from annotations.training_sets import even_frames
 from conftest import ROOT
 from runtime import errors
+from toy import base as base_training
 from toy import world
 
 
@@ -40,10 +48,10 @@ def test_splits_share_no_clip():
     assert not any(kinds[a] & kinds[b] for i, a in enumerate(names) for b in names[i + 1 :])
 
 
-def test_clips_are_8_to_20_seconds_and_names_are_unique():
+def test_clips_are_12_to_20_seconds_and_names_are_unique():
     for i in range(300):
         clip = world.make_clip("train", i)
-        assert 8 <= clip.duration <= 20 and 2 <= len(clip.things) <= 4
+        assert 12 <= clip.duration <= 20 and 2 <= len(clip.things) <= 4
         assert len({t.name for t in clip.things}) == len(clip.things)
         for t in clip.things:
             assert 0 <= t.start < t.end <= clip.duration + 0.05
@@ -87,7 +95,7 @@ def test_a_thing_is_on_screen_exactly_in_its_interval(charades):
 
 
 def test_boxes_hold_the_thing():
-    clip = world.make_clip("tracking", 1)
+    clip = world.make_clip("got10k", 1)
     clip.things = clip.things[:1]
     thing = clip.things[0]
     assert thing.start == 0 and thing.end == clip.duration
@@ -96,6 +104,136 @@ def test_boxes_hold_the_thing():
     x0, y0, x1, y1 = (v * world.SIDE for v in thing.box(3.0))
     edges = (columns.min(), rows.min(), columns.max(), rows.max())
     assert all(abs(edge - wanted) < 2 for edge, wanted in zip(edges, (x0, y0, x1, y1)))
+
+
+# What it earns not to look ------------------------------------------------------------------------
+
+
+def held_out(name, folder):
+    """A benchmark's Examples, from its annotations alone: no clip is rendered."""
+    os.makedirs(folder / "videos")
+    os.makedirs(folder / "video")
+    world.MAKERS[name](str(folder), 0)
+    return readers.read_dataset(name, "test", str(folder))
+
+
+def best_constant(answers):
+    """The mIoU of the best interval in shares of the clip. answers: [(seconds of the clip, true
+    intervals)]."""
+    shares = np.arange(21) / 20
+    return max(
+        metrics.percent([rewards.interval_set_iou([(a * d, b * d)], true) for d, true in answers])
+        for a, b in itertools.combinations(shares, 2)
+    )
+
+
+def seconds_of(example):
+    name = os.path.basename(example.video)  # kind, five digits, .mp4
+    return world.make_clip(name[:-9], int(name[-9:-4])).duration
+
+
+@pytest.mark.parametrize(
+    "name", ["charades", "activitynet", "timelens-charades", "timelens-activitynet", "nextgqa"]
+)
+def test_no_constant_interval_earns_more_than_25(name, tmp_path):
+    examples = held_out(name, tmp_path)
+    intervals = [e.answer[1] if name == "nextgqa" else [e.answer] for e in examples]
+    assert best_constant(list(zip(map(seconds_of, examples), intervals))) <= 25
+
+
+def test_the_first_box_repeated_earns_no_more_than_20():
+    records = []
+    for i in range(100):
+        clip = world.make_clip("got10k", i)
+        times = np.array(even_frames(int(clip.duration * world.ANNO_FPS))) / world.ANNO_FPS
+        boxes = [clip.things[0].box(t) for t in times]
+        answer = tasks.TASKS["tracking"].ideal([boxes[0]] * 8)
+        records.append({"text": answer, "answer": boxes, "group": ""})
+    assert metrics.reported("tracking", records)["overlap"] <= 20
+
+
+@pytest.mark.parametrize(
+    "name", ["nextgqa", "videomme", "longvideobench", "mvbench", "perceptiontest"]
+)
+def test_no_letter_is_right_much_more_often_than_by_chance(name, tmp_path):
+    """Chance: the mean of 1 / (number of options)."""
+    examples = held_out(name, tmp_path)
+    letters = Counter(e.answer[0] for e in examples)
+    chance = np.mean([1 / len(e.options) for e in examples])
+    assert max(letters.values()) / len(examples) <= 1.15 * chance
+    for options in {e.options for e in examples}:  # nor in any kind of question
+        counts = Counter(e.answer[0] for e in examples if e.options == options)
+        assert max(counts.values()) - min(counts[c] for c in "ABCDEF"[: len(options)]) <= 1
+
+
+def test_no_phrase_is_right_in_more_than_55_of_100_clips(tmp_path):
+    answers = Counter(e.answer for e in held_out("quality", tmp_path))
+    assert max(answers.values()) <= 0.55 * sum(answers.values())
+
+
+@pytest.mark.parametrize("name", ["caption", "dream1k"])
+def test_the_most_frequent_events_find_no_more_than_30_of_100(name, tmp_path):
+    """As many of them as two clips have together: more would be a list of what there is."""
+    examples = held_out(name, tmp_path)
+    events = [e.answer[0] if name == "dream1k" else e.answer for e in examples]
+    often = [event for event, _ in Counter(itertools.chain(*events)).most_common(6)]
+    text = tasks.TASKS["caption"].ideal(often)
+    assert metrics.percent([rewards.caption_recall(text, own, False) for own in events]) <= 30
+
+
+# The base that lives in it ------------------------------------------------------------------------
+
+
+def make_base(folder, *more):
+    """The command that the README gives, for a few steps of each part. Returns what it says."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    command += ["toy.base", "--clips", "20", "--steps", "2", "--out", "made/base", *more]
+    env = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    return done.returncode, done.stdout + done.stderr
+
+
+def weights(folder):
+    return load_file(os.path.join(folder, "model.safetensors"))
+
+
+def test_the_base_is_remade_by_its_command_and_goes_on_where_it_stopped(tmp_path):
+    """Two steps of each part. Killed in the second part and given again: the same weights."""
+    code, said = make_base(tmp_path)
+    assert code == 0 and said.count(" 2/2 ") == len(base_training.PARTS), said
+    whole = weights(tmp_path / "made/base")
+    states = tmp_path / "made/base.training"
+    names = [part[0] for part in base_training.PARTS]
+    for name in names[1:]:
+        (states / f"{name}.safetensors").unlink()
+    code, said = make_base(tmp_path)
+    assert code == 0 and said.count(" 2/2 ") == len(names) - 1, said
+    again = weights(tmp_path / "made/base")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    code, said = make_base(tmp_path, "--seed", "1")
+    assert code != 0 and "was made with other settings" in said and "Traceback" not in said
+
+
+def test_a_part_goes_on_at_the_step_where_it_was_killed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(base_training, "PARTS", base_training.PARTS[:1])
+    base_training.train_base("whole", clips=8, seed=0, most_steps=4)
+    monkeypatch.setattr(base_training, "SAVE_EVERY", 2)
+    loss, calls = base_training.base_loss, []
+
+    def killed(model, rows):
+        calls.append(rows)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(model, rows)
+
+    with monkeypatch.context() as m:
+        m.setattr(base_training, "base_loss", killed)
+        with pytest.raises(KeyboardInterrupt):
+            base_training.train_base("killed", clips=8, seed=0, most_steps=4)
+    base_training.train_base("killed", clips=8, seed=0, most_steps=4)
+    whole, again = weights("whole"), weights("killed")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 # The folder it is made in -------------------------------------------------------------------------
