@@ -24,8 +24,6 @@ import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -38,8 +36,9 @@ import tasks
 from annotations.training_sets import even_frames
 from data import Example, VideoBudget
 from model import encode_videos, prepare, read_row
+from runtime.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from runtime.container import numbered_pictures
-from runtime.errors import BadInput, run_program
+from runtime.errors import run_program
 from runtime.models import save
 from runtime.optimizer import MasterAdamW
 from runtime.processes import on_first, start_processes
@@ -308,16 +307,8 @@ def tell_web(clip, video, rng):
 
 TOY_BUDGET = VideoBudget(max_frames=64, min_frame_pixels=4 * 28 * 28, max_frame_pixels=4 * 28 * 28)
 
-SPECIAL = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
+MARKS = "endoftext im_start im_end vision_start vision_end vision_pad image_pad video_pad"
+SPECIAL = [f"<|{name}|>" for name in MARKS.split()]
 
 
 def make_tokenizer(texts, vocab_size=640):
@@ -519,46 +510,12 @@ class Conversations:
 SAVE_EVERY = 100  # steps
 
 
-class State:
-    """What a killed training goes on from: weights, moments and the next step of the part, in one
-    file of safetensors per part. No state of a random generator is among it: what a step is told
-    depends on seed, process, part and step alone.
-    """
-
-    def __init__(self, folder, rank, **settings):
-        self.folder, self.rank = folder, rank
-        self.settings = {name: str(value) for name, value in settings.items()}
-
-    def path(self, part):
-        return os.path.join(self.folder, f"{part}.safetensors")
-
-    def save(self, part, optimizer, done):
-        if self.rank == 0:
-            os.makedirs(self.folder, exist_ok=True)
-            tensors = {name: t.contiguous() for name, t in optimizer.tensors().items()}
-            about = self.settings | {"done": str(done)}
-            save_file(tensors, self.path(part) + ".partial", about)
-            os.replace(self.path(part) + ".partial", self.path(part))
-
-    def restore(self, part, optimizer):
-        """How many steps of the part are done; their weights are in the optimizer's model."""
-        if not os.path.exists(self.path(part)):
-            return 0
-        with safe_open(self.path(part), "pt") as file:
-            about = file.metadata()
-            done = int(about.pop("done"))
-            if about != self.settings:
-                made = "was made with other settings"
-                raise BadInput(f"{self.folder} {made} ({about}, not {self.settings}): delete it")
-            optimizer.load_tensors(file.get_tensor)
-        return done
-
-
 def train_base(out, clips, seed, most_steps):
     """Trains the base model on `clips` clips that are in no other data set, and saves it in `out`.
 
-    most_steps: of each part. States are kept in {out}.training; without the file of a part, it and
-    all after it are trained again.
+    most_steps: of each part. Checkpoints are kept in {out}.training, a folder for each part: a part
+    whose folder is removed, with those after it, is trained again. No state of a random generator
+    is among them: what is told depends on seed, process, part and step alone.
     """
     rank, processes, _ = start_processes("cpu")
     conversations = Conversations(clips, rank, processes)
@@ -568,8 +525,7 @@ def train_base(out, clips, seed, most_steps):
     if rank == 0:
         count = sum(p.numel() for p in model.parameters())
         print(f"toy base model: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
-    state = State(f"{out}.training", rank, clips=clips, seed=seed, steps=most_steps)
-
+    folder = f"{out}.training/clips-{clips}-seed-{seed}-steps-{most_steps}"
     for number, (name, tell, steps, batch, peak) in enumerate(PARTS):
 
         def rows(step, name=name, tell=tell, number=number, share=batch // processes):
@@ -577,16 +533,19 @@ def train_base(out, clips, seed, most_steps):
             drawn = [conversations.draw(name, tell, rng) for _ in range(share)]
             return [make_row(*each, tokenizer, model.config) for each in drawn]
 
-        train_part(name, rows, min(steps, most_steps), peak, model, processes, state)
+        steps = min(steps, most_steps)
+        train_part(f"{folder}/{name}", rows, steps, peak, model, rank, processes)
     if rank == 0:
         save(model, tokenizer, TOY_BUDGET, out)
 
 
-def train_part(name, rows, steps, peak, model, processes, state):
-    """One part of the training. rows: a step's number → its conversations. Process 0 reports every
-    50 steps and saves every 100."""
-    optimizer = MasterAdamW(model, peak)
-    done = state.restore(name, optimizer)
+def train_part(folder, rows, steps, peak, model, rank, processes):
+    """One part of the training, from its newest checkpoint on. rows: a step's number → its
+    conversations. Process 0 reports every 50 steps."""
+    optimizer, done = MasterAdamW(model, peak), 0
+    if newest := newest_checkpoint(folder, print):
+        optimizer.load_tensors(read_checkpoint(*newest))
+        done = newest[1]["step"]
     began, recent = time.time(), []
     for step in range(done + 1, steps + 1):
         loss = base_loss(model, rows(step)) / processes
@@ -594,13 +553,15 @@ def train_part(name, rows, steps, peak, model, processes, state):
         cosine = 0.525 + 0.475 * math.cos(math.pi * (step - 1) / steps)
         optimizer.step(peak * min(step / 50, cosine), 1.0, processes)
         recent.append(loss.item() * processes)
-        if state.rank == 0 and (step % 50 == 0 or step == steps):
+        if rank == 0 and (step % 50 == 0 or step == steps):
             seconds = (time.time() - began) / (step - done)
             said = f"loss {np.mean(recent):.3f}  {seconds:.2f} s per step"
-            print(f"{name} {step}/{steps}  {said}", flush=True)
+            print(f"{os.path.basename(folder)} {step}/{steps}  {said}", flush=True)
             recent = []
         if step % SAVE_EVERY == 0 or step == steps:
-            state.save(name, optimizer, step)
+            problem = save_checkpoint(folder, step, optimizer.tensors(), {"counts": {}}, 1, rank)
+            if problem:
+                print(problem, flush=True)
 
 
 def main():

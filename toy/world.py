@@ -337,76 +337,75 @@ GROUNDED = ("moving_direction", "character_order", "moving_attribute")
 # ------------------------------------------------------------------------------------------------
 # The data sets
 # ------------------------------------------------------------------------------------------------
-# Each make_ function writes a data set's annotations into `folder` and returns the clips to render,
-# [(kind, number, seed, folder inside it)]. train, test: how many clips.
-
-TRAIN_CLIPS, TEST_CLIPS = 1000, 200
+# Each make_ function returns a data set's annotations, {file name: text or what its JSON holds},
+# and the clips to render, [(kind, number, seed, folder)]. train, test: how many clips.
 
 
-def write_json(path, entries):
-    with open(path, "w", encoding="utf-8") as f:
-        json.dump(entries, f, indent=1)
+def splits(train, test, first="train"):
+    """(split, numbers of its clips); `first`: what the file to train on is called."""
+    return (first, range(test, test + train)), ("test", range(test))
 
 
-def lettered(options):
-    return [f"({letter}) {option}" for letter, option in zip("ABCDEF", options)]
+def clips_of(kind, numbers, seed, folder="videos"):
+    return [(kind, i, seed, folder) for i in numbers]
 
 
-def make_charades(folder, seed, train=TRAIN_CLIPS, test=TEST_CLIPS):
+def rng_of(number, seed):
+    """Draws what is asked about a clip."""
+    return np.random.default_rng([seed, number])
+
+
+def make_charades(seed, train=1000, test=200):
     """A training clip has one query per thing; a test clip has one: 200 clips are 200 queries."""
-    jobs = []
+    files, jobs = {}, []
     for split, count in (("train", train), ("test", test)):
-        with open(os.path.join(folder, f"charades_sta_{split}.txt"), "w", encoding="utf-8") as file:
-            for i in range(count):
-                clip, rng = make_clip(split, i, seed), np.random.default_rng([seed, i])
-                for thing in clip.things if split == "train" else clip.things[:1]:
-                    file.write(f"{clip.name} {thing.start} {thing.end}##{caption(thing, rng)}\n")
-        jobs += [(split, i, seed, "videos") for i in range(count)]
-    return jobs
+        lines = []
+        for i in range(count):
+            clip, rng = make_clip(split, i, seed), rng_of(i, seed)
+            for thing in clip.things if split == "train" else clip.things[:1]:
+                lines.append(f"{clip.name} {thing.start} {thing.end}##{caption(thing, rng)}\n")
+        files[f"charades_sta_{split}.txt"] = "".join(lines)
+        jobs += clips_of(split, range(count), seed)
+    return files, jobs
 
 
-def make_activitynet(folder, seed, train=0, test=100):
+def queries(kind, which, spans, sentences, seed, count):
+    """A query about thing number `which` of each clip. spans, sentences: the keys of the form."""
     entries = {}
-    for i in range(test):
-        clip, rng = make_clip("activitynet", i, seed), np.random.default_rng([seed, i])
-        thing = clip.things[0]
+    for i in range(count):
+        clip = make_clip(kind, i, seed)
+        thing = clip.things[which]
         entries[clip.name] = {
             "duration": clip.duration,
-            "timestamps": [[thing.start, thing.end]],
-            "sentences": [caption(thing, rng)],
+            spans: [[thing.start, thing.end]],
+            sentences: [caption(thing, rng_of(i, seed))],
         }
-    write_json(os.path.join(folder, "test.json"), entries)
-    return [("activitynet", i, seed, "videos") for i in range(test)]
+    return entries, clips_of(kind, range(count), seed)
+
+
+def make_activitynet(seed, train=0, test=100):
+    entries, jobs = queries("activitynet", 0, "timestamps", "sentences", seed, test)
+    return {"test.json": entries}, jobs
 
 
 def make_timelens(name, kind):
     """TimeLens annotates clips of other data sets again: here the last thing instead of the first,
     so that no question is asked twice."""
 
-    def make(folder, seed, train=0, test=50):
-        entries = {}
-        for i in range(test):
-            clip, rng = make_clip(kind, i, seed), np.random.default_rng([seed, i])
-            thing = clip.things[-1]
-            entries[clip.name] = {
-                "duration": clip.duration,
-                "spans": [[thing.start, thing.end]],
-                "queries": [caption(thing, rng)],
-            }
-        write_json(os.path.join(folder, f"{name}-timelens.json"), entries)
-        return [(kind, i, seed, "videos") for i in range(test)]
+    def make(seed, train=0, test=50):
+        entries, jobs = queries(kind, -1, "spans", "queries", seed, test)
+        return {f"{name}-timelens.json": entries}, jobs
 
     return make
 
 
-def make_got10k(folder, seed, train=600, test=100):
-    jobs = []
+def make_got10k(seed, train=600, test=100):
+    files, jobs = {}, []
     for split, numbers in (("train", range(test, test + train)), ("val", range(test))):
-        os.makedirs(os.path.join(folder, split))
-        with open(os.path.join(folder, split, "list.txt"), "w", encoding="utf-8") as f:
-            f.writelines(f"{make_clip('got10k', i, seed).name}\n" for i in numbers)
-        jobs += [("got10k", i, seed, split) for i in numbers]
-    return jobs
+        names = [make_clip("got10k", i, seed).name for i in numbers]
+        files[f"{split}/list.txt"] = "".join(f"{name}\n" for name in names)
+        jobs += clips_of("got10k", numbers, seed, split)
+    return files, jobs
 
 
 def balanced(clips, kinds, first, count, seed):
@@ -418,8 +417,8 @@ def balanced(clips, kinds, first, count, seed):
     asked, number = [], first
     while len(asked) < count:
         turn, kind = divmod(len(asked), len(kinds))
-        clip, rng = make_clip(clips, number, seed), np.random.default_rng([seed, number])
-        question, options, right, thing = QUESTIONS[kinds[kind]](clip, rng)
+        clip = make_clip(clips, number, seed)
+        question, options, right, thing = QUESTIONS[kinds[kind]](clip, rng_of(number, seed))
         k = options.index(right)
         if k == turn % len(options):
             asked.append((number, clip, kinds[kind], question, options, k, thing))
@@ -427,18 +426,26 @@ def balanced(clips, kinds, first, count, seed):
     return asked
 
 
-def make_nextgqa(folder, seed, train=800, test=200):
+def exam(first, count, seed, clips="exam", folder="videos"):
+    """Multiple choice of every kind, and its clips; each benchmark begins at a clip of its own."""
+    asked = balanced(clips, list(QUESTIONS), first, count, seed)
+    return asked, clips_of(clips, [number for number, *_ in asked], seed, folder)
+
+
+def lettered(options, form="({}) {}"):
+    return [form.format(letter, option) for letter, option in zip("ABCDEF", options)]
+
+
+def make_nextgqa(seed, train=800, test=200):
     """Questions whose evidence is the time in which the thing is there.
 
     The training file is called val, because the paper trains on NExT-GQA's val file.
     """
-    jobs = []
+    files, jobs = {}, []
     for split, first, count in (("val", 5000, train), ("test", 0, test)):
-        entries = []
-        for i, clip, kind, question, options, k, thing in balanced(
-            "nextgqa", GROUNDED, first, count, seed
-        ):
-            entries.append({
+        asked = balanced("nextgqa", GROUNDED, first, count, seed)
+        files[f"nextgqa_{split}.json"] = [
+            {
                 "id": f"{clip.name}_0",
                 "video": f"{clip.name}.mp4",
                 "question": question,
@@ -447,35 +454,36 @@ def make_nextgqa(folder, seed, train=800, test=200):
                 "glue": [[thing.start, thing.end]],
                 "type": kind,
                 "answer": f"({'ABCDEF'[k]})",
-            })
-            jobs.append(("nextgqa", i, seed, "videos"))
-        write_json(os.path.join(folder, f"nextgqa_{split}.json"), entries)
-    return jobs
+            }
+            for _, clip, kind, question, options, k, thing in asked
+        ]
+        jobs += clips_of("nextgqa", [number for number, *_ in asked], seed)
+    return files, jobs
 
 
-def make_quality(folder, seed, train=200, test=100):
-    for split, numbers in (("train", range(test, test + train)), ("test", range(test))):
-        entries = []
-        for i in numbers:
-            clip = make_clip("quality", i, seed)
-            entries.append({
-                "video": f"{clip.name}.mp4",
-                "instruction": "low or high quality?",
-                "answer": "low quality" if clip.damage else "high quality",
-            })
-        write_json(os.path.join(folder, f"quality_{split}.json"), entries)
-    return [("quality", i, seed, "videos") for i in range(train + test)]
+def make_quality(seed, train=200, test=100):
+    def entry(clip):
+        answer = "low quality" if clip.damage else "high quality"
+        instruction = "low or high quality?"
+        return {"video": f"{clip.name}.mp4", "instruction": instruction, "answer": answer}
+
+    files = {
+        f"quality_{split}.json": [entry(make_clip("quality", i, seed)) for i in numbers]
+        for split, numbers in splits(train, test)
+    }
+    return files, clips_of("quality", range(train + test), seed)
 
 
-def make_caption(folder, seed, train=200, test=100):
-    for split, numbers in (("train", range(test, test + train)), ("test", range(test))):
+def make_caption(seed, train=200, test=100):
+    files = {}
+    for split, numbers in splits(train, test):
         clips = [make_clip("caption", i, seed) for i in numbers]
         entries = [{"video": f"{clip.name}.mp4", "events": events(clip)} for clip in clips]
-        write_json(os.path.join(folder, f"captions_{split}.json"), entries)
-    return [("caption", i, seed, "videos") for i in range(train + test)]
+        files[f"captions_{split}.json"] = entries
+    return files, clips_of("caption", range(train + test), seed)
 
 
-def make_dream1k(folder, seed, train=0, test=50):
+def make_dream1k(seed, train=0, test=50):
     """Two sources, so that their means are told apart from the mean over clips."""
     entries, numbers = [], range(1000, 1000 + test)
     for clip in (make_clip("caption", i, seed) for i in numbers):
@@ -488,38 +496,32 @@ def make_dream1k(folder, seed, train=0, test=50):
             "description": " ".join(["The background is grey.", *(f"{e}." for e in happens)]),
             "events": happens,
         })
-    write_json(os.path.join(folder, "metadata.json"), entries)
-    return [("caption", i, seed, "videos") for i in numbers]
+    return {"metadata.json": entries}, clips_of("caption", numbers, seed)
 
 
-def exam(first, count, seed, clips="exam"):
-    """Multiple choice of every kind; each benchmark begins at a clip of its own."""
-    return balanced(clips, list(QUESTIONS), first, count, seed)
-
-
-def make_videomme(folder, seed, train=0, test=150):
-    entries, asked = [], exam(0, test, seed)
-    for i, clip, kind, question, options, k, _ in asked:
-        length = "short" if clip.duration < 15 else "medium" if clip.duration < 18 else "long"
-        entries.append({
-            "question_id": f"{i:03d}-1",
+def make_videomme(seed, train=0, test=150):
+    asked, jobs = exam(0, test, seed)
+    entries = [
+        {
+            "question_id": f"{number:03d}-1",
             "videoID": clip.name,
-            "duration": length,
+            "duration": ("short", "medium", "long")[int(clip.duration > 15) + (clip.duration > 18)],
             "task_type": kind,
             "question": question,
-            "options": [f"{letter}. {option}" for letter, option in zip("ABCDEF", options)],
+            "options": lettered(options, "{}. {}"),
             "answer": "ABCDEF"[k],
-        })
-    write_json(os.path.join(folder, "videomme.json"), entries)
-    return [("exam", i, seed, "videos") for i, *_ in asked]
+        }
+        for number, clip, kind, question, options, k, _ in asked
+    ]
+    return {"videomme.json": entries}, jobs
 
 
-def make_longvideobench(folder, seed, train=0, test=50):
+def make_longvideobench(seed, train=0, test=50):
     """Longer than what fits into the toy model's 64 frames at two per second: it sees one frame
     every 0.6 to 1.3 seconds, and a second look sees more of them."""
-    entries, asked = [], exam(0, test, seed, "long")
-    for _, clip, kind, question, options, k, _ in asked:
-        entries.append({
+    asked, jobs = exam(0, test, seed, "long")
+    entries = [
+        {
             "id": f"{clip.name}_0",
             "video_path": f"{clip.name}.mp4",
             "question": question,
@@ -528,41 +530,33 @@ def make_longvideobench(folder, seed, train=0, test=50):
             "duration_group": 60 if clip.duration <= 60 else 600,
             "candidates": options,
             "correct_choice": k,
-        })
-    write_json(os.path.join(folder, "lvb_val.json"), entries)
-    return [("long", i, seed, "videos") for i, *_ in asked]
+        }
+        for _, clip, kind, question, options, k, _ in asked
+    ]
+    return {"lvb_val.json": entries}, jobs
 
 
-def make_mvbench(folder, seed, train=0, test=200):
+def make_mvbench(seed, train=0, test=200):
     # Imported here, because the processes that render need no torch.
     from annotations.benchmarks import MVBENCH_FOLDERS
 
-    os.makedirs(os.path.join(folder, "json"))
-    asked, jobs = exam(2000, test, seed), []
-    for subtask in QUESTIONS:
-        entries = []
-        videos = os.path.join("video", MVBENCH_FOLDERS[subtask])
-        for i, clip, kind, question, options, k, _ in asked:
-            if kind == subtask:
-                entries.append({
-                    "video": f"{clip.name}.mp4",
-                    "question": question,
-                    "candidates": options,
-                    "answer": options[k],
-                })
-                jobs.append(("exam", i, seed, videos))
-        write_json(os.path.join(folder, "json", f"{subtask}.json"), entries)
-    return jobs
+    asked, _ = exam(2000, test, seed)
+    files, jobs = {f"json/{subtask}.json": [] for subtask in QUESTIONS}, []
+    for number, clip, subtask, question, options, k, _ in asked:
+        answer = {"candidates": options, "answer": options[k]}
+        entry = {"video": f"{clip.name}.mp4", "question": question} | answer
+        files[f"json/{subtask}.json"].append(entry)
+        jobs += clips_of("exam", [number], seed, f"video/{MVBENCH_FOLDERS[subtask]}")
+    return files, jobs
 
 
-def make_perceptiontest(folder, seed, train=0, test=150):
-    entries, asked = {}, exam(4000, test, seed)
+def make_perceptiontest(seed, train=0, test=150):
+    (asked, jobs), entries = exam(4000, test, seed), {}
     for _, clip, kind, question, options, k, _ in asked:
         area = "memory" if kind in ("character_order", "action_count") else "semantics"
         asks = {"id": 0, "question": question, "options": options, "answer_id": k, "area": area}
         entries[clip.name] = {"metadata": {"video_id": clip.name}, "mc_question": [asks]}
-    write_json(os.path.join(folder, "mc_question_valid.json"), entries)
-    return [("exam", i, seed, "videos") for i, *_ in asked]
+    return {"mc_question_valid.json": entries}, jobs
 
 
 MAKERS = {
@@ -580,6 +574,17 @@ MAKERS = {
     "mvbench": make_mvbench,
     "perceptiontest": make_perceptiontest,
 }
+
+
+def annotate(name, folder, seed, **counts):
+    """Writes a data set's annotations into `folder`. Returns the clips to render."""
+    files, jobs = MAKERS[name](seed, **counts)
+    for file_name, content in files.items():
+        path = os.path.join(folder, file_name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(content if isinstance(content, str) else json.dumps(content, indent=1))
+    return jobs
 
 
 # The names of files that are made here. Any other file was put there by somebody.
@@ -629,7 +634,7 @@ def ensure(name, folder=None, seed=0, **counts):
     try:
         with open(os.path.join(aside, MARK), "w", encoding="utf-8") as f:
             f.write(version)
-        jobs = MAKERS[name](aside, seed, **counts)
+        jobs = annotate(name, aside, seed, **counts)
         render_clips([(kind, i, s, os.path.join(aside, inside)) for kind, i, s, inside in jobs])
         put_in_place(aside, folder, version)
     finally:
