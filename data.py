@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from runtime import container
-from runtime.errors import NUMBER, BadInput, read_object
+from lib import video as container
+from lib.errors import NUMBER, BadInput, read_object
 from tasks import words_around
 
 # ------------------------------------------------------------------------------------------------
@@ -249,12 +249,24 @@ class Video:
         return t * h * w // MERGE**2
 
 
-def load_video(path, budget, blind=False, span=None, frames=(), read=read_frames):
-    """A file or folder, as read_frames takes it, to a Video. `blind` replaces every frame by
-    mid-grey, keeping times and sizes: what a model still answers then, it knows without looking."""
+def looked_at(pixels, look):
+    """Frames (T, H, W, 3) as a control shows them, at the old times: "grey" (what a model still
+    answers then, it knows without looking), "shuffled" (in an order drawn once), "middle" (one
+    frame, repeated); "" leaves them as they are."""
+    if look == "grey":
+        return torch.full_like(pixels, 128)
+    if look == "shuffled":
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+        return pixels[order]
+    if look == "middle":
+        return pixels[len(pixels) // 2].expand_as(pixels)
+    return pixels
+
+
+def load_video(path, budget, look="", span=None, frames=(), read=read_frames):
+    """A file or folder, as read_frames takes it, to a Video. look: see looked_at."""
     seen = read(path, budget, span, frames)
-    pixels = torch.full_like(seen.pixels, 128) if blind else seen.pixels
-    patches, grid = patchify(pixels)
+    patches, grid = patchify(looked_at(seen.pixels, look))
     return Video(patches, grid, PAIR * seen.spacing, seen.duration, seen.times)
 
 
@@ -272,7 +284,8 @@ class Example:
     question, by task; answer: what the task's rules compare with (see rewards.py); options: of a
     multiple-choice question; span: (start, end) in seconds if the question is about that part of
     the file alone; group: a sub-task or kind of video, for a score of its own (not GRPO's group);
-    frames: numbers of the frames that the question is about, of a folder of frames (tracking).
+    frames: numbers of the frames that the question is about, of a folder of frames (tracking);
+    duration: of the clip in seconds, where it is annotated.
     """
 
     id: str
@@ -284,6 +297,7 @@ class Example:
     span: tuple = None
     group: str = ""
     frames: tuple = ()
+    duration: float = None
 
 
 @dataclass

@@ -7,8 +7,9 @@
     python eval.py --bench charades --model Qwen/Qwen2.5-VL-7B-Instruct --data data/charades
     # Questions are shared out, and each is counted once.
     torchrun --nproc-per-node 8 eval.py --bench mvbench,videomme
-    # Frames replaced by grey: what a model knows without looking.
+    # What a model knows without looking: frames replaced by grey; these and more controls.
     python eval.py --bench charades --model runs/demo --blind
+    python eval.py --bench charades --model runs/demo --controls
     # Answer, look again where the answer pointed, answer again.
     python eval.py --bench nextgqa --model runs/joint --clues
     # A base thinking and not, in two folders; asked in your own words.
@@ -18,11 +19,11 @@
     python eval.py --bench charades --compare runs/sft runs/grpo
     python eval.py --video clip.mp4 --ask "When does the red circle appear?"
 
-A score is worth as much as what is known about how it was made. Each is saved in results.json with
-the prompt, frames, pixels, decoding, versions, data and weights it was made with, and every single
-answer stands in predictions.jsonl. A model that was not trained is scored by the same code under
-the same settings. Whatever cannot be read as an answer counts as wrong; nothing is left out of the
-mean.
+Above every score stands what the best constant answer earns (evaluation/controls.py). A score is
+saved in results.json with the prompt, frames, pixels, decoding, versions, data and weights it was
+made with, and every single answer stands in predictions.jsonl. A model that was not trained is
+scored by the same code under the same settings. Whatever cannot be read as an answer counts as
+wrong; nothing is left out of the mean.
 
 An evaluation that was interrupted continues where it stopped when the same command is given again.
 """
@@ -33,7 +34,7 @@ from datetime import timedelta
 from functools import cache
 from itertools import product
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import torch
@@ -45,16 +46,17 @@ import tasks
 from annotations.judge import install_judge
 from annotations.readers import find_data
 from data import VideoBudget, ask, load_video
+from evaluation import controls, predictions
+from evaluation.branches import prefill
+from evaluation.clips import batches_of, read_ahead, turns
+from evaluation.predictions import find_model
+from evaluation.settings import parse_args
+from lib.decoder import Decoder, ended_by_ctrl_c
+from lib.errors import BadInput, run_program
+from lib.files import append_line, locks_released
+from lib.processes import on_each, on_first, start_processes
+from lib.weights import load, room_for_prompt
 from model import encode_videos
-from runtime import predictions
-from runtime.clips import batches_of, read_ahead, turns
-from runtime.decoder import Decoder, ended_by_ctrl_c
-from runtime.errors import BadInput, run_program
-from runtime.folders import append_line, locks_released
-from runtime.models import load, room_for_prompt
-from runtime.predictions import find_model
-from runtime.processes import on_each, on_first, start_processes
-from runtime.settings import parse_eval_args as parse_args
 from toy.world import ensure
 
 # How long a process waits for the others: shares of long videos are unequal. If one of them dies,
@@ -84,7 +86,8 @@ class Evaluation:
 
 
 def prepare(bench_name, name, args, decoder, rank, world, load_once):
-    """Finds model and data, opens the folder for the answers, and returns an Evaluation.
+    """Finds model and data, opens the folder for the answers, and returns an Evaluation; None where
+    a control does not apply: one frame tells of multiple choice alone.
 
     load_once: a model's path → (model, tokenizer); it stays loaded over its benchmarks.
     """
@@ -92,6 +95,8 @@ def prepare(bench_name, name, args, decoder, rank, world, load_once):
     budget = VideoBudget.of_model(path, **vars(args))
     folder, data_name = on_first(rank, world, lambda: find_data(bench_name, args.data, ensure))
     examples, left_out = predictions.read_questions(bench_name, folder, args.limit, rank == 0)
+    if args.look == "middle" and not examples[0].options:
+        return None
     usual_task = examples[0].task
     task = predictions.task_asked(bench_name, usual_task, args)
     examples = tasks.as_task(examples, task)
@@ -107,7 +112,7 @@ def prepare(bench_name, name, args, decoder, rank, world, load_once):
             f"model: {shown}   data: {data_name}, {len(examples)} questions   "
             f"frames: {budget.fps:g} a second, at most {budget.max_frames}   "
             f"think: {settings['think']}   decoding: greedy"
-            f"{'   BLIND: all frames grey' if args.blind else ''}"
+            f"{f'   FRAMES: {args.look}' if args.look else ''}"
         )
     what = (examples, budget, settings, out, left_out)
     together = args.batch_size or (64 if predictions.is_toy(shown, run) else 16)
@@ -117,9 +122,8 @@ def prepare(bench_name, name, args, decoder, rank, world, load_once):
 # ------------------------------------------------------------------------------------------------
 # Ask and answer
 # ------------------------------------------------------------------------------------------------
-# The video stands first in the prompt, so questions about one clip begin alike. A clip is read,
-# seen and prefilled once, and its questions are branches of what they share: the idea of model.py's
-# section 3 once more. (Where --prompt puts words before the video, each question is read whole.)
+# A clip is read, seen and prefilled once for all questions about it (evaluation/branches.py). Where
+# --prompt puts words before the video, each question is read whole.
 
 
 def read_clips(evaluation, clips, budget):
@@ -133,7 +137,7 @@ def read_clips(evaluation, clips, budget):
     how = (evaluation.tokenizer, settings["think"], room, settings["template"])
     for questions in clips:
         e = questions[0]
-        part = (settings["blind"], e.span, e.frames, evaluation.decoder.read)
+        part = (settings["look"], e.span, e.frames, evaluation.decoder.read)
         video = or_error(load_video, e.video, budget, *part)
         unread = isinstance(video, BadInput)
         asked += [(e, video if unread else or_error(ask, e, video, *how)) for e in questions]
@@ -160,7 +164,9 @@ def answer_batch(evaluation, asked):
         to_read = list(prompts.values())
         with torch.no_grad():
             features = encode_videos(model, to_read)
-        completions, mask, _ = grpo.sample_groups(model, to_read, features, 1, longest, stop_ids)
+            begun = prefill(model, to_read, features)
+        how = (1, longest, stop_ids)
+        completions, mask, _ = grpo.sample_groups(model, to_read, features, *how, begun=begun)
         said = (completions[:, 0], mask[:, 0], evaluation.tokenizer, stop_ids)
         texts = dict(zip(prompts, grpo.completion_texts(*said)))
     for e, prompt in asked:
@@ -208,45 +214,50 @@ def answer(evaluation, examples, budget, file_name):
 # ------------------------------------------------------------------------------------------------
 
 
-def score(evaluation, records, first_look):
-    """Writes results.json: the metrics, and how they were made. Returns the metrics, in percent.
+def score(evaluation, name, records, first_look, constant):
+    """Writes results.json: the metrics, and how they were made. Returns a controls.Scored.
 
-    records: of all questions, in their order; first_look: the same, but with --clues the answers
-    before the second look.
+    name: of the model, to show; records: of all questions, in their order; first_look: the same,
+    but with --clues the answers before the second look; constant: a controls.Constant, or None.
     """
     settings, out = evaluation.settings, evaluation.out
-    results = predictions.results_of(settings, records, first_look, evaluation.left_out)
+    left_out, task = evaluation.left_out, settings["task"]
+    earned = controls.earned(task, constant, records)
+    results = predictions.results_of(settings, records, first_look, left_out, earned)
     predictions.say_what_failed(results, records, out)
     predictions.write_object(os.path.join(out, "results.json"), results)
-    if settings["task"] == "grounding":
+    if task == "grounding":
         from tools.pictures import draw_evaluation
 
         draw_evaluation(out, settings, records, results["metrics"])
     print(f"wrote {out}/\n")
-    return results["metrics"]
+    look, data_name, metrics = settings["look"], settings["data_name"], results["metrics"]
+    return controls.Scored(name, look, data_name, task, records, metrics, constant)
 
 
 @locks_released()
 def bench(bench_name, name, args, rank, world, load_once):
-    """Evaluates one model on one benchmark.
-
-    Returns (name of the model, name of the data, metrics) on process 0, None on the others.
-    """
+    """Evaluates one model on one benchmark. Returns a controls.Scored on process 0; None on the
+    others, and where a control does not apply."""
     decoder = Decoder(args.decode_timeout)
     with ended_by_ctrl_c(decoder):
         evaluation = prepare(bench_name, name, args, decoder, rank, world, load_once)
+        if evaluation is None:
+            return None
         examples, budget = evaluation.examples, evaluation.budget
         records = first_look = answer(evaluation, examples, budget, "predictions.jsonl")
         if args.clues:
-            from tools.second_look import second_look
+            from evaluation.second_look import second_look
 
             examples, budget = second_look(examples, {r["id"]: r for r in first_look}, budget)
             records = answer(evaluation, examples, budget, "predictions-second-look.jsonl")
     if rank != 0:
         return None
-    metrics = score(evaluation, records, first_look)
-    shown = evaluation.settings["model_name"] + args.way + (", blind" if args.blind else "")
-    return shown, evaluation.settings["data_name"], metrics
+    for e, record in zip(evaluation.examples, records):
+        e.duration = e.duration or record.get("seconds")
+    constant = controls.constant_of(bench_name, evaluation.settings["data"], evaluation.examples)
+    shown = evaluation.settings["model_name"] + args.way
+    return score(evaluation, shown, records, first_look, constant)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -259,16 +270,13 @@ def run_benchmarks(args):
     rank, world, device = start_processes(args.device, PATIENCE)
     if args.judge:
         install_judge(args.judge, device)
-    columns = []
+    scored = {name: [] for name in args.benches}
     for model in args.model:
         load_once = cache(lambda path: on_each(world, lambda: load(path, device, attn=args.attn)))
-        for way in args.ways:
-            rows = [bench(name, model, way, rank, world, load_once) for name in args.benches]
-            if rank == 0:
-                column = {name: row[1:] for name, row in zip(args.benches, rows)}
-                columns.append((rows[0][0], column))
-    if rank == 0:
-        predictions.print_table(columns)
+        for way, name in product(args.ways, args.benches):
+            scored[name].append(bench(name, model, way, rank, world, load_once))
+    for rows in scored.values() if rank == 0 else ():
+        controls.print_benchmark([row for row in rows if row])
     if world > 1:
         dist.destroy_process_group()
 
@@ -281,14 +289,14 @@ def start():
 
         exercises.install(args.student, show=os.environ.get("RANK", "0") == "0")
     if args.video is not None:
-        from tools.ask import ask
+        from evaluation.ask import ask
 
         ask(args)
     elif args.compare:
-        from tools.compare import compare
+        from evaluation.compare import compare
 
         for name, way in product(args.benches, args.ways):
-            compare(name, *args.compare, way)
+            compare(name, *args.compare, way, ensure)
     else:
         run_benchmarks(args)
 

@@ -1,14 +1,14 @@
 """model.py: Qwen2.5-VL, as much of it as reinforcement learning touches.
 
 The layers are Hugging Face's `Qwen2_5_VLForConditionalGeneration`, weights included. What this file
-does by hand is everything around them that RL must control exactly (runtime/models.py loads and
+does by hand is everything around them that RL must control exactly (lib/weights.py loads and
 saves):
 
     1. positions               (3, L) M-RoPE: each video token knows its second, row and column
     2. embeddings              token ids + patches → embeddings, the video's in their places
     3. attention               branches of one prompt: [prompt | branch 1 | … | branch G]
     4. prefill, decode_step    the two halves of sampling, with a KV cache
-    5. groups_logprobs         log-probs of groups of completions, with gradient, for training
+    5. group_logprobs          log-probs of a group of completions, with gradient, for training
 
 Rule of this file: `generate()`, `get_rope_index()` and `forward(position_ids=None)` are never used.
 The sampler and the scorer must be the same distribution, so both go through the functions below.
@@ -24,9 +24,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from scale.attention import ATTENTION, PatchProduct, register_windows, vision_layout
-from scale.cache import GroupCache
-from scale.packing import clips_of, rows_of
+from lib.attention import ATTENTION, PatchProduct, register_windows, vision_layout
+from lib.cache import GroupCache
 
 # ------------------------------------------------------------------------------------------------
 # 1. Positions
@@ -138,24 +137,23 @@ NO_MASK = {"full_attention": None}
 
 
 def prepare(model, attn="sdpa"):
-    """Makes the language model use `attention` below, and the vision tower scale/attention.py."""
+    """Makes the language model use `attention` below, and the vision tower lib/attention.py.
+
+    model.n_tokens: how many ids the tokenizer knows, where whoever loads both has said it. Qwen's
+    output layer has more rows than that.
+    """
     model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
     model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
-    model.model.visual.patch_embed.__class__ = PatchProduct
+    model.model.visual.patch_embed = PatchProduct(model.model.visual.patch_embed.proj)
+    model.n_tokens = getattr(model, "n_tokens", model.config.text_config.vocab_size)
     return model
 
 
-def attention(module, query, key, value, attention_mask, scaling, attend, groups, **_):
-    """What each layer of the language model calls. (decode_step does without.)
-
-    One row of several prompts with their branches, [prompt | c_1 | … | c_G | prompt | c_1 | … ]:
-    groups is their [(P, G, C), …], query (1, H, L, d), key and value (1, K, L, d). What belongs to
-    different prompts never meets. Returns (1, L, H, d), None, as transformers expects.
-    """
+def attention(module, query, key, value, attention_mask, scaling, attend, group, **_):
+    """What each layer of the language model calls (decode_step does without): packed_attention, in
+    the form that transformers asks for. Returns (1, L, H, d), None."""
     assert attention_mask is None, "a mask was built that nothing here would respect"
-    each = zip(*(x.split([P + G * C for P, G, C in groups], dim=2) for x in (query, key, value)))
-    out = [packed_attention(*x, (G, C), scaling, attend) for x, (_, G, C) in zip(each, groups)]
-    return torch.cat(out, dim=2).transpose(1, 2), None
+    return packed_attention(query, key, value, group, scaling, attend).transpose(1, 2), None
 
 
 def packed_attention(query, key, value, group, scale, attend):
@@ -166,10 +164,10 @@ def packed_attention(query, key, value, group, scale, attend):
     positions and its own first j + 1.
 
     Args:    query (1, H, P + G·C, d), key and value (1, K, P + G·C, d); group: (G, C); scale: a
-             number; attend: a function of scale.attention.ATTENTION.
+             number; attend: a function of lib.attention.ATTENTION.
     Returns: (1, H, P + G·C, d).
 
-    >>> from scale.attention import sdpa
+    >>> from lib.attention import sdpa
     >>> one = torch.ones(1, 1, 3, 1)  # P = 1, G = 2, C = 1; equal scores: each output is a mean
     >>> value = torch.tensor([1.0, 3.0, 5.0]).view(1, 1, 3, 1)
     >>> packed_attention(one, one, value, (2, 1), 1.0, sdpa).flatten().tolist()
@@ -203,67 +201,66 @@ register_windows(ATTENTION)
 
 
 def token_logits(model, hidden):
-    """Hidden states (…, D) → logits (…, V) in float32, the vision tokens' at −inf.
+    """Hidden states (…, D) → logits (…, V) in float32; those of tokens that must not be sampled are
+    −inf: the vision tokens, and ids that the tokenizer does not know.
 
     A policy that samples <|video_pad|> would ask for a video that is not there, and the run ends.
-    It is ruled out here, in the one place that both the sampler and the scorer go through.
+    An unknown id decodes to nothing, so that the reward would not see what it pays for. They are
+    ruled out here, in the one place that both the sampler and the scorer go through.
     """
     logits, c = model.lm_head(hidden).float(), model.config
     vision = (c.image_token_id, c.video_token_id, c.vision_start_token_id, c.vision_end_token_id)
-    return logits + never_sampled(vision, logits.shape[-1], logits.device)
+    return logits + never_sampled(vision, model.n_tokens, logits.shape[-1], logits.device)
 
 
 @cache
-def never_sampled(tokens, vocabulary, device):
-    """0 for every token and −inf for `tokens`: (V,). Made on the CPU and copied once per device: a
-    number written into a GPU's tensor waits for the GPU, which a graph being recorded must not."""
+def never_sampled(tokens, n_tokens, vocabulary, device):
+    """0 for every token, −inf for `tokens` and from n_tokens on: (V,). Made on the CPU and copied
+    once per device: a number written into a GPU's tensor waits for the GPU, which a graph being
+    recorded must not."""
     mask = torch.zeros(vocabulary)
-    mask[list(tokens)] = float("-inf")
+    mask[list(tokens)] = mask[n_tokens:] = float("-inf")
     return mask.to(device)
 
 
 def prefill(model, prompts, features):
-    """Reads B prompts, each once; and of those about one clip what they have in common only once.
+    """Reads B prompts, each once.
 
     Args:    prompts: list of data.Prompt; features: their videos, from encode_videos.
     Returns: logits (B, V) of each prompt's next token, the GroupCache, and next_position (B,).
     """
-    clips, last, after = clips_of(prompts, features, model.config.video_token_id), [], []
-    cache = GroupCache(clips)
-    for row in rows_of(model, clips, lambda clip: clip.size):
-        what = zip(*[(clip.prompt, clip.features, clip.rest) for clip in row])
-        for clip, hidden, positions in zip(row, *read_row(model, *what, cache)):
-            last += [hidden[i] for i in clip.ends]
-            after.append(positions[:, clip.ends].amax(dim=0) + 1)
+    cache, last, after = GroupCache([(len(prompt.ids), [0]) for prompt in prompts]), [], []
+    for prompt, seen in zip(prompts, features, strict=True):
+        hidden, positions = read(model, prompt, seen, prompt.ids[None, :0], cache)
+        last.append(hidden[-1])
+        after.append(positions[:, -1].amax() + 1)
     last = torch.stack(last)
-    return token_logits(model, last), cache, torch.cat(after).to(last.device)
+    return token_logits(model, last), cache, torch.stack(after).to(last.device)
 
 
-def read_row(model, prompts, features, branches, cache=None):
-    """One forward over [prompt | branch 1 | … | branch G] of several prompts, one after the other.
+def read(model, prompt, features, branches, cache=None):
+    """One forward over [prompt | branch 1 | … | branch G].
 
-    Args:    prompts, features: as of prefill; branches: of each prompt the ids (G, C) of the ways
-             in which it goes on; cache: a GroupCache that keeps the keys and values.
-    Returns: the last layer's hidden states, (P + G·C, D) of each prompt, and the positions, on the
-             CPU, (3, P + G·C) of each. Every branch counts on from its prompt.
+    Args:    prompt: a data.Prompt; features: of its video; branches (G, C): ids of the ways in
+             which it goes on; cache: a GroupCache that keeps the keys and values.
+    Returns: the last layer's hidden states (P + G·C, D), and on the CPU the positions (3, P + G·C):
+             every branch counts on from the prompt.
     """
-    embeds, positions, groups = [], [], []
-    for prompt, seen, ids in zip(prompts, features, branches, strict=True):
-        embeds.append(embed(model, prompt.ids, seen))
-        embeds.append(model.model.language_model.embed_tokens(ids.flatten().to(seen.device)))
-        own = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config)
-        after = own[:, -1].amax() + 1 + torch.arange(ids.shape[1])
-        positions.append(torch.cat([own, after.repeat(len(ids)).expand(3, -1)], dim=1))
-        groups.append((len(prompt.ids), *ids.shape))
-    out = model.model.language_model(
-        inputs_embeds=torch.cat(embeds)[None],
-        position_ids=torch.cat(positions, dim=1)[:, None].to(embeds[0].device),
+    language_model, device = model.model.language_model, features.device
+    text = language_model.embed_tokens(branches.flatten().to(device))
+    embeds = torch.cat([embed(model, prompt.ids, features), text])
+    own = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config)
+    after = own[:, -1].amax() + 1 + torch.arange(branches.shape[1])
+    positions = torch.cat([own, after.repeat(len(branches)).expand(3, -1)], dim=1)
+    out = language_model(
+        inputs_embeds=embeds[None],
+        position_ids=positions[:, None].to(device),
         attention_mask=NO_MASK,
         past_key_values=cache,
         use_cache=cache is not None,
-        groups=groups,
+        group=tuple(branches.shape),
     )
-    return out.last_hidden_state[0].split([x.shape[1] for x in positions]), positions
+    return out.last_hidden_state[0], positions
 
 
 def decode_step(model, cache, tokens, positions):
@@ -325,9 +322,9 @@ def decode_attention(query, completions, prompt, mask):
 
     to_prompt = by_prompt(rows) @ prompt[0].transpose(2, 3)
     to_completion = by_prompt(rows @ completions[0].transpose(2, 3))
-    scores = torch.cat([to_prompt, to_completion], dim=3).float()  # (B, K, G·rep, P + C)
+    scores = torch.cat([to_prompt, to_completion], dim=3)  # (B, K, G·rep, P + C)
     scores = scores.unflatten(2, (G, rep)) + mask.view(B, 1, G, 1, -1)
-    weights = scores.softmax(dim=4).to(query.dtype).flatten(2, 3)
+    weights = scores.softmax(dim=4, dtype=torch.float32).to(query.dtype).flatten(2, 3)
 
     def by_row(x):  # and back
         return x.view(B, K, G, rep, -1).transpose(1, 2).reshape(B * G, K, rep, -1)
@@ -343,36 +340,28 @@ def decode_attention(query, completions, prompt, mask):
 
 
 def group_logprobs(model, prompt, features, completions, chunk=1024):
-    """groups_logprobs of a single group."""
-    return groups_logprobs(model, [prompt], [features], [completions], chunk)[0]
+    """Log-probs of a group of completions of one prompt, in one forward.
 
+    Args:    prompt: a data.Prompt; features: of its video; completions (G, C) token ids, padded on
+             the right with anything: nothing before it changes.
+    Returns: log-probs (G, C) float32, with gradient; and, without, the entropy (G, C) in nats of
+             the distribution that each token was drawn from.
 
-def groups_logprobs(model, prompts, features, completions, chunk=1024):
-    """Log-probs of groups of completions, each group of one prompt, in one forward.
-
-    Args:    prompts: list of data.Prompt; features: of each, (video tokens, D); completions: of
-             each, (G, C) token ids, padded on the right with anything: nothing before it changes.
-    Returns: for each group: log-probs (G, C) float32, with gradient; and, without, the entropy
-             (G, C) in nats of the distribution that each token was drawn from.
-
-    A group's part of the row is [prompt | c_1 | … | c_G]. Token j of a completion is predicted by
-    the token before it, and all G first tokens by the prompt's last one. The output layer lm_head
-    runs on those positions alone, `chunk` of them at a time, and is recomputed in the backward
-    pass: with V = 152,064, float32 logits of 8 × 1024 tokens would be 5 GB.
+    The row is [prompt | c_1 | … | c_G]. Token j of a completion is predicted by the token before
+    it, and all G first tokens by the prompt's last one. The output layer lm_head runs on those
+    positions alone, `chunk` of them at a time, and is recomputed in the backward pass: with V =
+    152,064, float32 logits of 8 × 1024 tokens would be 5 GB.
     """
-    completions = [ids.to(features[0].device) for ids in completions]
-    hidden, _ = read_row(model, prompts, features, completions)
-    predicting = [predicting_states(h, c.shape).flatten(0, 1) for h, c in zip(hidden, completions)]
-    tokens = torch.cat([c.flatten() for c in completions])  # (all G·C)
+    completions = completions.to(features.device)
+    hidden, _ = read(model, prompt, features, completions)
+    states = predicting_states(hidden, completions.shape).flatten(0, 1)
 
     def score(states, tokens):
         return token_logprobs(token_logits(model, states), tokens)
 
-    chunks = zip(torch.cat(predicting).split(chunk), tokens.split(chunk))
-    parts = [checkpoint(score, states, tokens, use_reentrant=False) for states, tokens in chunks]
-    sizes = [c.numel() for c in completions]
-    each = zip(*(torch.cat(part).split(sizes) for part in zip(*parts)))
-    return [tuple(x.view(c.shape) for x in pair) for pair, c in zip(each, completions)]
+    chunks = zip(states.split(chunk), completions.flatten().split(chunk))
+    parts = [checkpoint(score, *part, use_reentrant=False) for part in chunks]
+    return tuple(torch.cat(x).view(completions.shape) for x in zip(*parts))
 
 
 def predicting_states(hidden, group):

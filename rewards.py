@@ -30,7 +30,7 @@ tags), a phrase, or a description; `tasks.py` says which task is paid by which r
 
 import re
 
-from runtime.wording import (
+from lib.wording import (
     MOST_INTERVALS,
     N_BOXES,
     parse_boxes,
@@ -93,9 +93,9 @@ def in_form(text, think, answer, glue=None):
 # ------------------------------------------------------------------------------------------------
 # Content, as a person would read it
 # ------------------------------------------------------------------------------------------------
-# The readers parse_… are in runtime/wording.py. They read what stands inside the tags: of a policy
+# The readers parse_… are in lib/wording.py. They read what stands inside the tags: of a policy
 # in training an answer without tags earns nothing. (An evaluation is more generous to models that
-# were never taught them: runtime.predictions.with_tags.)
+# were never taught them: evaluation.predictions.with_tags.)
 
 
 def inside(text, tag):

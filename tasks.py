@@ -3,12 +3,14 @@
 A task is: how the question is asked, in what form the answer is wanted, and which rules pay for it
 (rewards.py). Training and evaluation know tasks by name alone. To add one: a row here and, where
 none of those there fits, a rule (rewards.py), a reader (annotations/training_sets.py) and what a
-benchmark reports (annotations/metrics.py).
+benchmark reports (evaluation/metrics.py).
 """
 
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import rewards as r
+from lib.errors import BadInput
 
 # ------------------------------------------------------------------------------------------------
 # How answers are written
@@ -129,7 +131,14 @@ def score(task, text, answer, think):
     >>> score("grounding", "<think>ok</think><answer>0.0 to 4.0</answer>", (2, 6), think=True)
     {'format': 1.0, 'iou': 0.3333333333333333}
     """
-    return {name: rule(text, answer, think) for name, rule in TASKS[task].rules.items()}
+    paid = {name: rule(text, answer, think) for name, rule in TASKS[task].rules.items()}
+    for name, reward in paid.items():
+        if not isinstance(reward, Real) or not 0 <= reward <= 1:  # NaN is not at least 0
+            raise BadInput(
+                f"rule {name} of the task {task} must pay a number from 0 to 1; it paid "
+                f"{reward!r} for the completion {text[:200]!r}"
+            )
+    return {name: float(reward) for name, reward in paid.items()}
 
 
 def longest_answer(toy_model, tasks):

@@ -19,38 +19,71 @@ What a run leaves in its folder:
     skipped.jsonl     examples whose video could not be read, and why
 
 A run that was stopped goes on when the same command is given again with --resume: see
-runtime/checkpoint.py. For models that do not fit: --lora, --recompute, --shard, --offload; see the
-room scale/, and --plan, which says what fits.
+training/checkpoint.py. For models that do not fit: --lora, --recompute, --shard, --offload; see the
+rooms lib/ and training/, and --plan, which says what fits.
 """
 
+import os
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import torch
 
 from annotations.judge import install_judge
 from data import VideoBudget
-from grpo import grpo_step, video_features
-from model import group_logprobs
-from runtime.errors import run_program
-from runtime.folders import locks_released
-from runtime.loader import Loader, training_examples
-from runtime.models import room_for_prompt
-from runtime.optimizer import MasterAdamW
-from runtime.policy import load_models
-from runtime.processes import add_up, on_each, start_processes
-from runtime.rollouts import Outcome, outcome_of
-from runtime.run import STOP, Clock, Run, stop_on_signals
-from runtime.settings import check_processes, is_toy_model, parse_args
-from scale import plan
+from grpo import grpo_step
+from lib.errors import BadInput, run_program
+from lib.files import locks_released
+from lib.flags import is_toy_model
+from lib.processes import add_up, on_each, start_processes
+from lib.weights import room_for_prompt
 from tasks import ideal_answer
 from toy.world import ensure
+from training import plan
+from training.loader import Loader, training_examples
+from training.optimizer import MasterAdamW
+from training.policy import load_models
+from training.rollouts import Outcome, outcome_of
+from training.run import STOP, Clock, Run, stop_on_signals
+from training.settings import check_processes, parse_args
 
 # ------------------------------------------------------------------------------------------------
-# SFT, to compare
+# A step of GRPO, timed; and of SFT, to compare
 # ------------------------------------------------------------------------------------------------
+
+
+def timed_grpo_step(policy, reference, batch, settings, update_weights, total, clock):
+    """grpo_step, and the seconds of its phases. Each ends where something returns that the step was
+    given: sampling with policy.sample, rewards and advantages with the sums over processes, …"""
+
+    def ending(phase, function):
+        def timed(*args):
+            result = function(*args)
+            clock(phase)
+            return result
+
+        return timed
+
+    @contextmanager
+    def timed_reference():
+        with reference() as frozen:
+            yield frozen
+        clock("reference")
+
+    sample = policy.sample
+    policy.sample = ending("sample", sample)
+    given = (ending("update", update_weights), ending("reward", total))
+    try:
+        return grpo_step(policy, timed_reference, batch, settings, *given)
+    except BadInput as error:  # of a rule, and no other process knows about it
+        error.process = os.environ.get("RANK", "0")
+        raise
+    finally:
+        policy.sample = sample
 
 
 def sft_step(policy, batch, settings, update_weights, clock):
@@ -67,8 +100,7 @@ def sft_step(policy, batch, settings, update_weights, clock):
         target = torch.tensor([
             batch.tokenizer(ideal_answer(example))["input_ids"] + [end]
         ])  # (1, C)
-        features = video_features(policy, [prompt], settings.train_vision)[0]
-        logp, _ = policy.call(group_logprobs, prompt, features, target)
+        logp, _ = policy.logprobs(SimpleNamespace(prompt=prompt, completions=target, features=None))
         loss = -logp.mean() / settings.prompts_per_step
         loss.backward()
         sums["loss"] += loss.item()
@@ -84,8 +116,10 @@ def sft_step(policy, batch, settings, update_weights, clock):
 
 
 def learning_rate(step, steps, peak):
-    """5 steps of warm-up, then straight down to a tenth. step: counted from 0."""
-    return peak * min((step + 1) / 5, 1 - 0.9 * step / steps)
+    """Up to the peak in 5 steps, at most in a tenth of them, then straight down to a tenth of it.
+    step: counted from 0."""
+    warm_up = max(1, min(5, steps // 10))
+    return peak * min((step + 1) / warm_up, 1 - 0.9 * (step + 1 - warm_up) / steps)
 
 
 @locks_released()
@@ -121,8 +155,8 @@ def train(settings):
             clock, lr = Clock(device, data=batch.waited), learning_rate(step, steps, settings.lr)
             update_weights = partial(optimizer.step, lr, settings.grad_clip, world)
             if settings.method == "grpo":
-                result = grpo_step(policy, reference, batch, settings, update_weights, total, clock)
-                outcome = outcome_of(result, policy, settings)
+                how = (settings, update_weights, total, clock)
+                outcome = outcome_of(timed_grpo_step(policy, reference, batch, *how), settings)
             else:
                 outcome = sft_step(policy, batch, settings, update_weights, clock)
             run.log(step, batch, outcome, lr, clock)

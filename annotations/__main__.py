@@ -4,7 +4,7 @@ import argparse
 import os
 
 from annotations.readers import DATASETS
-from runtime.errors import run_program
+from lib.errors import run_program
 
 
 def start():

@@ -9,7 +9,7 @@ import json
 import os
 import re
 
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 # ------------------------------------------------------------------------------------------------
 # Files

@@ -20,8 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rewards
-from runtime.errors import BadInput
-from runtime.models import finite, first_few, one_sentence
+from lib.errors import BadInput
+from lib.weights import finite, first_few, one_sentence
 
 QUESTION = (
     "A caption of a video says:\n{caption}\n\n"

@@ -25,7 +25,7 @@ import re
 from dataclasses import dataclass
 
 from annotations import MARK, benchmarks, training_sets
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 
 @dataclass(frozen=True)

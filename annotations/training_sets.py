@@ -28,11 +28,11 @@ from annotations.entries import (
     sentence,
     video_path,
 )
-from annotations.metrics import sentences
 from data import Example
+from evaluation.metrics import sentences
+from lib.errors import BadInput
+from lib.video import numbered_pictures
 from rewards import N_BOXES
-from runtime.container import numbered_pictures
-from runtime.errors import BadInput
 
 # ------------------------------------------------------------------------------------------------
 # When: Charades-STA, ActivityNet Captions, and both as TimeLens annotated them again
@@ -66,10 +66,9 @@ def read_charades(path, videos, report=print):
     """
     counts = {}
 
-    def query(name, start, end, text):
-        example = Example(
-            "", "grounding", video_path(videos, name), sentence(text), interval(start, end)
-        )
+    def query(name, start, end, text, duration=None):
+        video, when = video_path(videos, name), interval(start, end)
+        example = Example("", "grounding", video, sentence(text), when, duration=duration)
         k = counts[name] = counts.get(name, -1) + 1
         example.id = f"{name}/{k}"
         return example
@@ -77,12 +76,13 @@ def read_charades(path, videos, report=print):
     def of_dictionary(name, entry):
         spans, texts = ("spans", "queries") if "spans" in entry else ("timestamps", "sentences")
         rows = zip(entry[spans], entry[texts], strict=True)
-        return each_usable(list(rows), lambda row: query(name, *row[0], row[1]))
+        seconds = seconds_of(entry)
+        return each_usable(list(rows), lambda row: query(name, *row[0], row[1], seconds))
 
     def of_list(_, entry):
         name = os.path.splitext(own_name(entry["video_path"]))[0]
         (span,) = json.loads(entry["span"])
-        return [query(name, *span, entry["query"])]
+        return [query(name, *span, entry["query"], seconds_of(entry))]
 
     def of_line(_, line):
         match = re.fullmatch(r"(\S+) (\S+) (\S+)##(.*)", line.strip())
@@ -99,6 +99,13 @@ def read_charades(path, videos, report=print):
     entries = [(number, None, line) for number, line in lines if line.strip()]
     form = "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on."
     return collect(path, entries, of_line, report, form)
+
+
+def seconds_of(entry):
+    """An entry's "duration" in seconds; None where it has none, or what is no length."""
+    seconds = entry.get("duration")
+    usable = isinstance(seconds, (int, float)) and 0 < seconds < float("inf")
+    return float(seconds) if usable else None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -256,7 +263,9 @@ def read_nextgqa(path, videos, report=print):
         name, group = entry["video"], entry.get("type", "")
         video = video_path(videos, name)
         question = entry["question"]
-        return [gqa_example(entry["id"], video, question, options, letter, entry["glue"], group)]
+        example = gqa_example(entry["id"], video, question, options, letter, entry["glue"], group)
+        example.duration = seconds_of(entry)
+        return [example]
 
     form = "'id', 'video', 'question', 'options', 'glue' and 'answer'"
     return collect(path, json_entries(path), make, report, form)

@@ -7,7 +7,7 @@ import sys
 
 from course import exercises
 from course.exercises import EXERCISES
-from runtime.errors import BadInput, run_program
+from lib.errors import BadInput, run_program
 
 
 def chosen_by(which):

@@ -48,7 +48,7 @@ def room_for(exercise):
         with open(path, "w", encoding="utf-8") as f:
             f.write(source)
     away = shutil.ignore_patterns("__pycache__")
-    for folder in ("runtime", "scale"):
+    for folder in ("lib", "training"):
         shutil.copytree(os.path.join(ROOT, folder), os.path.join(room, folder), ignore=away)
     if in_handout():  # where the chapters' functions are compiled files, one for each
         own = [f"{exercise.module}.{name}.pyc" for name in exercise.functions]
@@ -229,7 +229,7 @@ class Apart:
                     generators.append(x)
                     return {"generator": calls.encode(x.get_state())}
                 module = getattr(x, "__module__", "").split(".")[0]
-                if callable(x) and (module not in (*CHAPTERS, "scale") or "<" in x.__qualname__):
+                if callable(x) and (module not in (*CHAPTERS, "lib") or "<" in x.__qualname__):
                     callbacks.append(x)
                     return {"callback": len(callbacks) - 1}
                 return calls.special_of(x)

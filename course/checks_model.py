@@ -13,8 +13,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from course.checks import Case, gradients, need, numbers, show, t
 from data import Prompt
+from lib.attention import sdpa
 from model import prefill, prepare
-from scale.attention import sdpa
 
 # ------------------------------------------------------------------------------------------------
 # 8: log-probs. Slowly: one Python float after the other

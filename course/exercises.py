@@ -28,7 +28,7 @@ import sys
 from dataclasses import dataclass
 from textwrap import fill
 
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What an exercise is of, or may import.

@@ -27,8 +27,8 @@ import torch
 from course import checks, checks_further, checks_model, submissions
 from course.apart import Apart
 from course.exercises import BLANKS, EXERCISES, blanks, in_handout, unfinished
-from runtime.errors import BadInput
-from runtime.folders import replace_file
+from lib.errors import BadInput
+from lib.files import replace_file
 
 CASES = (checks, checks_model, checks_further)  # the modules
 LIMIT = 20.0  # seconds that a check may take

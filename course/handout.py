@@ -32,12 +32,21 @@ from course.exercises import (
     write_up,
 )
 from course.grading import cases_of
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 COPIED = ("CONTRIBUTING.md", "LICENSE", "requirements.txt", "pyproject.toml",
           "tools/report.html")  # fmt: skip
-ROOMS = ("", "runtime", "scale", "annotations", "toy", "course", "tools")  # all but the tests
-NEEDED = ("", "runtime", "scale", "course")  # to grade
+ROOMS = (
+    "",
+    "lib",
+    "training",
+    "evaluation",
+    "annotations",
+    "toy",
+    "course",
+    "tools",
+)  # all but the tests
+NEEDED = ("", "lib", "training", "evaluation", "annotations", "course")  # to grade
 
 # handout/__init__.py, of which a chapter's last line is a call.
 FILL = '''"""The exercises' functions, compiled: they run where no body is written."""

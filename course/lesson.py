@@ -14,7 +14,7 @@ import json
 import os
 import re
 
-from runtime.folders import replace_file
+from lib.files import replace_file
 
 DOCS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "docs")
 PAGE, NOTEBOOK = os.path.join(DOCS, "lesson.md"), os.path.join(DOCS, "lesson.ipynb")

@@ -11,8 +11,8 @@ are then two numbers.
 import sys
 
 import train
+from lib.errors import BadInput, run_program
 from rewards import inside, parse_interval
-from runtime.errors import BadInput, run_program
 from tasks import TASKS
 
 

@@ -16,7 +16,7 @@ from io import BytesIO
 from time import mktime
 
 from course.exercises import CHAPTERS, EXERCISES, functions_of, is_blank, source_of
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 MOST_BYTES, MOST_FILES = 1 << 20, 2000  # of one file; of one zip
 SOURCE = (".py", ".py.txt")  # the second is what some editors make of it

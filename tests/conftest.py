@@ -11,14 +11,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import pytest
 import torch
 
+from lib.weights import load  # noqa: E402
 from model import prepare  # noqa: E402
-from runtime.models import load  # noqa: E402
 from toy import world  # noqa: E402
 from toy.base import make_model  # noqa: E402
 

@@ -32,7 +32,7 @@ from annotations.training_sets import (
 )
 from conftest import ROOT
 from data import Example
-from runtime.errors import BadInput
+from lib.errors import BadInput
 from toy import world
 
 

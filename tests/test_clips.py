@@ -1,11 +1,6 @@
-"""Prompts that share: questions about one clip, read as its branches, and groups in one forward.
+"""Questions about one clip, read as its branches. The other side is always one by one."""
 
-The other side is always the same thing done one by one.
-"""
-
-import copy
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,14 +12,12 @@ import data
 import eval as evaluation
 import grpo
 from annotations.readers import read_dataset
-from model import encode_videos, prefill
-from runtime.clips import batches_of, read_ahead, turns
-from runtime.errors import BadInput
-from runtime.loader import generator_for
-from runtime.run import Clock
-from runtime.settings import parse_args
-from scale.packing import ROW, clips_of, common_length, rows_of
+from evaluation.branches import clips_of, common_length, prefill
+from evaluation.clips import batches_of, read_ahead, turns
+from lib.errors import BadInput
+from model import encode_videos
 from toy.base import TOY_BUDGET
+from training.loader import generator_for
 
 TEXT_FIRST = "When does this happen: {question}? It lasts {duration} s.<video>"
 
@@ -50,8 +43,9 @@ def apart(prompts):
 def sampled(model, prompts, group_size, generators=None):
     with torch.no_grad():
         features = encode_videos(model, prompts)
-        stop_ids = model.generation_config.eos_token_id
-        return grpo.sample_groups(model, prompts, features, group_size, 40, stop_ids, generators)
+        begun, how = prefill(model, prompts, features), (group_size, 40)
+        how += (model.generation_config.eos_token_id, generators)
+        return grpo.sample_groups(model, prompts, features, *how, begun=begun)
 
 
 # The model ---------------------------------------------------------------------------------------
@@ -128,62 +122,6 @@ def test_the_vision_tower_sees_a_clip_once(base, asked, monkeypatch):
     assert all((a - b).abs().max() < 1e-4 for a, b in zip(together, alone))
 
 
-# Groups in one forward ----------------------------------------------------------------------------
-
-
-def one_step(base, examples, flags):
-    """(Step, {name: gradient}) of a policy a little way from its reference policy."""
-    policy, reference = copy.deepcopy(base[0]), copy.deepcopy(base[0]).requires_grad_(False)
-    moved = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        head = policy.lm_head.weight
-        head.add_(1e-3 * torch.randn(head.shape, generator=moved))
-    gradients = {}
-
-    def update_weights():
-        gradients.update({n: p.grad.clone() for n, p in policy.named_parameters()})
-        return 0.0
-
-    settings = parse_args(["--max-new-tokens", "32", *flags])
-    prompts = [data.load_prompt(e, TOY_BUDGET, base[1]) for e in examples]
-    generators = [generator_for(0, 0, k) for k in range(len(examples))]
-    batch = data.Batch(examples, prompts, generators, base[1])
-    same = lambda: nullcontext(reference)
-    clock = Clock("cpu")
-    step = grpo.grpo_step(
-        policy.requires_grad_(), same, batch, settings, update_weights, float, clock
-    )
-    return step, gradients
-
-
-@pytest.mark.parametrize("flags", [[], ["--loss", "dr_grpo", "--updates-per-rollout", "2"]])
-def test_groups_in_one_forward_against_one_at_a_time(flags, base, charades):
-    """Log-probs within 1e-5 and gradients within 1e-4 (of their norm), whatever the budget."""
-    examples = read_dataset("charades", "train", charades)[:5]
-    budgets = [[*flags, "--score-tokens", str(tokens)] for tokens in (1, 700, ROW)]
-    (one, exact), *others = [one_step(base, examples, budget) for budget in budgets]
-    norm = torch.cat([g.flatten() for g in exact.values()]).norm()
-    for step, gradients in others:
-        for a, b in zip(one.groups, step.groups):
-            assert a.completions.equal(b.completions)
-            for name in ("logp_old", "logp_ref"):
-                assert (getattr(a, name) - getattr(b, name))[a.mask].abs().max() < 1e-5
-        for name, g in exact.items():
-            assert (g - gradients[name]).abs().max() < 1e-4 * norm, name
-        assert sum(step.losses) == pytest.approx(sum(one.losses), abs=1e-5)
-
-
-def test_rows_hold_everything_in_order_and_no_more_than_the_budget():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        sizes = rng.integers(1, 900, rng.integers(1, 20)).tolist()
-        rows = rows_of(None, sizes, int, tokens=1000)
-        assert [n for row in rows for n in row] == sizes
-        assert all(sum(row) <= 1000 for row in rows)
-        sharded = SimpleNamespace(unshard=None)
-        assert rows_of(sharded, sizes, int) == [[n] for n in sizes]
-
-
 # An evaluation by clip ----------------------------------------------------------------------------
 
 
@@ -219,7 +157,7 @@ class Counting:
 
 
 def answers(base, examples, decoder, path, batch_size=16, template=None, room=None):
-    settings = {"bench": "toy", "think": True, "blind": False, "template": template}
+    settings = {"bench": "toy", "think": True, "look": "", "template": template}
     settings["max_new_tokens"] = 40
     it = SimpleNamespace(model=base[0], tokenizer=base[1], settings=settings, decoder=decoder)
     it.__dict__.update(batch_size=batch_size, rank=1, world=1)

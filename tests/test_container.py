@@ -15,8 +15,8 @@ import torch
 import data
 from annotations.readers import read_dataset
 from data import VideoBudget, read_frames
-from runtime import container
-from runtime.errors import BadInput
+from lib import video as container
+from lib.errors import BadInput
 
 CELL, HEIGHT, WIDTH = 32, 64, 128  # 2 rows of 4 squares, one a bit of the number
 SEEN = VideoBudget(min_frame_pixels=28 * 28)

@@ -21,7 +21,7 @@ from data import (
     patchify,
     read_frames,
 )
-from runtime.errors import BadInput
+from lib.errors import BadInput
 from toy.base import TOY_BUDGET
 
 
@@ -132,7 +132,7 @@ def test_patches_against_a_slow_obvious_loop():
 
 def test_blind_keeps_everything_but_the_picture(charades):
     path = read_dataset("charades", "test", charades)[0].video
-    seen, blind = load_video(path, TOY_BUDGET), load_video(path, TOY_BUDGET, blind=True)
+    seen, blind = load_video(path, TOY_BUDGET), load_video(path, TOY_BUDGET, look="grey")
     assert (
         seen.grid == blind.grid
         and seen.seconds_per_grid == blind.seconds_per_grid

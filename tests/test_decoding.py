@@ -12,7 +12,7 @@ import pytest
 
 from annotations.readers import read_dataset
 from conftest import ROOT
-from runtime.decoder import Cancelled, Decoder, ended_by_ctrl_c
+from lib.decoder import Cancelled, Decoder, ended_by_ctrl_c
 from toy.base import TOY_BUDGET
 
 
@@ -71,7 +71,7 @@ def test_a_start_can_be_cancelled_too(charades):
 
 PARENT = """
 import sys
-from runtime.decoder import Decoder
+from lib.decoder import Decoder
 from toy.base import TOY_BUDGET
 decoder = Decoder(600)
 decoder.start()

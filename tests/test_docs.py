@@ -13,11 +13,11 @@ import pytest
 
 import eval as evaluation
 import train
-from annotations.metrics import reported
 from annotations.readers import DATASETS
 from conftest import ROOT
 from course.exercises import EXERCISES
 from docs_check import all_commands, commands, pages
+from evaluation.metrics import reported
 from tasks import TASKS
 
 PAGES = pages()
@@ -114,7 +114,7 @@ def test_the_page_of_data_sets_names_every_task_and_data_set_and_metric():
 
 @pytest.mark.parametrize("path", PAGES)
 def test_files_that_are_named_exist(path):
-    """A page's own words for files, `runtime/folders.py`, rot when a file moves."""
+    """A page's own words for files, `lib/files.py`, rot when a file moves."""
     for name in re.findall(r"`([\w/]+\.(?:py|html))`", PAGES[path]):
         places = (ROOT, os.path.join(ROOT, "tests", "bench"))
         assert any(os.path.isfile(os.path.join(place, name)) for place in places), name

@@ -16,8 +16,8 @@ import eval as evaluation
 from annotations.readers import DATASETS, read_dataset
 from conftest import BASE, ROOT
 from data import Example, VideoBudget
+from evaluation.second_look import second_look
 from rewards import temporal_iou
-from tools.second_look import second_look
 from toy import world
 
 
@@ -120,7 +120,9 @@ def test_other_settings_do_not_continue_old_predictions(evaluated, charades, tmp
     shutil.copytree(evaluated[0], out)
     done = run("--bench", "charades", "--data", charades, "--out", out, "--blind")
     assert (
-        done.returncode == 0 and "other settings (blind)" in done.stderr and "BLIND" in done.stdout
+        done.returncode == 0
+        and "other settings (look)" in done.stderr
+        and "FRAMES: grey" in done.stdout
     )
     assert len(records(out)) == 6
 
@@ -156,7 +158,7 @@ def test_the_real_clip_and_annotations(shared, tmp_path):
     assert (
         "model: toy base" in done.stdout
         and f"data: charades ({shared}), 6 questions" in done.stdout
-        and "charades mIoU (toy model)" in done.stdout
+        and "\ntoy base  " in done.stdout
     )
 
 
@@ -250,7 +252,8 @@ def test_every_benchmark_runs_to_a_score(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     for name in DATASETS:
-        assert f"toy {name} format" in done.stdout  # a made-up data set says so, wherever it lies
+        # A made-up data set says so, wherever it lies.
+        assert f"toy {name} (made up): 5 questions" in done.stdout
         assert len(records(os.path.join(ROOT, "runs", "eval", "policy", f"eval-{name}"))) == 5
     shutil.rmtree(os.path.join(ROOT, "runs", "eval", "policy"))
 

@@ -19,7 +19,7 @@ from course import exercises, further, grading
 from course.__main__ import main
 from course.bandit import three_armed_bandit
 from course.exercises import EXERCISES
-from runtime.errors import BadInput, run_program
+from lib.errors import BadInput, run_program
 
 
 def run(*args, cwd=ROOT, timeout=120):

@@ -1,6 +1,5 @@
 """Nothing of the user's is lost, and no run ends for a small thing."""
 
-import argparse
 import contextlib
 import io
 import json
@@ -20,12 +19,13 @@ import torch
 import eval as evaluation
 import train
 from conftest import ROOT
-from runtime import errors, folders
-from runtime.checkpoint import save_checkpoint
-from runtime.errors import BadInput
-from runtime.models import load
-from runtime.run import STOP
+from lib import errors
+from lib import files as folders
+from lib.errors import BadInput
+from lib.weights import load
 from tools import merge, paper, pictures, report
+from training.checkpoint import save_checkpoint
+from training.run import STOP
 
 TINY = [
     *"--group-size 2 --prompts-per-step 1 --max-new-tokens 8 --steps 1".split(),
@@ -418,7 +418,7 @@ def test_a_lock_of_another_machine_is_not_taken_over_and_one_of_a_reused_number_
 TAKE = """
 import sys, time
 sys.path.insert(0, {root!r})
-from runtime import errors, folders
+from lib import errors, files as folders
 try:
     while time.time() < {when}:
         pass
@@ -474,59 +474,6 @@ def test_an_evaluation_holds_its_folder_and_gives_it_back(finished, charades, tm
 
 
 # Flags --------------------------------------------------------------------------------------------
-
-
-class Read(Exception):
-    """Raised in the moment at which a program reads its command line, with the parser it made."""
-
-
-@pytest.mark.parametrize("program", ["train.py", "eval.py", "tools.paper"])
-def test_every_number_among_the_flags_has_a_range(program, monkeypatch):
-    def stop(parser, argv=None):
-        raise Read(parser)
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
-    monkeypatch.setattr(train, "stop_on_signals", lambda: None)
-    with pytest.raises(Read) as e:
-        PROGRAMS[program].start()
-    (parser,) = e.value.args
-    numbers = {action.dest for action in parser._actions if action.type in (int, float)}
-    assert numbers and numbers <= set(errors.RANGES)
-    assert program == "tools.paper" or "total_pixels" in numbers  # data.add_budget_flags
-
-
-@pytest.mark.parametrize(
-    "flag",
-    [
-        *"--lr --beta --clip --clip-high --grad-clip --fps --decode-timeout".split(),
-        *"--seed --steps --group-size --prompts-per-step --max-frames --total-pixels".split(),
-        *"--min-frame-pixels --max-frame-pixels --keep --lora".split(),
-    ],
-)
-def test_numbers_out_of_range_are_one_sentence(flag):
-    zero = [] if flag in ("--beta", "--seed") else ["0"]
-    floats = (
-        ["nan", "-inf", *([] if flag == "--grad-clip" else ["inf"])]
-        if flag
-        in ("--lr", "--beta", "--clip", "--clip-high", "--grad-clip", "--fps", "--decode-timeout")
-        else []
-    )
-    for value in ["-1", *zero, *floats]:
-        with pytest.raises(BadInput, match=f"^{flag} must be (above|at least) .*got {value}"):
-            train.parse_args([f"{flag}={value}"])
-    assert train.parse_args("--grad-clip inf --beta 0 --seed 0".split()).grad_clip == float("inf")
-
-
-def test_intervals_hold_their_ends_or_not():
-    cases = {
-        "[1, inf)": ([1, 1e300], [0, float("inf"), float("nan")]),
-        "(0, 2]": ([0.1, 2], [0, 2.1]),
-        "(0, inf]": ([float("inf")], [0, float("nan")]),
-    }
-    for interval, (good, bad) in cases.items():
-        assert [errors.is_within(x, interval) for x in [*good, *bad]] == [True] * len(good) + [
-            False
-        ] * len(bad)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -618,7 +565,7 @@ def test_a_part_of_a_checkpoint_that_cannot_be_written(tmp_path):
 import sys
 sys.path.insert(0, {ROOT!r})
 import resource, torch
-from runtime import checkpoint
+from training import checkpoint
 checkpoint.PART_BYTES = 1000
 small, large = torch.ones(300), torch.ones(10_000)
 print(checkpoint.save_checkpoint({str(tmp_path)!r}, 1, dict(a=small), {{}}, 2, 0))

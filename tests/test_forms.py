@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from runtime import predictions, wording
-from runtime.predictions import rewards_of, right_without_form, with_tags
-from runtime.wording import parse_boxes, parse_interval, parse_intervals, parse_letter, parse_phrase
+from evaluation import predictions
+from evaluation.predictions import rewards_of, right_without_form, with_tags
+from lib import wording
+from lib.wording import parse_boxes, parse_interval, parse_intervals, parse_letter, parse_phrase
 from tasks import score
 
 # ------------------------------------------------------------------------------------------------

@@ -16,18 +16,18 @@ import train
 from annotations.readers import read_dataset
 from conftest import BASE, ROOT
 from data import load_prompt
+from lib import adapters, decoding
+from lib.errors import BadInput
+from lib.weights import load
 from model import encode_videos, group_logprobs
 from pretended_gpu import NotOnAGpu, installed
-from runtime.errors import BadInput
-from runtime.loader import generator_for
-from runtime.models import load
-from runtime.optimizer import MasterAdamW
-from runtime.policy import load_models
-from runtime.rollouts import sampler_gaps, token_records
-from runtime.run import Clock, check_sampler
-from scale import adapters, decoding
 from tasks import as_task
 from toy.base import TOY_BUDGET
+from training.loader import generator_for
+from training.optimizer import MasterAdamW
+from training.policy import load_models
+from training.rollouts import sampler_gaps, token_records
+from training.run import Clock, check_sampler
 
 SMALL = ["--group-size", "4", "--prompts-per-step", "3", "--max-new-tokens", "24", "--lr", "1e-5"]
 MEAN_GAP = {torch.float32: 1e-6, torch.bfloat16: 0.01}  # nats, of two batches of other shapes
@@ -130,14 +130,14 @@ def indexes_by_a_mask(model, cache, tokens, positions, step=model_module.decode_
     return step(model, cache, tokens[tokens >= 0], positions)
 
 
-def number_written_on_the_device(tokens, vocabulary, device):
+def number_written_on_the_device(tokens, n_tokens, vocabulary, device):
     mask = torch.zeros(vocabulary, device=device)
     for token in tokens:
         mask[token] = float("-inf")
     return mask
 
 
-def mask_left_on_the_host(tokens, vocabulary, device):
+def mask_left_on_the_host(tokens, n_tokens, vocabulary, device):
     return torch.zeros(vocabulary).index_fill_(0, torch.tensor(tokens), float("-inf"))
 
 
@@ -229,7 +229,7 @@ def one_step(device, dtype, flags, batch):
     if args.method == "sft":
         norm = train.sft_step(policy, share, args, update_weights, Clock("cpu")).grad_norm
     else:
-        step = grpo.grpo_step(policy, reference, share, args, update_weights, float, Clock("cpu"))
+        step = grpo.grpo_step(policy, reference, share, args, update_weights, float)
         norm, gaps = step.grad_norm, sampler_gaps(step)
         texts = [text for group in step.groups for text in group.texts]
         token_records(policy, tokenizer, step.groups[0])
@@ -289,7 +289,7 @@ def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
 def test_an_evaluations_batch(batch, charades, gpu):
     examples = as_task(read_dataset("charades", "test", charades)[:3], "grounding")
     reader = SimpleNamespace(read=data.read_frames)
-    settings = {"think": True, "blind": False, "max_new_tokens": 24, "template": None}
+    settings = {"think": True, "look": "", "max_new_tokens": 24, "template": None}
     said = []
     for device in ("cpu", "gpu"):
         model, tokenizer = load(BASE)

@@ -18,7 +18,7 @@ import wrong_solutions
 from conftest import ROOT
 from course import calls, exercises, grading, handout, submissions
 from course.exercises import EXERCISES
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 CP1252 = {
     "PYTHONUTF8": "0",

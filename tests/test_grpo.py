@@ -2,31 +2,32 @@
 
 import doctest
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import grpo
+import tasks
+import variants
+from annotations.readers import read_dataset
+from data import load_prompt
 from grpo import group_advantages, kl_k3, policy_loss, sample_groups, token_weights
+from lib.errors import BadInput
+from model import encode_videos, group_logprobs, prefill
+from toy.base import TOY_BUDGET
+from train import learning_rate
+from training.optimizer import MasterAdamW
+from training.rollouts import step_sums
+from training.settings import parse_args
+from variants import KLS, VARIANTS
 
 
-def loss_of(
-    logp, logp_old, advantages, mask, logp_ref=None, beta=0.0, kind="grpo", clip=0.2, clip_high=None
-):
+def loss_of(logp, logp_old, A, mask, logp_ref=None, beta=0.0, kind="grpo", clip=(0.2, 0.2)):
     weights = token_weights(mask, kind, 8, len(mask), int(mask.sum()))
-    return policy_loss(
-        logp,
-        logp_old,
-        logp_ref,
-        advantages,
-        mask,
-        weights,
-        clip,
-        clip if clip_high is None else clip_high,
-        beta,
-        kind,
-    )
+    return policy_loss(logp, logp_old, logp_ref, A, mask, weights, *clip, beta, kind)
 
 
 # Advantages ---------------------------------------------------------------------------------------
@@ -50,6 +51,18 @@ def test_advantages_of_each_group_sum_to_zero_and_ignore_shifts():
     assert torch.allclose(group_advantages(r), group_advantages(r + torch.arange(5)[:, None]))
 
 
+def test_equal_rewards_have_no_advantage_whatever_they_are_and_however_many(base):
+    """Eight times 4/3 in float32 are 0.0024 away from their own mean, once divided by 1e-4."""
+    rewards = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    for r in (rewards, rewards.float(), torch.tensor([4 / 3])):
+        for G in (2, 3, 7, 8, 16):
+            equal = r[:, None].repeat(1, G)
+            assert not group_advantages(equal).any() and not group_advantages(equal, False).any()
+    texts = [["<answer>2.0 to 5.0</answer>"] * 8, ["<answer>3.0 to 4.3</answer>"] * 8]
+    for kind in VARIANTS:
+        assert not any(g.advantages.any() for g in groups_of(base, texts, loss=kind)), kind
+
+
 # KL -----------------------------------------------------------------------------------------------
 
 
@@ -64,6 +77,38 @@ def test_kl_is_unbiased():
     exact = (p.exp() * (p - q)).sum()
     assert (p.exp() * kl_k3(p, q)).sum().item() == pytest.approx(exact.item(), rel=1e-12)
     assert (p.exp() * kl_k3(q, p)).sum().item() != pytest.approx(exact.item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("logits, k3_pulls", [
+    ((1.2, 0.0, 0.0), None),  # near the reference all pull nearly alike
+    ((-2.0, 0.0, 3.0), (-0.570, -0.165, 0.735)),
+])  # fmt: skip
+def test_what_each_kl_pulls_towards(logits, k3_pulls):
+    """The expected gradient of policy_loss's KL term on three arms: k3 has that of KL(reference ‖
+    policy), the others that of KL(policy ‖ reference)."""
+    reference = torch.tensor([1.0, 0.0, 0.0]).double().log_softmax(dim=0)
+
+    def pull(term):
+        x = torch.tensor(logits).double().requires_grad_()
+        return torch.autograd.grad(term(x.log_softmax(dim=0)), x)[0]
+
+    def expected(name):
+        def term(p):
+            tensors = (p[:, None], p.detach()[:, None], reference[:, None], torch.zeros(3).double())
+            weights = p.detach().exp()[:, None]
+            return policy_loss(*tensors, weights > 0, weights, 0.2, 0.2, 1.0, estimator=name)[0]
+
+        return pull(term)
+
+    to_reference = pull(lambda p: (p.exp() * (p - reference)).sum())
+    from_reference = pull(lambda p: (reference.exp() * (reference - p)).sum())
+    wanted = {"k3": from_reference, "k3-ratio": to_reference, "k2": to_reference}
+    assert wanted.keys() == KLS.keys()
+    for name in KLS:
+        assert torch.allclose(expected(name), wanted[name], atol=1e-12), name
+    if k3_pulls:
+        assert expected("k3").tolist() == pytest.approx(k3_pulls, abs=5e-4)
+        assert to_reference.tolist() == pytest.approx((-0.037, -0.133, 0.170), abs=5e-4)
 
 
 # Loss ---------------------------------------------------------------------------------------------
@@ -93,7 +138,7 @@ def test_clip_high_moves_only_the_upper_side():
             torch.zeros(1, 1),
             torch.ones(1),
             torch.ones(1, 1).bool(),
-            clip_high=0.28,
+            clip=(0.2, 0.28),
         )
         assert per_token["clipped"].item() is clipped
 
@@ -167,6 +212,7 @@ def test_variants_weigh_tokens_as_published():
     ])
     assert rows["gspo"] == rows["gdpo"] == rows["grpo"]
     assert rows["cispo"] == rows["dapo"]
+    assert rows["rloo"] == pytest.approx([4 / 2, 2 / 2])  # a completion is the sum of its tokens
 
 
 def test_gspo_has_one_ratio_for_each_completion():
@@ -177,7 +223,6 @@ def test_gspo_has_one_ratio_for_each_completion():
         torch.ones(1).double(),
         torch.ones(1, 3).bool(),
         kind="gspo",
-        clip=0.2,
     )
     loss.backward()
     assert loss.item() == pytest.approx(-math.exp(0.1))
@@ -190,7 +235,7 @@ def test_cispo_weighs_each_token_by_its_clipped_ratio_and_silences_none():
     logp = torch.tensor(ratios).double().log().sub(2.0).requires_grad_()
     old, A = torch.full((2, 3), -2.0).double(), torch.tensor([1.0, -0.5]).double()
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
-    loss, per_token = loss_of(logp, old, A, mask, kind="cispo", clip_high=0.28)
+    loss, per_token = loss_of(logp, old, A, mask, kind="cispo", clip=(0.2, 0.28))
     loss.backward()
     expected, value = [[0.0] * 3, [0.0] * 3], 0.0
     for i, n in ((0, 3), (1, 2)):
@@ -222,28 +267,33 @@ def test_cispo_without_a_clip_in_reach_is_dapo():
 STOP = 1
 
 
-def groups_of(base, texts, **changed):
-    """compared_groups of written completions, one list of texts per prompt: [Group, …].
+WHEN = SimpleNamespace(task="grounding", answer=(2.0, 6.0))
+
+
+def groups_of(base, texts, example=WHEN, **changed):
+    """The Groups of a step whose completions are written, one list of texts per prompt.
 
     A text that ends in "…" ran out of room: it has no stop token.
     """
-    tokenizer = base[1]
+    tokenizer, n = base[1], len(texts)
     ids = [
         tokenizer(t.rstrip("…"))["input_ids"] + [STOP] * (t[-1] != "…") for ts in texts for t in ts
     ]
     room = max(map(len, ids))
     rows = torch.tensor([row + [STOP] * (room - len(row)) for row in ids])
-    completions = rows.view(len(texts), -1, room)
+    completions = rows.view(n, -1, room)
     mask = grpo.completion_mask(completions, torch.tensor([STOP]))
-    example = SimpleNamespace(task="grounding", answer=(2.0, 6.0))
-    batch = SimpleNamespace(
-        examples=[example] * len(texts), prompts=[None] * len(texts), tokenizer=tokenizer
+    policy = SimpleNamespace(
+        generation_config=SimpleNamespace(eos_token_id=[STOP]),
+        features=lambda prompts: prompts,
+        sample=lambda *_: (completions, mask, torch.zeros(mask.shape)),
+        logprobs=lambda g: (torch.zeros(g.mask.shape).requires_grad_(), torch.zeros(g.mask.shape)),
     )
-    usual = {"think": False, "loss": "grpo", "max_new_tokens": room, "mask_unfinished": False}
-    settings = SimpleNamespace(**usual | changed)
-    return grpo.compared_groups(
-        completions, mask, torch.zeros(mask.shape), batch, settings, [STOP], lambda n: n
-    )
+    batch = SimpleNamespace(tokenizer=tokenizer, generators=None)
+    batch.examples, batch.prompts = [example] * n, [SimpleNamespace(ids=[0])] * n
+    given = {"beta": 0.0, "max_new_tokens": room, "think": False} | changed
+    settings = SimpleNamespace(**vars(parse_args([])) | given)
+    return grpo.grpo_step(policy, None, batch, settings, float, lambda n: n).groups
 
 
 # Rewards, format + IoU: 1 + 1, 1 + 0, 1 + 0, 0 + 1; and 1 + 1, 1 + 0, 1 + 0, 1 + 0.
@@ -297,6 +347,14 @@ def test_unfinished_completions_count_nothing_where_that_is_asked(base):
     assert usual.weights[1].sum() > 0 and masked.weights[1].tolist() == [0.0] * len(usual.mask[1])
     # Their rewards still stand in the group's mean, as in DAPO.
     assert masked.advantages.tolist() == usual.advantages.tolist()
+    # As in TRL: where every token counts alike, the others count for those left out.
+    sums = {
+        kind: groups_of(base, texts, loss=kind, mask_unfinished=True)[0].weights.sum().item()
+        for kind in ("grpo", "gspo", "dapo", "cispo")
+    }
+    assert sums == pytest.approx({"grpo": 0.5, "gspo": 0.5, "dapo": 1.0, "cispo": 1.0})
+    (nothing,) = groups_of(base, [["and so on…"] * 2], loss="dapo", mask_unfinished=True)
+    assert nothing.weights.tolist() == [[0.0] * nothing.mask.shape[1]] * 2
     for kind in grpo.LOSSES:  # no gradient, neither of the reward nor of the KL
         (g,) = groups_of(base, texts, loss=kind, mask_unfinished=True)
         logp = torch.full(g.mask.shape, -1.0).requires_grad_()
@@ -331,8 +389,78 @@ def test_micro_batches_add_up_to_the_whole():
         assert torch.allclose(x.grad, y.grad, rtol=1e-12)
 
 
+def test_rloo_compares_each_with_the_mean_of_the_others(base):
+    for g in groups_of(base, WRITTEN, loss="rloo"):
+        r = g.rewards.tolist()
+        others = [(sum(r) - x) / (len(r) - 1) for x in r]
+        assert g.advantages.tolist() == pytest.approx([x - o for x, o in zip(r, others)], abs=1e-6)
+
+
+def test_no_spread_counts_what_the_variant_cannot_learn_from(base):
+    """Each earns 1, for its form, its letter or its seconds: alike in the sum, and only there."""
+    form, letter = "<answer>A</answer><glue>[(7.0, 9.0)]</glue>", "So: <answer>B</answer>"
+    texts = [[form, form, letter, "So: <glue>[(2.0, 6.0)]</glue>"]]
+    for kind, n in {"grpo": 1, "gdpo": 0}.items():
+        (group,) = groups_of(
+            base, texts, SimpleNamespace(task="gqa", answer=("B", [(2, 6)])), loss=kind
+        )
+        assert group.rewards.tolist() == [1.0] * 4
+        assert step_sums(grpo.Step([group], [0.0]), ["gqa"], 1)["no_spread"] == n
+
+
+def test_a_variants_name_alone_is_the_published_variant():
+    published = {"grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1, 0.2)}
+    for kind, clip in published.items():
+        args = parse_args(["--loss", kind])
+        assert (args.clip, args.clip_high) == clip, kind
+        args = parse_args(["--loss", kind, "--clip", "0.1"])
+        assert (args.clip, args.clip_high) == (0.1, 0.1)
+        args = parse_args(["--loss", kind, "--clip-high", "0.3"])
+        assert (args.clip, args.clip_high) == (clip[0], 0.3)
+
+
+@pytest.mark.parametrize("paid, said", [
+    (float("nan"), "nan"), (2.0, "2.0"), (-0.1, "-0.1"), (None, "None"), ("1", "'1'"),
+    (torch.tensor(1.0), "tensor"),
+])  # fmt: skip
+def test_what_a_rule_may_return(paid, said, monkeypatch):
+    def pays(value):
+        return {"iou": lambda text, answer, think: value}
+
+    monkeypatch.setitem(tasks.TASKS, "new", replace(tasks.TASKS["grounding"], rules=pays(paid)))
+    with pytest.raises(BadInput, match=f"rule iou of the task new.*{said}.*a text") as e:
+        tasks.score("new", "a text", None, False)
+    assert "\n" not in str(e.value)
+    for good in (0, 1, True, 0.5, np.float32(0.25)):
+        monkeypatch.setitem(tasks.TASKS, "new", replace(tasks.TASKS["grounding"], rules=pays(good)))
+        (got,) = tasks.score("new", "a text", None, False).values()
+        assert type(got) is float and got == good
+
+
 def test_examples_in_docstrings():
-    assert doctest.testmod(grpo).failed == 0
+    assert doctest.testmod(grpo).failed == doctest.testmod(variants).failed == 0
+
+
+# The update ---------------------------------------------------------------------------------------
+
+
+def test_where_nothing_is_taught_adam_goes_on_by_its_momentum():
+    """One weight, a gradient of 1, then none: PyTorch's AdamW would stay at 0.9."""
+    weight = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(weight.weight)
+    optimizer = MasterAdamW(weight, 0.1)
+    weight.weight.grad = torch.ones(1, 1)
+    for after in (0.9, 0.833):
+        optimizer.step(0.1, 1.0, 1)
+        assert weight.weight.item() == pytest.approx(after, abs=5e-4)
+
+
+def test_the_learning_rate_reaches_its_peak_in_short_runs_too():
+    for steps, warm_up in ((1, 1), (5, 1), (20, 2), (50, 5), (300, 5)):
+        rates = [learning_rate(step, steps, 1.0) for step in range(steps)]
+        assert rates.index(1.0) == warm_up - 1 and max(rates) == 1.0
+        assert rates[:warm_up] == [(k + 1) / warm_up for k in range(warm_up)]
+        assert rates[-1] == pytest.approx(0.1 + 0.9 * warm_up / steps)
 
 
 # Sampling -----------------------------------------------------------------------------------------
@@ -340,11 +468,6 @@ def test_examples_in_docstrings():
 
 def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
     """2,000 first tokens against the softmax they were drawn from; a top-k would show."""
-    from annotations.readers import read_dataset
-    from data import load_prompt
-    from model import encode_videos, prefill
-    from toy.base import TOY_BUDGET
-
     model, tokenizer = fresh
     prompt = load_prompt(read_dataset("charades", "test", charades)[0], TOY_BUDGET, tokenizer)
     with torch.no_grad():
@@ -368,12 +491,22 @@ def test_sampled_frequencies_are_the_models_probabilities(fresh, charades):
     )
 
 
-def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades):
-    from annotations.readers import read_dataset
-    from data import load_prompt
-    from model import encode_videos
-    from toy.base import TOY_BUDGET
+def test_ids_beyond_the_tokenizer_are_never_sampled_and_have_no_share(fresh, charades):
+    """Qwen's output layer has more rows than its tokenizer has tokens."""
+    model = fresh[0]
+    model.n_tokens = 200
+    prompt = load_prompt(read_dataset("charades", "test", charades)[0], TOY_BUDGET, fresh[1])
+    with torch.no_grad():
+        (features,) = encode_videos(model, [prompt])
+        probabilities = prefill(model, [prompt], [features])[0].softmax(dim=-1)
+        how = (300, 2, [0], [torch.Generator().manual_seed(0)])
+        tokens, mask, logp = sample_groups(model, [prompt], [features], *how)
+        scored, _ = group_logprobs(model, prompt, features, torch.tensor([[199, 200]]))
+    assert not probabilities[0, 200:].any() and probabilities.sum().item() == pytest.approx(1)
+    assert tokens.max() < 200 and torch.isfinite(scored[0, 0]) and scored[0, 1] == -torch.inf
 
+
+def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades):
     model, tokenizer = fresh
     prompts = [
         load_prompt(e, TOY_BUDGET, tokenizer)
@@ -398,11 +531,6 @@ def test_mask_covers_a_completion_up_to_and_with_its_stop_token(fresh, charades)
 
 
 def test_a_prompts_completions_do_not_depend_on_its_neighbours(fresh, charades):
-    from annotations.readers import read_dataset
-    from data import load_prompt
-    from model import encode_videos
-    from toy.base import TOY_BUDGET
-
     model, tokenizer = fresh
     prompts = [
         load_prompt(e, TOY_BUDGET, tokenizer, think=i % 2 == 0)

@@ -17,11 +17,11 @@ import hub
 import train
 from conftest import BASE, ROOT
 from data import VideoBudget
-from runtime import models
-from runtime.errors import BadInput
-from runtime.models import load
-from scale import sharding
-from scale.adapters import add_adapters, save_adapters
+from lib import sharding
+from lib import weights as models
+from lib.adapters import add_adapters, save_adapters
+from lib.errors import BadInput
+from lib.weights import load
 
 # What the toy base brings with it, and a folder from the hub does not.
 SMALL = [
@@ -31,7 +31,7 @@ SMALL = [
 STEP = [
     *"--task grounding --group-size 4 --prompts-per-step 4 --steps 1".split(),
     # Groups alone: rows of several round otherwise, and a draw may then fall the other way.
-    *"--lr 3e-4 --train-vision --score-tokens 1".split(),
+    *"--lr 3e-4 --train-vision".split(),
     *SMALL,
 ]
 
@@ -131,7 +131,7 @@ def test_a_step_from_it_is_the_step_from_the_toy_base(one_step):
 
 IN_PARTS = """
 import sys, train
-from runtime import models
+from lib import weights as models
 models.PART = 1e6  # bytes: five files
 sys.argv[0] = "train.py"
 train.main()
@@ -480,8 +480,9 @@ def test_saving_in_parts(tmp_path, monkeypatch):
 
 FULL_DISK = """
 import os, resource, sys, torch, types
-from runtime import models, policy as policies, processes
-from scale import sharding
+from lib import weights as models, processes
+from training import policy as policies
+from lib import sharding
 from data import VideoBudget
 
 base, out = sys.argv[1:]

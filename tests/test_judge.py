@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 import rewards
 from annotations import judge
 from conftest import ROOT
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ from transformers import Qwen2Config as C, Qwen2ForCausalLM as M
 ASK = """
 import sys
 from annotations.judge import load_judge
-from runtime.errors import BadInput
+from lib.errors import BadInput
 try:
     load_judge(sys.argv[1], "cpu")
 except BadInput as e:

@@ -8,8 +8,8 @@ import pytest
 
 import rewards
 import tasks
-from annotations import metrics
-from annotations.metrics import reported
+from evaluation import metrics
+from evaluation.metrics import reported
 
 
 def record(text, answer, group=""):

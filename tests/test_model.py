@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 
 import data
 import grpo
@@ -19,12 +18,12 @@ import model as model_module
 from annotations.readers import read_dataset
 from conftest import BASE
 from data import load_prompt
+from lib import decoding
+from lib.attention import PatchProduct
+from lib.errors import BadInput
+from lib.weights import load, save
 from model import embed, encode_videos, group_logprobs, mrope_positions, prefill, token_logits
-from runtime.errors import BadInput
-from runtime.models import load, save
-from scale import decoding
-from scale.attention import PatchProduct
-from toy.base import TOY_BUDGET
+from toy.base import TOY_BUDGET, make_model
 
 
 @pytest.fixture
@@ -150,12 +149,11 @@ def test_the_vision_tower_is_transformers(fresh):
         grids=grids, patches=torch.randn(sum(t * h * w for t, h, w in grids), 1176)
     )
     results = []
-    embed = model.model.visual.patch_embed
-    assert type(embed) is PatchProduct
-    kinds = {"flash_like_windows_sdpa": PatchProduct, "sdpa": Qwen2_5_VisionPatchEmbed}
-    for implementation, kind in kinds.items():
-        model.model.visual.config._attn_implementation = implementation
-        embed.__class__ = kind
+    visual, theirs = model.model.visual, make_model(fresh[1]).model.visual.patch_embed
+    theirs.proj = visual.patch_embed.proj
+    kinds = {"flash_like_windows_sdpa": PatchProduct(theirs.proj), "sdpa": theirs}
+    for implementation, patch_embed in kinds.items():
+        visual.config._attn_implementation, visual.patch_embed = implementation, patch_embed
         features = encode_videos(model, [prompt])[0]
         results.append((
             features,

@@ -13,10 +13,12 @@ import train
 from annotations.readers import read_dataset
 from conftest import BASE, ROOT
 from data import Example, load_prompt
-from runtime.errors import BadInput
-from runtime.settings import check_template, parse_args, parse_eval_args, read_template
-from runtime.shown import asked
+from evaluation.settings import parse_args as parse_eval_args
+from lib.errors import BadInput
+from lib.flags import check_template, read_template
 from tasks import TASKS, words_around
+from training.settings import parse_args
+from training.shown import asked
 
 TEXT_FIRST = (
     'When does "{question}" happen? The video lasts {duration} seconds.\n'
@@ -116,7 +118,7 @@ def test_a_run_is_evaluated_as_it_was_asked(charades, tmp_path):
 def test_a_bad_wording_is_one_sentence(text, says, tmp_path):
     path = write(tmp_path, text)
     with pytest.raises(BadInput) as e:
-        check_template(read_template(str(path)), "grounding")
+        check_template(read_template(str(path)), "grounding", TASKS["grounding"].prompt)
     assert says in str(e.value)
     with pytest.raises(BadInput, match="--prompt"):
         parse_args(["--prompt", str(path)])
@@ -129,7 +131,7 @@ def test_a_wording_of_each_task(task, tmp_path):
     path = write(tmp_path, b"\xef\xbb\xbf" + f"<video>{ours}\r\n".encode())
     template = read_template(str(path))
     assert template == f"<video>{ours}"
-    check_template(template, task)
+    check_template(template, task, TASKS[task].prompt)
 
 
 def test_mistakes_with_flags(tmp_path):

@@ -18,10 +18,11 @@ import train
 from annotations import judge
 from annotations.readers import DATASETS
 from conftest import ROOT
-from runtime.errors import BadInput
-from runtime.predictions import metrics_of
+from evaluation import compare
+from evaluation.predictions import metrics_of
+from lib.errors import BadInput
 from tasks import TASKS
-from tools import compare, paper
+from tools import paper
 from tools import paper_tables as tables
 
 TINY = ("--steps", "2", "--limit", "2")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import train
-from runtime.errors import BadInput
-from runtime.folders import read_lines
+from lib.errors import BadInput
+from lib.files import read_lines
 from tools import pictures
 
 FLAGS = "--task grounding --steps 3 --prompts-per-step 2 --group-size 2 --quiet".split()
@@ -44,7 +44,7 @@ def draw(monkeypatch, *args):
 # Predictions --------------------------------------------------------------------------------------
 
 SETTINGS = {
-    "blind": False,
+    "look": "",
     "model_name": "toy base",
     "data_name": "toy charades",
     "think": True,

@@ -14,13 +14,12 @@ import train
 from conftest import BASE, ROOT
 from docs_check import all_commands
 from grpo import sample_groups
-from model import encode_videos, groups_logprobs, prefill
-from runtime import settings
-from runtime.errors import BadInput
-from runtime.models import load
-from runtime.optimizer import MasterAdamW
-from scale import plan
-from scale.adapters import add_adapters
+from lib.adapters import add_adapters
+from lib.errors import BadInput
+from lib.weights import load
+from model import encode_videos, group_logprobs, prefill
+from training import plan, settings
+from training.optimizer import MasterAdamW
 
 sys.path.insert(0, os.path.join(ROOT, "tests", "bench"))
 from common import make_prompt, real_config  # noqa: E402
@@ -98,28 +97,23 @@ def test_plan_counts_what_is_there(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rank", [None, 8])
-@pytest.mark.parametrize("packed", [1, 3])
-def test_activations_are_what_autograd_keeps(dtype, rank, packed):
+def test_activations_are_what_autograd_keeps(dtype, rank):
     model = toy_policy(dtype, rank)
     model.model.visual.requires_grad_(False)
     prompt = make_prompt(model, 400, frame_tokens=4)
     with torch.no_grad():
         features = encode_videos(model, [prompt])[0]
     completions = torch.randint(20, 200, (4, 32))
-    row = [[x] * packed for x in (prompt, features, completions)]
-    kept = bytes_kept(model, lambda: [logp for logp, _ in groups_logprobs(model, *row)])
+    kept = bytes_kept(model, lambda: group_logprobs(model, prompt, features, completions)[:1])
     args, *_, sizes = toy_plan(
         *(["--lora", str(rank)] if rank else []),
-        *("--score-tokens", str(packed * (len(prompt.ids) + completions.numel()))),
         *("--prompts-per-step", "4"),
         P=len(prompt.ids),
         number=dtype.itemsize,
     )
-    assert sizes["packed"] == packed
     said = model.config.text_config.num_hidden_layers * plan.layer_activations(
         SimpleNamespace(**sizes), args
     )
-    said *= packed
     # Not in the plan: the mask that attention makes on the CPU, cos and sin, adapters in the
     # policy's dtype.
     assert 0.94 < said / kept < 1.01
@@ -131,7 +125,7 @@ def test_graph_of_the_vision_tower_is_what_autograd_keeps(dtype):
     prompt = make_prompt(model, 400, frame_tokens=4)
     kept = bytes_kept(model, lambda: encode_videos(model, [prompt]))
     args, *_, sizes = toy_plan("--train-vision", number=dtype.itemsize)
-    sizes["patches"] = len(prompt.patches)
+    sizes["P"] = len(prompt.patches) // 4
     assert 0.96 < plan.vision_graph(SimpleNamespace(**sizes), args) / kept < 1.02
     args.train_vision = False
     assert plan.vision_graph(SimpleNamespace(**sizes), args) == 0

@@ -16,11 +16,11 @@ import train
 from annotations.readers import read_dataset
 from conftest import BASE, ROOT
 from data import Example, VideoBudget, load_prompt
+from lib.weights import load
 from model import encode_videos, group_logprobs
-from runtime import shown
-from runtime.models import load
 from tasks import ideal_answer
 from tools import report
+from training import shown
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 import train
 from annotations.readers import read_dataset
 from conftest import ROOT
-from runtime import loader
-from runtime import run as run_module
-from runtime.errors import BadInput
-from runtime.folders import read_lines
-from runtime.loader import FIXED
-from runtime.run import STOP, Run
+from lib.errors import BadInput
+from lib.files import read_lines
+from training import loader
+from training import run as run_module
+from training.loader import FIXED
+from training.run import STOP, Run
 
 QUICK = "--task grounding --prompts-per-step 4 --group-size 4 --lr 1e-3 --quiet".split()
 

@@ -13,17 +13,14 @@ import data
 import train
 from conftest import BASE, ROOT
 from data import VideoBudget
+from lib import adapters, processes, sharding
+from lib.errors import BadInput
+from lib.files import read_lines
+from lib.weights import load
 from model import encode_videos, group_logprobs
-from runtime import processes
-from runtime.errors import BadInput
-from runtime.models import load
-from runtime.optimizer import MasterAdamW
-from scale import adapters, sharding
+from training.optimizer import MasterAdamW
 
 STEPS = ["--task", "grounding", "--group-size", "4", "--prompts-per-step", "4", "--steps", "3"]
-# Groups alone, as processes of other numbers have them: rows of several round otherwise, and a draw
-# may then fall the other way.
-STEPS += ["--score-tokens", "1"]
 
 
 def launch(processes, *args):
@@ -72,6 +69,20 @@ def test_four_processes_copied_or_sharded_take_the_steps_of_one(charades, tmp_pa
 
 
 @pytest.mark.slow
+def test_where_nothing_is_taught_two_processes_step_as_one(charades, tmp_path):
+    """β = 0, and a step without spread after one with: Adam goes on by its momentum."""
+    flags = [*STEPS, "--steps", "5", "--prompts-per-step", "2", "--group-size", "2", "--lr", "1e-3"]
+    flags += ["--beta", "0", "--max-new-tokens", "22", "--data", charades]
+    train.train(train.parse_args([*flags, "--out", str(tmp_path / "one")]))
+    lines = read_lines(tmp_path / "one" / "metrics.jsonl")
+    assert 1 in [line["no_spread"] for line in lines[1:]] and lines[0]["no_spread"] < 1
+    for name, more in (("copied", []), ("sharded", ["--shard"])):
+        done = launch(2, *flags, *more, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert relative_distance(tmp_path / "one", tmp_path / name) < 1e-5
+
+
+@pytest.mark.slow
 def test_a_sharded_run_resumes(charades, tmp_path):
     """With adapters: the two features that touch every weight, together."""
     flags = [*STEPS, "--shard", "--lora", "4", "--save-every", "1", "--data", charades]
@@ -93,8 +104,8 @@ def test_a_sharded_run_resumes(charades, tmp_path):
 
 GIVES_UP = """
 import sys
-from runtime.errors import BadInput
-from runtime import processes
+from lib.errors import BadInput
+from lib import processes
 
 rank, world, device = processes.start_processes("cpu")
 

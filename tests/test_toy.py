@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 import data
 import rewards
 import tasks
-from annotations import metrics, readers
+from annotations import readers
 from annotations.training_sets import even_frames
 from conftest import ROOT
-from runtime import errors
+from evaluation import metrics
+from lib import errors
 from toy import base as base_training
 from toy import world
 

@@ -13,10 +13,10 @@ import torch
 
 import train
 from conftest import BASE, ROOT
-from runtime import loader
-from runtime.errors import BadInput
-from runtime.models import load
-from runtime.run import check_sampler
+from lib.errors import BadInput
+from lib.weights import load
+from training import loader
+from training.run import check_sampler
 
 PYTHON = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]

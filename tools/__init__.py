@@ -1,3 +1,3 @@
 """What is made of runs afterwards: the report page, the paper's comparison, merged adapters."""
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait

@@ -12,9 +12,9 @@ import os
 from safetensors import SafetensorError
 
 from data import VideoBudget
-from runtime.errors import BadInput, first_line, run_program
-from runtime.folders import MERGED, expect_merged
-from runtime.models import load, save
+from lib.errors import BadInput, first_line, run_program
+from lib.files import MERGED, expect_merged
+from lib.weights import load, save
 
 
 def start():

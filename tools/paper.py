@@ -31,9 +31,10 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from runtime.checkpoint import checksum
-from runtime.errors import BadInput, check_flags, read_object, run_program
-from runtime.folders import (
+from evaluation.compare import check_alike, differences
+from evaluation.predictions import fingerprint, metrics_of, read_predictions
+from lib.errors import BadInput, read_object, run_program
+from lib.files import (
     LOCK,
     append_line,
     check_free,
@@ -42,12 +43,11 @@ from runtime.folders import (
     replace_file,
     take,
 )
-from runtime.predictions import fingerprint, metrics_of, read_predictions
-from runtime.settings import ROOT, TOY_MODEL
+from lib.flags import COUNT, FROM_0, ROOT, TOY_MODEL
 from tools import paper_tables as tables
-from tools.compare import check_alike, differences
 from tools.paper_tables import CELLS, TABLES
 from toy.world import ensure
+from training.checkpoint import checksum
 
 # ------------------------------------------------------------------------------------------------
 # What there is to do
@@ -446,7 +446,7 @@ def comparison(a, b, column, wanted, seeds, args):
 def interval(table, rng, samples=10_000):
     """(low, high) between which the mean of a table (S, n) lies in 95 % of the samples.
 
-    The paired bootstrap of tools/compare.py, over two things: the n questions and the S seeds are
+    The paired bootstrap of evaluation/compare.py, over two things: n questions and S seeds are
     drawn with replacement, so that neither lucky questions nor a lucky seed decide alone.
     """
     seeds, questions = (rng.multinomial(k, [1 / k] * k, samples) / k for k in table.shape)
@@ -469,15 +469,14 @@ def parse_args():
     p.add_argument("tables", nargs="+", metavar="TABLE", help=f"of {', '.join(TABLES)}, or all")
     shows = "run nothing: print what is there, what is missing, and the minutes that it takes"
     p.add_argument("--plan", dest="planned", action="store_true", help=shows)
-    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    p.add_argument("--steps", type=int, default=tables.EPOCH, help="of one task in one epoch")
-    p.add_argument("--limit", type=int, help="only the first so many questions of each benchmark")
+    p.add_argument("--seeds", nargs="+", **FROM_0, default=[0, 1, 2])
+    p.add_argument("--steps", **COUNT, default=tables.EPOCH, help="of one task in one epoch")
+    p.add_argument("--limit", **COUNT, help="only the first so many questions of each benchmark")
     cores = os.cpu_count() or 1
-    p.add_argument("--processes", type=int, default=cores, help="cells at a time (default: cores)")
+    p.add_argument("--processes", **COUNT, default=cores, help="cells at a time (default: cores)")
     p.add_argument("--out", default=os.path.join("runs", "paper"))
     p.add_argument("--docs", action="store_true", help="write the results into docs/ as well")
     args = p.parse_args()
-    check_flags(args)
     if unknown := sorted(set(args.tables) - {*TABLES, "all"}):
         raise BadInput(f"there is no table {unknown[0]}; there is: {', '.join(TABLES)}, all")
     args.tables = [name for name in TABLES if name in args.tables or "all" in args.tables]

@@ -16,12 +16,12 @@ import sys
 import numpy as np
 
 import rewards
-from runtime.checkpoint import MAY_CHANGE
-from runtime.errors import BadInput, first_line, read_object, run_program
-from runtime.folders import kind_of, replace_file
-from runtime.predictions import with_tags
-from runtime.shown import EXPLAINED, curves_of, fit_axis, plt, running_mean
+from evaluation.predictions import with_tags
+from lib.errors import BadInput, first_line, read_object, run_program
+from lib.files import kind_of, replace_file
 from tools.report import NEEDED, evaluated_before, read_metrics
+from training.checkpoint import MAY_CHANGE
+from training.shown import EXPLAINED, curves_of, fit_axis, plt, running_mean
 
 # ------------------------------------------------------------------------------------------------
 # Predictions of an evaluation
@@ -32,7 +32,7 @@ TRUE, BEFORE, PREDICTED = "tab:green", "tab:gray", "tab:orange"
 
 def draw_evaluation(folder, settings, records, metrics):
     """Draws predictions.png into an evaluation's folder, or says why it cannot be drawn."""
-    blind = ", BLIND" if settings["blind"] else ""
+    blind = f", {settings['look']}" if settings.get("look") else ""
     model_and_data = f"{settings['model_name']}\non {settings['data_name']}{blind}"
     title = f"{model_and_data}: mIoU {metrics['mIoU']:.1f}"
     try:

@@ -24,10 +24,10 @@ from PIL import Image
 
 from annotations.training_sets import even_frames
 from data import VideoBudget, read_frames
-from runtime.container import numbered_pictures
-from runtime.errors import NUMBER, BadInput, first_line, read_object, run_program, wrong_key
-from runtime.folders import kind_of, read_lines, replace_file
-from runtime.shown import (
+from lib.errors import NUMBER, BadInput, first_line, read_object, run_program, wrong_key
+from lib.files import kind_of, read_lines, replace_file
+from lib.video import numbered_pictures
+from training.shown import (
     asked,
     axis_top,
     curves_of,

@@ -5,7 +5,7 @@ train.py and eval.py do it by themselves.
 
 import argparse
 
-from runtime.errors import BadInput, run_program
+from lib.errors import BadInput, run_program
 from toy.world import MAKERS, ensure
 
 

@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 from functools import partial
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import numpy as np
@@ -35,15 +35,15 @@ import data
 import tasks
 from annotations.training_sets import even_frames
 from data import Example, VideoBudget
+from lib.errors import run_program
+from lib.processes import on_first, start_processes
+from lib.video import numbered_pictures
+from lib.weights import load, save
 from model import encode_videos, prepare, read_row
-from runtime.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
-from runtime.container import numbered_pictures
-from runtime.errors import run_program
-from runtime.models import save
-from runtime.optimizer import MasterAdamW
-from runtime.processes import on_first, start_processes
 from toy import world
 from toy.world import caption, make_clip
+from training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
+from training.optimizer import MasterAdamW
 
 # ------------------------------------------------------------------------------------------------
 # What the model was told
@@ -446,16 +446,16 @@ def still(clip, frames, rng):
 # nothing from a question about second 7. Only the last part contains the wrong intervals, boxes and
 # letters.
 PARTS = (
-    ("stills", tell_still, 250, 64, 2e-3),
-    ("looking", tell_looking, 2000, 16, 2e-3),
-    ("answering", tell_answering, 1100, 16, 1.5e-3),
+    ("stills", tell_still, 1000, 64, 2e-3),
+    ("looking", tell_looking, 4000, 16, 2e-3),
+    ("answering", tell_answering, 2500, 16, 8e-4),
     ("web", tell_web, 300, 24, 1e-3),
 )
 # The shares of clips for tracking and for quality in a part; the others are ordinary ones.
 SHARES = {
     "stills": (0.0, 0.2),
     "looking": (0.12, 0.08),
-    "answering": (0.4, 0.08),
+    "answering": (0.4, 0.15),
     "web": (0.4, 0.15),
 }
 
@@ -510,23 +510,29 @@ class Conversations:
 SAVE_EVERY = 100  # steps
 
 
-def train_base(out, clips, seed, most_steps):
+def train_base(out, clips, seed, most_steps, after=None):
     """Trains the base model on `clips` clips that are in no other data set, and saves it in `out`.
 
-    most_steps: of each part. Checkpoints are kept in {out}.training, a folder for each part: a part
+    most_steps: of each part; after: a model that sees already, of which "answering" and what
+    follows are trained. Checkpoints are kept in {out}.training, a folder for each part: a part
     whose folder is removed, with those after it, is trained again. No state of a random generator
     is among them: what is told depends on seed, process, part and step alone.
     """
     rank, processes, _ = start_processes("cpu")
     conversations = Conversations(clips, rank, processes)
-    tokenizer = on_first(rank, processes, lambda: conversations.tokenizer(seed))
-    torch.manual_seed(seed)  # the same weights in every process, other conversations
-    model = prepare(make_model(tokenizer))
+    if after:
+        model, tokenizer = load(after)
+    else:
+        tokenizer = on_first(rank, processes, lambda: conversations.tokenizer(seed))
+        torch.manual_seed(seed)  # the same weights in every process, other conversations
+        model = prepare(make_model(tokenizer))
     if rank == 0:
         count = sum(p.numel() for p in model.parameters())
         print(f"toy base model: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
     folder = f"{out}.training/clips-{clips}-seed-{seed}-steps-{most_steps}"
     for number, (name, tell, steps, batch, peak) in enumerate(PARTS):
+        if after and name in ("stills", "looking"):
+            continue
 
         def rows(step, name=name, tell=tell, number=number, share=batch // processes):
             rng = np.random.default_rng([seed, rank, number, step])
@@ -574,8 +580,9 @@ def main():
     parser.add_argument("--clips", type=int, default=3000, help="distinct clips to learn from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=10**6, help="at most, of each part: for a try")
+    parser.add_argument("--after", help="a model that sees already: it skips the first two parts")
     args = parser.parse_args()
-    train_base(args.out, args.clips, args.seed, args.steps)
+    train_base(args.out, args.clips, args.seed, args.steps, args.after)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from annotations import MARK
-from runtime.errors import BadInput
+from lib.errors import BadInput
 
 # ------------------------------------------------------------------------------------------------
 # The world

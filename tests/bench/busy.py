@@ -5,7 +5,7 @@
 
 A busy loop takes half of a core that a program wants, so twice the time is what must be. Threads
 that spin while they wait for each other (the usual setting) take up to 200 times;
-runtime/threads.py is the one place that says otherwise. Each program is timed from its start to
+lib/threads.py is the one place that says otherwise. Each program is timed from its start to
 its end, alone and beside the loops by turns.
 """
 

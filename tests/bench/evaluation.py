@@ -23,10 +23,10 @@ from common import TOKENIZER, arguments, by_turns
 import data
 import eval as evaluation
 from annotations.readers import read_dataset
-from runtime.decoder import Decoder
-from runtime.folders import append_line
-from runtime.models import load
-from runtime.predictions import read_predictions
+from evaluation.predictions import read_predictions
+from lib.decoder import Decoder
+from lib.files import append_line
+from lib.weights import load
 from toy import world
 
 WORDS = ("{}", "{}, the first time", "{} (from beginning to end)", "the moment when {}", "how {}",
@@ -71,7 +71,7 @@ def main():
     )
     model, tokenizer = load(TOKENIZER, args.device)
     decoder = Decoder(600)
-    settings = {"bench": "toy", "think": True, "blind": False, "template": None}
+    settings = {"bench": "toy", "think": True, "look": "", "template": None}
     settings["max_new_tokens"] = 64
     asked = SimpleNamespace(model=model, tokenizer=tokenizer, settings=settings, decoder=decoder)
     asked.__dict__.update(batch_size=64, rank=1, world=1)  # rank 1: without a bar

@@ -20,12 +20,12 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import av
 
-from runtime.predictions import rewards_of
+from evaluation.predictions import rewards_of
 from tasks import TASKS, score
 
 TRUTHS = {

@@ -42,18 +42,18 @@ import grpo
 import train
 from annotations.readers import read_dataset
 from data import Batch, Example, VideoBudget, load_prompt
+from lib import decoding as fast
+from lib.adapters import add_adapters, reference_policy
+from lib.sharding import recompute_activations
+from lib.weights import load
 from model import encode_videos, group_logprobs
-from runtime.loader import generator_for
-from runtime.models import load
-from runtime.optimizer import MasterAdamW
-from runtime.policy import load_models
-from runtime.rollouts import sampler_gaps
-from runtime.run import SAMPLER_LIMITS, Clock
-from scale import decoding as fast
-from scale import plan
-from scale.adapters import add_adapters, reference_policy
-from scale.sharding import recompute_activations
 from toy import world
+from training import plan
+from training.loader import generator_for
+from training.optimizer import MasterAdamW
+from training.policy import as_policy, load_models
+from training.rollouts import sampler_gaps
+from training.run import SAMPLER_LIMITS, Clock
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
 TOY_RUN = [
@@ -156,7 +156,7 @@ def batch_of(examples, prompts, tokenizer, turn):
 
 
 def one_step(policy, reference, batch, optimizer, args, clock):
-    return grpo.grpo_step(
+    return train.timed_grpo_step(
         policy,
         reference,
         batch,
@@ -204,7 +204,7 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     never_sampled = policy.config.video_token_id  # so that completions have their full length
     policy.generation_config.eos_token_id = [never_sampled]
     add_adapters(policy, args.lora)
-    recompute_activations(policy)
+    recompute_activations(as_policy(policy))
     optimizer = MasterAdamW(policy, args.lr)
     examples = [Example("", "grounding", "", "", (0.0, 1.0))] * prompts_per_step
     prompts = [make_prompt(policy, P, seed=k) for k in range(prompts_per_step)]

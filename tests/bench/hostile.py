@@ -47,7 +47,7 @@ os.environ |= {
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 import av
@@ -62,10 +62,12 @@ import train
 from annotations import __main__ as readers_command
 from annotations import readers
 from course import __main__ as course
-from runtime import errors, folders, settings
+from lib import errors
+from lib import files as folders
 from tools import merge, paper, report
 from toy import __main__ as world_command
 from toy import world
+from training import settings
 
 # What a command begins with: a file at the root, or the module that `python -m` is given.
 PROGRAMS = {
@@ -1382,7 +1384,7 @@ def signals():
 
 def last(seed):
     """Which of the four clips of `hanging` comes last."""
-    from runtime.loader import order_of
+    from training.loader import order_of
 
     return order_of(4, seed, 0)[3]
 

@@ -18,8 +18,8 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
 
-from runtime.errors import BadInput, check_flags, read_object, run_program
-from runtime.folders import read_lines
+from lib.errors import BadInput, read_object, run_program
+from lib.files import read_lines
 
 # row: (the row it is compared with, its flags). The clips are those of the papers.
 VARIANTS = {
@@ -113,7 +113,6 @@ def start():
     p.add_argument("--steps", type=int, default=40)
     p.add_argument("--out", default=os.path.join("runs", "ladder"))
     args = p.parse_args()
-    check_flags(args)
     if len(args.seeds) > len(T) + 1:
         raise BadInput(f"--seeds: at most {len(T) + 1} of them")
     rows = {name: [] for name in args.variants}

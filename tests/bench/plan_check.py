@@ -19,6 +19,7 @@ import json
 import os
 import tempfile
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import common  # noqa: F401  before torch: how its CPU threads wait
 
@@ -31,14 +32,14 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from common import make_prompt
 
 import train
-from grpo import sample_groups
-from model import encode_videos, group_logprobs, prepare
-from runtime.optimizer import MasterAdamW
-from runtime.processes import start_processes
-from scale import plan
-from scale.adapters import add_adapters, reference_policy
-from scale.decoding import gathered
-from scale.sharding import recompute_activations, shard
+from lib.adapters import add_adapters, reference_policy
+from lib.decoding import gathered
+from lib.processes import start_processes
+from lib.sharding import recompute_activations, shard
+from model import prepare
+from training import plan
+from training.optimizer import MasterAdamW
+from training.policy import as_policy
 
 P, G, C, PROMPTS = 1500, 8, 128, 2  # PROMPTS: of each process
 PHASES = ("reading", "sampling", "scoring", "optimizer")  # the first words of the plan's lines
@@ -78,7 +79,7 @@ def make_models(args, dtype):
             shard(model, dtype)
     if not args.train_vision:
         policy.model.visual.requires_grad_(False)
-    return policy, reference
+    return as_policy(policy), as_policy(reference)
 
 
 def two_steps(args, dtype, world):
@@ -90,22 +91,23 @@ def two_steps(args, dtype, world):
     completions = torch.randint(20, 400, (G, C))
     stop, generators = [1], [torch.Generator().manual_seed(i) for i in range(PROMPTS)]
     for step in range(2):  # the optimizer's moments are there from the second step on
-        with record_function("reading"), torch.set_grad_enabled(args.train_vision):
-            features = policy.call(encode_videos, prompts)
+        with record_function("reading"), torch.no_grad():
+            features = policy.features(prompts)
         if step == 1:
             with record_function("sampling"), gathered(policy):
-                policy.call(
-                    sample_groups, prompts, [f.detach() for f in features], G, C, stop, generators
-                )
+                policy.sample(prompts, features, G, C, stop, generators)
+        if args.train_vision:
+            features = [None] * PROMPTS
+        groups = [
+            SimpleNamespace(prompt=prompt, features=seen, completions=completions)
+            for prompt, seen in zip(prompts, features)
+        ]
         with record_function("scoring"):
-            for prompt, feature in zip(prompts, features):
+            for group in groups:
                 with torch.no_grad(), reference_policy(reference) if args.lora else nullcontext():
-                    reference.call(group_logprobs, prompt, feature, completions)
-            leaves = [f.detach().requires_grad_(args.train_vision) for f in features]
-            for prompt, leaf in zip(prompts, leaves):
-                policy.call(group_logprobs, prompt, leaf, completions)[0].sum().backward()
-            if args.train_vision:
-                torch.autograd.backward(features, [leaf.grad for leaf in leaves])
+                    reference.logprobs(group)
+            for group in groups:
+                policy.logprobs(group)[0].sum().backward()
         with record_function("optimizer"):
             optimizer.step(1e-6, 1.0, world)
 
@@ -164,7 +166,6 @@ def main():
             if only not in name:
                 continue
             fixed = ["--max-new-tokens", str(C), "--prompts-per-step", str(PROMPTS * world)]
-            fixed += ["--score-tokens", "1"]  # as two_steps scores: one group at a time
             vision = [] if "--train-vision" in flags else ["--no-train-vision"]
             args = train.parse_args([*flags.split(), *vision, *fixed])
             said, used = planned(args, dtype, world), most_bytes(two_steps, args, dtype, world)

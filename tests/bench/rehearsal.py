@@ -39,9 +39,9 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 import hub
 import train
 from data import VideoBudget, load_video
-from runtime.errors import BadInput
-from scale import plan
+from lib.errors import BadInput
 from toy import world
+from training import plan
 
 SPECIAL = """endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start
 quad_end vision_start vision_end vision_pad image_pad video_pad""".split()

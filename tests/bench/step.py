@@ -46,20 +46,19 @@ import data
 import grpo
 import tasks
 from annotations.readers import read_dataset
-from runtime.loader import generator_for
-from runtime.models import load
-from runtime.optimizer import MasterAdamW
-from runtime.run import Clock
-from scale.packing import ROW
+from lib.weights import load
 from toy import world
+from training.loader import generator_for
+from training.optimizer import MasterAdamW
+from training.policy import as_policy
 
 
 def ours(policy, reference, tokenizer, batch, prompts, optimizer, args):
     generators = [generator_for(0, 0, k) for k, _ in batch]
     share = data.Batch([e for _, e in batch], prompts, generators, tokenizer)
     update_weights = lambda: optimizer.step(0.0, 1.0, 1)
-    reference_model, clock = lambda: nullcontext(reference), Clock(policy.device)
-    return grpo.grpo_step(policy, reference_model, share, args, update_weights, float, clock)
+    frozen = lambda: nullcontext(as_policy(reference))
+    return grpo.grpo_step(as_policy(policy), frozen, share, args, update_weights, float)
 
 
 def public(policy, reference, tokenizer, batch, prompts, optimizer, args):
@@ -140,8 +139,6 @@ def trl_seconds(examples, budget, args, steps):
 
 
 SETTINGS = dict(
-    score_every_group=True,
-    score_tokens=ROW,
     task="grounding",
     tasks=["grounding"],
     think=True,
@@ -150,6 +147,7 @@ SETTINGS = dict(
     group_size=8,
     max_new_tokens=64,
     beta=0.04,
+    kl="k3",
     loss="grpo",
     updates_per_rollout=1,
     clip=0.2,

@@ -1,9 +1,6 @@
 """The same three steps on 1, 2 and 4 processes, copied or sharded: how far apart do they end?
 
-    python tests/bench/worlds.py        # on the CPU, with gloo
-
-Groups are scored alone (--score-tokens 1). Rows of several round otherwise: then a draw may fall
-the other way on another number of processes, and from there runs differ as two seeds do.
+python tests/bench/worlds.py        # on the CPU, with gloo
 """
 
 import argparse
@@ -15,14 +12,14 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
 
-import runtime.threads  # noqa: F401  before torch: how its CPU threads wait
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 
 # isort: split
 from safetensors.torch import load_file
 
 STEPS = [
     *"train.py --task grounding --steps 3 --prompts-per-step 4 --group-size 8".split(),
-    *"--device cpu --quiet --score-tokens 1".split(),
+    *"--device cpu --quiet".split(),
 ]
 
 

@@ -1,0 +1,39 @@
+"""ask.py: a question about one's own video, eval.py --video FILE --ask "…"."""
+
+import torch
+
+from data import PATCH, VideoBudget, build_prompt, load_video
+from evaluation.predictions import find_model
+from grpo import sample_groups
+from lib.weights import load, room_for_prompt
+from model import encode_videos
+
+
+def ask(args):
+    """Answers --ask about --video, printing the answer as it is decoded."""
+    path, shown, _ = find_model(args.model[0])
+    model, tokenizer = load(path, args.device, attn=args.attn)
+    video = load_video(args.video, VideoBudget.of_model(path, **vars(args)), args.look)
+    t, h, w = video.grid
+    print(
+        f"[{shown}; {video.duration:.1f} s of video as {2 * t} frames of "
+        f"{w * PATCH} × {h * PATCH} pixels, {video.n_tokens} tokens]"
+    )
+    longest = args.max_new_tokens or 256
+    room = room_for_prompt(model, longest)
+    prompt = build_prompt(args.ask, video, tokenizer, room)
+    said, printed = [], ""
+
+    def stream(token):
+        nonlocal printed
+        said.append(int(token[0]))
+        text = tokenizer.decode(said, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # half of a character: wait for the rest
+            print(text[len(printed) :], end="", flush=True)
+            printed = text
+
+    with torch.no_grad():
+        features = encode_videos(model, [prompt])
+    stop_ids = model.generation_config.eos_token_id
+    sample_groups(model, [prompt], features, 1, longest, stop_ids, on_token=stream)
+    print()

@@ -1,0 +1,286 @@
+"""controls.py: scores of answers that do not look, and the table that puts them above the models.
+
+A gain shows that a model looks only if the score exceeds what can be had without looking:
+
+    constant   the best answer that is the same for every video; no model is run
+    grey       the model's own answers, every frame replaced by grey: what it knows without looking
+    shuffled   the frames in random order at the old times: whether it looks at time
+    middle     the middle frame alone, repeated (multiple choice)
+
+    python -m evaluation.controls charades data/charades    # the constant; videos may be missing
+"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+import lib.threads  # noqa: F401  before torch: how its CPU threads wait
+
+# isort: split
+import rewards
+from annotations.readers import DATASETS, read_dataset
+from evaluation.compare import bootstrap_interval, differences
+from evaluation.predictions import metrics_of, rewards_of
+from lib.errors import BadInput, run_program
+from tasks import as_task
+
+# ------------------------------------------------------------------------------------------------
+# The constant answer
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Constant:
+    """The constant answer to a benchmark, in words, and its records: one per question."""
+
+    said: str
+    records: list
+
+
+def best_share(examples, truths):
+    """The interval, in shares of the clip, with the highest mean IoU.
+
+    Args:    examples: n of them; truths: of each its true intervals [(start, end), …] in seconds.
+    Returns: (from, to), in steps of 5 %.
+    """
+    n, most = len(truths), max(map(len, truths))
+    starts, ends = np.zeros((n, most)), np.zeros((n, most))  # an empty interval holds nothing
+    for i, intervals in enumerate(truths):
+        for k, (start, end) in enumerate(rewards.merged(intervals)):
+            starts[i, k], ends[i, k] = start, end
+    seconds = np.array([e.duration for e in examples])
+    length = (ends - starts).sum(axis=1)  # (n,)
+
+    def mean_iou(share):
+        low, high = (x * seconds[:, None] for x in share)
+        shared = np.clip(np.minimum(high, ends) - np.maximum(low, starts), 0, None).sum(axis=1)
+        return np.mean(shared / ((high - low)[:, 0] + length - shared))
+
+    grid = [k / 20 for k in range(21)]
+    return max(((a, b) for a in grid for b in grid if a < b), key=mean_iou)
+
+
+def most_frequent(values):
+    return Counter(values).most_common(1)[0][0]
+
+
+def events_of(answer):
+    """The events of a caption's answer, or of a description's (events, reference)."""
+    return answer[0] if isinstance(answer, tuple) else answer
+
+
+# Each takes the examples that it is fitted on, and returns (the answer in words, a function: an
+# example → the completion that gives this answer).
+
+
+def constant_interval(examples):
+    low, high = best_share(examples, [[e.answer] for e in examples])
+    return (
+        f"from {low:.0%} to {high:.0%} of the clip",
+        lambda e: f"<answer>{low * e.duration:.3f} to {high * e.duration:.3f}</answer>",
+    )
+
+
+def constant_box(examples):
+    """The first box, which the question gives."""
+    return (
+        "the given box, eight times",
+        lambda e: f"<answer>{[[round(v, 6) for v in e.answer[0]]] * rewards.N_BOXES}</answer>",
+    )
+
+
+def constant_letter(examples):
+    letter = most_frequent(e.answer for e in examples)
+    return f"always {letter}", lambda e: f"<answer>{letter}</answer>"
+
+
+def constant_evidence(examples):
+    letter = most_frequent(e.answer[0] for e in examples)
+    low, high = best_share(examples, [e.answer[1] for e in examples])
+
+    def answer(e):
+        start, end = (round(x * e.duration, 3) for x in (low, high))
+        return f"<answer>{letter}</answer><glue>[({start}, {end})]</glue>"
+
+    return f"always {letter}, from {low:.0%} to {high:.0%} of the clip", answer
+
+
+def constant_phrase(examples):
+    phrase = most_frequent(e.answer for e in examples)
+    return f"always {phrase!r}", lambda e: f"<answer>{phrase}</answer>"
+
+
+def constant_caption(examples):
+    """The ten events that stand in most captions."""
+    counts = Counter(event for e in examples for event in set(events_of(e.answer)))
+    events = [event for event, _ in counts.most_common(10)]
+    return "the ten most frequent events", lambda e: f"<answer>{'. '.join(events)}</answer>"
+
+
+CONSTANTS = {
+    "grounding": constant_interval,
+    "tracking": constant_box,
+    "qa": constant_letter,
+    "gqa": constant_evidence,
+    "quality": constant_phrase,
+    "caption": constant_caption,
+    "description": constant_caption,
+}
+
+
+def constant_of(bench_name, folder, examples):
+    """The Constant of a benchmark; None where it has none: no row in CONSTANTS, or no duration.
+
+    It is fitted on the data set's training file where there is one, else on the test file itself,
+    which flatters it. examples: the test questions. An interval needs the clips' durations: it is
+    fitted where they are annotated, and a clip without one gets no answer, which counts as wrong.
+    """
+    task = examples[0].task
+    if task not in CONSTANTS:
+        return None
+    known = lambda e: e.duration is not None or task not in ("grounding", "gqa")
+    fit = []
+    if task != "tracking":  # its constant is given, not fitted
+        fit = list(filter(known, training_questions(bench_name, folder, task)))
+    where = f"fitted on {len(fit)} training questions"
+    if not fit:
+        fit, where = list(filter(known, examples)), "fitted on these questions"
+    if not fit:
+        return None
+    words, answer = CONSTANTS[task](fit)
+    records = []
+    for e in examples:
+        text = answer(e) if known(e) else ""
+        record = {"id": e.id, "group": e.group, "text": text, "answer": e.answer}
+        records.append(record | rewards_of(task, text, e.answer, False))
+    where = "" if task == "tracking" else f"; {where}"
+    return Constant(f"constant ({words}{where})", records)
+
+
+def training_questions(bench_name, folder, task):
+    """The Examples of a data set's training file; [] where there is none."""
+    try:
+        return as_task(read_dataset(bench_name, "train", folder, lambda line: None), task)
+    except BadInput:
+        return []
+
+
+# ------------------------------------------------------------------------------------------------
+# The table
+# ------------------------------------------------------------------------------------------------
+
+WIDE = 6  # figures in a row of the table
+KEY_METRICS = ("mIoU", "overlap", "accuracy", "recall")  # those that a gain is told of
+
+
+def compared(task, records, control):
+    """{metric: (difference to a control in points, low, high of its 95 % interval)}."""
+    by_id = [{r["id"]: r for r in x} for x in (control, records)]
+    of_metric, found = dict(differences(task, *by_id)), {}
+    for metric in [m for m in KEY_METRICS if m in of_metric]:
+        low, high = bootstrap_interval(of_metric[metric], np.random.default_rng(0))
+        found[metric] = float(of_metric[metric].mean()), float(low), float(high)
+    return found
+
+
+@dataclass
+class Scored:
+    """One model's answers to one benchmark. look: "" where it saw its videos, else one of LOOKS."""
+
+    name: str
+    look: str
+    data_name: str
+    task: str
+    records: list
+    metrics: dict  # {name: percent}
+    constant: Constant
+
+
+def print_benchmark(scored):
+    """The figures of one benchmark: the constant, then the controls, then the models.
+
+    scored: a list of Scored. The difference to the constant stands in brackets.
+    """
+    first = scored[0]
+    rows, base = [], {}
+    if first.constant:
+        base = metrics_of(first.task, first.constant.records)
+        rows.append(("constant", [(base.get(m), None) for m in first.metrics]))
+    for x in sorted(scored, key=lambda x: x.look == ""):
+        name = f"{x.name}, {x.look}" if x.look else x.name
+        rows.append((name, [(x.metrics[m], base.get(m)) for m in first.metrics]))
+    print(f"{first.data_name}: {len(first.records)} questions, in percent")
+    if first.constant:
+        print(f"{first.constant.said}; in brackets the difference to it")
+    width = max(len(name) for name, _ in rows)
+    for k in range(0, len(first.metrics), WIDE):
+        print(" " * width, *(f"{m:>15}" for m in list(first.metrics)[k : k + WIDE]))
+        for name, cells in rows:
+            print(f"{name:<{width}}", *(f"{in_words(*c):>15}" for c in cells[k : k + WIDE]))
+    for x in scored:
+        for sentence in doubts(x, scored) if not x.look else ():
+            print(sentence)
+    print()
+
+
+def in_words(value, base):
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if base is None else f"{value:.1f} ({value - base:+.1f})"
+
+
+def doubts(model, scored):
+    """A sentence about every control that a model does not exceed by more than the interval."""
+    controls = {}
+    if model.constant:
+        controls["the constant"] = model.constant.records
+    controls |= {
+        f"its own {x.look} answers": x.records for x in scored if x.look and x.name == model.name
+    }
+    few = " (few questions make wide intervals)" if len(model.records) < 100 else ""
+    for control, records in controls.items():
+        for metric, (mean, low, high) in compared(model.task, model.records, records).items():
+            if low <= 0:
+                yield (
+                    f"{model.name} does not exceed {control} by more than chance: {metric} "
+                    f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]{few}"
+                )
+
+
+def earned(task, constant, records):
+    """What results.json says of the constant: its words and figures, and of KEY_METRICS the
+    difference of these records to it, with its interval. None where there is no constant."""
+    if constant is None:
+        return None
+    return {
+        "answer": constant.said,
+        "metrics": metrics_of(task, constant.records),
+        "difference": compared(task, records, constant.records),
+    }
+
+
+# ------------------------------------------------------------------------------------------------
+# The constant alone
+# ------------------------------------------------------------------------------------------------
+
+
+def main():
+    if len(sys.argv) != 3 or sys.argv[1] not in DATASETS:
+        raise BadInput(f"python -m evaluation.controls NAME FOLDER, of {', '.join(DATASETS)}")
+    name, folder = sys.argv[1:]
+    examples = read_dataset(name, "test", folder)
+    constant = constant_of(name, folder, examples)
+    if constant is None:
+        raise BadInput(
+            f"the annotations of {name} in {folder} have no durations, and a constant is a share "
+            "of the clip: take its JSON form, or evaluate a model, which reads the clips"
+        )
+    metrics = metrics_of(examples[0].task, constant.records)
+    print(f"{name}, {len(examples)} questions: {constant.said}")
+    print("   ".join(f"{metric} {value:.1f}" for metric, value in metrics.items()))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,356 @@
+"""predictions.py: the folder of an evaluation, and the answers in it.
+
+    settings.json                     all that the answers depend on
+    predictions.jsonl                 one record per question, appended as it is answered
+    predictions-second-look.jsonl     with --clues: the answers after the second look
+    results.json                      the metrics, with the settings they were made with
+
+An evaluation that was interrupted goes on with the answers it has. So answers made with other
+settings, by other weights or to other questions must never be continued: they are moved aside.
+"""
+
+import hashlib
+import json
+import os
+import sys
+
+import rewards
+from annotations.readers import DATASETS, read_dataset
+from evaluation.metrics import reported
+from lib.errors import NUMBER, BadInput, first_line, read_object
+from lib.files import (
+    expect_kind,
+    kind_of,
+    read_lines,
+    remove_lines,
+    replace_file,
+    set_aside,
+    take,
+)
+from lib.flags import check_template, is_toy_model
+from tasks import TASKS, longest_answer, score, words_around
+from training.log import versions
+
+# ------------------------------------------------------------------------------------------------
+# Which model, which questions
+# ------------------------------------------------------------------------------------------------
+
+
+def find_model(name):
+    """A run folder, a model folder or a hub name → (what `load` takes, name to show, settings).
+
+    settings: those that the run was trained with; {} of a model that is no run. Raises BadInput for
+    an evaluation's folder, and for a run that has not saved a policy yet.
+    """
+    settings_file = os.path.join(name, "settings.json")
+    if kind_of(name) == "evaluation":
+        raise BadInput(
+            f"--model {name} is an evaluation of eval.py: "
+            "give the run or the model that was evaluated"
+        )
+    if not os.path.isfile(settings_file):
+        is_toy = is_toy_model(name)
+        return name, "toy base" if is_toy else name, {}
+    policy = os.path.join(name, "policy")
+    if not os.path.isdir(policy):
+        raise BadInput(
+            f"run folder {name} has no policy/ yet: the run has not saved one; "
+            "see --save-every of train.py"
+        )
+    wanted = {"model_name": str, "method": str, "think": bool, "max_new_tokens": int}
+    try:
+        settings = read_object(settings_file, **wanted)
+    except BadInput as e:
+        raise BadInput(f"{e}; --model {policy} evaluates the weights without it") from e
+    shown = f"{settings['model_name']} + {settings['method'].upper()} ({name})"
+    return policy, shown, settings
+
+
+# Some clips of most benchmarks can no longer be had. If more than this share is not there, the
+# folder is wrong.
+MISSING = 0.1
+
+
+def read_questions(bench_name, folder, limit, loud):
+    """(Examples of a benchmark's test split, sentences about what its reader had to leave out).
+
+    loud: whether to print these sentences, and a warning if some videos are missing. Raises
+    BadInput if more than the share MISSING is.
+    """
+    left_out = []
+    examples = read_dataset(bench_name, "test", folder, left_out.append)[:limit]
+    for sentence in left_out if loud else []:
+        print(sentence, file=sys.stderr)
+    videos = {e.video for e in examples}
+    missing = sorted(video for video in videos if not os.path.exists(video))
+    if missing:
+        sentence = (
+            f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing, "
+            f"the first is {missing[0]}"
+        )
+        if len(missing) > MISSING * len(videos):
+            raise BadInput(
+                f"{sentence}. {bench_name} is: {DATASETS[bench_name].source}; "
+                "--limit N takes the first N questions only"
+            )
+        if loud:
+            warning = f"WARNING: {sentence}; questions about them count as wrong"
+            print(warning, file=sys.stderr)
+    return examples, left_out
+
+
+def fingerprint(folder):
+    """Names, sizes and times of a local model's weight files; of a hub's model its name."""
+    if not os.path.isdir(folder):
+        return folder
+    files = sorted(f for f in os.listdir(folder) if f.endswith(".safetensors"))
+    stats = [os.stat(os.path.join(folder, f)) for f in files]
+    return [[f, s.st_size, int(s.st_mtime)] for f, s in zip(files, stats)]
+
+
+def digest(examples):
+    """A hash of what is asked and what is right."""
+    asked = [(e.id, e.question, e.options, e.answer, e.span, e.frames) for e in examples]
+    return hashlib.sha1(repr(asked).encode()).hexdigest()
+
+
+def task_asked(bench_name, usual_task, args):
+    """The task as which a benchmark's questions are asked: its usual one, or what the flags say.
+
+    Raises BadInput if the questions of this benchmark cannot be asked as that task.
+    """
+    task = "gqa" if args.clues else args.task or usual_task
+    if args.clues and usual_task not in ("qa", "gqa"):
+        raise BadInput(f"--clues asks a multiple-choice question twice; {bench_name} has none")
+    if args.clues and args.task:
+        raise BadInput(
+            "--clues asks for the answer and its seconds, the task gqa: leave --task away"
+        )
+    if task == "gqa" and usual_task == "qa" and not args.clues:
+        raise BadInput(f"--task gqa: no seconds are annotated in {bench_name}")
+    if TASKS[task].data != TASKS[usual_task].data:
+        raise BadInput(
+            f"--task {task} is asked about {TASKS[task].data}; "
+            f"the questions of {bench_name} are of the task {usual_task}"
+        )
+    return task
+
+
+def template_asked(args, run, task):
+    """The user's own wording: --prompt, or else that of the run, of the tasks that it was trained
+    on. None: the task's own prompt."""
+    if args.template is not None:
+        check_template(args.template, task, TASKS[task].prompt)
+        return args.template
+    return run.get("template") if task in run.get("tasks", []) else None
+
+
+def is_toy(shown, run):
+    """Whether find_model's answer is the toy base, or a run that was trained from it."""
+    return run.get("model_name", shown) == "toy base"
+
+
+def settings_of(args, budget, model, data, task, examples):
+    """All that an evaluation's answers depend on, as it is saved beside them.
+
+    model: (path, name to show, settings of its training), as find_model gives them; data: (name of
+    the benchmark, its folder, name to show).
+    """
+    (path, shown, run), (bench_name, folder, data_name) = model, data
+    template = template_asked(args, run, task)
+    think = run.get("think", True) if args.think is None else args.think
+    if args.template is not None and args.think is None:
+        think = "<think>" in template
+    toy_model = is_toy(shown, run)
+    longest = max(longest_answer(toy_model, [task]), run.get("max_new_tokens", 0))
+    return {
+        "bench": bench_name,
+        "data": folder,
+        "data_name": data_name,
+        "task": task,
+        "questions": len(examples),
+        "asked": digest(examples),
+        "model": path,
+        "model_name": shown,
+        "weights": fingerprint(path),
+        "think": think,
+        "look": args.look,
+        "clues": args.clues,
+        "judge": args.judge,
+        "decoding": "greedy",
+        "max_new_tokens": args.max_new_tokens or longest,
+        "video_budget": vars(budget),
+        "template": template,
+        "prompt": "<video>".join(words_around(examples[0], 30.0, think, template)),
+        "device": args.device,
+        "versions": versions(),
+    }
+
+
+# ------------------------------------------------------------------------------------------------
+# The folder
+# ------------------------------------------------------------------------------------------------
+
+
+def evaluation_folder(bench_name, usual_task, args):
+    """The name of an evaluation's folder, which says what was asked and how."""
+    name = f"eval-{bench_name}"
+    if args.task not in (None, usual_task):
+        name += f"-{args.task}"
+    if args.template is not None:
+        name += "-prompt"
+    if args.look:
+        name += f"-{args.look}"
+    if args.clues:
+        name += "-clues"
+    return name + args.way.replace(", ", "-").replace(" ", "-")
+
+
+def folder_without_run(model):
+    """Where the evaluations of a model go that is no run of train.py."""
+    return os.path.join("runs", "eval", os.path.basename(os.path.normpath(model)))
+
+
+def open_evaluation(out, settings):
+    """Makes the folder and locks it. Predictions that other settings made are moved aside."""
+    settings_path = os.path.join(out, "settings.json")
+    settings = json.loads(json.dumps(settings))  # as the file has them: lists, no tuples
+    try:
+        continued = expect_kind(out, "evaluation")
+        os.makedirs(out, exist_ok=True)
+        take(out)
+        changed = changed_settings(settings_path, settings) if continued else []
+        if changed:
+            aside = set_aside(out)
+            print(
+                f"{out} holds predictions made with other settings ({', '.join(changed)}): "
+                f"starting anew, they are now in {aside}/",
+                file=sys.stderr,
+            )
+        write_object(settings_path, settings | {"kind": "evaluation"})
+    except OSError as e:
+        raise BadInput(f"cannot write to --out {out}: {e.strerror}") from e
+
+
+def changed_settings(path, settings):
+    """The names of the settings that differ from those in the file."""
+    try:
+        before = read_object(path)
+    except BadInput as e:
+        print(f"{e}", file=sys.stderr)
+        return ["settings.json is damaged"]
+    return [name for name in settings if before.get(name) != settings[name]]
+
+
+def write_object(path, content):
+    """Writes a .json file, which is complete or not there."""
+    try:
+        replace_file(path, json.dumps(content, indent=2))
+    except OSError as e:
+        raise BadInput(f"{path} cannot be written: {e.strerror}") from e
+
+
+# ------------------------------------------------------------------------------------------------
+# The answers
+# ------------------------------------------------------------------------------------------------
+
+
+def read_predictions(path):
+    """predictions.jsonl as {id: record}, without damaged lines and one that is half-written."""
+    wanted = {"id": str, "group": str, "text": str, "format": NUMBER}
+    return {record["id"]: record for record in read_lines(path, **wanted) if "answer" in record}
+
+
+def answered(path):
+    """The ids of the questions that predictions.jsonl holds an answer to.
+
+    The file is cleaned, so that more can be appended: of a last line that was cut short, and of
+    questions whose video could not be read. It may be there by now, so they are asked again.
+    """
+    records = read_predictions(path)
+    done = {id for id, record in records.items() if "error" not in record}
+    if os.path.exists(path):
+        remove_lines(path, lambda record: record.get("id") in done and "error" not in record)
+    return done
+
+
+def with_tags(text):
+    """The completion with <answer> tags around what it answers, if it has no such block: after the
+    thought, before the evidence.
+
+    A model that was never taught the tags may know the answer. VideoChat-R1's own script for
+    grounding and lmms-eval's for multiple choice read one without tags, too. A thought that never
+    ended answers nothing.
+
+    >>> with_tags("12.5 to 17.8"), with_tags("<think>hm</think>B <glue>[(1, 2)]</glue>")
+    ('<answer>12.5 to 17.8</answer>', '<think>hm</think><answer>B </answer><glue>[(1, 2)]</glue>')
+    """
+    thought, closed, said = text.rpartition("</think>")
+    if rewards.inside(text, "answer") is not None or "</answer>" in said or "<think>" in said:
+        return text
+    said, evidence, rest = said.partition("<glue>")
+    return f"{thought}{closed}<answer>{said.rpartition('<answer>')[2]}</answer>{evidence}{rest}"
+
+
+def rewards_of(task, text, answer, think):
+    """tasks.score as an evaluation counts it: the form as it was written, the content with_tags."""
+    form = TASKS[task].rules["format"](text, answer, think)
+    return score(task, with_tags(text), answer, think) | {"format": form}
+
+
+def right_without_form(task, records):
+    """How many answers are right, but not in the form asked for: all that pays for content pays at
+    least half, as an IoU of 0.5 or the right letter does."""
+    content = [name for name in TASKS[task].rules if name != "format"]
+    paid = [[r.get(name) for name in content] for r in records if not r["format"]]
+    return sum(all(isinstance(v, NUMBER) and v >= 0.5 for v in row) for row in paid)
+
+
+def metrics_of(task, records):
+    """{name: percent}: the task's metrics, and the share of answers in the right form."""
+    try:
+        right_form = 100 * sum(r["format"] for r in records) / len(records)
+        records = [r | {"text": with_tags(r["text"])} for r in records]
+        return reported(task, records) | {"format": right_form}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+        raise BadInput(
+            "the predictions cannot be scored, so predictions.jsonl is damaged "
+            f"({type(e).__name__}: {first_line(e)}): "
+            "move it away and give the same command again"
+        ) from e
+
+
+def results_of(settings, records, first_look, left_out, constant):
+    """The content of results.json. first_look: with --clues the records of the first answers;
+    constant: what the constant answer earns (controls.py), or None."""
+    metrics = metrics_of(settings["task"], records)
+    if settings["clues"]:
+        before = metrics_of(settings["task"], first_look)
+        metrics = {
+            "accuracy, first look": before["accuracy"],
+            "accuracy": metrics["accuracy"],
+            "format": metrics["format"],
+        }
+    return {
+        "metrics": metrics,
+        "constant": constant,
+        "failed": [r["id"] for r in records if "error" in r],
+        "not in the form": [r["id"] for r in records if "error" not in r and not r["format"]],
+        "right but not in the form": right_without_form(settings["task"], records),
+        "left out": left_out,
+        "settings": settings,
+    }
+
+
+def say_what_failed(results, records, out):
+    """Names the first videos that could not be read, and counts what is not in the form."""
+    for r in [r for r in records if "error" in r][:5]:
+        print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
+    failed, unread = len(results["failed"]), len(results["not in the form"])
+    if failed or unread:
+        print(
+            f"{failed} questions are about videos that could not be read, {unread} answers are not "
+            f"in the form that was asked for ({results['right but not in the form']} of them "
+            f"right); {out}/results.json lists them",
+            file=sys.stderr,
+        )

@@ -1,0 +1,113 @@
+"""settings.py: the flags of eval.py, the effect of each, and its default."""
+
+from argparse import Namespace
+
+from annotations.readers import DATASETS
+from lib.errors import BadInput
+from lib.flags import (
+    ATTN,
+    BUDGET_FLAGS,
+    COUNT,
+    DEVICES,
+    JUDGE,
+    PATIENCE,
+    PROMPT,
+    STUDENT,
+    TOY_MODEL,
+    YES,
+    parser_of,
+    read_template,
+)
+from tasks import TASKS
+
+LOOKS = ("grey", "shuffled", "middle")  # controls of a model, see data.looked_at
+
+EVAL_FLAGS = {
+    "benchmarks": [
+        ("--bench", {}, f"one or several of {', '.join(DATASETS)}, with commas between, or all"),
+        ("--data", {}, "folder of the data set; with several benchmarks the folder that holds a "
+            "folder of each (default: data/NAME where it exists, else the toy one)"),
+        ("--task", {"choices": list(TASKS)}, "ask the questions as this task of the same "
+            "data: qa of nextgqa, the answer without its seconds (default: the benchmark's own)"),
+        ("--limit", COUNT, "only the first so many questions of each"),
+        JUDGE,
+        ("--controls", YES, "ask each model three times more: with grey frames, with the frames in "
+            "random order, and (multiple choice) with the middle frame alone"),
+        ("--clues", YES, "multiple choice: answer, look closely at the interval that was named, "
+            "answer again"),
+        ("--compare", {"nargs": 2, "metavar": ("A", "B")}, "no model is run: the difference of "
+            "two evaluations that are there, with its uncertainty"),
+        ("--out", {}, "folder for predictions and results (default: inside the run, or "
+            "runs/eval/MODEL)"),
+    ],
+    "or a question about one's own video": [
+        ("--video", {}, "a video file"),
+        ("--ask", {}, "the question"),
+    ],
+    "model and decoding (always greedy)": [
+        ("--model", {"nargs": "+", "default": [TOY_MODEL]}, "run folders of train.py, local model "
+            "folders or hub names (default: the toy base)"),
+        ("--think", {"nargs": "?", "const": True, "choices": ("both",)}, "ask for a <think> block "
+            "(default: as the run was trained, else yes); both: once with and once without, in two "
+            "folders"),
+        ("--no-think", {"dest": "think", "action": "store_false", "default": None}, "ask for the "
+            "answer alone"),
+        PROMPT,
+        ("--blind", YES, "replace every frame by grey: what a model knows without looking"),
+        ("--max-new-tokens", COUNT, "longest answer (default: the task's usual length, or the "
+            "run's if that is more; with --ask 256)"),
+        ("--batch-size", COUNT, "questions answered together (toy model: 64; others: 16)"),
+        ("--decode-timeout", PATIENCE | {"default": 600}, "seconds after which a video counts as "
+            "unreadable; an hour of video takes minutes"),
+        STUDENT,
+        DEVICES,
+        ATTN,
+    ],
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
+# What eval.py makes of its flags
+# ------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv=None, description=__doc__):
+    """The flags of eval.py as a namespace. Raises BadInput for those that do not go together."""
+    args = parser_of(description, EVAL_FLAGS | BUDGET_FLAGS).parse_args(argv)
+    if (args.bench is None) == (args.video is None):
+        raise BadInput('give either --bench charades, or --video FILE with --ask "…"')
+    if args.video is not None and not args.ask:
+        raise BadInput('--video needs a question: --ask "…"')
+    args.benches = [] if args.bench is None else args.bench.split(",")
+    if args.bench == "all":
+        args.benches = list(DATASETS)
+    for name in args.benches:
+        if name not in DATASETS:
+            raise BadInput(f"--bench {name} is unknown; there is: {', '.join(DATASETS)}, all")
+    if args.compare and args.judge:
+        raise BadInput(
+            "--compare scores with the judge that the evaluations were made with: "
+            "leave --judge away"
+        )
+    if args.template is not None and args.think == "both":
+        raise BadInput("--prompt says itself whether to think: leave --think both away")
+    args.template = None if args.template is None else read_template(args.template)
+    thinking = {"": args.think}
+    if args.think == "both":
+        thinking = {", thinking": True, ", not thinking": False}
+    args.look = "grey" if args.blind else ""
+    looks = ("", *LOOKS) if args.controls else (args.look,)
+    args.way, given = "", vars(args)
+    args.ways = [
+        Namespace(**given | {"way": way, "think": think, "look": look})
+        for way, think in thinking.items()
+        for look in looks
+    ]
+    if args.out and len(args.model) * max(1, len(args.benches)) * len(args.ways) > 1:
+        raise BadInput(
+            "--out is one folder; with several models or benchmarks, --think both or --controls, "
+            "leave it away, each gets its own"
+        )
+    if args.controls and (args.blind or args.compare):
+        raise BadInput("--controls asks in all these ways: leave --blind and --compare away")
+    return args

@@ -1,0 +1,1 @@
+"""The ground that the chapters stand on: it imports nothing above it."""

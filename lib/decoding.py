@@ -1,0 +1,205 @@
+"""decoding.py: the same tokens, sooner.
+
+Sampling calls `decode_step` (model.py) once per token. On a GPU most of that time goes into
+starting kernels; on a CPU, into completions that have long ended and threads that wait for each
+other. What is done about it changes no number, so grpo.py does not have to know:
+
+    all    sharded weights are gathered once (gathered), adapters cast once (adapters_ready)
+    GPU    the step is recorded once as a CUDA graph and replayed (record)
+    CPU    completions that have ended leave the batch (worth_keeping), and a small model runs on
+           one thread (threads_for_one_token)
+"""
+
+import sys
+from contextlib import contextmanager
+from functools import cache as once
+from functools import partial
+
+import torch
+
+from lib.adapters import adapters_ready
+
+# Whether all completions have ended is known on the GPU. Asking synchronises CPU and GPU, so it is
+# done only every 16th token.
+ASK_EVERY = 16
+# Every 4th token, a CPU looks whether a narrower batch is worth copying the cache for.
+NARROW_EVERY = 4
+
+
+@contextmanager
+def fast_decoding(decode_step, model, cache):
+    """Gives next_logits(tokens, positions, alive) → logits (B·G, V) of every row's next token.
+
+    Args:    decode_step: model.decode_step, which does the work; cache: a GroupCache after
+             start_decoding, of B prompts and G completions of each.
+    Args of next_logits: tokens (B·G,) just sampled; positions (B·G,) of them; alive (B·G,) bool:
+             which completions have not ended. For the others its logits mean nothing. It returns
+             None once no completion is alive (on a GPU up to ASK_EVERY tokens later).
+    """
+    with gathered(model), adapters_ready(model), threads_for_one_token(model):
+        yield Decoding(partial(decode_step, model, cache), cache)
+
+
+class Decoding:
+    """next_logits of fast_decoding. rows (B', G'): the completions that are still in the batch, by
+    what they share."""
+
+    def __init__(self, step, cache):
+        self.step, self.cache, self.steps = step, cache, 0
+        self.rows = torch.arange(len(cache.mask)).view(cache.shape)
+
+    def __call__(self, tokens, positions, alive):
+        self.steps += 1
+        on_cpu = tokens.device.type == "cpu"
+        if (on_cpu or self.steps % ASK_EVERY == 0) and not alive.any():
+            return None
+        if self.steps == 1 and can_record(tokens.device):
+            self.step = recorded_or_plain(self.step, self.cache, tokens, positions)
+        if on_cpu and self.steps % NARROW_EVERY == 0:
+            self.narrow(alive)
+        if self.rows.numel() == len(tokens):
+            return self.step(tokens, positions)
+        rows = self.rows.flatten()
+        logits = self.step(tokens[rows], positions[rows])
+        return logits.new_zeros(len(tokens), logits.shape[1]).index_copy_(0, rows, logits)
+
+    def narrow(self, alive):
+        """Drops ended completions from the batch where that is worth it."""
+        kept = worth_keeping(alive[self.rows])
+        if kept is not None:
+            keep(self.cache, kept)
+            self.rows = self.rows.flatten()[kept]
+
+
+def worth_keeping(alive):
+    """Which rows of the batch to go on with, if a narrower batch is worth copying the cache for.
+
+    Args:    alive (B, G): which completions have not ended yet.
+    Returns: (B', G') numbers of rows. The prompts with living completions stay, each with its
+             living ones first, filled up with ended ones to the same width. None if that would
+             save less than a quarter.
+
+    >>> alive = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 0, 1]]).bool()
+    >>> worth_keeping(alive).tolist()
+    [[0, 2], [8, 6]]
+    """
+    prompts, most = alive.any(dim=1), int(alive.sum(dim=1).max())
+    if int(prompts.sum()) * most > 0.75 * alive.numel():
+        return None
+    living_first = alive.int().argsort(dim=1, descending=True, stable=True)
+    return torch.arange(alive.numel()).view(alive.shape).gather(1, living_first)[prompts, :most]
+
+
+def keep(cache, rows):
+    """Keeps only some completions of a GroupCache.
+
+    rows (B', G'): their indices among all B·G, one row per prompt.
+    """
+    prompts = rows[:, 0] // cache.shape[1]
+    rows = rows.flatten()
+    cache.mask = cache.mask[rows]
+    for layer, (keys, values) in cache.prompt.items():
+        cache.prompt[layer] = keys[prompts], values[prompts]
+    for layer, (keys, values) in cache.completions.items():
+        cache.completions[layer] = keys[rows], values[rows]
+
+
+def rewind(cache):
+    """Forgets all tokens of a GroupCache's completions."""
+    cache.length.fill_(cache.tail)
+    cache.mask[:, cache.prompt_length + cache.tail :] = float("-inf")
+
+
+@contextmanager
+def gathered(model):
+    """Gathers the weights of a sharded model (lib/sharding.py) in every process, once per rollout
+    and not once for each of a thousand tokens. For weights that are whole it does nothing."""
+    units = [m for m in model.modules() if hasattr(m, "unshard")]
+    for unit in units:
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+
+
+@contextmanager
+def threads_for_one_token(model):
+    """One CPU thread for the decoding of a small model, whose products are done before a second
+    thread has woken up.
+
+    (The toy on 2 cores, one decoding step: one thread 2.9 ms; two threads that sleep while they
+    wait 6 ms; two that spin 2.5 ms, but 60 ms as soon as anything else runs on the machine.)
+    """
+    threads = torch.get_num_threads()
+    if model.device.type == "cpu" and model.config.text_config.hidden_size < 1024:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+# ------------------------------------------------------------------------------------------------
+# The CUDA graph
+# ------------------------------------------------------------------------------------------------
+
+
+def can_record(device):
+    return device.type == "cuda"
+
+
+def recorded_or_plain(step, cache, tokens, positions):
+    """The recorded step; where recording fails, one line says why and the plain step goes on."""
+    try:
+        return record(step, cache, tokens, positions)
+    except RuntimeError as e:
+        rewind(cache)
+        why = str(e).strip().splitlines()[0][:200]
+        say_once(f"sampling goes on without a CUDA graph, more slowly: {why}")
+        return step
+
+
+@once
+def say_once(sentence):
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def record(step, cache, tokens, positions):
+    """A step as a CUDA graph: recorded once, then replayed by a single call.
+
+    A step of a 7B model is about a thousand small kernels, and Python needs longer to launch them
+    than the GPU to run them. A graph launches them all at once. In return every address in it is
+    fixed, which is why the cache is allocated in full beforehand and the inputs are copied into
+    place.
+
+    It is recorded anew for each rollout, because each has another cache. That costs three steps
+    (two for practice, one recorded) among the hundreds that are replayed.
+
+    Args:    step: (tokens, positions) → logits; tokens, positions: of the shapes that will come.
+    Returns: a function (tokens, positions) → logits (B·G, V), overwritten by the next call.
+    Raises:  RuntimeError where a step cannot be recorded; the cache then needs rewinding.
+    """
+    tokens, positions = tokens.clone(), positions.clone()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # kernels are chosen and loaded on first runs, which cannot be recorded
+            step(tokens, positions)
+            rewind(cache)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # thread_local: what other threads do meanwhile does not spoil the recording.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        logits = step(tokens, positions)
+    rewind(cache)
+
+    def replay(new_tokens, new_positions):
+        tokens.copy_(new_tokens)
+        positions.copy_(new_positions)
+        graph.replay()
+        return logits
+
+    return replay

@@ -1,0 +1,194 @@
+"""errors.py: mistakes of the user, told in one sentence; and how every program here ends.
+
+A mistake is `BadInput`. Whatever else is not the program's fault (no memory, no room on the disk, a
+terminal that is closed or cannot show a letter, another process that died) is handled here as well,
+once for all programs: `run_program`. Only our own faults end with a traceback.
+
+It imports nothing of the project, so that every file can import it.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import sys
+
+
+class BadInput(Exception):
+    """A mistake in what the user gave us, told in one sentence: what is wrong, where, what to do.
+
+    The programs here print it without a traceback and exit with status 2. An attribute `process`
+    names the one process (rank) that knows about it; without it all do, and process 0 says it.
+    """
+
+
+# ------------------------------------------------------------------------------------------------
+# Files that may be damaged
+# ------------------------------------------------------------------------------------------------
+
+NUMBER = (int, float)
+
+
+def read_object(path, **types):
+    """The object in a .json file. Raises BadInput if there is none, or it is not of the form asked.
+
+    types: of the keys that must be there, e.g. seed=int. Numbers must be finite and no bool.
+    """
+    try:
+        with open(path, encoding="utf-8") as f:
+            value = json.load(f)
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read ({e.strerror})") from e
+    except (ValueError, RecursionError) as e:
+        why = "it is empty" if os.path.getsize(path) == 0 else str(e).splitlines()[0][:100]
+        raise BadInput(f"{path} is damaged: it is no JSON ({why})") from e
+    wrong = wrong_key(value, types)
+    if wrong:
+        raise BadInput(f"{path} is damaged: {wrong}")
+    return value
+
+
+def wrong_key(record, types):
+    """What is wrong with a JSON object that should have these keys; None if nothing is."""
+    if not isinstance(record, dict):
+        return f"it holds a {type(record).__name__}, not an object"
+    for key, kind in types.items():
+        if key not in record:
+            return f"it has no {key!r}"
+        value, numeric = record[key], kind in (int, float, NUMBER)
+        if not isinstance(value, kind) or (numeric and isinstance(value, bool)):
+            return f"its {key!r} is a {type(value).__name__}"
+        if numeric and not math.isfinite(value):
+            return f"its {key!r} is {value}"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------
+# How a program ends
+# ------------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """Standard output or error that never ends the program.
+
+    A letter that the terminal cannot show becomes "?". When its reader has gone (`| head -1`) or
+    its disk is full, what is said goes nowhere from then on, and the work goes on.
+    """
+
+    def __init__(self, stream):
+        # None: it was closed before the program began (`>&-`)
+        self.stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self.give_up()
+            return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except OSError:
+            self.give_up()
+
+    def give_up(self):
+        """Puts the null device in its place, also for what is still in the stream's own buffer."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.stream.fileno())
+        os.close(null)
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+
+ALLOCATION_FAILED = ("DefaultCPUAllocator", "out of memory", "Cannot allocate memory",
+                     "ALLOC_FAILED", "Storage size calculation overflowed")  # fmt: skip
+
+
+def out_of_memory(error):
+    """Whether an exception says that memory was not enough, on a GPU or on the CPU.
+
+    PyTorch raises torch.OutOfMemoryError for a GPU and a plain RuntimeError for the CPU.
+    """
+    told = isinstance(error, RuntimeError) and any(w in str(error) for w in ALLOCATION_FAILED)
+    return isinstance(error, MemoryError) or told
+
+
+LOST = ("Connection", "gloo", "closed by peer", "Broken pipe")
+
+
+def lost_process(error):
+    """Whether an exception says that another process of the run has gone."""
+    dist = sys.modules.get("torch.distributed")  # where it was never imported there is none
+    started = dist is not None and dist.is_available() and dist.is_initialized()
+    if not isinstance(error, RuntimeError):
+        return False
+    told = started and any(word in str(error) for word in LOST)
+    return told or type(error).__name__ == "DistBackendError"
+
+
+# What the machine refuses, not the program: full or read-only disks, quotas, permissions.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS,
+           errno.EACCES, errno.EPERM, errno.EIO)  # fmt: skip
+
+
+def first_line(error, most=200):
+    """An exception in one line, with its type where it says nothing itself."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
+def reason(error, memory, interrupted):
+    """(exit status, sentence) of an error that is not the program's fault; None of any other."""
+    rank = os.environ.get("RANK", "0")
+    if isinstance(error, BadInput):  # where all processes know of the mistake, one of them says it
+        speaks = rank == str(getattr(error, "process", 0))
+        return 2, f"error: {error}" if speaks else None
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + 2, "interrupted" + f"; {interrupted}" * bool(interrupted)
+    if out_of_memory(error):
+        return 1, f"error: process {rank} ran out of memory" + f": {memory}" * bool(memory)
+    if lost_process(error):
+        return 1, (f"error: process {rank} lost another process, which was killed or crashed "
+                   f"(its own output says why): {first_line(error)}")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        where = f": {error.filename}" if error.filename else ""
+        return 1, f"error: the system refused ({error.strerror}){where}"
+    return None
+
+
+def check_locale():
+    """Raises BadInput if a path cannot be handed to libraries, which read every path as UTF-8."""
+    names = [*sys.argv, os.getcwd()]
+    if sys.getfilesystemencoding() != "utf-8" and not all(name.isascii() for name in names):
+        raise BadInput("a path or word here is not ASCII, and this locale knows nothing else: "
+                       "set PYTHONUTF8=1, or LC_ALL=C.UTF-8")  # fmt: skip
+
+
+def run_program(program, memory="", interrupted=""):
+    """Runs `program()` and returns what it returns, or exits with one sentence.
+
+    memory: what to do when memory is not enough; interrupted: what to know after Ctrl-C.
+    """
+    out, err = Stream(sys.stdout), Stream(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            check_locale()
+            return program()
+        except (Exception, KeyboardInterrupt) as e:
+            ending = reason(e, memory, interrupted)
+            if ending is None:
+                raise
+            status, sentence = ending
+            out.flush()
+            if sentence:
+                print(sentence, file=err)
+            sys.exit(status)
+        finally:
+            out.flush()
+            err.flush()

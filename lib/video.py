@@ -1,0 +1,327 @@
+"""container.py: a video → when each of its frames is on screen, and the pictures themselves.
+
+Every answer of the model is in seconds, so a frame shown at the wrong second is a wrong lesson that
+nothing would report. A file is read in one of two ways:
+
+    H.264 in mp4 or mov whose packets prove that jumps are exact   decord jumps to what is asked for
+    everything else                                                PyAV decodes from the beginning
+
+decord jumps to a key frame and counts from there. That goes wrong where frames follow a key frame
+but are shown before it, where stamps are missing or an edit list hides frames, and in containers
+without an exact index: 5 s in MPEG-TS. `jumps_are_exact` decides from the packets, which are read
+without decoding them.
+
+A folder of numbered pictures is a video too: GOT-10k and a part of MVBench come as such.
+"""
+
+import os
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import av
+import decord
+import numpy as np
+from PIL import Image
+
+from lib.errors import BadInput
+
+decord.logging.set_level(decord.logging.QUIET)  # C++ errors would interleave with our one sentence
+av.logging.set_level(av.logging.PANIC)
+
+BATCH = 16  # pictures at a time: a long video at full size would not fit in memory
+REFUSED = (av.FFmpegError, decord.DECORDError, RuntimeError, IndexError)  # what PyAV, decord raise
+GUESSED = ("avi", "mpeg")  # containers that do not hold every frame's time: libraries guess
+CONVERT = "convert it with ffmpeg -i IN -c:v libx264 OUT.mp4"
+UNTIMED = f"does not say when its frames are shown (stamps missing or out of order): {CONVERT}"
+
+
+class Unreadable(Exception):
+    """Why a file cannot be used, in words that follow its name."""
+
+
+@contextmanager
+def opened(path):
+    """The clip at a path, for reading within the block. Whatever goes wrong there is BadInput.
+
+    A clip has `on_screen` (F,), the seconds at which each frame goes on screen, from 0, `duration`
+    in seconds, `size()` (height, width) and `pictures(index)`: see Jumping, InOrder and Folder.
+    """
+    is_folder = os.path.isdir(path)
+    what = f"folder {path}" if is_folder else f"video file {path}"
+    if not is_folder and not os.path.isfile(path):  # a pipe would be waited for
+        raise BadInput(f"{what} does not exist: check the path, or --data")
+    if not is_folder and os.path.getsize(path) == 0:
+        raise BadInput(f"{what} is empty (0 bytes): download it again")
+    try:
+        clip = Folder(path) if is_folder else open_clip(path)
+        if not 0 < clip.duration < float("inf"):
+            raise Unreadable(f"has no duration: it holds {len(clip.on_screen)} frame(s)")
+        yield clip
+    except Unreadable as e:
+        raise BadInput(f"{what} {e}") from e
+    except REFUSED as e:
+        reason = str(e).strip().splitlines()[-1][:150] if str(e).strip() else type(e).__name__
+        said = f"{what} cannot be decoded, it may be damaged or no video ({reason})"
+        raise BadInput(said) from e
+
+
+def open_clip(path):
+    """A Jumping or InOrder clip of a file. Raises Unreadable, or one of REFUSED."""
+    packets = look(path)
+    refuse_cut(packets)
+    if jumps_are_exact(packets):
+        clip = Jumping(path)
+        if clip.agrees_with(packets):
+            return clip
+    return InOrder(path, packets)
+
+
+# ------------------------------------------------------------------------------------------------
+# A look at the packets
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Packets:
+    """What the video stream's packets say, in the file's order.
+
+    pts, dts (F,): in seconds, nan where missing; key, discard (F,) bool; last: seconds that the
+    last frame stays; stated: duration in the file's head, or None.
+    """
+
+    container: str
+    codec: str
+    pts: np.ndarray
+    dts: np.ndarray
+    key: np.ndarray
+    discard: np.ndarray
+    last: float
+    stated: float | None
+
+
+def look(path):
+    """Packets of a video file; no frame is decoded. Raises Unreadable, or one of REFUSED."""
+    with av.open(path) as file:
+        stream = file.streams.best("video")
+        if stream is None:
+            raise Unreadable("holds no video")
+        codec, tick = stream.codec_context, float(stream.time_base)
+        if codec is None:
+            raise Unreadable(f"holds video of a kind that cannot be decoded here: {CONVERT}")
+        seconds = lambda ticks: np.nan if ticks is None else ticks * tick
+        rows = [
+            (seconds(p.pts), seconds(p.dts), p.is_keyframe, p.is_discard, (p.duration or 0) * tick)
+            for p in file.demux(stream)
+            if p.size
+        ]
+        if not rows:
+            raise Unreadable("holds no frame")
+        pts, dts, key, discard, length = (np.array(column) for column in zip(*rows))
+        stated = seconds(stream.duration)
+        if np.isnan(stated) and len(file.streams) == 1 and file.duration:
+            stated = file.duration / av.time_base  # of a file with sound, it may be the sound's
+        last = length[np.nanargmax(pts)] if np.isfinite(pts).any() else 0.0
+        stated = None if np.isnan(stated) else stated
+        return Packets(file.format.name, codec.name, pts, dts, key, discard, last, stated)
+
+
+def jumps_are_exact(packets):
+    """Whether decord shows the right frame after a jump, proven from the packets.
+
+    A jump to key frame K asks for its pts and is looked up among dts. It ends at K if the next key
+    frame's dts is later than that. Counting on from there is right if nothing crosses a key frame:
+    what stands before it in the file is shown before it, what follows, later.
+    """
+    pts, dts, key = packets.pts, packets.dts, np.flatnonzero(packets.key)
+    if not ("mp4" in packets.container and packets.codec == "h264"):
+        return False
+    if not np.isfinite(pts + dts).all() or packets.discard.any():
+        return False
+    if not len(key) or key[0] != 0 or (np.diff(np.sort(pts)) <= 0).any():
+        return False
+    earlier = np.maximum.accumulate(np.r_[-np.inf, pts[:-1]])  # the latest pts before each packet
+    later = np.minimum.accumulate(pts[::-1])[::-1]
+    uncrossed = (earlier[key] < pts[key]).all() and (later[key] == pts[key]).all()
+    return bool(uncrossed and (dts[key[1:]] > pts[key[:-1]] + 1e-6).all())
+
+
+def refuse_cut(packets):
+    """Refuses a download cut short: its frames end long before the stated duration."""
+    if packets.stated is None or packets.discard.any() or not np.isfinite(packets.pts).any():
+        return
+    end = np.nanmax(packets.pts) - np.nanmin(packets.pts) + packets.last
+    if end < 0.9 * packets.stated - 0.5:
+        raise Unreadable(f"breaks off after {end:.1f} of {packets.stated:.1f} s: download it again")
+
+
+# ------------------------------------------------------------------------------------------------
+# Two ways of reading
+# ------------------------------------------------------------------------------------------------
+
+
+class Jumping:
+    """A file read with decord."""
+
+    def __init__(self, path):
+        self.reader = decord.VideoReader(path, num_threads=1)
+        stamps = self.reader.get_frame_timestamp(np.arange(len(self.reader)))  # (F, 2): on, off
+        stamps = np.asarray(stamps, dtype=np.float64)
+        self.on_screen = stamps[:, 0] - stamps[0, 0]
+        self.duration = float(stamps[-1, 1] - stamps[0, 0])
+
+    def agrees_with(self, packets):
+        pts = np.sort(packets.pts) - packets.pts.min()
+        if len(pts) != len(self.on_screen):
+            return False
+        return np.abs(self.on_screen - pts).max() < 1e-3 + 1e-6 * pts[-1]  # decord's are float32
+
+    def size(self):
+        return self.reader[0].shape[:2]
+
+    def pictures(self, index):
+        """Yields (≤ 16, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
+        for i in range(0, len(index), BATCH):
+            yield self.reader.get_batch(index[i : i + BATCH]).asnumpy()
+
+
+class InOrder:
+    """A file decoded with PyAV from its beginning. Times come from the packets if they have all of
+    them, otherwise from decoding the file once more."""
+
+    def __init__(self, path, packets):
+        self.path, self.times = path, None
+        times, last = np.sort(packets.pts), packets.last
+        guessed = packets.container in GUESSED or packets.discard.any() or not increasing(times)
+        if guessed:
+            shown = [(at, (f.duration or 0) * f.time_base) for at, f in self.frames()]
+            times = self.times = put_in_order(np.array([at for at, _ in shown]))
+            last = float(shown[-1][1])
+        self.on_screen = times - times[0]
+        if not last and len(times) > 1:
+            last = np.median(np.diff(times))
+        self.duration = float(self.on_screen[-1] + last)
+
+    def frames(self):
+        """Yields (seconds, frame) of all frames that are shown, in order; nan: no stamp."""
+        with av.open(self.path) as file:
+            for k, frame in enumerate(file.decode(file.streams.best("video"))):
+                stamp = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
+                yield (stamp if self.times is None else self.times[k]), frame
+
+    def size(self):
+        first = next(self.frames(), None)
+        if first is None:
+            raise Unreadable(f"holds no frame that can be decoded here: {CONVERT}")
+        return picture(first[1]).shape[:2]
+
+    def pictures(self, index):
+        """Yields (1, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
+        wanted, before, reached, start = list(self.on_screen[index]), None, -np.inf, None
+        for seconds, frame in self.frames():
+            start = seconds if start is None else start
+            if not seconds - start > reached:
+                raise Unreadable(UNTIMED)
+            while wanted and before is not None and seconds - start > wanted[0] + 1e-6:
+                wanted.pop(0)
+                yield picture(before)[None]
+            if not wanted:
+                return
+            before, reached = frame, seconds - start
+        if before is None or wanted[-1] > reached + 1:
+            raise Unreadable("is damaged: frames are missing at its end; download it again")
+        for _ in wanted:
+            yield picture(before)[None]
+
+
+def increasing(times):
+    return np.isfinite(times).all() and (np.diff(times) > 0).all()
+
+
+def put_in_order(times):
+    """Times (F,) of frames in the order in which they are shown; missing and wrong ones repaired.
+
+    AVI and MPEG files have one frame rate and stamp some frames wrongly. So where four fifths of
+    the frames are on time for one rate (to four frames), all are. Otherwise nobody knows.
+
+    >>> put_in_order(np.array([np.nan, 2, 4, 6, 10, 8, 12, 14, 16, 18])).tolist()
+    [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0]
+    """
+    if not len(times):
+        raise Unreadable("holds no frame")
+    if increasing(times):
+        return times
+    half = len(times) // 2
+    gaps = (times[half:] - times[: len(times) - half]) / max(1, half)  # over many frames
+    gap = np.nanmedian(gaps) if np.isfinite(gaps).any() else np.nan
+    line = np.arange(len(times)) * gap
+    start = np.nanmedian(times - line) if np.isfinite(gap) else np.nan
+    if not (gap > 0 and np.mean(np.abs(times - line - start) < 4 * gap) >= 0.8):
+        raise Unreadable(UNTIMED)
+    return start + line
+
+
+def picture(frame):
+    """(H, W, 3) uint8, upright."""
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+
+
+# ------------------------------------------------------------------------------------------------
+# Folders of pictures
+# ------------------------------------------------------------------------------------------------
+
+FOLDER_FPS = 3  # of a folder that does not say: MVBench's one subset of frames has three a second
+
+
+def numbered_pictures(folder):
+    """The names of a folder's frames in their order: 00000001.jpg, …, or png."""
+    numbered = re.compile(r"\d+\.(jpg|jpeg|png)", re.IGNORECASE)
+    return sorted(name for name in os.listdir(folder) if numbered.fullmatch(name))
+
+
+class Folder:
+    """A folder of numbered pictures. Their rate is `anno_fps` of meta_info.ini (GOT-10k) where
+    there is one, else FOLDER_FPS."""
+
+    def __init__(self, path):
+        self.path, self.names = path, numbered_pictures(path)
+        if not self.names:
+            raise Unreadable("holds no numbered jpg or png frames")
+        fps = FOLDER_FPS
+        if os.path.isfile(meta := os.path.join(path, "meta_info.ini")):
+            with open(meta, encoding="utf-8", errors="replace") as f:
+                stated = re.search(r"anno_fps:\s*(\d+)", f.read())
+            fps = int(stated[1]) if stated and int(stated[1]) else FOLDER_FPS
+        self.on_screen = np.arange(len(self.names)) / fps
+        self.duration = len(self.names) / fps
+
+    def size(self):
+        return read_picture(os.path.join(self.path, self.names[0])).shape[:2]
+
+    def pictures(self, index):
+        """Yields (1, H, W, 3) uint8 arrays of the frames `index`."""
+        size = None
+        for i in index:  # one at a time: some large photographs would not fit in memory
+            picture = read_picture(os.path.join(self.path, self.names[i]))
+            if size not in (None, picture.shape[:2]):
+                raise Unreadable("holds frames of different sizes")
+            size = picture.shape[:2]
+            yield picture[None]
+
+
+MOST_PIXELS = 8192 * 8192  # of one picture: as float32 it takes 0.8 GB
+Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns in two lines, or raises what is no OSError
+
+
+def read_picture(path):
+    """(H, W, 3) uint8 of a picture file. Raises BadInput, also for one of over MOST_PIXELS."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if width * height <= MOST_PIXELS:
+                return np.array(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as e:  # SyntaxError: PIL's word for a broken PNG
+        raise BadInput(f"frame {path} cannot be read: {' '.join(str(e).split())}") from e
+    size = f"{width} × {height} pixels, more than the {MOST_PIXELS:,} that can be read"
+    raise BadInput(f"frame {path} has {size}: make it smaller")

@@ -1,1 +1,0 @@
-"""What every run needs and the lesson does without."""

@@ -1,0 +1,67 @@
+"""lib/flags.py: numbers have ranges, mistakes are one sentence, --help shows defaults."""
+
+import argparse
+
+import pytest
+
+import eval as evaluate
+import train
+from lib.errors import BadInput
+from lib.flags import number, parser_of
+from training.settings import TRAIN_FLAGS
+
+
+@pytest.mark.parametrize("program", [train, evaluate])
+def test_every_number_among_the_flags_has_a_range(program, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "parse_args", lambda p, argv: seen.append(p) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        program.parse_args([])
+    assert {action.type for action in seen[0]._actions} & {int, float} == set()
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *"--lr --beta --clip --clip-high --grad-clip --fps --decode-timeout".split(),
+        *"--seed --steps --group-size --prompts-per-step --max-frames --total-pixels".split(),
+        *"--min-frame-pixels --max-frame-pixels --keep --lora".split(),
+    ],
+)
+def test_numbers_out_of_range_are_one_sentence(flag):
+    floats = "--lr --beta --clip --clip-high --grad-clip --fps --decode-timeout".split()
+    values = ["-1"] if flag in ("--beta", "--seed") else ["-1", "0"]
+    if flag in floats:
+        values += ["nan", "-inf"] if flag == "--grad-clip" else ["nan", "-inf", "inf"]
+    for value in values:
+        with pytest.raises(BadInput, match=f"^{flag} must be (above|at least) .*got {value}"):
+            train.parse_args([f"{flag}={value}"])
+    assert train.parse_args("--grad-clip inf --beta 0 --seed 0".split()).grad_clip == float("inf")
+
+
+@pytest.mark.parametrize(
+    "kind, interval, good, bad",
+    [
+        (int, "[1, inf)", ["1", "9" * 30], ["0", "1.5", "nan"]),
+        (float, "(0, 2]", ["0.1", "2"], ["0", "2.1", "nan", "x"]),
+        (float, "(0, inf]", ["inf"], ["0", "nan"]),
+    ],
+)
+def test_intervals_hold_their_ends_or_not(kind, interval, good, bad):
+    read = number(kind, interval)["type"]
+    assert [read(text) for text in good] == [kind(text) for text in good]
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match="must be"):
+            read(text)
+
+
+def test_help_shows_defaults_and_a_mistake_is_one_sentence():
+    table = {"a": [("--seed", number(int, "[0, inf)") | {"default": 1}, "of sampling")]}
+    parser = parser_of("what it does", table)
+    assert "of sampling (default: 1)" in parser.format_help()
+    with pytest.raises(BadInput, match="^--seed must be a whole number, at least 0: got x$"):
+        parser.parse_args(["--seed", "x"])
+    shown = " ".join(parser_of("", TRAIN_FLAGS).format_help().split())
+    assert "(default: 0.04)" in shown and "(toy model: 300; others: one pass" in shown

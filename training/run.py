@@ -1,0 +1,332 @@
+"""run.py: one run of train.py: what it writes down, shows and saves, and how it is told to stop.
+
+Every process has a Run and calls its methods in the same order; process 0 writes and shows. Logs
+and pictures may fail, with one line; the work is saved before them.
+"""
+
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from lib.errors import BadInput, first_line
+from lib.files import append_line, read_lines
+from lib.processes import add_up, largest, on_first
+from training.checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
+from training.log import HINT, speed, step_metrics, tensorboard, versions
+from training.rollouts import group_record, mean_kl, sampled_again, token_records
+from training.shown import draw_curves, group_text
+
+# ------------------------------------------------------------------------------------------------
+# Signals
+# ------------------------------------------------------------------------------------------------
+
+STOP = {"signal": None, "cancel": None}  # cancel: ends what the run may be waiting for
+
+
+def stop_on_signals():
+    """The first SIGTERM or SIGINT ends the run after its step, with a save; the second at once."""
+    signal.signal(signal.SIGTERM, stopped)
+    signal.signal(signal.SIGINT, stopped)
+
+
+def stopped(signum, frame):
+    rank = os.environ.get("RANK", "0")
+    who, which = f"process {rank}: told to stop", f"(signal {signum})"
+    if STOP["signal"] is not None:
+        print(f"{who} twice {which}: the last checkpoint is intact", file=sys.stderr)
+        sys.exit(1)
+    STOP["signal"] = signum
+    print(f"{who} {which}: finishing this step, then saving", file=sys.stderr, flush=True)
+    if STOP["cancel"]:
+        STOP["cancel"]()
+
+
+# ------------------------------------------------------------------------------------------------
+# The run
+# ------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds by phase: `clock("sample")` books the time since the last call under that name."""
+
+    def __init__(self, device, **seconds):
+        self.seconds, self.cuda = seconds, "cuda" in str(device)
+        self.last = time.perf_counter()
+
+    def __call__(self, phase):
+        if self.cuda:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
+        self.last = now
+
+
+SAMPLED_EVERY = 25  # steps, between two looks at the same prompts
+
+
+class Run:
+    """The run's folder, opened and locked. With --resume, its newest checkpoint is loaded.
+
+    first: the step it begins with, counted from 0; done: how many steps it has by now.
+    """
+
+    def __init__(self, settings, about, policy, tokenizer, budget, optimizer, rank, world, device):
+        self.settings, self.about, self.steps = settings, about, about["steps"]
+        self.policy, self.tokenizer, self.budget = policy, tokenizer, budget
+        self.optimizer, self.rank, self.world, self.device = optimizer, rank, world, device
+        self.n_weights = sum(p.numel() for p in policy.parameters())
+        self.n_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+        also = {"processes": world, "video_budget": vars(budget), "versions": versions()}
+        self.record = vars(settings) | about | also  # settings.json
+        opened = on_first(rank, world, lambda: open_run_folder(self.record, self.room()))
+        self.out, checkpoint = opened
+        self.first, self.lines, self.said, self.checked, self.problems = 0, [], set(), False, []
+        self.counts = {"drawn": 0, "skipped": 0, "dropped": 0, "dropped_in_a_row": 0}
+        self.counts["largest_kl"] = 0.0
+        if checkpoint:
+            optimizer.load_tensors(read_checkpoint(*checkpoint))
+            state = checkpoint[1]
+            self.first, self.counts = state["step"], self.counts | state["counts"]
+        if rank == 0 and self.first:
+            self.lines = read_lines(self.path("metrics.jsonl"))
+        self.done = self.saved = self.first
+        self.stopping = False
+        self.greet()
+        self.board = None
+        if settings.tensorboard and rank == 0:
+            self.board = tensorboard(self.path("tensorboard"))
+        position = dict(total=self.steps, initial=self.first, unit="step")
+        self.bar = tqdm(**position, disable=rank != 0, dynamic_ncols=True)
+
+    def room(self):
+        """Bytes that the checkpoints need, and the policy while it is replaced."""
+        policy = 4 * (self.n_trained if self.settings.lora else self.n_weights)
+        return (self.settings.keep + 1) * 12 * self.n_trained + 2 * policy
+
+    def path(self, name):
+        return os.path.join(self.out, name)
+
+    def greet(self):
+        if self.rank == 0:
+            s, a = self.settings, self.about
+            again = f"; going on after step {self.first}" if self.first else ""
+            print(
+                f"{s.method} on {s.task}: "
+                f"{a['model_name']}, {self.n_weights:,} parameters, {self.n_trained:,} trained; "
+                f"data: {a['data_name']}, {a['examples']} examples; "
+                f"{self.steps} steps on {self.world} process(es), {self.device}; "
+                f"run folder {self.out}{again}"
+            )
+
+    # What is written down about a step ---------------------------------------------------------
+
+    def log(self, step, batch, outcome, lr, clock):
+        """Adds up the processes' sums and counts, checks the sampler once per run, and writes the
+        step's lines."""
+        sums = outcome.sums | {"drawn": len(batch.examples), "skipped": len(batch.skipped)}
+        sums["stop"] = float(STOP["signal"] is not None)
+        sums = add_up(sums, self.device, self.world)
+        self.stopping, self.done = bool(sums["stop"]), step + 1
+        self.agreement = None
+        if not self.checked and outcome.groups:
+            dtype = getattr(torch, self.settings.dtype)
+            self.agreement = check_sampler(outcome.sampler_gaps, dtype, self.world)
+            self.checked = True
+        self.count(sums, outcome.grad_norm)
+        if outcome.groups:
+            self.record_group(step, sums, outcome.groups, clock)
+        for record in batch.skipped:
+            self.append("skipped.jsonl", record)
+        if self.rank:
+            return
+        line = step_metrics(step + 1, sums, outcome.grad_norm, lr, clock.seconds, self.settings)
+        line |= {k: self.counts[k] for k in ("skipped", "dropped")}
+        line |= speed(line, self.n_weights, self.n_trained, self.settings, self.world, self.device)
+        self.lines.append(line)
+        self.append("metrics.jsonl", line)
+        if self.board:
+            self.may_fail("tensorboard", add_scalars, self.board, line)
+
+    def record_group(self, step, sums, groups, clock):
+        """A line of rollouts.jsonl: every --rollouts-every steps a group, the step's first. Of a
+        step whose KL is the largest so far, so that its reason can be seen, always one: that of
+        the largest KL, whichever process has it."""
+        kl = sums["kl"] / sums["tokens"]
+        group, writer = groups[0], 0
+        if is_peak := self.counts["largest_kl"] < kl < math.inf:
+            self.counts["largest_kl"] = kl
+            group = max(groups, key=mean_kl)
+            of = {rank: mean_kl(group) * (rank == self.rank) for rank in range(self.world)}
+            of = add_up(of, self.device, self.world)
+            writer = max(of, key=of.get)
+        if is_peak or step % self.settings.rollouts_every == 0:
+            record = {"step": step + 1, **token_records(self.policy, self.tokenizer, group)}
+            if self.rank == writer:
+                self.append("rollouts.jsonl", record)
+            clock("record")
+
+    def batches(self, loader):
+        """The loader's (step, batch), and before the first step, every SAMPLED_EVERY steps and
+        after the last a look at what the policy answers to the same few prompts."""
+        for step, batch in loader.batches(self.first, self.steps):
+            if step % SAMPLED_EVERY == 0:
+                self.record_samples(step, loader)
+            yield step, batch
+        if self.done == self.steps:
+            self.record_samples(self.done, loader)
+
+    def record_samples(self, done, loader):
+        """Lines of samples.jsonl, one per fixed prompt: its number, and what is answered after
+        `done` steps. Always with the same random numbers, so that answers change because the policy
+        did. They are not the training's, which goes on as if nobody had looked."""
+        if self.settings.method != "grpo":
+            return
+        for number, *prompt in loader.fixed():
+            began = time.perf_counter()
+            record = sampled_again(self.policy, self.tokenizer, self.settings, *prompt)
+            record |= {"seconds": round(time.perf_counter() - began, 3)}
+            if number < loader.n_fixed:
+                self.append("samples.jsonl", {"step": done, "number": number, **record})
+
+    def append(self, name, record):
+        self.may_fail(name, append_line, self.path(name), record)
+
+    def count(self, sums, grad_norm):
+        dropped = not math.isfinite(grad_norm)
+        for name in ("drawn", "skipped"):
+            self.counts[name] += sums[name]
+        self.counts["dropped"] += dropped
+        self.counts["dropped_in_a_row"] = (self.counts["dropped_in_a_row"] + 1) * dropped
+
+    def may_fail(self, what, work, *args):
+        """Does work that a run can do without: if it fails, the run says why, once, and goes on."""
+        try:
+            work(*args)
+        except Exception as e:
+            why = f"{what} could not be written ({type(e).__name__}: {first_line(e)})"
+            if why not in self.said:
+                self.bar.write(f"step {self.done}: {why}; the run goes on", file=sys.stderr)
+            self.said.add(why)
+
+    # What is kept --------------------------------------------------------------------------------
+
+    @property
+    def ending(self):
+        return self.stopping or self.done == self.steps
+
+    def save_if_due(self):
+        """The checkpoint and the policy, every --save-every steps and at the end."""
+        if self.done % self.settings.save_every == 0 or self.ending:
+            self.save()
+
+    def save(self):
+        models = (self.policy, self.tokenizer, self.budget, self.optimizer)
+        how = (self.record, self.settings, self.rank)
+        self.problems = save_all(self.out, self.done, self.counts, *models, *how)
+        self.saved = self.done
+        if self.rank == 0:
+            for problem in self.problems:
+                self.bar.write(problem, file=sys.stderr)
+
+    # What is shown -------------------------------------------------------------------------------
+
+    def show(self, step, outcome):
+        """A group now and then, the progress bar, the curves. Raises BadInput (check_counts) where
+        a run would go on learning from nothing."""
+        if self.rank == 0:
+            line, task = self.lines[-1], self.settings.task
+            if outcome.groups and step % 10 == 0 and not self.settings.quiet:
+                self.may_fail("a group", self.write_group, step, outcome.groups[0])
+            names = ["loss"]
+            if self.settings.method == "grpo":
+                names = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"]
+            short = lambda name: name.removeprefix("reward/").removeprefix(f"{task}/")
+            self.bar.set_postfix({short(k): f"{line[k]:.3g}" for k in names if line[k] is not None})
+            self.bar.update()
+            if self.agreement:
+                hint = HINT if self.first == 0 else ""
+                self.bar.write(f"step {step + 1}: {self.agreement}\n{hint}")
+            if self.done % 10 == 0 or self.ending:
+                self.may_fail("curves.png", draw_curves, self.out, self.lines, self.record)
+        check_counts(self.counts, self.path("skipped.jsonl"))
+
+    def write_group(self, step, group):
+        width = min(120, shutil.get_terminal_size().columns)
+        self.bar.write(group_text(step + 1, group_record(group), width) + "\n")
+
+    # The end -------------------------------------------------------------------------------------
+
+    def finish(self, next_commands):
+        """Saves the steps since the last save and says how the run ended. Exits with 128 + the
+        signal if it was told to stop; raises BadInput if the last save failed."""
+        if self.done < self.steps and self.saved < self.done:
+            self.save()
+        if self.board:
+            self.may_fail("tensorboard", self.board.close)
+        if self.problems and self.rank == 0:  # there will be no later save
+            raise BadInput(f"the run ended, and its last save failed: {'; '.join(self.problems)}")
+        if self.rank == 0:
+            how, then = "done", "\n".join(next_commands)
+            if self.done < self.steps:
+                how = f"stopped after step {self.done}"
+                then = f"the same command with --resume --out {self.out} goes on"
+            seconds = self.bar.format_dict["elapsed"]
+            print(
+                f"{how} in {seconds:.0f} s; curves: {self.out}/curves.png; "
+                f"policy: {self.out}/policy\n{then}"
+            )
+        if self.world > 1:
+            dist.destroy_process_group()
+        if self.done < self.steps:
+            sys.exit(128 + (STOP["signal"] or signal.SIGTERM))
+
+
+def add_scalars(board, line):
+    for name, value in line.items():
+        if isinstance(value, (int, float)) and name != "step":
+            board.add_scalar(name, value, line["step"])
+
+
+# ------------------------------------------------------------------------------------------------
+# Sampler against scorer
+# ------------------------------------------------------------------------------------------------
+
+# How far apart a token's log-probs under sampler and scorer may be, in nats: (mean, 99th
+# percentile). float32 differs by the order of its sums. bfloat16 keeps 8 bits; a limit on the
+# largest difference would end healthy runs. Toy base, 48 completions: healthy 0.004, 0.06 and 0.25
+# at most; with positions off by one 0.025, 0.36 and 4.6. (Over 9,483 tokens of another run a
+# healthy mean was 0.023, the largest 0.56.)
+SAMPLER_LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.3)}
+
+
+def check_sampler(gaps, dtype, world):
+    """Stops a run whose sampler and scorer are different distributions: it would train on tokens
+    that its policy did not draw.
+
+    Args:    gaps (n,): |difference of the two log-probs| of this process's scored tokens of one
+             step; every process calls this. dtype: what the policy computes in.
+    Returns: a sentence for people.
+    Raises:  BadInput over SAMPLER_LIMITS (percentiles: of the process where it is largest).
+    """
+    device, values = gaps.device, gaps.float()
+    sums = add_up({"sum": float(values.sum()), "tokens": len(values)}, device, world)
+    mean = sums["sum"] / sums["tokens"]
+    p99 = largest(float(values.quantile(0.99)) if len(values) else 0.0, device, world)
+    worst = largest(float(values.max()) if len(values) else 0.0, device, world)
+    said = f"differ by {mean:.1e} on average, {p99:.1e} in the 99th percentile"
+    said += f" and {worst:.1e} at most"
+    most_mean, most_p99 = SAMPLER_LIMITS[dtype]
+    if not (mean <= most_mean and p99 <= most_p99):  # not (…): NaN is beyond every limit
+        raise BadInput(
+            f"the sampler's and the scorer's log-probs {said}; "
+            f"rounding alone explains {most_mean:g} and {most_p99:g}: "
+            "positions, masks or weights disagree; please report it with your versions"
+        )
+    return f"the log-probs of sampling (token by token) and scoring (one forward) {said}: rounding."
