@@ -39,7 +39,7 @@ from lib.errors import run_program
 from lib.processes import on_first, start_processes
 from lib.video import numbered_pictures
 from lib.weights import load, save
-from model import encode_videos, prepare, read_row
+from model import encode_videos, prepare, read
 from toy import world
 from toy.world import caption, make_clip
 from training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
@@ -405,13 +405,15 @@ def make_row(video, turns, tokenizer, config):
 
 
 def base_loss(model, rows):
-    """Next-token cross-entropy on what the assistant says, over rows laid end to end."""
-    prompts, labels = zip(*rows)
-    nothing_more = [torch.empty(1, 0, dtype=torch.long)] * len(rows)  # no branches
-    hidden, _ = read_row(model, prompts, encode_videos(model, prompts), nothing_more)
-    hidden, labels = torch.cat([h[:-1] for h in hidden]), torch.cat([own[1:] for own in labels])
-    said = labels != -100
-    return F.cross_entropy(model.lm_head(hidden[said]).float(), labels[said])
+    """Next-token cross-entropy on what the assistant says, a mean over the tokens of all rows."""
+    states, tokens = [], []
+    features = encode_videos(model, [prompt for prompt, _ in rows])
+    for (prompt, labels), seen in zip(rows, features):
+        hidden, _ = read(model, prompt, seen, prompt.ids[None, :0])  # (L, D); no branches
+        said = labels[1:] != -100
+        states.append(hidden[:-1][said])
+        tokens.append(labels[1:][said])
+    return F.cross_entropy(model.lm_head(torch.cat(states)).float(), torch.cat(tokens))
 
 
 def read_clips(kind, numbers, folder, budget):
