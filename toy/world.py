@@ -25,13 +25,10 @@ train.py and eval.py render what they need by themselves. Training clips and tes
     perceptiontest        the same                                         – and 150
 """
 
-import glob
 import json
 import multiprocessing
 import os
-import re
 import shutil
-import time
 from dataclasses import dataclass, field
 
 import av
@@ -41,6 +38,7 @@ from tqdm import tqdm
 
 from annotations import MARK
 from lib.errors import BadInput
+from lib.files import free_name
 
 # ------------------------------------------------------------------------------------------------
 # The world
@@ -587,22 +585,6 @@ def annotate(name, folder, seed, **counts):
     return jobs
 
 
-# The names of files that are made here. Any other file was put there by somebody.
-OURS = re.compile(
-    rf"{MARK}|({'|'.join(KINDS)})\d{{5}}\.mp4(\.partial\.mp4)?|\d{{8}}\.jpg|groundtruth\.txt"
-    r"|absence\.label|meta_info\.ini|list\.txt|charades_sta_(train|test)\.txt"
-    r"|(test|videomme|lvb_val|metadata|(charades|activitynet)-timelens|mc_question_valid"
-    r"|(nextgqa|quality|captions)_(train|val|test))\.json"
-    rf"|({'|'.join(QUESTIONS)})\.json"
-)
-
-
-def is_ours(folder):
-    """Whether a folder was made here and holds nothing else. Only such a folder is ever removed."""
-    names = [name for _, _, names in os.walk(folder) for name in names]
-    return MARK in os.listdir(folder) and all(map(OURS.fullmatch, names))
-
-
 def read_mark(folder):
     """The version that a data set made here has; None if there is none."""
     try:
@@ -618,18 +600,15 @@ def ensure(name, folder=None, seed=0, **counts):
     counts: train=…, test=…: how many clips, if other than usual.
 
     It is rendered aside and renamed when it is complete: several programs may start at the same
-    time, and one that is cut short leaves nothing that looks finished. Raises BadInput if the
-    folder holds anything that was not made here.
+    time, and one that is cut short leaves nothing that looks finished. Nothing that is there is
+    removed: another version becomes FOLDER.old. Raises BadInput if what is there was not made here.
     """
     folder = os.path.normpath(folder or os.path.join("data", "toy", name))
     version = f"toy {name}, seed {seed}, {counts}, {SIDE} px, {FPS} fps, version 6\n"
     if read_mark(folder) == version:
         return folder
     refuse_foreign(folder)
-    for left in glob.glob(glob.escape(folder) + PARTIAL + "*"):  # by a process that was killed
-        if time.time() - os.path.getmtime(left) > 24 * 3600 and is_ours(left):
-            shutil.rmtree(left, ignore_errors=True)
-    aside = f"{folder}{PARTIAL}{os.getpid()}-{os.urandom(4).hex()}"
+    aside = f"{folder}.partial-{os.getpid()}-{os.urandom(4).hex()}"
     os.makedirs(aside)
     try:
         with open(os.path.join(aside, MARK), "w", encoding="utf-8") as f:
@@ -642,30 +621,24 @@ def ensure(name, folder=None, seed=0, **counts):
     return folder
 
 
-PARTIAL = ".partial-"  # in the name of a folder that is being made
-
-
 def refuse_foreign(folder):
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise BadInput(f"{folder}, where the toy data belongs, is a file: move it away")
-    if os.path.isdir(folder) and os.listdir(folder) and not is_ours(folder):
+    if os.path.isdir(folder) and os.listdir(folder) and read_mark(folder) is None:
         foreign = "holds files that were not made by python -m toy: move them away"
         raise BadInput(f"folder {folder}, where the toy data belongs, {foreign}")
 
 
 def put_in_place(aside, folder, version):
     """Renames a finished data set to its place, unless another process was faster."""
-    old, problem = f"{aside}.old", None
     for _ in range(5):
         if read_mark(folder) == version:
             return
+        refuse_foreign(folder)
         try:
-            refuse_foreign(folder)
-            if os.path.isdir(folder) and os.listdir(folder):  # another version, ours
-                os.rename(folder, old)
+            if os.path.lexists(folder):
+                os.rename(folder, free_name(f"{folder}.old"))
             return os.rename(aside, folder)
         except OSError as e:  # another process renamed something in between: look again
             problem = e
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
     raise problem
