@@ -444,30 +444,15 @@ def still(clip, frames, rng):
 
 
 # The parts of base training: (name, what is told, steps, conversations per step, peak learning
-# rate). Pictures come before clips: a model that cannot tell a circle from a square yet learns
-# nothing from a question about second 7. Only the last part contains the wrong intervals, boxes and
-# letters.
+# rate, shares of clips for tracking and for quality; the others are ordinary ones). Pictures come
+# before clips: a model that cannot tell a circle from a square yet learns nothing from a question
+# about second 7. Only the last part contains the wrong intervals, boxes and letters.
 PARTS = (
-    ("stills", tell_still, 1000, 64, 2e-3),
-    ("looking", tell_looking, 4000, 16, 2e-3),
-    ("answering", tell_answering, 2500, 16, 8e-4),
-    ("web", tell_web, 300, 24, 1e-3),
+    ("stills", tell_still, 1000, 64, 2e-3, (0.0, 0.2)),
+    ("looking", tell_looking, 4000, 16, 2e-3, (0.12, 0.08)),
+    ("answering", tell_answering, 2500, 16, 8e-4, (0.4, 0.15)),
+    ("web", tell_web, 300, 24, 1e-3, (0.4, 0.15)),
 )
-# The shares of clips for tracking and for quality in a part; the others are ordinary ones.
-SHARES = {
-    "stills": (0.0, 0.2),
-    "looking": (0.12, 0.08),
-    "answering": (0.4, 0.15),
-    "web": (0.4, 0.15),
-}
-
-
-# Where the clips of a kind are kept.
-FOLDERS = {
-    "base": "data/toy/base",
-    "got10k": "data/toy/base-tracking",
-    "quality": "data/toy/base-quality",
-}
 
 
 class Conversations:
@@ -476,16 +461,16 @@ class Conversations:
     def __init__(self, clips, rank, processes):
         def read(kind, first, count):
             numbers = range(first + rank, first + count, processes)
-            return read_clips(kind, numbers, FOLDERS[kind], TOY_BUDGET)
+            return read_clips(kind, numbers, f"data/toy/base-{kind}", TOY_BUDGET)
 
         self.ordinary = read("base", 0, clips)
         # The data sets of these two kinds use numbers below 1000.
         self.tracking = read("got10k", 1000, clips // 3)
         self.quality = read("quality", 1000, clips // 5)
 
-    def draw(self, part, tell, rng):
-        """(Video, [(question, answer), …]) for a part of the training."""
-        tracking, quality = SHARES[part]
+    def draw(self, part, rng):
+        """(Video, [(question, answer), …]) for one of PARTS."""
+        name, tell, *_, (tracking, quality) = part
         chance = rng.random()
         clips = self.ordinary
         if chance < tracking:
@@ -493,7 +478,7 @@ class Conversations:
         elif chance < tracking + quality:
             clips = self.quality
         clip, frames = clips[rng.integers(len(clips))]
-        if part == "stills":
+        if name == "stills":
             clip, frames = still(clip, frames, rng)
         patches, grid = data.patchify(frames.pixels)
         video = data.Video(patches, grid, data.PAIR * frames.spacing, frames.duration, frames.times)
@@ -503,8 +488,7 @@ class Conversations:
         """A tokenizer trained on the words of 3,000 conversations from all parts."""
         rng, texts = np.random.default_rng(seed), []
         for i in range(3000):
-            part, tell, *_ = PARTS[i % len(PARTS)]
-            _, turns = self.draw(part, tell, rng)
+            _, turns = self.draw(PARTS[i % len(PARTS)], rng)
             texts += [text for turn in turns for text in turn]
         return make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100)
 
@@ -532,13 +516,14 @@ def train_base(out, clips, seed, most_steps, after=None):
         count = sum(p.numel() for p in model.parameters())
         print(f"toy base model: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
     folder = f"{out}.training/clips-{clips}-seed-{seed}-steps-{most_steps}"
-    for number, (name, tell, steps, batch, peak) in enumerate(PARTS):
+    for number, part in enumerate(PARTS):
+        name, _, steps, batch, peak, _ = part
         if after and name in ("stills", "looking"):
             continue
 
-        def rows(step, name=name, tell=tell, number=number, share=batch // processes):
+        def rows(step, part=part, number=number, share=batch // processes):
             rng = np.random.default_rng([seed, rank, number, step])
-            drawn = [conversations.draw(name, tell, rng) for _ in range(share)]
+            drawn = [conversations.draw(part, rng) for _ in range(share)]
             return [make_row(*each, tokenizer, model.config) for each in drawn]
 
         steps = min(steps, most_steps)
