@@ -3,7 +3,7 @@
 The way of one example (T frames, N patches, P prompt tokens; grid: pairs of frames, rows and
 columns of patches):
 
-    mp4 ─container▶ frames (T, H, W, 3) uint8 ──▶ patches (N, 1176) + grid (t, h, w) ─┐
+    mp4 ─lib.video─▶ frames (T, H, W, 3) uint8 ──▶ patches (N, 1176) + grid (t, h, w) ─┐
     annotation ──▶ Example ──▶ prompt text ───────────────────────────────────────────┴▶ Prompt
 
 Everything that the usual "processor" of Qwen2.5-VL hides is done here by hand: which frames are
@@ -15,14 +15,14 @@ What is missing: images, audio, and several videos in one question.
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lib import video as container
 from lib.errors import NUMBER, BadInput, read_object
+from lib.video import Frames, opened
 from tasks import words_around
 
 # ------------------------------------------------------------------------------------------------
@@ -58,13 +58,10 @@ class VideoBudget:
     def of_model(cls, folder, **overrides):
         """The budget saved beside a model, or the paper's; `overrides` that are not None win."""
         path = os.path.join(folder, cls.FILE)
-        budget = cls()
-        known = {f.name for f in fields(cls)}
-        if os.path.exists(path):
-            saved = read_object(path, fps=NUMBER, **dict.fromkeys(known - {"fps"}, int))
-            budget = cls(**{k: v for k, v in saved.items() if k in known})
-        given = {k: v for k, v in overrides.items() if k in known and v is not None}
-        return replace(budget, **given).checked()
+        known = {f.name: NUMBER if f.name == "fps" else int for f in fields(cls)}
+        saved = read_object(path, **known) if os.path.exists(path) else {}
+        given = saved | {k: v for k, v in overrides.items() if v is not None}
+        return cls(**{k: v for k, v in given.items() if k in known}).checked()
 
     def checked(self):
         if not 0 < self.fps < float("inf") or self.max_frames < MIN_FRAMES:
@@ -97,10 +94,8 @@ def frame_times(duration, budget):
     spacing and nothing assumes 1/fps: a model that is told the wrong spacing gives answers that are
     shifted in time, and no error ever says so.
     """
-    room = (
-        PAIR * budget.total_pixels // budget.min_frame_pixels
-    )  # frames that fit at the least size
-    most = min(budget.max_frames, room) // PAIR * PAIR
+    fit = PAIR * budget.total_pixels // budget.min_frame_pixels  # at the least size
+    most = min(budget.max_frames, fit) // PAIR * PAIR
     wanted = int(np.ceil(duration * budget.fps - 1e-6))
     if MIN_FRAMES <= wanted <= most:
         # An odd count is made even with one more moment just after the end: the reader shows the
@@ -127,30 +122,20 @@ def frame_size(height, width, n_frames, budget):
     """
     if max(height, width) > 200 * min(height, width):
         raise BadInput(f"a frame of {width} × {height} pixels is too narrow to be a video")
-    most = min(budget.max_frame_pixels, PAIR * budget.total_pixels // n_frames)
+    most = min(budget.max_frame_pixels, PAIR * budget.total_pixels / n_frames)
     least = min(budget.min_frame_pixels, most)
     h, w = (max(CELL, round(side / CELL) * CELL) for side in (height, width))
     if h * w > most:
         shrink = (height * width / most) ** 0.5
-        h, w = (max(CELL, int(side / shrink / CELL) * CELL) for side in (height, width))
+        cells = (int(side / shrink / CELL + 1e-9) for side in (height, width))  # 4, not 3.999…
+        h, w = (max(CELL, n * CELL) for n in cells)
     elif h * w < least:
         grow = (least / (height * width)) ** 0.5
-        h, w = (int(np.ceil(side * grow / CELL)) * CELL for side in (height, width))
+        h, w = (int(np.ceil(side * grow / CELL - 1e-9)) * CELL for side in (height, width))
     # A side cannot be less than a cell, and growing rounds up: the budget wins over the shape.
     while h * w > most:
         h, w = (h - CELL, w) if h >= w else (h, w - CELL)
     return h, w
-
-
-@dataclass
-class Frames:
-    """What was looked at: pixels (T, H, W, 3) uint8, times (T,) in seconds at which each frame went
-    on screen, spacing between the moments asked for, and duration."""
-
-    pixels: torch.Tensor
-    times: np.ndarray
-    spacing: float
-    duration: float
 
 
 def read_frames(path, budget, span=None, frames=()):
@@ -163,19 +148,17 @@ def read_frames(path, budget, span=None, frames=()):
     Times are the file's own timestamps, never `index / fps`: phone and web videos have variable
     frame rates, and an average would drift by seconds.
     """
-    with container.opened(path) as clip:
-        start, end = (0.0, clip.duration) if span is None else span
+    with opened(path) as clip:
+        start, end = span or (0.0, clip.duration)
         start, end = max(0.0, start), min(clip.duration, end)
         if end <= start:
             part = f"the part from {span[0]:g} to {span[1]:g} s is not in it"
             raise BadInput(f"{path} lasts {clip.duration:.1f} s; {part}")
         if len(frames):
             index = np.array(frames)
-            if index.max() >= len(clip.on_screen):
-                raise BadInput(
-                    f"{path} holds {len(clip.on_screen)} frames; the question is about number "
-                    f"{index.max()}, counted from 0"
-                )
+            if index.max() >= (held := len(clip.on_screen)):
+                asked = f"the question is about number {index.max()}, counted from 0"
+                raise BadInput(f"{path} holds {held} frames; {asked}")
             spacing = np.ptp(clip.on_screen[index]) / (len(index) - 1)
         else:
             moments, spacing = frame_times(end - start, budget)
@@ -194,9 +177,8 @@ def resize(frames, height, width):
     was trained."""
     if frames.shape[1:3] == (height, width):
         return frames
-    x = F.interpolate(
-        frames.permute(0, 3, 1, 2).float(), (height, width), mode="bicubic", antialias=True
-    )
+    x = frames.permute(0, 3, 1, 2).float()
+    x = F.interpolate(x, (height, width), mode="bicubic", antialias=True)
     return x.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
@@ -221,9 +203,7 @@ def patchify(pixels):
     tower merges into one token.
     """
     T, H, W, _ = pixels.shape
-    assert T % PAIR == 0 and H % CELL == 0 and W % CELL == 0, (
-        f"frames {tuple(pixels.shape)} were not prepared by read_frames"
-    )
+    assert T % PAIR == H % CELL == W % CELL == 0, f"{T, H, W}: not prepared by read_frames"
     x = ((pixels.float() / 255 - MEAN) / STD).permute(0, 3, 1, 2)  # (T, 3, H, W)
     t, h, w = T // PAIR, H // PATCH, W // PATCH
     #             0  1     2  3           4      5      6           7      8
@@ -349,19 +329,16 @@ def build_prompt(text, video, tokenizer, max_tokens=None, before=""):
     ids = torch.tensor(tokenizer(markup)["input_ids"])
     pad_id = tokenizer.convert_tokens_to_ids("<|video_pad|>")
     if (ids == pad_id).sum() != video.n_tokens:
-        raise BadInput(
-            "the question contains the model's own mark <|video_pad|>, which stands for video: "
-            f"{text[:80]!r}"
-        )
+        mark = "the question contains the model's own mark <|video_pad|>, which stands for video"
+        raise BadInput(f"{mark}: {text[:80]!r}")
     if max_tokens is not None and len(ids) > max_tokens:
         raise BadInput(
             f"a prompt of {len(ids)} tokens ({video.n_tokens} of them video) does not fit in "
             f"{max_tokens}: lower --fps, --max-frames or --total-pixels"
         )
     readable = markup.replace(pads, f"[{video.n_tokens} video tokens]")
-    return Prompt(
-        ids, video.patches, [video.grid], [video.seconds_per_grid], readable, video.duration
-    )
+    grids, seconds = [video.grid], [video.seconds_per_grid]
+    return Prompt(ids, video.patches, grids, seconds, readable, video.duration)
 
 
 def ask(example, video, tokenizer, think=True, max_tokens=None, template=None):

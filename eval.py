@@ -31,7 +31,7 @@ An evaluation that was interrupted continues where it stopped when the same comm
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 import lib.threads  # noqa: F401  before torch: how its CPU threads wait
@@ -45,7 +45,7 @@ import grpo
 import tasks
 from annotations.judge import install_judge
 from annotations.readers import find_data
-from data import VideoBudget, ask, load_video
+from data import VideoBudget, ask, load_video, read_frames
 from evaluation import controls, predictions
 from evaluation.branches import prefill
 from evaluation.clips import batches_of, read_ahead, turns
@@ -54,7 +54,8 @@ from evaluation.settings import parse_args
 from lib.decoder import Decoder, ended_by_ctrl_c
 from lib.errors import BadInput, run_program
 from lib.files import append_line, locks_released
-from lib.processes import on_each, on_first, start_processes
+from lib.identity import fingerprint
+from lib.processes import on_each, on_first, rank, start_processes, world
 from lib.weights import load, room_for_prompt
 from model import encode_videos
 from toy.world import ensure
@@ -81,11 +82,9 @@ class Evaluation:
     tokenizer: object
     decoder: Decoder  # reads the videos, in a process of its own
     batch_size: int  # questions answered together
-    rank: int  # this process …
-    world: int  # … of so many
 
 
-def prepare(bench_name, name, args, decoder, rank, world, load_once):
+def prepare(bench_name, name, args, decoder, load_once):
     """Finds model and data, opens the folder for the answers, and returns an Evaluation; None where
     a control does not apply: one frame tells of multiple choice alone.
 
@@ -93,8 +92,10 @@ def prepare(bench_name, name, args, decoder, rank, world, load_once):
     """
     path, shown, run = find_model(name)
     budget = VideoBudget.of_model(path, **vars(args))
-    folder, data_name = on_first(rank, world, lambda: find_data(bench_name, args.data, ensure))
-    examples, left_out = predictions.read_questions(bench_name, folder, args.limit, rank == 0)
+    toy_model = predictions.of_toy(path, run)
+    find = partial(find_data, bench_name, args.data, ensure, toy_model)
+    folder, data_name = on_first(find)
+    examples, left_out = predictions.read_questions(bench_name, folder, args.limit, rank() == 0)
     if args.look == "middle" and not examples[0].options:
         return None
     usual_task = examples[0].task
@@ -106,8 +107,9 @@ def prepare(bench_name, name, args, decoder, rank, world, load_once):
     folder_name = predictions.evaluation_folder(bench_name, usual_task, args)
     out = args.out or os.path.join(home, folder_name)
     model, tokenizer = load_once(path)
-    on_first(rank, world, lambda: predictions.open_evaluation(out, settings))
-    if rank == 0:
+    settings["weights"] = on_first(partial(fingerprint, path))
+    on_first(lambda: predictions.open_evaluation(out, settings))
+    if rank() == 0:
         print(
             f"model: {shown}   data: {data_name}, {len(examples)} questions   "
             f"frames: {budget.fps:g} a second, at most {budget.max_frames}   "
@@ -115,8 +117,8 @@ def prepare(bench_name, name, args, decoder, rank, world, load_once):
             f"{f'   FRAMES: {args.look}' if args.look else ''}"
         )
     what = (examples, budget, settings, out, left_out)
-    together = args.batch_size or (64 if predictions.is_toy(shown, run) else 16)
-    return Evaluation(*what, model, tokenizer, decoder, together, rank, world)
+    together = args.batch_size or (64 if toy_model else 16)
+    return Evaluation(*what, model, tokenizer, decoder, together)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def answer_batch(evaluation, asked):
         texts = dict(zip(prompts, grpo.completion_texts(*said)))
     for e, prompt in asked:
         record = {"id": e.id, "group": e.group, "video": e.video, "question": e.question}
-        record["answer"] = e.answer
+        record |= {"answer": e.answer, "on offer": len(e.options)}
         if e.id in prompts:
             record |= {"text": texts[e.id], "seconds": prompt.duration}
         else:
@@ -185,10 +187,10 @@ def answer_all(evaluation, examples, budget, path):
     """Answers questions batch by batch, and appends a record of each to the file. Of several
     processes each takes the next batch when it is free. The bar counts those taken by any."""
     batches = batches_of(examples, evaluation.batch_size)
-    taken = turns(len(batches), evaluation.world)
+    taken = turns(len(batches))
     sizes = [sum(map(len, batch)) for batch in batches]
     read = lambda k: read_clips(evaluation, batches[k], budget)
-    shape = {"unit": "question", "dynamic_ncols": True, "disable": evaluation.rank != 0}
+    shape = {"unit": "question", "dynamic_ncols": True, "disable": rank() != 0}
     shape["desc"] = f"answering {evaluation.settings['bench']}"
     with tqdm(total=len(examples), **shape) as bar:
         for k, asked in read_ahead(taken, read):
@@ -200,11 +202,10 @@ def answer_all(evaluation, examples, budget, path):
 
 def answer(evaluation, examples, budget, file_name):
     """Asks what the file has no answer to yet. Returns all its records, in the examples' order."""
-    rank, world = evaluation.rank, evaluation.world
     path = os.path.join(evaluation.out, file_name)
-    done = on_first(rank, world, lambda: predictions.answered(path))
+    done = on_first(lambda: predictions.answered(path))
     to_ask = [e for e in examples if e.id not in done]
-    on_each(world, lambda: answer_all(evaluation, to_ask, budget, path))
+    on_each(lambda: answer_all(evaluation, to_ask, budget, path))
     records = predictions.read_predictions(path)
     return [records[e.id] for e in examples]
 
@@ -236,12 +237,12 @@ def score(evaluation, name, records, first_look, constant):
 
 
 @locks_released()
-def bench(bench_name, name, args, rank, world, load_once):
+def bench(bench_name, name, args, load_once):
     """Evaluates one model on one benchmark. Returns a controls.Scored on process 0; None on the
     others, and where a control does not apply."""
-    decoder = Decoder(args.decode_timeout)
+    decoder = Decoder(args.decode_timeout, read_frames)
     with ended_by_ctrl_c(decoder):
-        evaluation = prepare(bench_name, name, args, decoder, rank, world, load_once)
+        evaluation = prepare(bench_name, name, args, decoder, load_once)
         if evaluation is None:
             return None
         examples, budget = evaluation.examples, evaluation.budget
@@ -251,7 +252,7 @@ def bench(bench_name, name, args, rank, world, load_once):
 
             examples, budget = second_look(examples, {r["id"]: r for r in first_look}, budget)
             records = answer(evaluation, examples, budget, "predictions-second-look.jsonl")
-    if rank != 0:
+    if rank() != 0:
         return None
     for e, record in zip(evaluation.examples, records):
         e.duration = e.duration or record.get("seconds")
@@ -267,17 +268,17 @@ def bench(bench_name, name, args, rank, world, load_once):
 
 def run_benchmarks(args):
     """Every model on every benchmark, and a table of them all."""
-    rank, world, device = start_processes(args.device, PATIENCE)
+    device = start_processes(args.device, PATIENCE)
     if args.judge:
         install_judge(args.judge, device)
     scored = {name: [] for name in args.benches}
     for model in args.model:
-        load_once = cache(lambda path: on_each(world, lambda: load(path, device, attn=args.attn)))
+        load_once = cache(lambda path: on_each(lambda: load(path, device, attn=args.attn)))
         for way, name in product(args.ways, args.benches):
-            scored[name].append(bench(name, model, way, rank, world, load_once))
-    for rows in scored.values() if rank == 0 else ():
+            scored[name].append(bench(name, model, way, load_once))
+    for rows in scored.values() if rank() == 0 else ():
         controls.print_benchmark([row for row in rows if row])
-    if world > 1:
+    if world() > 1:
         dist.destroy_process_group()
 
 

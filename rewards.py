@@ -33,6 +33,7 @@ import re
 from lib.wording import (
     MOST_INTERVALS,
     N_BOXES,
+    ON_OFFER,
     parse_boxes,
     parse_interval,
     parse_intervals,
@@ -268,8 +269,9 @@ def choice_format(text, answer, think):
 
 
 def choice_accuracy(text, answer, think):
-    """1.0 for the right letter."""
-    return float(parse_letter(inside(text, "answer")) == answer)
+    """1.0 for the right letter; answer: it, as a Letter where it is known how many are on offer."""
+    on_offer = getattr(answer, "on_offer", ON_OFFER)
+    return float(parse_letter(inside(text, "answer"), on_offer) == answer)
 
 
 def gqa_format(text, answer, think):

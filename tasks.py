@@ -100,24 +100,17 @@ TASKS = {
 TASKS["description"] = replace(
     TASKS["caption"],
     data="dream1k",
-    rules={
-        "format": r.caption_format,
-        "recall": lambda text, answer, think: r.caption_recall(text, answer[0], think),
-    },
+    rules=TASKS["caption"].rules
+    | {"recall": lambda text, answer, think: r.caption_recall(text, answer[0], think)},
     ideal=lambda a: TASKS["caption"].ideal(a[0]),
 )
 
 
-JOINTLY = (
-    "grounding",
-    "tracking",
-    "gqa",
-)  # what the paper trains together, `--task all` (VideoChat-R1 §3)
+JOINTLY = ("grounding", "tracking", "gqa")  # the paper's, `--task all` (VideoChat-R1 §3)
 
 
 def as_task(examples, task):
-    """A data set's Examples as questions of a task: of NExT-GQA's as "qa" the letter alone is
-    asked."""
+    """A data set's Examples as questions of a task ("qa" asks NExT-GQA's for the letter alone)."""
     own = lambda e: e if e.task == task else replace(e, task=task, answer=TASKS[task].answer(e))
     return [own(example) for example in examples]
 
@@ -134,16 +127,13 @@ def score(task, text, answer, think):
     paid = {name: rule(text, answer, think) for name, rule in TASKS[task].rules.items()}
     for name, reward in paid.items():
         if not isinstance(reward, Real) or not 0 <= reward <= 1:  # NaN is not at least 0
-            raise BadInput(
-                f"rule {name} of the task {task} must pay a number from 0 to 1; it paid "
-                f"{reward!r} for the completion {text[:200]!r}"
-            )
+            needed = f"rule {name} of the task {task} must pay a number from 0 to 1"
+            raise BadInput(f"{needed}; it paid {reward!r} for the completion {text[:200]!r}")
     return {name: float(reward) for name, reward in paid.items()}
 
 
 def longest_answer(toy_model, tasks):
-    """--max-new-tokens where it is not given: the paper's 1024; of the toy model, what its tasks
-    need."""
+    """--max-new-tokens where it is not given: the paper's 1024; the toy model's tasks need less."""
     return max(TASKS[task].toy_tokens for task in tasks) if toy_model else 1024
 
 
@@ -182,7 +172,6 @@ def words_around(example, duration, think, template=None):
 
 
 def ideal_answer(example, thought=None):
-    """The completion that earns every reward in full, but for rounding; `thought` fills the <think>
-    block, where one is asked for."""
+    """The completion that earns every reward in full, but for rounding; thought: in <think>."""
     said = TASKS[example.task].ideal(example.answer)
     return said if thought is None else f"<think>{thought}</think>{said}"

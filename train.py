@@ -38,8 +38,8 @@ from data import VideoBudget
 from grpo import grpo_step
 from lib.errors import BadInput, run_program
 from lib.files import locks_released
-from lib.flags import is_toy_model
-from lib.processes import add_up, on_each, start_processes
+from lib.identity import fingerprint, hash_of_examples, shown_name
+from lib.processes import add_up, on_each, rank, start_processes, world
 from lib.weights import room_for_prompt
 from tasks import ideal_answer
 from toy.world import ensure
@@ -125,35 +125,36 @@ def learning_rate(step, steps, peak):
 @locks_released()
 def train(settings):
     """Runs training. Raises BadInput for mistakes that the user can fix."""
-    rank, world, device = start_processes(settings.device)
+    device = start_processes(settings.device)
     if settings.student:
         from course import exercises
 
-        exercises.install(settings.student, show=rank == 0)
-    check_processes(settings, world)
-    examples, data_name, tests = training_examples(settings, rank, world, ensure)
+        exercises.install(settings.student, show=rank() == 0)
+    check_processes(settings, world())
+    examples, data_name, tests = training_examples(settings, ensure)
     steps = settings.steps or -(-len(examples) // settings.prompts_per_step)
-    policy, tokenizer, reference = on_each(world, lambda: load_models(settings, device))
+    policy, tokenizer, reference = on_each(lambda: load_models(settings, device))
     budget = VideoBudget.of_model(settings.model, **vars(settings))
     optimizer = MasterAdamW(policy, settings.lr, settings.offload)
     if settings.judge:
         install_judge(settings.judge, device)
-    model_name = "toy base" if is_toy_model(settings.model) else settings.model
     about = {
         "steps": steps,
         "data_name": data_name,
-        "model_name": model_name,
+        "model_name": shown_name(settings.model),
+        "model_fingerprint": fingerprint(settings.model),
         "examples": len(examples),
+        "examples_hash": hash_of_examples(examples),
     }
-    run = Run(settings, about, policy, tokenizer, budget, optimizer, rank, world, device)
+    run = Run(settings, about, policy, tokenizer, budget, optimizer, device)
     room = room_for_prompt(policy, settings.max_new_tokens)
-    loader = Loader(examples, tokenizer, budget, settings, room, rank, world, device)
+    loader = Loader(examples, tokenizer, budget, settings, room, device)
     STOP["cancel"] = loader.cancel
-    total = lambda n: add_up({"n": n}, device, world)["n"]
+    total = lambda n: add_up({"n": n}, device)["n"]
     try:
         for step, batch in run.batches(loader):
             clock, lr = Clock(device, data=batch.waited), learning_rate(step, steps, settings.lr)
-            update_weights = partial(optimizer.step, lr, settings.grad_clip, world)
+            update_weights = partial(optimizer.step, lr, settings.grad_clip, world())
             if settings.method == "grpo":
                 how = (settings, update_weights, total, clock)
                 outcome = outcome_of(timed_grpo_step(policy, reference, batch, *how), settings)

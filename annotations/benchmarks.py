@@ -6,25 +6,19 @@ gives Examples in the file's order, and reports what it has to leave out.
 
 import os
 
-from annotations.entries import (
-    Malformed,
-    bare_options,
-    collect,
-    each_usable,
-    event_list,
-    interval,
-    json_entries,
-    letter_of,
-    own_name,
-    sentence,
-    table_entries,
-    video_path,
-)
+from annotations import entries as e
 from data import Example
 
 # ------------------------------------------------------------------------------------------------
 # Multiple choice: Video-MME, LongVideoBench, MVBench, Perception Test
 # ------------------------------------------------------------------------------------------------
+
+
+def choice(id, video, entry, options, answer, group, span=None):
+    """The Example of an entry with a "question"; answer: as entries.letter_of takes it."""
+    options = e.bare_options(options)
+    right = e.letter_of(answer, options)
+    return Example(id, "qa", video, e.sentence(entry["question"]), right, options, span, str(group))
 
 
 def read_videomme(path, videos, report=print):
@@ -34,21 +28,11 @@ def read_videomme(path, videos, report=print):
     """
 
     def make(_, entry):
-        options = bare_options(entry["options"])
-        return [
-            Example(
-                str(entry["question_id"]),
-                "qa",
-                video_path(videos, entry["videoID"]),
-                sentence(entry["question"]),
-                letter_of(entry["answer"], options),
-                options,
-                group=str(entry["duration"]),
-            )
-        ]
+        id, video = str(entry["question_id"]), e.video_path(videos, entry["videoID"])
+        return [choice(id, video, entry, entry["options"], entry["answer"], entry["duration"])]
 
     form = "'question_id', 'videoID', 'duration', 'question', 'options' and 'answer'"
-    return collect(path, table_entries(path), make, report, form)
+    return e.collect(path, e.json_entries(path), make, report, form)
 
 
 def read_longvideobench(path, videos, report=print):
@@ -66,45 +50,32 @@ def read_longvideobench(path, videos, report=print):
             options = [entry[f"option{k}"] for k in range(5)]
             while options[-1] == "N/A":
                 options.pop()
-        options = bare_options(options)
-        return [
-            Example(
-                str(entry["id"]),
-                "qa",
-                video_path(videos, entry["video_path"]),
-                sentence(entry["question"]),
-                letter_of(int(entry["correct_choice"]), options),
-                options,
-                group=f"up to {int(entry['duration_group'])} s",
-            )
-        ]
+        id, video = str(entry["id"]), e.video_path(videos, entry["video_path"])
+        group = f"up to {int(entry['duration_group'])} s"
+        return [choice(id, video, entry, options, int(entry["correct_choice"]), group)]
 
     form = "'id', 'video_path', 'question', 'candidates', 'correct_choice' and 'duration_group'"
-    return collect(path, table_entries(path), make, report, form)
+    return e.collect(path, e.json_entries(path), make, report, form)
 
 
 # Where MVBench's own archive keeps the clips of each of its 20 sub-tasks.
 MVBENCH_FOLDERS = {
-    "action_sequence": "star/Charades_v1_480",
-    "action_prediction": "star/Charades_v1_480",
-    "object_interaction": "star/Charades_v1_480",
-    "object_existence": "clevrer/video_validation",
-    "moving_direction": "clevrer/video_validation",
-    "moving_count": "clevrer/video_validation",
-    "moving_attribute": "clevrer/video_validation",
-    "counterfactual_inference": "clevrer/video_validation",
-    "object_shuffle": "perception/videos",
-    "action_count": "perception/videos",
-    "state_change": "perception/videos",
-    "character_order": "perception/videos",
-    "action_antonym": "ssv2_video",
-    "fine_grained_action": "Moments_in_Time_Raw/videos",
-    "unexpected_action": "FunQA_test/test",
-    "action_localization": "sta/sta_video",
-    "scene_transition": "scene_qa/video",
-    "fine_grained_pose": "nturgbd",
-    "egocentric_navigation": "vlnqa",
-    "episodic_reasoning": "tvqa/frames_fps3_hq",
+    subtask: folder
+    for folder, subtasks in {
+        "star/Charades_v1_480": "action_sequence action_prediction object_interaction",
+        "clevrer/video_validation": "object_existence moving_direction moving_count "
+        "moving_attribute counterfactual_inference",
+        "perception/videos": "object_shuffle action_count state_change character_order",
+        "ssv2_video": "action_antonym",
+        "Moments_in_Time_Raw/videos": "fine_grained_action",
+        "FunQA_test/test": "unexpected_action",
+        "sta/sta_video": "action_localization",
+        "scene_qa/video": "scene_transition",
+        "nturgbd": "fine_grained_pose",
+        "vlnqa": "egocentric_navigation",
+        "tvqa/frames_fps3_hq": "episodic_reasoning",
+    }.items()
+    for subtask in subtasks.split()
 }
 
 
@@ -120,28 +91,17 @@ def read_mvbench(path, videos, report=print):
     folder = os.path.join(videos, MVBENCH_FOLDERS.get(subtask, subtask))
 
     def make(k, entry):
-        options, candidates = bare_options(entry["candidates"]), list(map(str, entry["candidates"]))
-        answer = str(entry["answer"])
-        if answer not in candidates:
-            raise Malformed(f"the answer {answer[:60]!r} is none of the candidates")
-        letter = letter_of(candidates.index(answer), options)
-        span = interval(entry["start"], entry["end"]) if entry.get("end") is not None else None
-        video = video_path(folder, entry["video"])
-        return [
-            Example(
-                f"{subtask}/{k}",
-                "qa",
-                video.removesuffix(".mp4") if "frames" in folder else video,
-                sentence(entry["question"]),
-                letter,
-                options,
-                span,
-                subtask,
-            )
-        ]
+        options, answer = list(map(str, entry["candidates"])), str(entry["answer"])
+        if answer not in options:
+            raise e.Malformed(f"the answer {answer[:60]!r} is none of the candidates")
+        span = e.interval(entry["start"], entry["end"]) if entry.get("end") is not None else None
+        video = e.video_path(folder, entry["video"])
+        video = video.removesuffix(".mp4") if "frames" in folder else video
+        right = options.index(answer)
+        return [choice(f"{subtask}/{k}", video, entry, options, right, subtask, span)]
 
     form = "'video', 'question', 'candidates' and 'answer'"
-    return collect(path, json_entries(path), make, report, form)
+    return e.collect(path, e.json_entries(path), make, report, form)
 
 
 def read_perceptiontest(path, videos, report=print):
@@ -150,22 +110,15 @@ def read_perceptiontest(path, videos, report=print):
     """
 
     def make(name, entry):
-        def ask(question):
-            options = bare_options(question["options"])
-            return Example(
-                f"{name}/{question['id']}",
-                "qa",
-                video_path(videos, name),
-                sentence(question["question"]),
-                letter_of(int(question["answer_id"]), options),
-                options,
-                group=str(question.get("area", "")),
-            )
+        def ask(entry):
+            id, right = f"{name}/{entry['id']}", int(entry["answer_id"])
+            video, group = e.video_path(videos, name), entry.get("area", "")
+            return choice(id, video, entry, entry["options"], right, group)
 
-        return each_usable(entry["mc_question"], ask)
+        return e.each_usable(entry["mc_question"], ask)
 
     form = "'mc_question', each with 'id', 'question', 'options' and 'answer_id'"
-    return collect(path, json_entries(path), make, report, form)
+    return e.collect(path, e.json_entries(path), make, report, form)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -182,12 +135,12 @@ def read_dream1k(path, videos, report=print):
     """
 
     def make(_, entry):
-        name = own_name(entry["video_file"])
+        name = e.own_name(entry["video_file"])
         text = entry["description"] if "description" in entry else entry["response"]
         source = entry["source"] if "source" in entry else entry["dataset"]
-        answer = (event_list(entry["events"]), sentence(text))
-        video = video_path(videos, name)
+        answer = (e.event_list(entry["events"]), e.sentence(text))
+        video = e.video_path(videos, name)
         return [Example(str(entry["idx"]), "description", video, "", answer, group=str(source))]
 
     form = "'idx', 'video_file', 'source', 'description' and 'events', a list of sentences"
-    return collect(path, json_entries(path), make, report, form)
+    return e.collect(path, e.json_entries(path), make, report, form)

@@ -8,8 +8,10 @@ used costs itself alone.
 import json
 import os
 import re
+from collections import Counter
 
 from lib.errors import BadInput
+from lib.wording import LETTERS, Letter
 
 # ------------------------------------------------------------------------------------------------
 # Files
@@ -31,46 +33,56 @@ def read_text(path):
 
 
 def json_entries(path):
-    """The top-level entries of a JSON list or dictionary, as [(line number, key, value)].
+    """The entries of a JSON list, dictionary or JSON Lines (or parquet), as [(line, key, value)].
 
-    The keys of a list are 0, 1, …. json.loads would forget where an entry stands, and an error
-    without a line helps nobody in a file of ten thousand questions.
+    The keys of a list and of lines are 0, 1, …. json.loads would forget where an entry stands, and
+    an error without a line helps nobody in a file of ten thousand questions.
     """
-    text, decoder, space = read_text(path), json.JSONDecoder(), re.compile(r"[\s,]*")
+    if path.endswith(".parquet"):
+        return parquet_entries(path)
+    text = read_text(path)
+    lines = [(k, line) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if len(lines) > 1 and is_json(lines[0][1]):  # JSON Lines: a value in every line
+        for number, line in lines:
+            if not is_json(line):
+                raise BadInput(f"{path}, line {number}: no JSON value, as the lines before it are")
+        return [(number, k, json.loads(line)) for k, (number, line) in enumerate(lines)]
+    decoder, space = json.JSONDecoder(), re.compile(r"[\s,]*")
     at = space.match(text).end()
-    opening, entries = text[at : at + 1], []
+    opening, entries, line, counted = text[at : at + 1], [], 1, 0
     if opening not in ("[", "{"):
         raise BadInput(f"{path} is not JSON: it begins with {text[:20]!r}")
-    line, counted, at = 1, 0, at + 1
+    closing, at = "]" if opening == "[" else "}", at + 1
     try:
-        while True:
-            at = space.match(text, at).end()
-            if at == len(text):
-                raise ValueError("the closing bracket is missing")
-            if text[at] in "]}":
-                return entries
+        while text[at := space.match(text, at).end()] != closing:
             line, counted, key = line + text.count("\n", counted, at), at, len(entries)
             if opening == "{":
                 key, at = decoder.raw_decode(text, at)
                 at = re.compile(r"\s*:\s*").match(text, at).end()
             value, at = decoder.raw_decode(text, at)
             entries.append((line, key, value))
-    except (ValueError, AttributeError, RecursionError) as e:
+        after = text[at + 1 :].lstrip()
+    except (ValueError, IndexError, AttributeError, RecursionError) as e:
         # ValueError: no JSON, or a number of thousands of digits; RecursionError: nested too deep
-        line = text.count("\n", 0, at) + 1
-        raise BadInput(
-            f"{path}, line {line}: broken JSON after {len(entries)} entries; download the file"
-            " again"
-        ) from e
+        broken = f"broken JSON after {len(entries)} entries; download the file again"
+        raise BadInput(f"{path}, line {1 + text.count(chr(10), 0, at)}: {broken}") from e
+    if after:
+        line = 1 + text.count("\n", 0, len(text) - len(after))
+        raise BadInput(f"{path}, line {line}: after the JSON's end comes {after[:20]!r}")
+    return entries
 
 
-def table_entries(path):
-    """The entries of a benchmark that comes as parquet (with pyarrow installed) or as JSON."""
-    return parquet_entries(path) if path.endswith(".parquet") else json_entries(path)
+def is_json(text):
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def parquet_entries(path):
-    """The rows of a parquet file as [(number from 1, number from 0, {column: value})]."""
+    """The rows of a parquet file as [(number from 1, number from 0, {column: value})]; with pyarrow
+    installed."""
     try:
         from pyarrow.parquet import read_table
     except ImportError as e:
@@ -79,10 +91,8 @@ def parquet_entries(path):
         raise BadInput(f"annotation file {path} does not exist: check the path, or --data")
     try:
         return [(k + 1, k, row) for k, row in enumerate(read_table(path).to_pylist())]
-    # pyarrow's own errors are kinds of these.
-    except (ValueError, OSError, NotImplementedError) as e:
-        said = " ".join(str(e).split())
-        raise BadInput(f"{path} cannot be read as parquet; download it again ({said})") from e
+    except (ValueError, OSError, NotImplementedError) as e:  # pyarrow's own are kinds of these
+        raise BadInput(f"{path} cannot be read as parquet; download it again") from e
 
 
 # ------------------------------------------------------------------------------------------------
@@ -90,15 +100,8 @@ def parquet_entries(path):
 # ------------------------------------------------------------------------------------------------
 
 # What a reader raises when an entry has another form.
-UNUSABLE = (
-    KeyError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    IndexError,
-    OverflowError,
-    RecursionError,
-)
+UNUSABLE = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+FEW = 5  # complaints of one kind that are all told
 
 
 def each_usable(rows, make):
@@ -109,8 +112,8 @@ def each_usable(rows, make):
             made.append(make(row))
         except Malformed as e:
             made.append(Malformed(f"number {k}: skipped, {e}"))
-        except UNUSABLE as e:
-            made.append(Malformed(f"number {k}: skipped, {type(e).__name__}: {e}"))
+        except UNUSABLE:
+            made.append(Malformed(f"number {k}: skipped, it has another form than the others"))
     return made
 
 
@@ -122,21 +125,35 @@ def collect(path, entries, make, report, form):
              like, for the errors.
     Raises BadInput if no entry is usable.
     """
-    examples = []
+    examples, complaints = [], []
     for line, key, value in entries:
         try:
             for made in map(whole_text, make(key, value)):
                 if isinstance(made, Malformed):
-                    report(f"{path}, line {line}: entry {key!r}, {made}")
+                    complaints.append((line, f"entry {key!r}, {made}"))
                 else:
                     examples.append(made)
         except Malformed as e:
-            report(f"{path}, line {line}: skipped, {e}")
-        except UNUSABLE as e:
-            report(f"{path}, line {line}: skipped, needs {form} ({type(e).__name__}: {e})")
+            complaints.append((line, f"skipped, {e}"))
+        except UNUSABLE:
+            complaints.append((line, f"skipped, needs {form}"))
+    tell(path, complaints, report)
     if not examples:
         raise BadInput(f"{path} holds no usable entry; one has {form}")
     return examples
+
+
+def tell(path, complaints, report):
+    """Reports [(line, what is wrong)]: many of a kind, alike but for numbers and quoted words, are
+    one sentence with the first place and a count."""
+    kinds = [re.sub(r"'.*?'|[\d.]+", "", said) for _, said in complaints]
+    count, told = Counter(kinds), set()
+    for (line, said), kind in zip(complaints, kinds):
+        if count[kind] > FEW and kind not in told:
+            said += f"; and {count[kind] - 1:,} more like it"
+        if count[kind] <= FEW or kind not in told:
+            report(f"{path}, line {line}: {said}")
+        told.add(kind)
 
 
 def whole_text(made):
@@ -191,6 +208,13 @@ def interval(start, end):
     return start, end
 
 
+def seconds_of(entry):
+    """An entry's "duration" in seconds; None where it has none, or what is no length."""
+    seconds = entry.get("duration")
+    usable = isinstance(seconds, (int, float)) and 0 < seconds < float("inf")
+    return float(seconds) if usable else None
+
+
 def sentence(text):
     text = " ".join(str(text).split()).rstrip(".")
     if not text:
@@ -205,19 +229,17 @@ def event_list(events):
     return [sentence(event) for event in events]
 
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
 def letter_of(answer, options):
-    """The letter of the right option, given as "(C)", "C", "C. text", its number, or its text."""
-    letters = LETTERS[: len(options)]
-    if isinstance(answer, int) and 0 <= answer < len(options):
-        return letters[answer]
+    """The Letter of the right option, given as "(C)", "C", "C. text", its number, or its text."""
     match = re.fullmatch(r"\(?([A-Z])(\)|\.|$).*", str(answer).strip(), re.DOTALL)
-    if match and match[1] in letters:
-        return match[1]
-    if str(answer) in options:
-        return letters[options.index(str(answer))]
+    if isinstance(answer, int):
+        number = answer
+    elif match and match[1] in LETTERS[: len(options)]:
+        number = LETTERS.index(match[1])
+    else:
+        number = options.index(str(answer)) if str(answer) in options else -1
+    if 0 <= number < len(options):
+        return Letter(LETTERS[number], len(options))
     raise Malformed(f"the answer {str(answer)[:60]!r} is none of the {len(options)} options")
 
 

@@ -7,9 +7,8 @@ two words it finds likelier as the next token,
 
     log-odds = log Σ p(ways to write yes) − log Σ p(ways to write no)  > 0.
 
-That needs one forward pass per question, and there is no text to parse. It can be fooled, though,
-as every learned reward can: a policy trained long enough finds captions that please it. Read some
-of the run's, in its rollouts.jsonl.
+That takes one forward pass per question. It can be fooled, as every learned reward can: a policy
+trained long enough finds captions that please it. Read some of the run's, in its rollouts.jsonl.
 """
 
 import functools
@@ -18,10 +17,12 @@ import re
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 import rewards
-from lib.errors import BadInput
-from lib.weights import finite, first_few, one_sentence
+from lib.errors import BadInput, first_line
+
+logging.set_verbosity_error()  # what a judge's files lack is told in our one sentence
 
 QUESTION = (
     "A caption of a video says:\n{caption}\n\n"
@@ -42,14 +43,11 @@ def token_ids(tokenizer, word):
 def question_ids(tokenizer, caption, event):
     """The question as the judge reads it, in its chat format where it has one. Returns (1, L)."""
     text = QUESTION.format(caption=caption, event=event)
-    if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )["input_ids"]
-    return tokenizer(text + "\nAnswer:", return_tensors="pt")["input_ids"]
+    if not tokenizer.chat_template:
+        return tokenizer(text + "\nAnswer:", return_tensors="pt")["input_ids"]
+    turn = [{"role": "user", "content": text}]
+    how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    return tokenizer.apply_chat_template(turn, **how)["input_ids"]
 
 
 @torch.no_grad()
@@ -70,23 +68,26 @@ def load_judge(name, device):
     Raises BadInput if it is none, if its files are damaged, or if its tokenizer begins yes and no
     alike.
     """
-    with one_sentence(f"--judge {name} is not a language model that transformers can load"):
+    try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         safe = dict(trust_remote_code=False, use_safetensors=True)  # no code, no pickles
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", output_loading_info=True, **safe
-        )
+        safe |= dict(dtype="auto", output_loading_info=True)
+        model, report = AutoModelForCausalLM.from_pretrained(name, **safe)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if wrong := sorted(map(str, report[kind])):
-                raise ValueError(f"{kind.replace('_', ' ')} in its files: {first_few(wrong)}")
-        if wrong := [key for key, p in model.named_parameters() if not finite(p)]:
-            raise ValueError(f"numbers that are not finite in {first_few(wrong)}")
+                raise ValueError(f"{len(wrong)} {kind.replace('_', ' ')}, the first {wrong[0]}")
+        if wrong := [key for key, p in model.named_parameters() if not p.isfinite().all()]:
+            raise ValueError(f"numbers that are not finite in {wrong[0]}")
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:  # damaged files end in errors of a dozen libraries
+        said = f"--judge {name} is not a language model that transformers can load"
+        raise BadInput(f"{said}: {first_line(e, most=300)}") from e
     model = model.to(device).eval().requires_grad_(False)
     yes, no = set(token_ids(tokenizer, "yes")), set(token_ids(tokenizer, "no"))
     if not yes - no or not no - yes:
-        raise BadInput(
-            f"--judge {name} cannot be asked: its tokenizer begins yes and no with the same token"
-        )
+        alike = "its tokenizer begins yes and no with the same token"
+        raise BadInput(f"--judge {name} cannot be asked: {alike}")
 
     @functools.lru_cache(maxsize=100_000)  # a group says the same thing more than once
     def judge(caption, event):

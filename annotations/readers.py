@@ -1,19 +1,4 @@
-"""readers.py: which file of which data set, and who reads it.
-
-    data set             file                                        videos
-    charades             charades_sta_train.txt, or JSON             videos/3MSZA.mp4
-    activitynet          test.json                                   videos/v_uqiMw7tQ1Cc.mp4
-    timelens-charades    charades-timelens.json                      videos/3MSZA.mp4
-    timelens-activitynet activitynet-timelens.json                   videos/v_uqiMw7tQ1Cc.mp4
-    got10k               val/ (list.txt), or JSON with 8 boxes       val/GOT-10k_Val_000010/….jpg
-    nextgqa              nextgqa_val.json, or val.csv and two more   videos/1101/2574374895.mp4
-    quality              Quality_Access_test.json                    videos/0012.mp4
-    caption              captions_train.json (our own), or FIBER's   videos/…
-    dream1k              metadata.json                               videos/1.mp4
-    videomme             test-….parquet, or JSON                     videos/fFjv93ACGo8.mp4
-    longvideobench       lvb_val.json, or parquet                    videos/86CxyhFV9MI.mp4
-    mvbench              json/action_sequence.json, …                video/star/Charades_v1_480/…
-    perceptiontest       mc_question_valid.json                      videos/video_8241.mp4
+"""readers.py: which file of which data set, and who reads it. docs/datasets.md shows the folders.
 
     python -m annotations charades FILE …    # how many examples, and the first one
 
@@ -22,145 +7,107 @@ The readers are in training_sets.py and benchmarks.py. Videos are looked for bes
 
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 
-from annotations import MARK, benchmarks, training_sets
+from annotations import MARK
+from annotations import benchmarks as b
+from annotations import training_sets as t
 from lib.errors import BadInput
 
 
 @dataclass(frozen=True)
 class Dataset:
     reader: object  # the function that reads its files
-    train: str  # pattern of the training files' names in the data set's folder; None: has none
-    test: str
     source: str  # where people get it
+    test: str  # pattern of the test files' names in the data set's folder
+    train: str = None  # of the training files; None: it is only evaluated on
     videos: str = "videos"  # its folder of videos
 
 
-HUGGING_FACE = "huggingface.co/datasets"
-PUBLISHED = f"{HUGGING_FACE}/OpenGVLab/VideoChat-R1-training-annotations"
+HUB = "huggingface.co/datasets"
+PAPER = f"{HUB}/OpenGVLab/VideoChat-R1-training-annotations"
+TIMELENS = f"{HUB}/TencentARC/TimeLens-Bench"
 
 DATASETS = {
     "charades": Dataset(
-        training_sets.read_charades,
-        train=r"charades(_sta)?_train\b.*\.(txt|json)|train\.json",
-        test=r"charades(_sta)?_test\b.*\.(txt|json)",
-        source=(
-            "charades_sta_train.txt and charades_sta_test.txt from github.com/jiyanggao/TALL, or"
-            f" train.json and charades_test.json from {PUBLISHED}; Charades_v1_480.zip from"
-            " prior.allenai.org/projects/charades, unpacked as videos/*.mp4"
-        ),
+        t.read_charades,
+        "charades_sta_train.txt and charades_sta_test.txt from github.com/jiyanggao/TALL, or "
+        f"train.json and charades_test.json from {PAPER}; videos/*.mp4 is Charades_v1_480.zip from "
+        "prior.allenai.org/projects/charades",
+        r"charades(_sta)?_test\b.*\.(txt|json)",
+        r"charades(_sta)?_train\b.*\.(txt|json)|train\.json",
     ),
     "activitynet": Dataset(
-        training_sets.read_charades,
-        train=None,
-        test=r"(activitynet_)?(test|val_2)\b.*\.json",
-        source=(
-            "test.json of ActivityNet Captions' grounding split; the videos from activity-net.org"
-            " as videos/v_*.mp4"
-        ),
+        t.read_charades,
+        "test.json of ActivityNet Captions' grounding split; videos/v_*.mp4 from activity-net.org",
+        r"(activitynet_)?(test|val_2)\b.*\.json",
     ),
     "timelens-charades": Dataset(
-        training_sets.read_charades,
-        train=None,
-        test=r"charades-timelens.*\.json",
-        source=(
-            f"charades-timelens.json from {HUGGING_FACE}/TencentARC/TimeLens-Bench; the videos of"
-            " Charades as videos/*.mp4"
-        ),
+        t.read_charades,
+        f"charades-timelens.json from {TIMELENS}; Charades' videos/*.mp4",
+        r"charades-timelens.*\.json",
     ),
     "timelens-activitynet": Dataset(
-        training_sets.read_charades,
-        train=None,
-        test=r"activitynet-timelens.*\.json",
-        source=(
-            f"activitynet-timelens.json from {HUGGING_FACE}/TencentARC/TimeLens-Bench; the videos"
-            " of ActivityNet as videos/v_*.mp4"
-        ),
+        t.read_charades,
+        f"activitynet-timelens.json from {TIMELENS}; ActivityNet's videos/v_*.mp4",
+        r"activitynet-timelens.*\.json",
     ),
     "got10k": Dataset(
-        training_sets.read_got10k,
-        train=r"train|got_train.*\.json",
-        test=r"val|got_val.*\.json",
+        t.read_got10k,
+        "train/ and val/, each with list.txt: full_data.zip from got-10k.aitestunion.com",
+        r"val|got_val.*\.json",
+        r"train|got_train.*\.json",
         videos=".",
-        source=(
-            "full_data.zip from got-10k.aitestunion.com: folders train/ and val/, each with"
-            " list.txt"
-        ),
     ),
     "nextgqa": Dataset(
-        training_sets.read_nextgqa,
-        train=r"nextgqa_val.*\.json|val\.csv",
-        test=r"nextgqa_test.*\.json|test\.csv",
-        source=(
-            f"nextgqa_val.json and nextgqa_test.json from {PUBLISHED}, or val.csv, gsub_val.json,"
-            " test.csv, gsub_test.json and map_vid_vidorID.json from github.com/doc-doc/NExT-GQA;"
-            " NExT-QA's videos as videos/1101/*.mp4"
-        ),
+        t.read_nextgqa,
+        f"nextgqa_val.json and nextgqa_test.json from {PAPER}, or val.csv, gsub_val.json, test.csv,"
+        " gsub_test.json and map_vid_vidorID.json from github.com/doc-doc/NExT-GQA; NExT-QA's "
+        "videos/1101/*.mp4",
+        r"nextgqa_test.*\.json|test\.csv",
+        r"nextgqa_val.*\.json|val\.csv",
     ),
     "quality": Dataset(
-        training_sets.read_quality,
-        train=r"quality_train.*\.json|Quality_Access_100shot\.json",
-        test=r"quality_test.*\.json|Quality_Access_test\.json",
-        source=(
-            "VidTAB's video quality task: Quality_Access_100shot.json and Quality_Access_test.json"
-            f" from {PUBLISHED}; videos/*.mp4"
-        ),
+        t.read_quality,
+        f"Quality_Access_100shot.json and Quality_Access_test.json from {PAPER}; VidTAB's "
+        "videos/*.mp4",
+        r"quality_test.*\.json|Quality_Access_test\.json",
+        r"quality_train.*\.json|Quality_Access_100shot\.json",
     ),
     "caption": Dataset(
-        training_sets.read_captions,
-        train=r"captions_train.*\.json|metadata\.json",
-        test=r"captions_test.*\.json",
-        source=(
-            'your own: captions_train.json and captions_test.json, [{"video": "a.mp4", "events":'
-            f' ["…"]}}]; or metadata.json of FIBER ({HUGGING_FACE}/MCG-NJU/CaReBench) to train on;'
-            " videos/*.mp4"
-        ),
+        t.read_captions,
+        'your own captions_train.json and captions_test.json, [{"video": "a.mp4", "events": '
+        f'["…"]}}], or FIBER\'s metadata.json ({HUB}/MCG-NJU/CaReBench) to train on; videos/*.mp4',
+        r"captions_test.*\.json",
+        r"captions_train.*\.json|metadata\.json",
     ),
     "dream1k": Dataset(
-        benchmarks.read_dream1k,
-        train=None,
-        test=r"metadata\.json",
-        source=(
-            f"json/metadata.json and video.zip from {HUGGING_FACE}/omni-research/DREAM-1K, unpacked"
-            " as videos/*.mp4"
-        ),
+        b.read_dream1k,
+        f"json/metadata.json and video.zip, as videos/*.mp4, from {HUB}/omni-research/DREAM-1K",
+        r"metadata\.json",
     ),
     "videomme": Dataset(
-        benchmarks.read_videomme,
-        train=None,
-        test=r"(test|videomme).*\.(parquet|json)",
-        source=(
-            f"{HUGGING_FACE}/lmms-lab/Video-MME: test-00000-of-00001.parquet, and the videos as"
-            " videos/*.mp4"
-        ),
+        b.read_videomme,
+        f"test-00000-of-00001.parquet and videos/*.mp4 from {HUB}/lmms-lab/Video-MME",
+        r"(test|videomme).*\.(parquet|json)",
     ),
     "longvideobench": Dataset(
-        benchmarks.read_longvideobench,
-        train=None,
-        test=r"lvb_val.*\.json|validation.*\.parquet",
-        source=(
-            f"lvb_val.json and videos.tar from {HUGGING_FACE}/longvideobench/LongVideoBench,"
-            " unpacked as videos/*.mp4"
-        ),
+        b.read_longvideobench,
+        f"lvb_val.json and videos.tar, as videos/*.mp4, from {HUB}/longvideobench/LongVideoBench",
+        r"lvb_val.*\.json|validation.*\.parquet",
     ),
     "mvbench": Dataset(
-        benchmarks.read_mvbench,
-        train=None,
-        test=r"[a-z_-]+\.json",
+        b.read_mvbench,
+        f"json/*.json and the archives, unpacked under video/, from {HUB}/OpenGVLab/MVBench",
+        r"[a-z_-]+\.json",
         videos="video",
-        source=(
-            f"{HUGGING_FACE}/OpenGVLab/MVBench: json/*.json, and the archives unpacked under video/"
-        ),
     ),
     "perceptiontest": Dataset(
-        benchmarks.read_perceptiontest,
-        train=None,
-        test=r"(all|mc_question)_valid.*\.json",
-        source=(
-            "mc_question_valid.json and valid videos from"
-            " github.com/google-deepmind/perception_test; videos/*.mp4"
-        ),
+        b.read_perceptiontest,
+        "mc_question_valid.json and the valid videos/*.mp4 from "
+        "github.com/google-deepmind/perception_test",
+        r"(all|mc_question)_valid.*\.json",
     ),
 }
 
@@ -175,11 +122,10 @@ def read_dataset(name, split, folder, report=print):
     dataset = DATASETS[name]
     if getattr(dataset, split) is None:
         raise BadInput(f"{name} is only evaluated on, never trained on")
-    if not os.path.isdir(folder):
-        raise BadInput(f"data folder {folder} does not exist. What belongs in it: {dataset.source}")
     belongs = f"What belongs in {folder}: {dataset.source}"
-    paths = annotation_files(name, split, folder)
-    if not paths:
+    if not os.path.isdir(folder):
+        raise BadInput(f"data folder {folder} does not exist. {belongs}")
+    if not (paths := annotation_files(name, split, folder)):
         raise BadInput(f"no {split} annotations of {name} in {folder}. {belongs}")
     videos = os.path.normpath(os.path.join(folder, dataset.videos))
     if not os.path.isdir(videos):
@@ -209,32 +155,36 @@ def annotation_files(name, split, folder):
 
 def number_repeated(examples, source, report):
     """Makes ids unique, in place. Answers are kept by id: one would be scored as another."""
-    taken, counts, renamed = {e.id for e in examples}, {}, []
+    taken, counts, renamed = {e.id for e in examples}, Counter(), []
     for e in examples:
-        first, counts[e.id] = e.id, counts.get(e.id, 0) + 1
-        if counts[first] == 1:
-            continue
-        while e.id in taken:  # "x#2" may be the name of another
+        first, again = e.id, e.id in counts
+        counts[first] += 1
+        while again and e.id in taken:  # "x#2" may be the name of another
             e.id = f"{first}#{counts[first]}"
             counts[first] += e.id in taken
-        taken.add(e.id)
-        renamed.append(f"the second {first!r} is {e.id!r} here")
+        if again:
+            taken.add(e.id)
+            renamed.append(f"the second {first!r} is {e.id!r} here")
     if renamed:
         again = f"{len(renamed)} example(s) have the id of an earlier one"
         report(f"{source}: {again}, so {renamed[0]}")
 
 
-def find_data(name, folder, stand_in):
+def find_data(name, folder, stand_in, toy_model):
     """(folder, name to show) of a data set, for train.py and eval.py.
 
-    folder: what --data says: the data set's own folder, or one that holds it under its name. None:
-    data/NAME where it exists, else the stand-in; `stand_in(name)` makes that if it is not there yet
-    and returns its folder.
+    folder: what --data says: the data set's own folder, or one that holds it under its name; "toy":
+    the stand-in. None: data/NAME where it exists, else the stand-in, if the model is the toy's;
+    `stand_in(name)` makes that if it is not there yet and returns its folder.
     """
     inside = os.path.join(folder or "data", name)
-    if os.path.isdir(inside):
+    if folder != "toy" and os.path.isdir(inside):
         folder = inside
-    elif not folder:
+    elif folder == "toy" or (not folder and toy_model):
         folder = stand_in(name)
+    elif not folder:
+        raise BadInput(
+            f"there is no {inside}: give --data FOLDER with {name}, or --data toy for made-up clips"
+        )
     made_up = os.path.isfile(os.path.join(folder, MARK))
     return folder, f"toy {name} (made up)" if made_up else f"{name} ({folder})"

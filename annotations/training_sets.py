@@ -6,7 +6,6 @@ gives a list of Examples, in the file's order. It leaves out every entry that it
 reports it in one sentence, with file and line. A file without any usable entry is an error.
 """
 
-import configparser
 import csv
 import json
 import os
@@ -14,24 +13,11 @@ import re
 
 import numpy as np
 
-from annotations.entries import (
-    Malformed,
-    bare_options,
-    collect,
-    each_usable,
-    event_list,
-    interval,
-    json_entries,
-    letter_of,
-    own_name,
-    read_text,
-    sentence,
-    video_path,
-)
+from annotations import entries as e
 from data import Example
-from evaluation.metrics import sentences
 from lib.errors import BadInput
 from lib.video import numbered_pictures
+from lib.wording import sentences
 from rewards import N_BOXES
 
 # ------------------------------------------------------------------------------------------------
@@ -46,8 +32,8 @@ def read_charades(path, videos, report=print):
 
         3MSZA 24.3 30.4##person turn a light on.
 
-    the JSON dictionary, which ActivityNet Captions uses too (TimeLens calls the lists "spans" and
-    "queries"):
+    (PLPNet's copy has a fourth column, which is left alone); the JSON dictionary, which ActivityNet
+    Captions uses too (TimeLens calls the lists "spans" and "queries"):
 
         {"3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4]],
                    "sentences": ["person turn a light on."]}}
@@ -67,45 +53,37 @@ def read_charades(path, videos, report=print):
     counts = {}
 
     def query(name, start, end, text, duration=None):
-        video, when = video_path(videos, name), interval(start, end)
-        example = Example("", "grounding", video, sentence(text), when, duration=duration)
+        asked = e.video_path(videos, name), e.sentence(text), e.interval(start, end)
         k = counts[name] = counts.get(name, -1) + 1
-        example.id = f"{name}/{k}"
-        return example
+        return Example(f"{name}/{k}", "grounding", *asked, duration=duration)
 
     def of_dictionary(name, entry):
         spans, texts = ("spans", "queries") if "spans" in entry else ("timestamps", "sentences")
         rows = zip(entry[spans], entry[texts], strict=True)
-        seconds = seconds_of(entry)
-        return each_usable(list(rows), lambda row: query(name, *row[0], row[1], seconds))
+        seconds = e.seconds_of(entry)
+        return e.each_usable(list(rows), lambda row: query(name, *row[0], row[1], seconds))
 
     def of_list(_, entry):
-        name = os.path.splitext(own_name(entry["video_path"]))[0]
+        name = os.path.splitext(e.own_name(entry["video_path"]))[0]
         (span,) = json.loads(entry["span"])
-        return [query(name, *span, entry["query"], seconds_of(entry))]
+        return [query(name, *span, entry["query"], e.seconds_of(entry))]
 
     def of_line(_, line):
-        match = re.fullmatch(r"(\S+) (\S+) (\S+)##(.*)", line.strip())
+        match = re.fullmatch(r"(\S+) (\S+) (\S+)(?: \S+)?##(.*)", line.strip())
         return [query(*match.groups())]
 
-    text = read_text(path)
-    if text.lstrip().startswith("{"):
-        form = "equally many 'timestamps' [start, end] and 'sentences'"
-        return collect(path, json_entries(path), of_dictionary, report, form)
-    if text.lstrip().startswith("["):
+    text = e.read_text(path)
+    if text.lstrip().startswith(("{", "[")):
+        entries = e.json_entries(path)
+        if entries and isinstance(entries[0][1], str):
+            form = "equally many 'timestamps' [start, end] and 'sentences'"
+            return e.collect(path, entries, of_dictionary, report, form)
         form = "'video_path', 'query' and 'span' with one [start, end]"
-        return collect(path, json_entries(path), of_list, report, form)
+        return e.collect(path, entries, of_list, report, form)
     lines = enumerate(text.splitlines(), 1)
     entries = [(number, None, line) for number, line in lines if line.strip()]
     form = "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on."
-    return collect(path, entries, of_line, report, form)
-
-
-def seconds_of(entry):
-    """An entry's "duration" in seconds; None where it has none, or what is no length."""
-    seconds = entry.get("duration")
-    usable = isinstance(seconds, (int, float)) and 0 < seconds < float("inf")
-    return float(seconds) if usable else None
+    return e.collect(path, entries, of_line, report, form)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -133,35 +111,30 @@ def read_got10k(path, videos, report=print):
     """
     if os.path.isdir(path):
         listed = os.path.join(path, "list.txt")
-        names = read_text(listed).splitlines()
+        names = e.read_text(listed).splitlines()
         lines = [(number, None, name) for number, name in enumerate(names, 1) if name.strip()]
         form = "a folder with frames, groundtruth.txt, absence.label and meta_info.ini"
-        return collect(listed, lines, lambda _, name: [raw_sequence(path, name)], report, form)
+        return e.collect(listed, lines, lambda _, name: [raw_sequence(path, name)], report, form)
 
     def make(_, entry):
         name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])
-        folder = video_path(videos, name).removesuffix(".mp4")
-        boxes = boxes_in_frame(entry["gt"])
+        folder = e.video_path(videos, name).removesuffix(".mp4")
         count = len(numbered_pictures(folder)) if os.path.isdir(folder) else 0
-        # Where the folder is missing, that is said when it is read.
-        chosen = published_frames(enough(count, folder)) if count else ()
-        name = os.path.basename(name)
-        return [tracking_example(name, folder, entry["object"], boxes, chosen)]
+        return [tracking_example(folder, entry["object"], entry["gt"], count, published_frames)]
 
     form = "'path', 'object' and 'gt' with 8 boxes"
-    return collect(path, json_entries(path), make, report, form)
+    return e.collect(path, e.json_entries(path), make, report, form)
 
 
-def tracking_example(name, folder, thing, boxes, chosen):
-    frames = tuple(int(i) for i in chosen)
-    return Example(name, "tracking", folder, sentence(thing), boxes, frames=frames)
-
-
-def enough(count, folder):
-    """The number of frames in a folder. Raises Malformed if they are fewer than the boxes."""
-    if count < N_BOXES:
-        raise Malformed(f"{folder} holds {count} frames; at least {N_BOXES} are needed")
-    return count
+def tracking_example(folder, thing, boxes, count, choose):
+    """count: of the folder's frames; choose: which of them the boxes belong to. 0: no folder here;
+    that is said when it is read."""
+    if 0 < count < N_BOXES:
+        raise e.Malformed(f"{folder} holds {count} frames; at least {N_BOXES} are needed")
+    name, frames = os.path.basename(folder), tuple(choose(count).tolist()) if count else ()
+    return Example(
+        name, "tracking", folder, e.sentence(thing), boxes_in_frame(boxes), frames=frames
+    )
 
 
 def even_frames(count):
@@ -186,54 +159,39 @@ def published_frames(count):
 
 def boxes_in_frame(boxes):
     """Eight normalised boxes, cut to the frame. Raises Malformed if there are not eight."""
-    boxes = [tuple(float(v) for v in box) for box in boxes]
+    boxes = [tuple(min(1.0, max(0.0, float(v))) for v in box) for box in boxes]
     if len(boxes) != N_BOXES or any(len(box) != 4 for box in boxes):
-        raise Malformed(f"{len(boxes)} boxes instead of {N_BOXES} of 4 numbers")
-    boxes = [tuple(min(1.0, max(0.0, v)) for v in box) for box in boxes]
+        raise e.Malformed(f"{len(boxes)} boxes instead of {N_BOXES} of 4 numbers")
     if any(x1 <= x0 or y1 <= y0 for x0, y0, x1, y1 in boxes):
-        raise Malformed("a box has no area inside the frame")
+        raise e.Malformed("a box has no area inside the frame")
     return boxes
 
 
 def raw_sequence(split, name):
     """The Example of one raw sequence. Raises Malformed if its files are not complete."""
-    name = name.strip()
-    folder = video_path(split, name).removesuffix(".mp4")
+    folder = e.video_path(split, name.strip()).removesuffix(".mp4")
     try:
-        thing, width, height, pixel_boxes, absent = read_sequence_files(folder)
+        texts = []
+        for file in ("meta_info.ini", "groundtruth.txt", "absence.label"):
+            with open(os.path.join(folder, file), encoding="utf-8") as f:
+                texts.append(f.read())
         frames = len(numbered_pictures(folder))
-    except OSError as e:
-        raise Malformed(f"{e.filename} cannot be read ({e.strerror})") from e
-    except configparser.Error as e:
-        raise Malformed(f"meta_info.ini: {' '.join(str(e).split())}") from e
-    if not frames == len(pixel_boxes) == len(absent):
-        raise Malformed(
-            f"{folder} holds {frames} frames, {len(pixel_boxes)} boxes and {len(absent)} absence"
-            " labels: unpack it again"
-        )
-    chosen = even_frames(enough(frames, folder))
-    if any(absent[i] for i in chosen):
-        raise Malformed("the object is out of sight at one of the eight frames")
-    boxes = [
-        (x / width, y / height, (x + w) / width, (y + h) / height)
-        for x, y, w, h in (pixel_boxes[i] for i in chosen)
-    ]
-    return tracking_example(name, folder, thing, boxes_in_frame(boxes), chosen)
-
-
-def read_sequence_files(folder):
-    """(object, width, height, boxes (x, y, w, h) in pixels, absence labels) of a raw sequence."""
-    meta = configparser.ConfigParser(interpolation=None, strict=False)
-    meta.read(os.path.join(folder, "meta_info.ini"), encoding="utf-8")
-    if "METAINFO" not in meta:
-        raise Malformed(f"{folder} has no meta_info.ini")
-    info = meta["METAINFO"]
-    width, height = (float(v) for v in re.findall(r"\d+", info["resolution"]))
-    with open(os.path.join(folder, "groundtruth.txt"), encoding="utf-8") as f:
-        boxes = [[float(v) for v in line.split(",")] for line in f if line.strip()]
-    with open(os.path.join(folder, "absence.label"), encoding="utf-8") as f:
-        absent = [int(line) for line in f if line.strip()]
-    return info["object_class"], width, height, boxes, absent
+    except OSError as error:
+        raise e.Malformed(f"{error.filename} cannot be read ({error.strerror})") from error
+    about, boxes, absent = texts[0], texts[1].split("\n"), texts[2].split()
+    boxes = [line for line in boxes if line.strip()]
+    (thing,) = re.findall(r"^object_class: *(.+)$", about, re.MULTILINE)
+    (size,) = re.findall(r"^resolution: *\((\d+), *(\d+)\)", about, re.MULTILINE)
+    if not frames == len(boxes) == len(absent):
+        held = f"{frames} frames, {len(boxes)} boxes and {len(absent)} absence labels"
+        raise e.Malformed(f"{folder} holds {held}: unpack it again")
+    chosen = even_frames(frames) if frames else []
+    if any(int(absent[i]) for i in chosen):
+        raise e.Malformed("the object is out of sight at one of the eight frames")
+    pixels = [[float(v) for v in boxes[i].split(",")] for i in chosen]
+    corners = np.array([(x, y, x + w, y + h) for x, y, w, h in pixels])
+    scale = np.tile(np.array(size, dtype=float), 2)  # width, height, width, height
+    return tracking_example(folder, thing, corners / scale, frames, even_frames)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -255,57 +213,52 @@ def read_nextgqa(path, videos, report=print):
     trains on the validation file and evaluates on the test file, and so do we.
     """
     if path.endswith(".csv"):
-        return read_nextgqa_table(path, videos, report)
+        entries, whole = nextgqa_table(path)
+    else:
+        entries, whole = e.json_entries(path), lambda entry: entry
 
     def make(_, entry):
-        options = bare_options(entry["options"])
-        letter = letter_of(entry["answer"], options)
-        name, group = entry["video"], entry.get("type", "")
-        video = video_path(videos, name)
-        question = entry["question"]
-        example = gqa_example(entry["id"], video, question, options, letter, entry["glue"], group)
-        example.duration = seconds_of(entry)
-        return [example]
+        entry = whole(entry)
+        options = e.bare_options(entry["options"])
+        evidence = [e.interval(*pair) for pair in entry["glue"]]
+        if not evidence:
+            raise e.Malformed("'glue' is empty")
+        answer = e.letter_of(entry["answer"], options), evidence
+        video, question = e.video_path(videos, entry["video"]), e.sentence(entry["question"])
+        more = {"group": str(entry.get("type", "")), "duration": e.seconds_of(entry)}
+        return [Example(str(entry["id"]), "gqa", video, question, answer, options, **more)]
 
-    form = "'id', 'video', 'question', 'options', 'glue' and 'answer'"
-    return collect(path, json_entries(path), make, report, form)
-
-
-def gqa_example(name, video, question, options, letter, evidence, group):
-    evidence = [interval(*pair) for pair in evidence]
-    if not evidence:
-        raise Malformed("'glue' is empty")
-    return Example(
-        str(name), "gqa", video, sentence(question), (letter, evidence), options, group=str(group)
-    )
+    form = "'id', 'video', 'question', 'options', 'glue' and 'answer', or columns as in val.csv"
+    return e.collect(path, entries, make, report, form)
 
 
-def read_nextgqa_table(path, videos, report):
-    """The three files of NExT-GQA's authors (read_nextgqa); path: of the table of questions."""
+def nextgqa_table(path):
+    """The three files of NExT-GQA's authors (read_nextgqa); path: of the table of questions.
+
+    Returns the table's rows as entries, and a function that makes of a row an entry of the JSON.
+    """
     folder, split = os.path.split(path)
     located = os.path.join(folder, f"gsub_{split.removesuffix('.csv')}.json")
-    seconds = {video: entry for _, video, entry in json_entries(located)}
-    folders = json_entries(os.path.join(folder, "map_vid_vidorID.json"))
+    seconds = {video: entry for _, video, entry in e.json_entries(located)}
+    folders = e.json_entries(os.path.join(folder, "map_vid_vidorID.json"))
     folders = {video: place for _, video, place in folders}
 
-    def make(_, row):
+    def whole(row):
         name, number = row["video_id"], row["qid"]
-        options = tuple(row[f"a{k}"].strip() for k in range(5))
-        if row["answer"].strip() not in options:
-            raise Malformed(f"the answer {row['answer'][:60]!r} is none of the 5 options")
-        letter = letter_of(options.index(row["answer"].strip()), options)
+        options, right = [row[f"a{k}"].strip() for k in range(5)], row["answer"].strip()
+        if right not in options:
+            raise e.Malformed(f"the answer {right[:60]!r} is none of the 5 options")
         if number not in seconds.get(name, {}).get("location", {}):
-            raise Malformed(f"{located} has no seconds for question {number} about {name}")
-        evidence, video = seconds[name]["location"][number], video_path(videos, folders[name])
-        name, question, group = f"{name}_{number}", row["question"], row["type"]
-        return [gqa_example(name, video, question, options, letter, evidence, group)]
+            raise e.Malformed(f"{located} has no seconds for question {number} about {name}")
+        joined = {"id": f"{name}_{number}", "video": folders[name], "options": options}
+        glue = seconds[name]["location"][number]
+        return row | joined | {"answer": options.index(right), "glue": glue}
 
-    rows = csv.DictReader(read_text(path).splitlines(keepends=True))
+    rows = csv.DictReader(e.read_text(path).splitlines(keepends=True))
     try:
-        entries = [(rows.line_num, None, row) for row in rows]
-    except csv.Error as e:
-        raise BadInput(f"{path}, line {rows.line_num}: broken table ({e})") from e
-    return collect(path, entries, make, report, "video_id, qid, question, a0 to a4, answer, type")
+        return [(rows.line_num, None, row) for row in rows], whole
+    except csv.Error as error:
+        raise BadInput(f"{path}, line {rows.line_num}: broken table; download it again") from error
 
 
 # ------------------------------------------------------------------------------------------------
@@ -317,13 +270,13 @@ def read_quality(path, videos, report=print):
     """VidTAB's quality: [{"video": "0012.mp4", "instruction": "…", "answer": "low quality"}]."""
 
     def make(k, entry):
-        answer = sentence(entry["answer"])
+        answer = e.sentence(entry["answer"])
         if answer not in ("low quality", "high quality"):
-            raise Malformed(f"the answer {answer!r} is neither 'low quality' nor 'high quality'")
+            raise e.Malformed(f"the answer {answer!r} is neither 'low quality' nor 'high quality'")
         name = entry["video"]
-        return [Example(f"{name}/{k}", "quality", video_path(videos, name), "", answer)]
+        return [Example(f"{name}/{k}", "quality", e.video_path(videos, name), "", answer)]
 
-    return collect(path, json_entries(path), make, report, "'video' and 'answer'")
+    return e.collect(path, e.json_entries(path), make, report, "'video' and 'answer'")
 
 
 def read_captions(path, videos, report=print):
@@ -339,8 +292,8 @@ def read_captions(path, videos, report=print):
     def make(k, entry):
         events = entry["events"] if "events" in entry else sentences(entry["caption"])
         name = entry["video"]
-        answer = event_list(events)
-        return [Example(f"{name}/{k}", "caption", video_path(videos, name), "", answer)]
+        answer = e.event_list(events)
+        return [Example(f"{name}/{k}", "caption", e.video_path(videos, name), "", answer)]
 
     form = "'video' and 'events', a list of sentences (or 'caption', a text)"
-    return collect(path, json_entries(path), make, report, form)
+    return e.collect(path, e.json_entries(path), make, report, form)

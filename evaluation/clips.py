@@ -6,6 +6,8 @@ from itertools import count
 
 import torch.distributed as dist
 
+from lib.processes import world
+
 
 def batches_of(examples, size):
     """Questions in batches that are answered together, at most `size` in each.
@@ -36,11 +38,11 @@ def batches_of(examples, size):
 CALLS = count()  # every process counts alike
 
 
-def turns(n, world):
-    """Numbers 0 … n − 1, each for one of `world` processes: the one that asks next. A process with
+def turns(n):
+    """Numbers 0 … n − 1, each for one of the processes: the one that asks next. A process with
     long videos asks less often, so that all end at about the same time."""
     call = next(CALLS)
-    if world == 1:
+    if world() == 1:
         yield from range(n)
         return
     store = dist.distributed_c10d._get_default_store()  # what the processes found each other by

@@ -23,7 +23,7 @@ def compare(bench_name, run_a, run_b, args, stand_in):
     An interval that holds 0 says that these questions cannot tell the two apart. Raises BadInput if
     the two were not made alike: other questions, another judge, other flags.
     """
-    folder, _ = find_data(bench_name, args.data, stand_in)
+    folder, _ = find_data(bench_name, args.data, stand_in, toy_model=True)  # its task
     usual_task = read_dataset(bench_name, "test", folder, lambda line: None)[0].task
     task = task_asked(bench_name, usual_task, args)
     name = evaluation_folder(bench_name, usual_task, args)

@@ -12,6 +12,7 @@ paid for.
 import re
 
 import rewards as r
+from lib.wording import ON_OFFER, Letter, sentences
 from tasks import TASKS
 
 
@@ -82,10 +83,16 @@ def tracking_metrics(records):
 # ------------------------------------------------------------------------------------------------
 
 
+def right_letter(record, letter):
+    """1.0 for the right letter among those on offer; records before "on offer" do not say these."""
+    letter = Letter(letter, record.get("on offer") or ON_OFFER)
+    return r.choice_accuracy(record["text"], letter, False)
+
+
 def choice_metrics(records):
     """Accuracy over all questions; where they are of several groups (MVBench's sub-tasks,
     Video-MME's lengths), of each and the mean of these."""
-    right = [r.choice_accuracy(x["text"], x["answer"], False) for x in records]
+    right = [right_letter(x, x["answer"]) for x in records]
     groups = {}
     for ok, x in zip(right, records):
         groups.setdefault(x["group"], []).append(ok)
@@ -139,7 +146,7 @@ def gqa_metrics(records):
     share of questions answered rightly with such an IoU of at least 0.5. A short guess inside a
     long event passes Acc@GQA more easily.
     """
-    right = [r.gqa_accuracy(x["text"], x["answer"], False) for x in records]
+    right = [right_letter(x, x["answer"][0]) for x in records]
     sets = [r.gqa_iou(x["text"], x["answer"], False) for x in records]
     ious, iops = [], []
     for x in records:
@@ -169,16 +176,6 @@ def gqa_metrics(records):
 
 MOST_EVENTS = 10  # of a caption, in DREAM-1K
 JUDGED = ("caption", "description")  # tasks whose figures depend on --judge
-
-
-def sentences(text):
-    """A text's sentences, without their full stops.
-
-    >>> sentences("A boy waits 2.5 seconds. Then he runs!")
-    ['A boy waits 2.5 seconds', 'Then he runs']
-    """
-    parts = (part.strip() for part in re.split(r"[.;!?]+(?:\s|$)|\n", str(text)))
-    return [part for part in parts if part]
 
 
 def description_metrics(records):

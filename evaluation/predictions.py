@@ -9,7 +9,6 @@ An evaluation that was interrupted goes on with the answers it has. So answers m
 settings, by other weights or to other questions must never be continued: they are moved aside.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -17,19 +16,20 @@ import sys
 import rewards
 from annotations.readers import DATASETS, read_dataset
 from evaluation.metrics import reported
-from lib.errors import NUMBER, BadInput, first_line, read_object
+from lib.errors import NUMBER, BadInput, read_object
 from lib.files import (
     expect_kind,
     kind_of,
+    locks_released,
+    put_aside,
     read_lines,
     remove_lines,
     replace_file,
-    set_aside,
     take,
 )
-from lib.flags import check_template, is_toy_model
+from lib.flags import check_template
+from lib.identity import hash_of_examples, is_toy, shown_name, versions
 from tasks import TASKS, longest_answer, score, words_around
-from training.log import versions
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which questions
@@ -42,28 +42,17 @@ def find_model(name):
     settings: those that the run was trained with; {} of a model that is no run. Raises BadInput for
     an evaluation's folder, and for a run that has not saved a policy yet.
     """
-    settings_file = os.path.join(name, "settings.json")
-    if kind_of(name) == "evaluation":
-        raise BadInput(
-            f"--model {name} is an evaluation of eval.py: "
-            "give the run or the model that was evaluated"
-        )
+    settings_file, policy = os.path.join(name, "settings.json"), os.path.join(name, "policy")
     if not os.path.isfile(settings_file):
-        is_toy = is_toy_model(name)
-        return name, "toy base" if is_toy else name, {}
-    policy = os.path.join(name, "policy")
+        return name, shown_name(name), {}
+    if kind_of(name) == "evaluation":
+        why = "is an evaluation of eval.py: give the run or the model that was evaluated"
+        raise BadInput(f"--model {name} {why}")
     if not os.path.isdir(policy):
-        raise BadInput(
-            f"run folder {name} has no policy/ yet: the run has not saved one; "
-            "see --save-every of train.py"
-        )
+        raise BadInput(f"run folder {name} has no policy/ yet: see --save-every of train.py")
     wanted = {"model_name": str, "method": str, "think": bool, "max_new_tokens": int}
-    try:
-        settings = read_object(settings_file, **wanted)
-    except BadInput as e:
-        raise BadInput(f"{e}; --model {policy} evaluates the weights without it") from e
-    shown = f"{settings['model_name']} + {settings['method'].upper()} ({name})"
-    return policy, shown, settings
+    settings = read_object(settings_file, **wanted)
+    return policy, f"{settings['model_name']} + {settings['method'].upper()} ({name})", settings
 
 
 # Some clips of most benchmarks can no longer be had. If more than this share is not there, the
@@ -82,36 +71,15 @@ def read_questions(bench_name, folder, limit, loud):
     for sentence in left_out if loud else []:
         print(sentence, file=sys.stderr)
     videos = {e.video for e in examples}
-    missing = sorted(video for video in videos if not os.path.exists(video))
-    if missing:
-        sentence = (
-            f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing, "
-            f"the first is {missing[0]}"
-        )
+    if missing := sorted(video for video in videos if not os.path.exists(video)):
+        sentence = f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing"
+        sentence += f", the first is {missing[0]}"
         if len(missing) > MISSING * len(videos):
-            raise BadInput(
-                f"{sentence}. {bench_name} is: {DATASETS[bench_name].source}; "
-                "--limit N takes the first N questions only"
-            )
+            source = f"{bench_name} is: {DATASETS[bench_name].source}"
+            raise BadInput(f"{sentence}. {source}; --limit N takes the first N questions only")
         if loud:
-            warning = f"WARNING: {sentence}; questions about them count as wrong"
-            print(warning, file=sys.stderr)
+            print(f"WARNING: {sentence}; they count as wrong", file=sys.stderr)
     return examples, left_out
-
-
-def fingerprint(folder):
-    """Names, sizes and times of a local model's weight files; of a hub's model its name."""
-    if not os.path.isdir(folder):
-        return folder
-    files = sorted(f for f in os.listdir(folder) if f.endswith(".safetensors"))
-    stats = [os.stat(os.path.join(folder, f)) for f in files]
-    return [[f, s.st_size, int(s.st_mtime)] for f, s in zip(files, stats)]
-
-
-def digest(examples):
-    """A hash of what is asked and what is right."""
-    asked = [(e.id, e.question, e.options, e.answer, e.span, e.frames) for e in examples]
-    return hashlib.sha1(repr(asked).encode()).hexdigest()
 
 
 def task_asked(bench_name, usual_task, args):
@@ -123,16 +91,12 @@ def task_asked(bench_name, usual_task, args):
     if args.clues and usual_task not in ("qa", "gqa"):
         raise BadInput(f"--clues asks a multiple-choice question twice; {bench_name} has none")
     if args.clues and args.task:
-        raise BadInput(
-            "--clues asks for the answer and its seconds, the task gqa: leave --task away"
-        )
+        raise BadInput("--clues asks for the answer and its seconds (gqa): leave --task away")
     if task == "gqa" and usual_task == "qa" and not args.clues:
         raise BadInput(f"--task gqa: no seconds are annotated in {bench_name}")
     if TASKS[task].data != TASKS[usual_task].data:
-        raise BadInput(
-            f"--task {task} is asked about {TASKS[task].data}; "
-            f"the questions of {bench_name} are of the task {usual_task}"
-        )
+        own = f"the questions of {bench_name} are of the task {usual_task}"
+        raise BadInput(f"--task {task} is asked about {TASKS[task].data}; {own}")
     return task
 
 
@@ -145,9 +109,9 @@ def template_asked(args, run, task):
     return run.get("template") if task in run.get("tasks", []) else None
 
 
-def is_toy(shown, run):
-    """Whether find_model's answer is the toy base, or a run that was trained from it."""
-    return run.get("model_name", shown) == "toy base"
+def of_toy(path, run):
+    """Whether find_model's answer is the toy base, or was trained from it."""
+    return is_toy(path) or run.get("model_name") == "toy base"  # runs from before it was marked
 
 
 def settings_of(args, budget, model, data, task, examples):
@@ -161,18 +125,16 @@ def settings_of(args, budget, model, data, task, examples):
     think = run.get("think", True) if args.think is None else args.think
     if args.template is not None and args.think is None:
         think = "<think>" in template
-    toy_model = is_toy(shown, run)
-    longest = max(longest_answer(toy_model, [task]), run.get("max_new_tokens", 0))
+    longest = max(longest_answer(of_toy(path, run), [task]), run.get("max_new_tokens", 0))
     return {
         "bench": bench_name,
         "data": folder,
         "data_name": data_name,
         "task": task,
         "questions": len(examples),
-        "asked": digest(examples),
+        "asked": hash_of_examples(examples),
         "model": path,
         "model_name": shown,
-        "weights": fingerprint(path),
         "think": think,
         "look": args.look,
         "clues": args.clues,
@@ -212,34 +174,25 @@ def folder_without_run(model):
 
 
 def open_evaluation(out, settings):
-    """Makes the folder and locks it. Predictions that other settings made are moved aside."""
-    settings_path = os.path.join(out, "settings.json")
+    """Makes the folder and locks it. One with predictions that other settings made is renamed."""
+    path = os.path.join(out, "settings.json")
     settings = json.loads(json.dumps(settings))  # as the file has them: lists, no tuples
     try:
-        continued = expect_kind(out, "evaluation")
+        if expect_kind(out, "evaluation"):
+            before = read_object(path)
+            # "weights" are a fingerprint: a copy of the model, under another name, has the same.
+            compared = [k for k in settings if k not in ("model", "model_name")]
+            if changed := [k for k in compared if before.get(k) != settings[k]]:
+                with locks_released():
+                    take(out)
+                    aside = put_aside(out)
+                made = f"{out} holds predictions made with other settings ({', '.join(changed)})"
+                print(f"{made}: starting anew, it is now {aside}", file=sys.stderr)
         os.makedirs(out, exist_ok=True)
         take(out)
-        changed = changed_settings(settings_path, settings) if continued else []
-        if changed:
-            aside = set_aside(out)
-            print(
-                f"{out} holds predictions made with other settings ({', '.join(changed)}): "
-                f"starting anew, they are now in {aside}/",
-                file=sys.stderr,
-            )
-        write_object(settings_path, settings | {"kind": "evaluation"})
+        write_object(path, settings | {"kind": "evaluation"})
     except OSError as e:
         raise BadInput(f"cannot write to --out {out}: {e.strerror}") from e
-
-
-def changed_settings(path, settings):
-    """The names of the settings that differ from those in the file."""
-    try:
-        before = read_object(path)
-    except BadInput as e:
-        print(f"{e}", file=sys.stderr)
-        return ["settings.json is damaged"]
-    return [name for name in settings if before.get(name) != settings[name]]
 
 
 def write_object(path, content):
@@ -269,8 +222,7 @@ def answered(path):
     """
     records = read_predictions(path)
     done = {id for id, record in records.items() if "error" not in record}
-    if os.path.exists(path):
-        remove_lines(path, lambda record: record.get("id") in done and "error" not in record)
+    remove_lines(path, lambda record: record.get("id") in done and "error" not in record)
     return done
 
 
@@ -308,16 +260,9 @@ def right_without_form(task, records):
 
 def metrics_of(task, records):
     """{name: percent}: the task's metrics, and the share of answers in the right form."""
-    try:
-        right_form = 100 * sum(r["format"] for r in records) / len(records)
-        records = [r | {"text": with_tags(r["text"])} for r in records]
-        return reported(task, records) | {"format": right_form}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
-        raise BadInput(
-            "the predictions cannot be scored, so predictions.jsonl is damaged "
-            f"({type(e).__name__}: {first_line(e)}): "
-            "move it away and give the same command again"
-        ) from e
+    right_form = 100 * sum(r["format"] for r in records) / len(records)
+    records = [r | {"text": with_tags(r["text"])} for r in records]
+    return reported(task, records) | {"format": right_form}
 
 
 def results_of(settings, records, first_look, left_out, constant):
@@ -326,11 +271,8 @@ def results_of(settings, records, first_look, left_out, constant):
     metrics = metrics_of(settings["task"], records)
     if settings["clues"]:
         before = metrics_of(settings["task"], first_look)
-        metrics = {
-            "accuracy, first look": before["accuracy"],
-            "accuracy": metrics["accuracy"],
-            "format": metrics["format"],
-        }
+        metrics = {k: metrics[k] for k in ("accuracy", "format")}
+        metrics = {"accuracy, first look": before["accuracy"]} | metrics
     return {
         "metrics": metrics,
         "constant": constant,
@@ -348,9 +290,6 @@ def say_what_failed(results, records, out):
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
     failed, unread = len(results["failed"]), len(results["not in the form"])
     if failed or unread:
-        print(
-            f"{failed} questions are about videos that could not be read, {unread} answers are not "
-            f"in the form that was asked for ({results['right but not in the form']} of them "
-            f"right); {out}/results.json lists them",
-            file=sys.stderr,
-        )
+        said = f"{failed} questions are about videos that could not be read, {unread} answers are "
+        said += f"not in the form asked for ({results['right but not in the form']} of them right)"
+        print(f"{said}; {out}/results.json lists them", file=sys.stderr)

@@ -26,7 +26,8 @@ EVAL_FLAGS = {
     "benchmarks": [
         ("--bench", {}, f"one or several of {', '.join(DATASETS)}, with commas between, or all"),
         ("--data", {}, "folder of the data set; with several benchmarks the folder that holds a "
-            "folder of each (default: data/NAME where it exists, else the toy one)"),
+            "folder of each; toy: made-up clips (default: data/NAME where it exists, else, for "
+            "the toy model, toy)"),
         ("--task", {"choices": list(TASKS)}, "ask the questions as this task of the same "
             "data: qa of nextgqa, the answer without its seconds (default: the benchmark's own)"),
         ("--limit", COUNT, "only the first so many questions of each"),

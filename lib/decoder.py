@@ -5,7 +5,7 @@ or never return. In the run's own process that would be the end of the run. So a
 decodes. If it dies or takes too long it is replaced, and the one video counts as unreadable. It
 does not outlive the run's process.
 
-    python -m lib.decoder FD      # that process; started by Decoder alone
+    python -m lib.decoder FD MODULE FUNCTION      # that process; started by Decoder alone
 """
 
 import json
@@ -17,15 +17,16 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-import data
-from data import Frames, VideoBudget
 from lib.errors import BadInput
+from lib.video import Frames
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -35,7 +36,7 @@ class Cancelled(Exception):
 
 
 class Decoder:
-    """`read` is data.read_frames in a process of its own, with a time limit in seconds.
+    """`read` is the function (data.read_frames) in a process of its own, with a limit in seconds.
 
     What comes back is JSON and raw pixels, never a pickle: a decoder that a file has taken over can
     send wrong pictures, and nothing that would be executed here.
@@ -43,15 +44,16 @@ class Decoder:
     `cancel` and `stop` may be called while another thread reads; `cancel` also in a signal handler.
     """
 
-    def __init__(self, limit):
+    def __init__(self, limit, function):
         self.limit, self.process, self.pipe, self.cancelled = limit, None, None, False
+        self.function = [function.__module__, function.__name__]
 
     def start(self):
         ours, theirs = Pipe()
         fd, path = theirs.fileno(), [ROOT, os.environ.get("PYTHONPATH")]
         changed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         changed["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        command = [sys.executable, "-m", "lib.decoder", str(fd)]
+        command = [sys.executable, "-m", "lib.decoder", str(fd), *self.function]
         process = subprocess.Popen(command, pass_fds=[fd], env=os.environ | changed)
         theirs.close()
         self.process, self.pipe = process, ours
@@ -90,8 +92,8 @@ class Decoder:
                 pass  # it waits for a disk that does not answer: it dies when that does
 
     def read(self, path, budget, span=None, frames=()):
-        """Frames of a video, as data.read_frames gives them. Raises BadInput also where that
-        crashes or hangs; Cancelled after `cancel` or `stop`."""
+        """Frames of a video, as the function gives them. Raises BadInput also where that crashes or
+        hangs; Cancelled after `cancel` or `stop`."""
         if self.cancelled:
             raise Cancelled
         if self.process is None or self.process.poll() is not None:
@@ -104,23 +106,20 @@ class Decoder:
             pipe.send_bytes(json.dumps([path, asdict(budget), span, list(frames)]).encode())
             if not self.wait(process, pipe, self.limit):
                 self.stop()
-                raise BadInput(
-                    f"video file {path} was not decoded within {self.limit:g} s "
-                    "(--decode-timeout): it may be damaged or very long"
-                )
+                late = f"was not decoded within {self.limit:g} s (--decode-timeout)"
+                raise BadInput(f"video file {path} {late}: it may be damaged or very long")
             answer = json.loads(pipe.recv_bytes())
             if "error" in answer:
                 raise BadInput(answer["error"])
             pixels = torch.frombuffer(bytearray(pipe.recv_bytes()), dtype=torch.uint8)
-            pixels = pixels.view(answer["shape"])
+            answer["pixels"] = pixels.view(answer.pop("shape"))
         except (EOFError, OSError) as e:  # it died
             if self.cancelled or self.process is not process:
                 raise Cancelled from e
             self.stop()
             crash = f"made the decoder crash (exit status {process.poll()})"
             raise BadInput(f"video file {path} {crash}: it is damaged") from e
-        times = np.array(answer["times"])
-        return Frames(pixels, times, answer["spacing"], answer["duration"])
+        return Frames(**answer | {"times": np.array(answer["times"])})
 
 
 @contextmanager
@@ -152,7 +151,7 @@ def end_with(parent):
     os._exit(1)
 
 
-def serve(pipe):
+def serve(pipe, read):
     """Reads videos until the other end is closed."""
     for told in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the run decides
         signal.signal(told, signal.SIG_IGN)
@@ -163,25 +162,20 @@ def serve(pipe):
             path, budget, *part = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             return
+        pixels = None
         try:
-            frames = data.read_frames(path, VideoBudget(**budget), *part)
+            frames = read(path, SimpleNamespace(**budget), *part)
+            pixels, answer = frames.pixels, vars(frames) | {"times": frames.times.tolist()}
+            answer |= {"shape": list(answer.pop("pixels").shape)}
         except BadInput as e:
-            pipe.send_bytes(json.dumps({"error": str(e)}).encode())
-            continue
+            answer = {"error": str(e)}
         except Exception as e:  # whatever a decoder raises on what it was never meant to read
             why = f"{type(e).__name__}: {str(e)[:150]}"
-            error = f"video file {path} cannot be decoded ({why})"
-            pipe.send_bytes(json.dumps({"error": error}).encode())
-            continue
-        about = {
-            "shape": list(frames.pixels.shape),
-            "times": frames.times.tolist(),
-            "spacing": frames.spacing,
-            "duration": frames.duration,
-        }
-        pipe.send_bytes(json.dumps(about).encode())
-        pipe.send_bytes(memoryview(frames.pixels.numpy()).cast("B"))
+            answer = {"error": f"video file {path} cannot be decoded ({why})"}
+        pipe.send_bytes(json.dumps(answer).encode())
+        if pixels is not None:
+            pipe.send_bytes(memoryview(pixels.numpy()).cast("B"))
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+    serve(Connection(int(sys.argv[1])), getattr(import_module(sys.argv[2]), sys.argv[3]))

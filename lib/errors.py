@@ -1,13 +1,12 @@
 """errors.py: mistakes of the user, told in one sentence; and how every program here ends.
 
-A mistake is `BadInput`. Whatever else is not the program's fault (no memory, no room on the disk, a
-terminal that is closed or cannot show a letter, another process that died) is handled here as well,
-once for all programs: `run_program`. Only our own faults end with a traceback.
+A mistake is `BadInput`. Whatever else is not the program's fault (no memory, no room on the disk,
+another process that died) is handled here as well, once for all programs: `run_program`. Only our
+own faults end with a traceback.
 
 It imports nothing of the project, so that every file can import it.
 """
 
-import contextlib
 import errno
 import json
 import math
@@ -69,44 +68,6 @@ def wrong_key(record, types):
 # ------------------------------------------------------------------------------------------------
 
 
-class Stream:
-    """Standard output or error that never ends the program.
-
-    A letter that the terminal cannot show becomes "?". When its reader has gone (`| head -1`) or
-    its disk is full, what is said goes nowhere from then on, and the work goes on.
-    """
-
-    def __init__(self, stream):
-        # None: it was closed before the program began (`>&-`)
-        self.stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
-        if stream is not None and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, text):
-        try:
-            return self.stream.write(text)
-        except OSError:
-            self.give_up()
-            return len(text)
-
-    def flush(self):
-        try:
-            self.stream.flush()
-        except OSError:
-            self.give_up()
-
-    def give_up(self):
-        """Puts the null device in its place, also for what is still in the stream's own buffer."""
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self.stream.fileno())
-        os.close(null)
-        with contextlib.suppress(OSError):
-            self.stream.flush()
-
-
 ALLOCATION_FAILED = ("DefaultCPUAllocator", "out of memory", "Cannot allocate memory",
                      "ALLOC_FAILED", "Storage size calculation overflowed")  # fmt: skip
 
@@ -133,9 +94,10 @@ def lost_process(error):
     return told or type(error).__name__ == "DistBackendError"
 
 
-# What the machine refuses, not the program: full or read-only disks, quotas, permissions.
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS,
-           errno.EACCES, errno.EPERM, errno.EIO)  # fmt: skip
+# What the machine refuses, not the program: full or read-only disks, quotas, permissions, a folder
+# in the place of a file, a reader of the output that has gone (`| head -1`).
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+           errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EPIPE)  # fmt: skip
 
 
 def first_line(error, most=200):
@@ -162,33 +124,21 @@ def reason(error, memory, interrupted):
     return None
 
 
-def check_locale():
-    """Raises BadInput if a path cannot be handed to libraries, which read every path as UTF-8."""
-    names = [*sys.argv, os.getcwd()]
-    if sys.getfilesystemencoding() != "utf-8" and not all(name.isascii() for name in names):
-        raise BadInput("a path or word here is not ASCII, and this locale knows nothing else: "
-                       "set PYTHONUTF8=1, or LC_ALL=C.UTF-8")  # fmt: skip
-
-
 def run_program(program, memory="", interrupted=""):
     """Runs `program()` and returns what it returns, or exits with one sentence.
 
     memory: what to do when memory is not enough; interrupted: what to know after Ctrl-C.
     """
-    out, err = Stream(sys.stdout), Stream(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            check_locale()
-            return program()
-        except (Exception, KeyboardInterrupt) as e:
-            ending = reason(e, memory, interrupted)
-            if ending is None:
-                raise
-            status, sentence = ending
-            out.flush()
-            if sentence:
-                print(sentence, file=err)
-            sys.exit(status)
-        finally:
-            out.flush()
-            err.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a letter that the terminal cannot show
+    try:
+        return program()
+    except (Exception, KeyboardInterrupt) as e:
+        ending = reason(e, memory, interrupted)
+        if ending is None:
+            raise
+        status, sentence = ending
+        if sentence:
+            print(sentence, file=sys.stderr)
+        sys.exit(status)

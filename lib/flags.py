@@ -20,10 +20,6 @@ TOY_MODEL = os.path.join(ROOT, "assets", "toy-base")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def is_toy_model(name):
-    return os.path.abspath(name) == TOY_MODEL
-
-
 # ------------------------------------------------------------------------------------------------
 # Kinds of values
 # ------------------------------------------------------------------------------------------------

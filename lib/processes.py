@@ -14,16 +14,25 @@ from torch.distributed.tensor import DTensor
 from lib.errors import BadInput
 
 
+def rank():
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world():
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def start_processes(device, patience=timedelta(minutes=30)):
-    """Returns (rank, world size, device of this process). Without torchrun: (0, 1, device).
+    """Returns the device of this process. Without torchrun there is one process.
 
     patience: how long a process waits for the others, before it takes them for dead.
     Raises BadInput where processes outnumber GPUs.
     """
     if "WORLD_SIZE" not in os.environ:
-        return 0, 1, device
-    rank, world, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        return device
+    local, on_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if device == "cuda":
         if on_machine > torch.cuda.device_count():
             raise BadInput(
@@ -36,41 +45,41 @@ def start_processes(device, patience=timedelta(minutes=30)):
     # torchrun leaves each process one thread. --offload's optimizer works on the CPU as well.
     torch.set_num_threads(max(1, os.cpu_count() // on_machine))
     dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=patience)
-    return rank, world, device
+    return device
 
 
-def add_up(sums, device, world):
+def add_up(sums, device):
     """{name: number} ← Σ over processes. Every process passes the same names."""
     values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
-    if world > 1:
+    if world() > 1:
         dist.all_reduce(values)
     return dict(zip(sums, values.tolist()))
 
 
-def largest(value, device, world):
+def largest(value, device):
     """The largest of the processes' values."""
     value = torch.tensor(value, dtype=torch.float64, device=device)
-    if world > 1:
+    if world() > 1:
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return float(value)
 
 
-def on_first(rank, world, work):
+def on_first(work):
     """Runs `work` on process 0 alone and hands its result, or its BadInput, to all of them."""
     result = [None]
-    if rank == 0:
+    if rank() == 0:
         try:
             result = [work()]
         except BadInput as e:
             result = [e]
-    if world > 1:
+    if world() > 1:
         dist.broadcast_object_list(result)
     if isinstance(result[0], BadInput):
         raise result[0]
     return result[0]
 
 
-def on_each(world, work):
+def on_each(work):
     """Runs `work` in every process, waits until all have done so, and returns its result here.
 
     The BadInput of any one is raised in all, so that none waits for a process that has given up,
@@ -82,12 +91,12 @@ def on_each(world, work):
     except BadInput as e:
         problem = str(e)
     problems = [problem]
-    if world > 1:
-        problems = [None] * world
+    if world() > 1:
+        problems = [None] * world()
         dist.all_gather_object(problems, problem)
     for process, said in enumerate(problems):
         if said is not None:
-            alone = world > 1 and problems.count(said) < world
+            alone = problems.count(said) < world()
             raise BadInput(f"process {process}: {said}" if alone else said)
     return result
 

@@ -14,7 +14,6 @@ import warnings
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     MixedPrecisionPolicy,
@@ -112,7 +111,7 @@ def load_sharded(
     shard(model, dtype, offload)
     model.to_empty(device="cpu" if offload else device)
     draw_adapters(model)
-    on_each(dist.get_world_size(), lambda: fill(model, files, device))
+    on_each(lambda: fill(model, files, device))
     return model, tokenizer
 
 

@@ -1,4 +1,4 @@
-"""container.py: a video → when each of its frames is on screen, and the pictures themselves.
+"""video.py: a video → when each of its frames is on screen, and the pictures themselves.
 
 Every answer of the model is in seconds, so a frame shown at the wrong second is a wrong lesson that
 nothing would report. A file is read in one of two ways:
@@ -11,6 +11,9 @@ but are shown before it, where stamps are missing or an edit list hides frames, 
 without an exact index: 5 s in MPEG-TS. `jumps_are_exact` decides from the packets, which are read
 without decoding them.
 
+Second 0 is where the file begins, not its pictures: a part that was cut out can have sound from 0
+and pictures from 3 s on. The first picture then stands from 0, as on a player.
+
 A folder of numbered pictures is a video too: GOT-10k and a part of MVBench come as such.
 """
 
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 import av
 import decord
 import numpy as np
+import torch
 from PIL import Image
 
 from lib.errors import BadInput
@@ -36,6 +40,17 @@ CONVERT = "convert it with ffmpeg -i IN -c:v libx264 OUT.mp4"
 UNTIMED = f"does not say when its frames are shown (stamps missing or out of order): {CONVERT}"
 
 
+@dataclass
+class Frames:
+    """What was looked at: pixels (T, H, W, 3) uint8, times (T,) in seconds at which each frame went
+    on screen, spacing between the moments asked for, and duration."""
+
+    pixels: torch.Tensor
+    times: np.ndarray
+    spacing: float
+    duration: float
+
+
 class Unreadable(Exception):
     """Why a file cannot be used, in words that follow its name."""
 
@@ -45,7 +60,8 @@ def opened(path):
     """The clip at a path, for reading within the block. Whatever goes wrong there is BadInput.
 
     A clip has `on_screen` (F,), the seconds at which each frame goes on screen, from 0, `duration`
-    in seconds, `size()` (height, width) and `pictures(index)`: see Jumping, InOrder and Folder.
+    in seconds, `size()` (height, width) as shown and `pictures(index)` as stored: see Jumping,
+    InOrder and Folder.
     """
     is_folder = os.path.isdir(path)
     what = f"folder {path}" if is_folder else f"video file {path}"
@@ -55,6 +71,7 @@ def opened(path):
         raise BadInput(f"{what} is empty (0 bytes): download it again")
     try:
         clip = Folder(path) if is_folder else open_clip(path)
+        clip.on_screen[0] = 0.0
         if not 0 < clip.duration < float("inf"):
             raise Unreadable(f"has no duration: it holds {len(clip.on_screen)} frame(s)")
         yield clip
@@ -71,9 +88,12 @@ def open_clip(path):
     packets = look(path)
     refuse_cut(packets)
     if jumps_are_exact(packets):
-        clip = Jumping(path)
-        if clip.agrees_with(packets):
-            return clip
+        try:
+            clip = Jumping(path, packets)
+            if clip.agrees_with(packets):
+                return clip
+        except REFUSED:
+            pass  # decord has limits of its own: a track that begins late, for one
     return InOrder(path, packets)
 
 
@@ -86,18 +106,21 @@ def open_clip(path):
 class Packets:
     """What the video stream's packets say, in the file's order.
 
-    pts, dts (F,): in seconds, nan where missing; key, discard (F,) bool; last: seconds that the
-    last frame stays; stated: duration in the file's head, or None.
+    zero: where the file begins, on the clock of its stamps; pts, dts (F,): in seconds from there,
+    nan where missing; key, discard (F,) bool; last: seconds that the last frame stays; stated: the
+    end of the video that the file's head promises, or None; pixel: a pixel's width over its height.
     """
 
     container: str
     codec: str
+    zero: float
     pts: np.ndarray
     dts: np.ndarray
     key: np.ndarray
     discard: np.ndarray
     last: float
     stated: float | None
+    pixel: float
 
 
 def look(path):
@@ -106,6 +129,8 @@ def look(path):
         stream = file.streams.best("video")
         if stream is None:
             raise Unreadable("holds no video")
+        if file.format.name == "webp_pipe":
+            raise Unreadable("is a WebP, whose pictures are not read here: save it as mp4 or GIF")
         codec, tick = stream.codec_context, float(stream.time_base)
         if codec is None:
             raise Unreadable(f"holds video of a kind that cannot be decoded here: {CONVERT}")
@@ -118,12 +143,30 @@ def look(path):
         if not rows:
             raise Unreadable("holds no frame")
         pts, dts, key, discard, length = (np.array(column) for column in zip(*rows))
-        stated = seconds(stream.duration)
-        if np.isnan(stated) and len(file.streams) == 1 and file.duration:
-            stated = file.duration / av.time_base  # of a file with sound, it may be the sound's
         last = length[np.nanargmax(pts)] if np.isfinite(pts).any() else 0.0
+        shown = pts[np.isfinite(pts) & ~discard]
+        zero = shown.min() if len(shown) else 0.0
+        if file.start_time is not None:  # sound may begin earlier
+            zero = min(zero, file.start_time / av.time_base)
+        stated, pixel = stated_end(file, stream) - zero, float(stream.sample_aspect_ratio or 1)
         stated = None if np.isnan(stated) else stated
-        return Packets(file.format.name, codec.name, pts, dts, key, discard, last, stated)
+        name = file.format.name
+    return Packets(
+        name, codec.name, zero, pts - zero, dts - zero, key, discard, last, stated, pixel
+    )
+
+
+def stated_end(file, stream):
+    """Where the head of a file says that its video ends, on the clock of its stamps; nan: nowhere.
+
+    Matroska's own duration is that of the longest track, so the track's is taken from its tags.
+    """
+    if "matroska" not in file.format.name and stream.duration is not None:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    alone = len(file.streams) == 1 and file.duration
+    return (file.start_time + file.duration) / av.time_base if alone else np.nan
 
 
 def jumps_are_exact(packets):
@@ -134,7 +177,7 @@ def jumps_are_exact(packets):
     what stands before it in the file is shown before it, what follows, later.
     """
     pts, dts, key = packets.pts, packets.dts, np.flatnonzero(packets.key)
-    if not ("mp4" in packets.container and packets.codec == "h264"):
+    if not ("mp4" in packets.container and packets.codec == "h264" and packets.pixel == 1):
         return False
     if not np.isfinite(pts + dts).all() or packets.discard.any():
         return False
@@ -150,7 +193,7 @@ def refuse_cut(packets):
     """Refuses a download cut short: its frames end long before the stated duration."""
     if packets.stated is None or packets.discard.any() or not np.isfinite(packets.pts).any():
         return
-    end = np.nanmax(packets.pts) - np.nanmin(packets.pts) + packets.last
+    end = np.nanmax(packets.pts) + packets.last
     if end < 0.9 * packets.stated - 0.5:
         raise Unreadable(f"breaks off after {end:.1f} of {packets.stated:.1f} s: download it again")
 
@@ -163,15 +206,16 @@ def refuse_cut(packets):
 class Jumping:
     """A file read with decord."""
 
-    def __init__(self, path):
+    def __init__(self, path, packets):
         self.reader = decord.VideoReader(path, num_threads=1)
         stamps = self.reader.get_frame_timestamp(np.arange(len(self.reader)))  # (F, 2): on, off
         stamps = np.asarray(stamps, dtype=np.float64)
-        self.on_screen = stamps[:, 0] - stamps[0, 0]
-        self.duration = float(stamps[-1, 1] - stamps[0, 0])
+        begin = packets.pts.min()  # decord's own zero is its first frame, or the file's: it varies
+        self.on_screen = stamps[:, 0] - stamps[0, 0] + begin
+        self.duration = float(stamps[-1, 1] - stamps[0, 0] + begin)
 
     def agrees_with(self, packets):
-        pts = np.sort(packets.pts) - packets.pts.min()
+        pts = np.sort(packets.pts)
         if len(pts) != len(self.on_screen):
             return False
         return np.abs(self.on_screen - pts).max() < 1e-3 + 1e-6 * pts[-1]  # decord's are float32
@@ -190,44 +234,47 @@ class InOrder:
     them, otherwise from decoding the file once more."""
 
     def __init__(self, path, packets):
-        self.path, self.times = path, None
+        self.path, self.zero, self.pixel, self.times = path, packets.zero, packets.pixel, None
         times, last = np.sort(packets.pts), packets.last
-        guessed = packets.container in GUESSED or packets.discard.any() or not increasing(times)
-        if guessed:
+        if packets.container in GUESSED or packets.discard.any() or not increasing(times):
             shown = [(at, (f.duration or 0) * f.time_base) for at, f in self.frames()]
-            times = self.times = put_in_order(np.array([at for at, _ in shown]))
+            times = put_in_order(np.array([at for at, _ in shown]))
+            self.times = times = times - times[0]
             last = float(shown[-1][1])
-        self.on_screen = times - times[0]
+        self.on_screen = times
         if not last and len(times) > 1:
             last = np.median(np.diff(times))
-        self.duration = float(self.on_screen[-1] + last)
+        self.duration = float(times[-1] + last)
 
     def frames(self):
         """Yields (seconds, frame) of all frames that are shown, in order; nan: no stamp."""
         with av.open(self.path) as file:
             for k, frame in enumerate(file.decode(file.streams.best("video"))):
                 stamp = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
-                yield (stamp if self.times is None else self.times[k]), frame
+                yield (stamp - self.zero if self.times is None else self.times[k]), frame
 
     def size(self):
         first = next(self.frames(), None)
         if first is None:
             raise Unreadable(f"holds no frame that can be decoded here: {CONVERT}")
-        return picture(first[1]).shape[:2]
+        height, width = picture(first[1]).shape[:2]
+        sideways = round(first[1].rotation / 90) % 2
+        if sideways:
+            return round(height * self.pixel), width
+        return height, round(width * self.pixel)
 
     def pictures(self, index):
         """Yields (1, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
-        wanted, before, reached, start = list(self.on_screen[index]), None, -np.inf, None
+        wanted, before, reached = list(self.on_screen[index]), None, -np.inf
         for seconds, frame in self.frames():
-            start = seconds if start is None else start
-            if not seconds - start > reached:
+            if not seconds > reached:
                 raise Unreadable(UNTIMED)
-            while wanted and before is not None and seconds - start > wanted[0] + 1e-6:
+            while wanted and before is not None and seconds > wanted[0] + 1e-6:
                 wanted.pop(0)
                 yield picture(before)[None]
             if not wanted:
                 return
-            before, reached = frame, seconds - start
+            before, reached = frame, seconds
         if before is None or wanted[-1] > reached + 1:
             raise Unreadable("is damaged: frames are missing at its end; download it again")
         for _ in wanted:

@@ -36,6 +36,7 @@ from transformers import logging as transformers_logging
 
 from lib.adapters import load_adapters, merge
 from lib.errors import BadInput
+from lib.files import replace_folder
 from model import prepare
 
 transformers_logging.disable_progress_bar()
@@ -460,18 +461,13 @@ def write_parts(model, folder, parts=None):
 def save(model, tokenizer, budget, folder, write=None):
     """Saves in Hugging Face format, atomically: `folder` is complete or it is not there.
 
-    Everything is written to a neighbour first and moved into place at the end. A kill never leaves
-    half a folder; between the two renames it leaves none, but the old one whole in FOLDER.old,
-    which the next save puts back first. write: a function of the folder that writes the weights
-    where `write_parts` alone cannot (adapters, sharded weights). Raises OSError, and keeps the old
-    folder, if the disk is full.
+    Everything is written to a neighbour first and moved into place at the end (replace_folder).
+    write: a function of the folder that writes the weights where `write_parts` alone cannot
+    (adapters, sharded weights). Raises OSError, and keeps the old folder, if the disk is full.
     """
     folder = folder.rstrip("/")
-    partial, old = folder + ".partial", folder + ".old"
-    if os.path.isdir(old) and not os.path.isdir(folder):
-        os.rename(old, folder)
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder + ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         write(partial) if write else write_parts(model, partial)
         tokenizer.save_pretrained(partial)
@@ -479,7 +475,4 @@ def save(model, tokenizer, budget, folder, write=None):
     except (OSError, SafetensorError) as e:  # on a full disk half a folder is in the way
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(str(e)) from e
-    if os.path.isdir(folder):
-        os.rename(folder, old)
-    os.rename(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(partial, folder)

@@ -11,14 +11,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import grpo
 import train
 from conftest import BASE, ROOT
 from data import VideoBudget
 from lib.errors import BadInput
-from training import checkpoint
 from training.run import STOP
 
 QUICK = [
@@ -66,11 +65,8 @@ def wait_for(path, job):
 def unstopped(charades, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("run") / "unstopped")
     run(charades, out)
-    # --keep 2
-    assert sorted(os.listdir(os.path.join(out, "checkpoints"))) == [
-        "step-000004",
-        "step-000006",
-    ]
+    kept = sorted(os.listdir(os.path.join(out, "checkpoints")))
+    assert kept == ["step-000004", "step-000006"]  # --keep 2
     return out
 
 
@@ -98,11 +94,8 @@ def test_sigterm_saves_and_exits(charades, unstopped, tmp_path):
     wait_for(out / "metrics.jsonl", job)
     job.send_signal(signal.SIGTERM)
     told, (said, _) = time.time(), job.communicate(timeout=60)
-    assert (
-        job.returncode == 128 + signal.SIGTERM
-        and time.time() - told < 15
-        and "stopped after step" in said
-    )
+    assert job.returncode == 128 + signal.SIGTERM and "stopped after step" in said
+    assert time.time() - told < 15
     steps = len(lines(out))
     assert 1 <= steps < 6 and os.path.isdir(out / "checkpoints" / f"step-{steps:06d}")
     run(charades, out, "--resume")
@@ -112,39 +105,16 @@ def test_sigterm_saves_and_exits(charades, unstopped, tmp_path):
 def test_damaged_checkpoint_is_passed_over(charades, unstopped, tmp_path, capsys):
     out = tmp_path / "damaged"
     shutil.copytree(unstopped, out)
-    path = out / "checkpoints" / "step-000006" / "part-000.safetensors"
-    blob = bytearray(path.read_bytes())
-    blob[len(blob) // 2] ^= 1  # one bit
-    path.write_bytes(blob)
+    os.truncate(out / "checkpoints" / "step-000006" / "part-000.safetensors", 10_000)
     run(charades, out, "--resume")
     said = capsys.readouterr()
-    assert (
-        "step-000006 cannot be used (part-000.safetensors is damaged)" in said.err
-        and "after step 4" in said.out
-    )
+    assert "step-000006 cannot be read" in said.err and "after step 4" in said.out
     assert same(out, unstopped)
     for folder in os.listdir(out / "checkpoints"):
         (out / "checkpoints" / folder / "state.json").write_text("{")
-    with pytest.raises(
-        BadInput, match="none of the checkpoints of .* can be read: give --overwrite"
-    ):
+    with pytest.raises(BadInput, match="has no checkpoint that can be read: give --overwrite"):
         run(charades, out, "--resume")
     assert (out / "policy").is_dir()  # nothing was removed
-
-
-def test_a_policy_that_a_kill_left_aside_is_put_back(base, tmp_path):
-    """Killed between the two renames of `save`, and again while the next one is written."""
-    from lib.weights import save
-
-    def killed(folder):
-        raise KeyboardInterrupt
-
-    model, tokenizer = base
-    save(model, tokenizer, VideoBudget(), str(tmp_path / "policy"))
-    os.rename(tmp_path / "policy", tmp_path / "policy.old")
-    with pytest.raises(KeyboardInterrupt):
-        save(model, tokenizer, VideoBudget(), str(tmp_path / "policy"), write=killed)
-    assert (tmp_path / "policy" / "model.safetensors").is_file()
 
 
 def test_resume_refuses_other_settings_and_starts_where_nothing_is(charades, unstopped, tmp_path):
@@ -158,17 +128,26 @@ def test_resume_refuses_other_settings_and_starts_where_nothing_is(charades, uns
     assert len(lines(tmp_path / "new")) == 1
 
 
-def test_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    tensors = {"a": torch.ones(3)}
-    assert checkpoint.save_checkpoint(str(tmp_path), 1, tensors, {}, 2, 0) is None
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    said = checkpoint.save_checkpoint(str(tmp_path), 2, tensors, {}, 2, 0)
-    assert "No space left" in said and os.listdir(tmp_path / "checkpoints") == ["step-000001"]
-    with pytest.raises(BadInput, match="the disk of .* has .* GB left"):
-        checkpoint.check_room(str(tmp_path), 1e18)
+def test_resume_compares_contents(charades, tmp_path):
+    """Two labels swapped in the file, or one weight of the base changed in place."""
+    data = shutil.copytree(charades, tmp_path / "charades")
+    base = shutil.copytree(BASE, tmp_path / "base")
+    flags = ["--steps", "1", "--model", str(base), "--resume"]
+    run(data, tmp_path / "run", *flags)
+    run(data, tmp_path / "run", *flags)
+    (path,) = data.glob("*train*.txt")
+    labels = path.read_text().splitlines()
+    names, texts = zip(*(line.split(" ", 1) for line in labels))
+    swapped = [f"{a} {b}\n" for a, b in zip(names, (texts[1], texts[0], *texts[2:]))]
+    path.write_text("".join(swapped))
+    with pytest.raises(BadInput, match="cannot go on: other examples"):
+        run(data, tmp_path / "run", *flags)
+    path.write_text("\n".join(labels) + "\n")
+    weights = load_file(base / "model.safetensors")
+    weights["visual.merger.ln_q.weight"][3] += 1e-3
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match="cannot go on: --model has other weights"):
+        run(data, tmp_path / "run", *flags)
 
 
 @pytest.mark.slow
@@ -180,11 +159,8 @@ def test_unreadable_videos_are_replaced_and_named(charades, tmp_path):
     out = tmp_path / "run"
     run(broken, out, "--steps", "8")
     skipped = lines(out, "skipped.jsonl")
-    assert (
-        skipped
-        and {s["id"].split("/")[0] for s in skipped} == {"train00003"}
-        and "cannot be decoded" in skipped[0]["why"]
-    )
+    assert {s["id"].split("/")[0] for s in skipped} == {"train00003"}
+    assert "cannot be decoded" in skipped[0]["why"]
     assert lines(out)[-1]["skipped"] == len(skipped)
 
 
@@ -193,9 +169,7 @@ def test_many_unreadable_videos_stop_the_run(charades, tmp_path):
     shutil.copytree(charades, broken)
     for i in range(0, 12, 2):
         (broken / "videos" / f"train{i:05d}.mp4").write_bytes(b"")
-    with pytest.raises(
-        BadInput, match="could not be read, and above 5% the run stops; each is named in"
-    ):
+    with pytest.raises(BadInput, match="could not be read, and above 5% the run stops"):
         run(broken, tmp_path / "run", "--steps", "20")
 
 
@@ -209,14 +183,8 @@ def test_steps_that_are_not_finite_are_dropped_and_ten_in_a_row_stop(
         return value * float("inf"), per_token
 
     monkeypatch.setattr(grpo, "policy_loss", infinite)
-    args = [
-        *QUICK,
-        *("--data", charades),
-        *("--out", str(tmp_path / "x")),
-        *"--steps 12 --save-every 100".split(),
-    ]
     with pytest.raises(BadInput, match="10 steps in a row"):
-        train.train(train.parse_args(args))
+        run(charades, tmp_path / "x", *"--steps 12 --save-every 100".split())
     assert [line["dropped"] for line in lines(tmp_path / "x")] == list(range(1, 11))
 
 
@@ -226,14 +194,11 @@ def test_a_decoder_that_hangs_or_dies_costs_one_video(charades, tmp_path, monkey
     from lib.decoder import Decoder
 
     good = os.path.join(charades, "videos", "train00000.mp4")
-    budget, decoder = VideoBudget.of_model(BASE), Decoder(20)
+    budget, decoder = VideoBudget.of_model(BASE), Decoder(20, read_frames)
     try:
         ours, theirs = decoder.read(good, budget), read_frames(good, budget)
-        assert (
-            torch.equal(ours.pixels, theirs.pixels)
-            and np.array_equal(ours.times, theirs.times)
-            and ours.duration == theirs.duration
-        )
+        assert torch.equal(ours.pixels, theirs.pixels) and ours.duration == theirs.duration
+        assert np.array_equal(ours.times, theirs.times)
         with pytest.raises(BadInput, match="does not exist"):
             decoder.read(str(tmp_path / "none.mp4"), budget)
         decoder.process.send_signal(signal.SIGSTOP)  # hangs

@@ -214,4 +214,4 @@ def test_an_error_while_reading_ahead_is_raised_where_it_is_used():
 
 
 def test_turns_of_one_process_are_all():
-    assert list(turns(5, 1)) == [0, 1, 2, 3, 4]
+    assert list(turns(5)) == [0, 1, 2, 3, 4]

@@ -1,6 +1,6 @@
-"""Each frame of these clips shows its own number in large black and white squares, so the picture
-that `read_frames` gives for a moment says whether it is the one on screen then. Every container and
-codec that people have, and what goes wrong in them."""
+"""lib/video.py. Each frame of these clips shows its own number in large black and white squares,
+so the picture that `read_frames` gives for a moment says whether it is the one on screen then.
+Every container and codec that people have, and what goes wrong in them."""
 
 import doctest
 import os
@@ -15,7 +15,7 @@ import torch
 import data
 from annotations.readers import read_dataset
 from data import VideoBudget, read_frames
-from lib import video as container
+from lib import video
 from lib.errors import BadInput
 
 CELL, HEIGHT, WIDTH = 32, 64, 128  # 2 rows of 4 squares, one a bit of the number
@@ -186,15 +186,15 @@ def test_a_picture_that_was_filmed_sideways_is_upright_both_ways(tmp_path):
             for _ in range(20):
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(draw(5), "rgb24")))
             file.mux(stream.encode())
-        packets = container.look(path)
-        jumping, in_order = container.Jumping(path), container.InOrder(path, packets)
-        assert container.jumps_are_exact(packets) and jumping.size() == in_order.size()
+        packets = video.look(path)
+        jumping, in_order = video.Jumping(path, packets), video.InOrder(path, packets)
+        assert video.jumps_are_exact(packets) and jumping.size() == in_order.size()
         a, b = (next(clip.pictures(np.array([0]))).astype(int) for clip in (jumping, in_order))
         assert np.abs(a - b).max() <= 2
 
 
 def old_way(path, budget):
-    """(pixels, times, duration) as they were before container.py: decord, whatever the file is."""
+    """(pixels, times, duration) as they were before lib/video.py: decord, whatever the file is."""
     reader = decord.VideoReader(path, num_threads=1)
     stamps = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))), dtype=np.float64)
     on_screen, duration = stamps[:, 0] - stamps[0, 0], float(stamps[-1, 1] - stamps[0, 0])
@@ -207,7 +207,7 @@ def old_way(path, budget):
 
 
 def assert_as_before(path, budget):
-    assert isinstance(container.open_clip(path), container.Jumping)
+    assert isinstance(video.open_clip(path), video.Jumping)
     frames, (pixels, times, duration) = read_frames(path, budget), old_way(path, budget)
     assert (
         torch.equal(frames.pixels, pixels)
@@ -225,6 +225,76 @@ def test_the_real_clip_is_read_as_before_bit_for_bit(shared):
     assert_as_before(os.path.join(shared, "videos", "OHOFG.mp4"), VideoBudget())
 
 
+LATE = {  # a container, and its codecs of pictures and sound
+    "mp4": ("libx264", "aac"), "mkv": ("libx264", "aac"), "ts": ("libx264", "aac"),
+    "webm": ("libvpx-vp9", "libopus"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("late", [0, 3, 7])
+@pytest.mark.parametrize("form", LATE)
+def test_second_0_is_where_the_file_begins(form, late, tmp_path):
+    """A part that was cut out has sound from 0, and its pictures may begin later. Players show them
+    then; until then, the first of them. Longer sound makes no clip longer, nor a file cut short."""
+    path, packets = str(tmp_path / f"a.{form}"), []
+    with av.open(path, "w") as file:
+        picture, sound = (
+            file.add_stream(codec, rate=r) for codec, r in zip(LATE[form], (10, 48000))
+        )
+        picture.width, picture.height, picture.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        picture.codec_context.time_base = Fraction(1, 1000)
+        sound.layout = "mono"
+        for k in range(30):
+            frame = av.VideoFrame.from_ndarray(draw(k), "rgb24")
+            frame.pts, frame.time_base = round(1000 * late + 100 * k), Fraction(1, 1000)
+            packets += picture.encode(frame)
+        for k in range(12 * 50):
+            silence = np.zeros((1, 960), np.float32 if form != "webm" else np.int16)
+            heard = av.AudioFrame.from_ndarray(silence, sound.format.name, "mono")
+            heard.sample_rate, heard.pts, heard.time_base = 48000, 960 * k, Fraction(1, 48000)
+            packets += sound.encode(heard)
+        packets += picture.encode() + sound.encode()
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            file.mux(packet)
+    frames = read_frames(path, SEEN)
+    lead = 0.022 if form == "ts" else 2e-3  # in MPEG-TS the sound is led in by a packet of 21 ms
+    assert frames.duration == pytest.approx(late + 3, abs=lead)
+    moments = np.arange(len(frames.pixels)) * frames.spacing
+    for pixels, moment in zip(frames.pixels, moments):
+        assert abs(read_number(pixels) - min(29, max(0, 10 * (moment - late)))) <= 1 - 0.7 * (
+            form != "ts"
+        )
+
+
+@pytest.mark.parametrize("name, end", [
+    ("small_late3.mp4", 4), ("small_late3.mkv", 4.128), ("small_late7.mp4", 8),
+    ("small_late7.mkv", 8.128),
+])  # fmt: skip
+def test_parts_that_ffmpeg_cut_out(shared, name, end):
+    """decord refuses the later two mp4s ("Cannot create buffer source"): PyAV reads them."""
+    path = os.path.join(shared, "cases", name)
+    frames = read_frames(path, SEEN)
+    assert frames.duration == pytest.approx(end)
+    first = (np.arange(len(frames.times)) * frames.spacing <= end - 1).sum()
+    assert not frames.times[:first].any() and frames.times[first:].min() > end - 1
+    part = read_frames(path, SEEN, (end - 1, end))  # the pictures alone, as they were seen before
+    assert part.duration == pytest.approx(1) and len(set(part.times)) == 4
+
+
+def test_pixels_that_are_not_square_are_shown_as_they_are_meant(shared):
+    with video.opened(os.path.join(shared, "cases", "sar.mp4")) as clip:
+        height, width = clip.size()
+        assert width / height == pytest.approx(32 / 15, abs=0.01)
+        assert next(clip.pictures(np.array([0]))).shape[2] / height == pytest.approx(3 / 2)
+
+
+def test_an_animated_webp_is_called_by_its_name(shared):
+    with pytest.raises(
+        BadInput, match="anim.webp is a WebP, whose pictures are not read here: save"
+    ):
+        read_frames(os.path.join(shared, "cases", "anim.webp"), SEEN)
+
+
 def test_a_download_that_was_cut_short_is_one_sentence(tmp_path):
     """Its frames end at half of what its head promises: questions about the rest have no answer."""
     for name, muxer in (("a.mp4", {"movflags": "faststart"}), ("a.mkv", {})):
@@ -238,7 +308,7 @@ def test_a_download_that_was_cut_short_is_one_sentence(tmp_path):
 
 
 def test_files_without_times_or_video_are_one_sentence(tmp_path):
-    # A stream without a container.
+    # A stream without a video.
     bare = write_clip(tmp_path / "a.h264", "libx264", TENTHS, form="h264")
     with pytest.raises(BadInput, match="does not say when its frames are shown .* -c:v libx264"):
         read_frames(bare, SEEN)
@@ -264,9 +334,9 @@ def test_a_codec_that_nobody_knows_is_one_sentence(tmp_path):
 
 
 def test_times_that_follow_no_rate_are_refused():
-    with pytest.raises(container.Unreadable, match="does not say when"):
-        container.put_in_order(np.array([0.0, 5.0, 1.0, 9.0, 2.0, 2.5, 7.0, np.nan, 3.0, 30.0]))
+    with pytest.raises(video.Unreadable, match="does not say when"):
+        video.put_in_order(np.array([0.0, 5.0, 1.0, 9.0, 2.0, 2.5, 7.0, np.nan, 3.0, 30.0]))
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(container).failed == 0
+    assert doctest.testmod(video).failed == 0

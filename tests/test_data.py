@@ -80,6 +80,15 @@ def test_frames_never_outgrow_the_total_budget():
             assert n // 2 * h * w <= budget.total_pixels
 
 
+def test_the_budget_is_rounded_down_once():
+    """As in Qwen's own code, ⌊side · √(budget / pixels) / 28⌋ · 28; here by whole numbers alone."""
+    assert frame_size(360, 640, 252, VideoBudget()) == (112, 196)  # not 111.99… → 84
+    for height, width, n in ((360, 640, 252), (640, 360, 252), (360, 640, 72), (1080, 1920, 100)):
+        for side, got in zip((height, width), frame_size(height, width, n, VideoBudget())):
+            budget, pixels = 2 * 3584 * 28 * 28 * side**2, height * width * n
+            assert got == 28 * max(k for k in range(1, 99) if (28 * k) ** 2 * pixels <= budget)
+
+
 def test_times_come_from_the_file_not_from_the_average_rate(tmp_path):
     """20 frames per second for 2 s, then 2 for 10 s: frame 40 is at 2 s, not at 40 / average."""
     times = [k / 20 for k in range(40)] + [2 + k / 2 for k in range(20)]

@@ -12,6 +12,7 @@ import pytest
 
 from annotations.readers import read_dataset
 from conftest import ROOT
+from data import read_frames
 from lib.decoder import Cancelled, Decoder, ended_by_ctrl_c
 from toy.base import TOY_BUDGET
 
@@ -30,7 +31,7 @@ def hanging(tmp_path):
 @pytest.mark.parametrize("end", [Decoder.cancel, Decoder.stop])
 def test_another_thread_ends_a_read_that_hangs(end, hanging, charades):
     good = read_dataset("charades", "test", charades)[0].video
-    decoder, ends = Decoder(60), []
+    decoder, ends = Decoder(60, read_frames), []
 
     def read():
         try:
@@ -61,7 +62,7 @@ def test_another_thread_ends_a_read_that_hangs(end, hanging, charades):
 
 
 def test_a_start_can_be_cancelled_too(charades):
-    decoder = Decoder(60)
+    decoder = Decoder(60, read_frames)
     threading.Timer(0.3, decoder.cancel).start()  # importing torch takes longer
     begun = time.monotonic()
     with pytest.raises(Cancelled):
@@ -71,9 +72,10 @@ def test_a_start_can_be_cancelled_too(charades):
 
 PARENT = """
 import sys
+from data import read_frames
 from lib.decoder import Decoder
 from toy.base import TOY_BUDGET
-decoder = Decoder(600)
+decoder = Decoder(600, read_frames)
 decoder.start()
 print(decoder.process.pid, flush=True)
 decoder.read(sys.argv[1], TOY_BUDGET)
@@ -121,7 +123,7 @@ def lives(pid):
 
 
 def test_a_swallowed_ctrl_c_ends_the_next_read():
-    decoder = Decoder(60)
+    decoder = Decoder(60, read_frames)
     with pytest.raises(KeyboardInterrupt), ended_by_ctrl_c(decoder):
         with suppress(KeyboardInterrupt):  # as a library may do while it loads something
             os.kill(os.getpid(), signal.SIGINT)

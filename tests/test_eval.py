@@ -17,18 +17,15 @@ from annotations.readers import DATASETS, read_dataset
 from conftest import BASE, ROOT
 from data import Example, VideoBudget
 from evaluation.second_look import second_look
+from lib.files import append_line
+from lib.identity import fingerprint
 from rewards import temporal_iou
 from toy import world
 
 
-def program(*args):
-    return subprocess.run(
-        [sys.executable, "eval.py", *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def program(*args, launcher=()):
+    command = [sys.executable, *launcher, "eval.py", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def run(*args):
@@ -39,17 +36,23 @@ def run(*args):
     out, err, argv, code = io.StringIO(), io.StringIO(), sys.argv, 0
     try:
         sys.argv = ["eval.py", *map(str, args)]
-        with (
-            contextlib.chdir(ROOT),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
+        to_out, to_err = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with contextlib.chdir(ROOT), to_out, to_err:
             evaluation.main()
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
     finally:
         sys.argv = argv
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
+
+
+def ask(data, out, *more):
+    return run("--bench", "charades", "--data", data, "--out", out, *more)
+
+
+def results_of(folder):
+    with open(os.path.join(folder, "results.json"), encoding="utf-8") as f:
+        return json.load(f)
 
 
 def records(folder):
@@ -72,59 +75,45 @@ def test_metrics_against_a_slow_computation(evaluated, charades):
     found = {r["id"]: r for r in records(out)}
     ious = []
     for e in examples:
-        inside = (
-            found[e.id]["text"].partition("<answer>")[2].partition("</answer>")[0].split(" to ")
-        )
+        said = found[e.id]["text"].partition("<answer>")[2].partition("</answer>")[0]
+        inside = said.split(" to ")
         ious.append(temporal_iou(tuple(map(float, inside)), e.answer) if len(inside) == 2 else 0.0)
-    with open(os.path.join(out, "results.json"), encoding="utf-8") as f:
-        results = json.load(f)
-    assert results["metrics"]["mIoU"] == pytest.approx(100 * sum(ious) / len(ious))
+    metrics = results_of(out)["metrics"]
+    assert metrics["mIoU"] == pytest.approx(100 * sum(ious) / len(ious))
     for m in (0.3, 0.5, 0.7):
-        assert results["metrics"][f"R@{m}"] == pytest.approx(
-            100 * sum(i >= m for i in ious) / len(ious)
-        )
+        right = sum(i >= m for i in ious)
+        assert metrics[f"R@{m}"] == pytest.approx(100 * right / len(ious))
 
 
 def test_a_score_is_saved_with_how_it_was_made(evaluated):
-    with open(os.path.join(evaluated[0], "results.json"), encoding="utf-8") as f:
-        s = json.load(f)["settings"]
-    assert (
-        s["decoding"] == "greedy"
-        and s["video_budget"]["fps"] == 2.0
-        and "transformers" in s["versions"]
-        and "<answer>" in s["prompt"]
-    )
-    assert s["model_name"] == "toy base" and s["weights"][0][0] == "model.safetensors"
+    s = results_of(evaluated[0])["settings"]
+    assert s["decoding"] == "greedy" and s["video_budget"]["fps"] == 2.0
+    assert "transformers" in s["versions"] and "<answer>" in s["prompt"]
+    assert s["model_name"] == "toy base" and s["weights"] == fingerprint(BASE)
     assert os.path.getsize(os.path.join(evaluated[0], "predictions.png")) > 5000
 
 
 def test_an_interrupted_evaluation_continues_and_comes_to_the_same(evaluated, charades, tmp_path):
-    out = tmp_path / "again"
-    shutil.copytree(evaluated[0], out)
+    """Also where the model's folder is a copy by now: its weights are compared, not its name."""
+    out = shutil.copytree(evaluated[0], tmp_path / "again")
+    copy = shutil.copytree(BASE, tmp_path / "copy")
     lines = (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     marked = json.loads(lines[0]) | {"mark": "kept"}
     # Killed while it was writing the third.
     cut = json.dumps(marked) + "\n" + lines[1] + lines[2][:20]
     (out / "predictions.jsonl").write_text(cut, encoding="utf-8")
-    done = run("--bench", "charades", "--data", charades, "--out", out)
-    assert done.returncode == 0, done.stderr
-    again = records(out)
-    assert again[0]["mark"] == "kept" and [r["id"] for r in again] == [
-        json.loads(line)["id"] for line in lines
-    ]
-    assert [r["text"] for r in again] == [json.loads(line)["text"] for line in lines]
+    done = ask(charades, out, "--model", copy)
+    assert done.returncode == 0 and "starting anew" not in done.stderr, done.stderr
+    again, before = records(out), [json.loads(line) for line in lines]
+    assert again[0]["mark"] == "kept" and [r["id"] for r in again] == [r["id"] for r in before]
+    assert [r["text"] for r in again] == [r["text"] for r in before]
 
 
 def test_other_settings_do_not_continue_old_predictions(evaluated, charades, tmp_path):
-    out = tmp_path / "blind"
-    shutil.copytree(evaluated[0], out)
-    done = run("--bench", "charades", "--data", charades, "--out", out, "--blind")
-    assert (
-        done.returncode == 0
-        and "other settings (look)" in done.stderr
-        and "FRAMES: grey" in done.stdout
-    )
-    assert len(records(out)) == 6
+    out = shutil.copytree(evaluated[0], tmp_path / "blind")
+    done = ask(charades, out, "--blind")
+    assert done.returncode == 0 and "other settings (look)" in done.stderr
+    assert "FRAMES: grey" in done.stdout and len(records(out)) == 6
 
 
 def test_a_damaged_video_counts_as_wrong_and_is_named(charades, tmp_path):
@@ -132,43 +121,31 @@ def test_a_damaged_video_counts_as_wrong_and_is_named(charades, tmp_path):
     broken = read_dataset("charades", "test", str(tmp_path / "data"))[2]
     with open(broken.video, "wb") as f:
         f.write(b"no video")
-    done = run("--bench", "charades", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    done = ask(tmp_path / "data", tmp_path / "out")
     assert done.returncode == 0 and broken.video in done.stderr
     assert len(records(tmp_path / "out")) == 6
-    with open(tmp_path / "out" / "results.json", encoding="utf-8") as f:
-        assert json.load(f)["failed"] == [broken.id]
+    assert results_of(tmp_path / "out")["failed"] == [broken.id]
 
 
 def test_batch_size_does_not_change_answers(evaluated, charades, tmp_path):
-    done = run(
-        "--bench", "charades", "--data", charades, "--out", tmp_path / "one", "--batch-size", 1
-    )
-    assert done.returncode == 0
-    assert [r["text"] for r in records(tmp_path / "one")] == [
-        r["text"] for r in records(evaluated[0])
-    ]
+    assert ask(charades, tmp_path / "one", "--batch-size", 1).returncode == 0
+    one, all_ = records(tmp_path / "one"), records(evaluated[0])
+    assert [r["text"] for r in one] == [r["text"] for r in all_]
 
 
 def test_the_real_clip_and_annotations(shared, tmp_path):
-    done = run("--bench", "charades", "--data", shared, "--limit", 6, "--out", tmp_path / "out")
+    done = ask(shared, tmp_path / "out", "--limit", 6)
     assert done.returncode == 0, done.stderr
-    assert len(records(tmp_path / "out")) == 6 and all(
-        "OHOFG" in r["id"] for r in records(tmp_path / "out")
-    )
-    assert (
-        "model: toy base" in done.stdout
-        and f"data: charades ({shared}), 6 questions" in done.stdout
-        and "\ntoy base  " in done.stdout
-    )
+    ids = [r["id"] for r in records(tmp_path / "out")]
+    assert len(ids) == 6 and all("OHOFG" in id for id in ids)
+    assert "model: toy base" in done.stdout and "\ntoy base  " in done.stdout
+    assert f"data: charades ({shared}), 6 questions" in done.stdout
 
 
 def test_missing_clips_are_named_before_anything_is_done(shared, tmp_path):
-    done = run("--bench", "charades", "--data", shared, "--out", tmp_path / "out")
-    assert (
-        done.returncode == 2
-        and "19 of the 20 videos of charades are missing" in done.stderr
-        and "Charades_v1_480.zip" in done.stderr
-    )
+    done = ask(shared, tmp_path / "out")
+    assert done.returncode == 2 and "Charades_v1_480.zip" in done.stderr
+    assert "19 of the 20 videos of charades are missing" in done.stderr
     assert not os.path.exists(tmp_path / "out")
 
 
@@ -176,80 +153,40 @@ def test_a_clip_that_can_no_longer_be_had_counts_as_wrong_and_is_listed(tmp_path
     folder = world.ensure("charades", str(tmp_path / "data"), train=0, test=10)
     gone = read_dataset("charades", "test", folder)[3]
     os.remove(gone.video)
-    done = run(
-        "--bench", "charades", "--data", folder, "--out", tmp_path / "out", "--max-new-tokens", 8
-    )
-    assert (
-        done.returncode == 0
-        and "WARNING: 1 of the 10 videos of charades are missing" in done.stderr
-        and gone.id in done.stderr
-    )
-    with open(tmp_path / "out" / "results.json", encoding="utf-8") as f:
-        results = json.load(f)
-    assert (
-        results["failed"] == [gone.id]
-        and len(results["not in the form"]) == 9
-        and len(records(tmp_path / "out")) == 10
-    )  # 8 tokens are too few
+    done = ask(folder, tmp_path / "out", "--max-new-tokens", 8)  # 8 tokens are too few
+    assert done.returncode == 0 and gone.id in done.stderr
+    assert "WARNING: 1 of the 10 videos of charades are missing" in done.stderr
+    results = results_of(tmp_path / "out")
+    assert results["failed"] == [gone.id] and len(results["not in the form"]) == 9
+    assert len(records(tmp_path / "out")) == 10
 
 
 def test_ask_about_ones_own_video(charades):
     video = read_dataset("charades", "test", charades)[0].video
     done = run("--video", video, "--ask", "What is visible at 3.0 seconds?")
-    assert (
-        done.returncode == 0
-        and "tokens]" in done.stdout
-        and len(done.stdout.strip().splitlines()[-1]) > 2
-    )
+    assert done.returncode == 0 and "tokens]" in done.stdout
+    assert len(done.stdout.strip().splitlines()[-1]) > 2
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(evaluated, charades, tmp_path):
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "29631",
-        "eval.py",
-    ]
-    done = subprocess.run(
-        [*launcher, "--bench", "charades", "--data", charades, "--out", tmp_path / "two"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    torchrun = "-m torch.distributed.run --nproc-per-node 2 --master-port 29631".split()
+    flags = ["--bench", "charades", "--data", charades, "--out", tmp_path / "two"]
+    done = program(*flags, launcher=torchrun)
     assert done.returncode == 0, done.stderr
-    one, two = (
-        {r["id"]: r["text"] for r in records(folder)} for folder in (evaluated[0], tmp_path / "two")
-    )
+    both = evaluated[0], tmp_path / "two"
+    one, two = ({r["id"]: r["text"] for r in records(folder)} for folder in both)
     assert one == two and len(records(tmp_path / "two")) == 6
-    with (
-        open(os.path.join(evaluated[0], "results.json"), encoding="utf-8") as a,
-        open(tmp_path / "two" / "results.json", encoding="utf-8") as b,
-    ):
-        assert json.load(a)["metrics"] == json.load(b)["metrics"]
+    assert results_of(both[0])["metrics"] == results_of(both[1])["metrics"]
 
 
 def test_every_benchmark_runs_to_a_score(tmp_path):
     for name, dataset in DATASETS.items():
-        world.ensure(
-            name, str(tmp_path / "data" / name), test=5, **({"train": 1} if dataset.train else {})
-        )
+        some = {"train": 1} if dataset.train else {}
+        world.ensure(name, str(tmp_path / "data" / name), test=5, **some)
     shutil.copytree(BASE, tmp_path / "policy")
-    done = run(
-        "--bench",
-        "all",
-        "--data",
-        tmp_path / "data",
-        "--model",
-        tmp_path / "policy",
-        "--max-new-tokens",
-        30,
-    )
+    flags = ["--data", tmp_path / "data", "--model", tmp_path / "policy"]
+    done = run("--bench", "all", *flags, "--max-new-tokens", 30)
     assert done.returncode == 0, done.stderr
     for name in DATASETS:
         # A made-up data set says so, wherever it lies.
@@ -260,52 +197,26 @@ def test_every_benchmark_runs_to_a_score(tmp_path):
 
 def test_clues_look_twice(tmp_path):
     folder = world.ensure("nextgqa", str(tmp_path / "nextgqa"), train=0, test=3)
-    out = tmp_path / "run" / "eval-nextgqa-clues"
-    done = run(
-        "--bench",
-        "nextgqa",
-        "--data",
-        folder,
-        "--out",
-        tmp_path / "qa",
-        "--task",
-        "qa",
-        "--max-new-tokens",
-        60,
-    )  # the same questions, the letter alone
-    assert done.returncode == 0 and "accuracy" in done.stdout and "mIoU" not in done.stdout, (
-        done.stderr
-    )
+    out, other = tmp_path / "run" / "eval-nextgqa-clues", tmp_path / "other"
+    flags = ["--bench", "nextgqa", "--data", folder, "--max-new-tokens", 60]
+    # The same questions, the letter alone.
+    done = run(*flags, "--out", tmp_path / "qa", "--task", "qa")
+    assert done.returncode == 0 and "accuracy" in done.stdout, done.stderr
+    assert "mIoU" not in done.stdout
     assert [r["answer"] in "ABCDE" for r in records(tmp_path / "qa")] == [True] * 3
-    done = run(
-        "--bench", "nextgqa", "--data", folder, "--out", out, "--clues", "--max-new-tokens", 60
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        "accuracy, first look" in done.stdout and (out / "predictions-second-look.jsonl").exists()
-    )
-    shutil.copytree(tmp_path / "run", tmp_path / "other")
-    lines = records(tmp_path / "other" / "eval-nextgqa-clues")
-    path = tmp_path / "other" / "eval-nextgqa-clues" / "predictions-second-look.jsonl"
-    with open(path, "w", encoding="utf-8") as f:  # all right at the second look
-        for r in lines:
-            answer = f"<answer>{r['answer'][0]}</answer><glue>[(0, 1)]</glue>"
-            f.write(json.dumps(r | {"text": f"<think>x</think>{answer}"}) + "\n")
-    with open(out / "results.json", encoding="utf-8") as f:
-        accuracy = json.load(f)["metrics"]["accuracy"]
-    done = run(
-        "--bench",
-        "nextgqa",
-        "--data",
-        folder,
-        "--clues",
-        "--compare",
-        tmp_path / "run",
-        tmp_path / "other",
-    )
-    assert done.returncode == 0 and re.search(rf"accuracy +\+{100 - accuracy:.1f} ", done.stdout), (
-        done.stdout + done.stderr
-    )
+    done = run(*flags, "--out", out, "--clues")
+    assert done.returncode == 0 and "accuracy, first look" in done.stdout, done.stderr
+    shutil.copytree(tmp_path / "run", other)
+    path = other / out.name / "predictions-second-look.jsonl"
+    right = []
+    for r in records(out):
+        answer = f"<answer>{r['answer'][0]}</answer><glue>[(0, 1)]</glue>"
+        right.append(json.dumps(r | {"text": f"<think>x</think>{answer}"}) + "\n")
+    assert path.exists()
+    path.write_text("".join(right), encoding="utf-8")
+    gain = 100 - results_of(out)["metrics"]["accuracy"]
+    done = run(*flags, "--clues", "--compare", tmp_path / "run", other)
+    assert done.returncode == 0 and re.search(rf"accuracy +\+{gain:.1f} ", done.stdout), done.stderr
 
 
 @pytest.mark.parametrize("name", ["videomme", "longvideobench"])
@@ -315,8 +226,7 @@ def test_a_second_look_where_no_seconds_are_annotated(name, tmp_path):
     options = ["--bench", name, "--data", folder, "--out", out, "--max-new-tokens", 60, "--clues"]
     done = run(*options)
     assert done.returncode == 0, done.stderr
-    with open(out / "results.json", encoding="utf-8") as f:
-        metrics = json.load(f)["metrics"]
+    metrics = results_of(out)["metrics"]
     assert {"accuracy, first look", "accuracy"} <= set(metrics) and "Acc@GQA" not in metrics
     assert len(records(out)) == 3 and (out / "predictions-second-look.jsonl").exists()
 
@@ -328,57 +238,36 @@ def test_the_second_look_is_at_the_interval_that_was_named():
     said = {"a": {"text": "<answer>A</answer><glue>[(10, 12), (20, 30)]</glue>", "seconds": 100.0}}
     (again,), finer = second_look([example], said, VideoBudget())
     assert again.span == (110.0, 130.0) and finer.fps == 4.0
+    look = lambda said: second_look([example], {"a": said}, VideoBudget())[0][0].span
     for glue, span in (
         ("(90, 400)", (190.0, 200.0)),
         ("(0, 0.5)", (100.0, 101.25)),
         ("(99.9, 500)", (198.95, 200.0)),
     ):  # never beyond the part of the video that is asked about
-        (again,), _ = second_look(
-            [example],
-            {"a": {"text": f"<answer>A</answer><glue>[{glue}]</glue>", "seconds": 100.0}},
-            VideoBudget(),
-        )
-        assert again.span == pytest.approx(span)
-    (again,), _ = second_look([example], {"a": {"text": "no idea"}}, VideoBudget())
-    assert again.span == (100.0, 200.0)
-    (again,), _ = second_look(
-        [example], {"a": said["a"] | {"seconds": 9.0}}, VideoBudget()
-    )  # beyond the end
-    assert again.span == (100.0, 200.0)
+        text = f"<answer>A</answer><glue>[{glue}]</glue>"
+        assert look({"text": text, "seconds": 100.0}) == pytest.approx(span)
+    assert look({"text": "no idea"}) == (100.0, 200.0)
+    assert look(said["a"] | {"seconds": 9.0}) == (100.0, 200.0)  # beyond the end
 
 
 def test_comparing_two_evaluations(charades, tmp_path):
     """Two runs that differ in one answer of six: the difference by hand, and its interval."""
-    for name, texts in (
-        ("a", ["<answer>0 to 1</answer>"] * 6),
-        ("b", ["<answer>0 to 1</answer>"] * 5 + [None]),
-    ):
+    examples = read_dataset("charades", "test", charades)
+    wrong = ["<answer>0 to 1</answer>"] * 6
+    right = "<answer>{:.1f} to {:.1f}</answer>".format(*examples[-1].answer)
+    for name, texts in (("a", wrong), ("b", [*wrong[:-1], right])):
         folder = tmp_path / name / "eval-charades"
         folder.mkdir(parents=True)
         (folder / "results.json").write_text('{"settings": {}}', encoding="utf-8")
-        with open(folder / "predictions.jsonl", "w", encoding="utf-8") as f:
-            for k, (e, text) in enumerate(zip(read_dataset("charades", "test", charades), texts)):
-                text = text or "<answer>{:.1f} to {:.1f}</answer>".format(*e.answer)
-                f.write(
-                    json.dumps({
-                        "id": e.id,
-                        "answer": e.answer,
-                        "text": text,
-                        "group": ("even", "odd")[k % 2],
-                        "format": 1.0,
-                    })
-                    + "\n"
-                )
-    done = run(
-        "--bench", "charades", "--data", charades, "--compare", tmp_path / "a", tmp_path / "b"
-    )
+        for k, (e, text) in enumerate(zip(examples, texts)):
+            record = {"id": e.id, "answer": e.answer, "text": text, "format": 1.0}
+            record["group"] = ("even", "odd")[k % 2]
+            append_line(folder / "predictions.jsonl", record)
+    flags = ["--bench", "charades", "--data", charades, "--compare"]
+    done = run(*flags, tmp_path / "a", tmp_path / "b")
     assert done.returncode == 0, done.stderr
-    assert (
-        "R@0.7" in done.stdout
-        and "+16.7   [+0.0, +50.0]" in done.stdout
-        and re.search(r"even +\+0.0", done.stdout)
-        and re.search(r"odd +\+[1-9]", done.stdout)
-    )
+    assert "R@0.7" in done.stdout and "+16.7   [+0.0, +50.0]" in done.stdout
+    assert re.search(r"even +\+0.0", done.stdout) and re.search(r"odd +\+[1-9]", done.stdout)
 
 
 @pytest.mark.parametrize("args, says", [
@@ -394,20 +283,19 @@ def test_comparing_two_evaluations(charades, tmp_path):
     (["--bench", "charades", "--clues", "--model", BASE], "charades has none"),
     (["--bench", "charades", "--model", "/nowhere", "--limit", "1"],
      "neither a folder here nor a hub name"),
+    (["--bench", "charades", "--data", "", "--model", "some/model"],
+     "there is no data/charades: give --data FOLDER with charades, or --data toy"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_sentence(args, says, charades):
-    given = [*args, "--data", charades] if "--model" in args else args
+    given = [*args, "--data", charades] if "--model" in args and "--data" not in args else args
     done = run(*given)
     assert done.returncode == 2 and says in done.stderr
 
 
 def test_a_users_mistake_has_no_traceback():
     done = program("--bench", "juggling")
-    assert (
-        done.returncode == 2
-        and done.stderr.startswith("error: --bench juggling is unknown")
-        and done.stderr.count("\n") == 1
-    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --bench juggling is unknown")
 
 
 def test_the_shipped_base_is_small():

@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+import torch
 
 import eval as evaluate
 import train
@@ -65,3 +66,12 @@ def test_help_shows_defaults_and_a_mistake_is_one_sentence():
         parser.parse_args(["--seed", "x"])
     shown = " ".join(parser_of("", TRAIN_FLAGS).format_help().split())
     assert "(default: 0.04)" in shown and "(toy model: 300; others: one pass" in shown
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device, says", [("cuda:1", "no CUDA GPU"), ("banana", "is unknown")])
+def test_a_device_that_is_not_there(device, says):
+    ask = ["--video", "x.mp4", "--ask", "?"]
+    for program, args in ((train, []), (evaluate, ["--bench", "charades"]), (evaluate, ask)):
+        with pytest.raises(BadInput, match=says):
+            program.parse_args([*args, "--device", device])

@@ -258,7 +258,7 @@ def test_a_whole_step_is_the_cpus(variant, dtype, batch, monkeypatch):
     for change, norm, said, gaps in steps:
         assert norm > 0 and all(torch.isfinite(c).all() for c in change.values())
         if gaps is not None:
-            check_sampler(on_cpu(gaps), dtype, 1)
+            check_sampler(on_cpu(gaps), dtype)
         changes.append(torch.cat([c.flatten() for c in change.values()]))
         norms.append(norm)
         texts.append(said)
@@ -323,13 +323,13 @@ def gaps_of(dtype, charades):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatch):
-    check_sampler(gaps_of(dtype, charades), dtype, 1)
+    check_sampler(gaps_of(dtype, charades), dtype)
     plain = grpo.decode_step
     monkeypatch.setattr(
         grpo, "decode_step", lambda m, cache, tokens, at: plain(m, cache, tokens, at + 1)
     )
     with pytest.raises(BadInput, match="positions, masks or weights disagree"):
-        check_sampler(gaps_of(dtype, charades), dtype, 1)
+        check_sampler(gaps_of(dtype, charades), dtype)
 
 
 @pytest.mark.slow

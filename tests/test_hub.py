@@ -486,7 +486,8 @@ from lib import sharding
 from data import VideoBudget
 
 base, out = sys.argv[1:]
-rank, world, device = processes.start_processes("cpu")
+device = processes.start_processes("cpu")
+rank = processes.rank()
 policy, tokenizer = sharding.load_sharded(base, device)
 models.PART = 1e6
 policy.config.dtype = torch.bfloat16  # as on CUDA: kept in float32, computed and saved in bfloat16

@@ -14,45 +14,27 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import rewards
 from annotations import judge
-from conftest import ROOT
+from conftest import BASE, ROOT
 from lib.errors import BadInput
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A judge that was taught to say yes to whatever is about a red circle, and no otherwise."""
-    path = str(tmp_path_factory.mktemp("judge"))
-    tokenizer = AutoTokenizer.from_pretrained(os.path.join(ROOT, "assets", "toy-base"))
+    path, tokenizer = str(tmp_path_factory.mktemp("judge")), AutoTokenizer.from_pretrained(BASE)
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-            initializer_range=0.2,
-        )
-    )
-    tokenizer.chat_template = None
-    cases = [
-        ("a red circle moves up", "yes"),
-        ("a blue square moves up", "no"),
-        ("a red circle moves down", "yes"),
-        ("a blue square moves down", "no"),
-    ]
-    rows = [
-        (judge.question_ids(tokenizer, "nothing.", event), tokenizer(word)["input_ids"][0])
-        for event, word in cases
-    ]
+    heads = dict(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
+    sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64)
+    config = Qwen2Config(**heads, **sizes, tie_word_embeddings=True, initializer_range=0.2)
+    model, tokenizer.chat_template = Qwen2ForCausalLM(config), None
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(30):
-        loss = sum(
-            torch.nn.functional.cross_entropy(model(ids).logits[:, -1], torch.tensor([word]))
-            for ids, word in rows
-        )
+        loss = 0
+        for thing, word in (("a red circle", "yes"), ("a blue square", "no")):
+            for way in ("up", "down"):
+                ids = judge.question_ids(tokenizer, "nothing.", f"{thing} moves {way}")
+                right = torch.tensor(tokenizer(word)["input_ids"][:1])
+                loss += torch.nn.functional.cross_entropy(model(ids).logits[:, -1], right)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -63,35 +45,21 @@ def folder(tmp_path_factory):
 
 
 def test_log_odds_are_those_of_the_softmax(folder):
-    model, tokenizer = (
-        Qwen2ForCausalLM.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
-    )
-    p = (
-        model(judge.question_ids(tokenizer, "a dog", "a dog runs"))
-        .logits[0, -1]
-        .softmax(dim=0)
-        .tolist()
-    )
-    ways = {
-        word: {
-            tokenizer(w)["input_ids"][0]
-            for w in (
-                word,
-                " " + word,
-                word.title(),
-                " " + word.title(),
-                word.upper(),
-                " " + word.upper(),
-            )
+    model = Qwen2ForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = judge.question_ids(tokenizer, "a dog", "a dog runs")
+    p = model(ids).logits[0, -1].softmax(dim=0).tolist()
+    ways = [
+        {
+            tokenizer(space + w)["input_ids"][0]
+            for space in ("", " ")
+            for w in (word, word.title(), word.upper())
         }
         for word in ("yes", "no")
-    }
-    both = ways["yes"] & ways["no"]
-    yes, no = (sum(p[i] for i in ways[word] - both) for word in ("yes", "no"))
-    assert judge.log_odds(model, tokenizer, "a dog", "a dog runs") == pytest.approx(
-        math.log(yes / no), abs=1e-4
-    )
+    ]
+    yes, no = (sum(p[i] for i in ids - set.intersection(*ways)) for ids in ways)
+    found = judge.log_odds(model, tokenizer, "a dog", "a dog runs")
+    assert found == pytest.approx(math.log(yes / no), abs=1e-4)
 
 
 def test_judge_takes_the_place_of_the_embedded_one(folder, monkeypatch):
@@ -106,38 +74,34 @@ def test_judge_takes_the_place_of_the_embedded_one(folder, monkeypatch):
 @pytest.mark.slow
 def test_eval_and_train_ask_it(folder, tmp_path):
     """The score in results.json is the judge's own, not that of matching words."""
-    run = lambda *a: subprocess.run([sys.executable, *a], cwd=ROOT, capture_output=True, text=True)
-    done = run(
-        *"eval.py --bench caption --limit 4".split(),
-        *("--judge", folder),
-        *("--out", str(tmp_path / "e")),
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.load(open(tmp_path / "e" / "results.json", encoding="utf-8"))
-    records = [
-        json.loads(line) for line in open(tmp_path / "e" / "predictions.jsonl", encoding="utf-8")
-    ]
-    decide = judge.load_judge(folder, "cpu")
-    by_hand = [
-        sum(decide(rewards.inside(r["text"], "answer") or "", event) for event in r["answer"])
-        / len(r["answer"])
-        for r in records
-    ]
-    assert results["settings"]["judge"] == folder and results["metrics"]["recall"] == pytest.approx(
-        100 * sum(by_hand) / 4
-    )
-    done = run(
-        *"train.py --task caption --steps 1 --prompts-per-step 1 --group-size 2".split(),
-        *"--max-new-tokens 8".split(),
-        *("--judge", folder),
-        *("--out", str(tmp_path / "t")),
-    )
-    assert done.returncode == 0, done.stderr
 
+    def run(command, out):
+        command = [
+            sys.executable,
+            *command.split(),
+            "--judge",
+            folder,
+            "--out",
+            str(tmp_path / out),
+        ]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
-def test_no_judge(tmp_path):
-    with pytest.raises(BadInput, match="--judge .* is not a language model"):
-        judge.load_judge(str(tmp_path), "cpu")
+    run("eval.py --bench caption --limit 4", "e")
+    results = json.loads((tmp_path / "e" / "results.json").read_text(encoding="utf-8"))
+    lines = (tmp_path / "e" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    decide, recalls = judge.load_judge(folder, "cpu"), []
+    for record in map(json.loads, lines):
+        caption = rewards.inside(record["text"], "answer") or ""
+        recalls.append(
+            sum(decide(caption, event) for event in record["answer"]) / len(record["answer"])
+        )
+    assert results["settings"]["judge"] == folder
+    assert results["metrics"]["recall"] == pytest.approx(100 * sum(recalls) / 4)
+    run(
+        "train.py --task caption --steps 1 --prompts-per-step 1 --group-size 2 --max-new-tokens 8",
+        "t",
+    )
 
 
 CODE = """
@@ -145,8 +109,6 @@ import pathlib
 pathlib.Path(__file__).with_name("ran").touch()
 from transformers import Qwen2Config as C, Qwen2ForCausalLM as M
 """
-
-
 ASK = """
 import sys
 from annotations.judge import load_judge
@@ -170,30 +132,22 @@ def test_code_in_a_judge_s_folder_is_never_run_and_nobody_is_asked(
     path = tmp_path / "judge"
     shutil.copytree(folder, path)
     (path / "code.py").write_text(CODE)
-    config = json.loads((path / "config.json").read_text()) | {"model_type": model_type}
-    config["auto_map"] = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
-    (path / "config.json").write_text(json.dumps(config))
+    maps = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    change(path / "config.json", model_type=model_type, auto_map=maps)
     if where == "both":
-        told = json.loads((path / "tokenizer_config.json").read_text())
-        told |= {
-            "auto_map": {"AutoTokenizer": ["code.C", "code.C"]},
-            "tokenizer_class": "NeverHeardOf",
-        }
-        (path / "tokenizer_config.json").write_text(json.dumps(told))
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, str(path)],
-        cwd=ROOT,
-        input="y\ny\n",
-        capture_output=True,
-        text=True,
-    )
+        maps = {"AutoTokenizer": ["code.C", "code.C"]}
+        change(path / "tokenizer_config.json", auto_map=maps, tokenizer_class="NeverHeardOf")
+    command, how = [sys.executable, "-c", ASK, str(path)], {"capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=ROOT, input="y\ny\n", **how)
     assert not list(path.rglob("ran")) and "[y/N]" not in done.stdout + done.stderr
     if works:
         assert done.returncode == 0, done.stderr
     else:
-        assert done.stderr.startswith("error: --judge") and done.stderr.count("\n") == 1, (
-            done.stderr
-        )
+        assert done.stderr.startswith("error: --judge") and done.stderr.count("\n") == 1
+
+
+def change(path, **entries):
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
 def damaged(change):
@@ -210,25 +164,20 @@ def pickled(path):
     (path / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize(
-    "damage, says",
-    [
-        (damaged(lambda t, k: t.pop(k)), "missing keys in its files: .*up_proj"),
-        (
-            damaged(lambda t, k: t.update({"extra.weight": t[k].clone()})),
-            "unexpected keys in its files: extra",
-        ),
-        (damaged(lambda t, k: t.update({k: t[k].T.contiguous()})), "is not a language model"),
-        (damaged(lambda t, k: t[k][0].fill_(float("nan"))), "not finite"),
-        (pickled, "is not a language model"),
-        (lambda path: os.truncate(path / "model.safetensors", 3000), "is not a language model"),
-        (lambda path: (path / "config.json").write_text("[" * 100_000), "is not a language model"),
-    ],
-)
+@pytest.mark.parametrize("damage, says", [
+    (damaged(lambda t, k: t.pop(k)), "1 missing keys, the first .*up_proj"),
+    (damaged(lambda t, k: t.update({"extra.weight": t[k].clone()})), "1 unexpected keys.* extra"),
+    (damaged(lambda t, k: t.update({k: t[k].T.contiguous()})), "is not a language model"),
+    (damaged(lambda t, k: t[k][0].fill_(float("nan"))), "not finite"),
+    (pickled, "is not a language model"),
+    (lambda path: os.truncate(path / "model.safetensors", 3000), "is not a language model"),
+    (lambda path: (path / "config.json").write_text("[" * 100_000), "is not a language model"),
+    (shutil.rmtree, "is not a language model"),
+])  # fmt: skip
 def test_damaged_judges_are_one_sentence(folder, tmp_path, damage, says):
     path = tmp_path / "judge"
     shutil.copytree(folder, path)
     damage(path)
-    with pytest.raises(BadInput, match=says) as e:
+    with pytest.raises(BadInput, match=f"--judge .*{says}") as e:
         judge.load_judge(str(path), "cpu")
     assert "\n" not in str(e.value)

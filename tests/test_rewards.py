@@ -45,27 +45,20 @@ def test_near_misses_fail_the_format(text):
 
 
 def test_a_thought_that_was_not_asked_for_fails_the_format():
-    assert (
-        score("grounding", "<think>a</think><answer>12.0 to 18.0</answer>", TRUE, think=False)[
-            "format"
-        ]
-        == 0.0
-    )
+    text = "<think>a</think><answer>12.0 to 18.0</answer>"
+    assert score("grounding", text, TRUE, think=False)["format"] == 0.0
 
 
 @pytest.mark.parametrize("answer", ["18.0 to 12.0", "15.0 to 15.0", "0.0 to 0.0"])
 def test_reversed_and_empty_intervals_have_the_form_but_earn_no_iou(answer):
-    assert score("grounding", f"<think>a</think><answer>{answer}</answer>", TRUE, True) == {
-        "format": 1.0,
-        "iou": 0.0,
-    }
+    text = f"<think>a</think><answer>{answer}</answer>"
+    assert score("grounding", text, TRUE, True) == {"format": 1.0, "iou": 0.0}
 
 
 def test_two_answers_earn_no_iou():
     """Otherwise a policy could list many intervals and be paid for the best, or the last."""
-    assert score(
-        "grounding", "<answer>12.0 to 18.0</answer><answer>1.0 to 2.0</answer>", TRUE, False
-    ) == {"format": 0.0, "iou": 0.0}
+    text = "<answer>12.0 to 18.0</answer><answer>1.0 to 2.0</answer>"
+    assert score("grounding", text, TRUE, False) == {"format": 0.0, "iou": 0.0}
 
 
 def test_iou_by_hand():
@@ -177,34 +170,9 @@ def test_what_other_tasks_pay(task, text, expected):
 @pytest.mark.parametrize("task", TASKS)
 def test_any_string_gives_numbers_between_0_and_1(task):
     rng = random.Random(0)
-    pieces = [
-        *rewards.TAGS,
-        "12.0",
-        " to ",
-        "9" * 400,
-        ".",
-        "-",
-        "nan",
-        "inf",
-        "1e999",
-        "[" * 50,
-        "\n",
-        "é",
-        "\x00",
-        "💥",
-        " ",
-        "<",
-        ">",
-        "12.0 to 18.0",
-        EIGHT,
-        "B",
-        "(B)",
-        "[(1, 2)]",
-        "[(2, 1), (3, 4)]",
-        "high quality",
-        "a boy kicks a ball.",
-        ", ",
-    ]
+    pieces = (*rewards.TAGS, "12.0", " to ", "9" * 400, ".", "-", "nan", "inf", "1e999", "[" * 50,
+              "\n", "é", "\x00", "💥", " ", "<", ">", "12.0 to 18.0", EIGHT, "B", "(B)", "[(1, 2)]",
+              "[(2, 1), (3, 4)]", "high quality", "a boy kicks a ball.", ", ")  # fmt: skip
     for _ in range(8000):
         text = "".join(rng.choices(pieces, k=rng.randrange(12)))
         for think in (True, False):
@@ -215,19 +183,10 @@ def test_any_string_gives_numbers_between_0_and_1(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_long_junk_is_scored_quickly_enough_to_be_harmless(task):
     """Regular expressions can take exponential time; ours must not."""
-    for inside in (
-        "<think>" * 20000,
-        "1" * 100000,
-        " " * 100000,
-        "[" + "[0,0,0,0]," * 20000,
-        "[(1, 2)" + ", (1, 2)" * 20000,
-        "a. " * 50000,
-    ):
-        for text in (
-            f"<answer>{inside}</answer>",
-            f"<think></think><answer>B</answer><glue>{inside}</glue>",
-            inside,
-        ):
+    for inside in ("<think>" * 20000, "1" * 100000, " " * 100000, "[" + "[0,0,0,0]," * 20000,
+                   "[(1, 2)" + ", (1, 2)" * 20000, "a. " * 50000):  # fmt: skip
+        answer, evidence = f"<answer>{inside}</answer>", f"<answer>B</answer><glue>{inside}</glue>"
+        for text in (answer, f"<think></think>{evidence}", inside):
             assert all(0.0 <= v <= 1.0 for v in score(task, text, TRUTHS[task], True).values())
 
 

@@ -107,16 +107,16 @@ import sys
 from lib.errors import BadInput
 from lib import processes
 
-rank, world, device = processes.start_processes("cpu")
+processes.start_processes("cpu")
 
 def work():
-    if rank == 1:
+    if processes.rank() == 1:
         raise BadInput("its model is missing")
 
 try:
-    processes.on_each(world, work)
+    processes.on_each(work)
 except BadInput as e:
-    sys.exit(f"process {rank} heard: {e}")
+    sys.exit(f"process {processes.rank()} heard: {e}")
 """
 
 

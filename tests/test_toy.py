@@ -246,7 +246,7 @@ def test_a_folder_that_came_in_between_is_used_if_it_is_the_same(tmp_path):
     world.put_in_place(aside, folder, world.read_mark(folder))
     assert os.stat(folder).st_ino == before and os.path.isdir(aside)
     world.put_in_place(aside, folder, world.read_mark(aside))
-    assert os.stat(folder).st_ino != before and sorted(os.listdir(tmp_path)) == ["x", "x.old"]
+    assert os.stat(folder).st_ino != before and sorted(os.listdir(tmp_path)) == ["x", "x.old-1"]
 
 
 @pytest.mark.parametrize("foreign", ["videos/3MSZA.mp4", "notes.txt"])
@@ -273,7 +273,7 @@ def test_another_version_is_kept_with_what_somebody_put_there(tmp_path):
     for k in range(1, 4):
         world.ensure("charades", str(folder), train=k, test=1)
         (folder / "notes.txt").write_text(str(k), encoding="utf-8")
-    assert sorted(os.listdir(tmp_path)) == ["charades", "charades.old", "charades.old-2"]
+    assert sorted(os.listdir(tmp_path)) == ["charades", "charades.old-1", "charades.old-2"]
     assert (tmp_path / "charades.old-2" / "notes.txt").read_text(encoding="utf-8") == "2"
 
 

@@ -6,14 +6,12 @@ The run was trained with --lora; merged/ is a model that `--model` takes.
 """
 
 import argparse
-import json
 import os
 
 from safetensors import SafetensorError
 
 from data import VideoBudget
 from lib.errors import BadInput, first_line, run_program
-from lib.files import MERGED, expect_merged
 from lib.weights import load, save
 
 
@@ -25,9 +23,7 @@ def start():
         allow_abbrev=False,
     )
     p.add_argument("adapters", help="the policy/ folder of a run that was trained with --lora")
-    p.add_argument(
-        "out", help="the folder to make; an existing one is replaced only if this command made it"
-    )
+    p.add_argument("out", help="the folder to make; it must not be there yet")
     args = p.parse_args()
     if not os.path.isfile(os.path.join(args.adapters, "adapter_config.json")):
         raise BadInput(
@@ -35,18 +31,12 @@ def start():
             " trained with --lora"
         )
     out = args.out.rstrip("/")
-    for folder in (out, out + ".partial", out + ".old"):  # the last two: while it is replaced
-        expect_merged(folder)
+    if os.path.lexists(out):
+        raise BadInput(f"{out} is there already: give a new folder")
     model, tokenizer = load(args.adapters)  # load merges
 
-    def write(folder):
-        os.makedirs(folder)
-        with open(os.path.join(folder, MERGED), "w", encoding="utf-8") as f:
-            json.dump({"kind": "merged model", "adapters": os.path.abspath(args.adapters)}, f)
-        model.save_pretrained(folder)
-
     try:
-        save(model, tokenizer, VideoBudget.of_model(args.adapters), out, write)
+        save(model, tokenizer, VideoBudget.of_model(args.adapters), out, model.save_pretrained)
     except (OSError, SafetensorError) as e:
         raise BadInput(f"cannot write to {out}: {first_line(e)}") from e
     print(f"merged into {args.out}")

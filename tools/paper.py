@@ -32,22 +32,21 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.compare import check_alike, differences
-from evaluation.predictions import fingerprint, metrics_of, read_predictions
+from evaluation.predictions import metrics_of, read_predictions
 from lib.errors import BadInput, read_object, run_program
 from lib.files import (
     LOCK,
     append_line,
-    check_free,
     locks_released,
     read_lines,
     replace_file,
     take,
 )
 from lib.flags import COUNT, FROM_0, ROOT, TOY_MODEL
+from lib.identity import fingerprint
 from tools import paper_tables as tables
 from tools.paper_tables import CELLS, TABLES
 from toy.world import ensure
-from training.checkpoint import checksum
 
 # ------------------------------------------------------------------------------------------------
 # What there is to do
@@ -216,7 +215,8 @@ def wait_for_orphans(job):
         said = False
         while os.path.isdir(folder) and not STOPPING.is_set():
             try:
-                check_free(folder)
+                with locks_released():
+                    take(folder)
                 break
             except BadInput as e:
                 if not said:
@@ -488,7 +488,7 @@ def parse_args():
 
 def size_of(args):
     """What all cells of a folder must have in common; base: the checksum of its weights."""
-    base = checksum(os.path.join(TOY_MODEL, "model.safetensors"))
+    base = fingerprint(TOY_MODEL)
     return {"steps": args.steps, "limit": args.limit, "base": f"{base:08x}"}
 
 

@@ -201,8 +201,10 @@ def page_looks(folder):
 
 def held_out(folder, settings):
     """The run's finished evaluations, each beside the base model's if there is a comparable one."""
-    evaluations = []
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "eval-*", "results.json"))):
+    evaluations = []  # without those that were renamed to eval-….old-1
+    for path in sorted(
+        glob.glob(os.path.join(glob.escape(folder), "eval-*[!0-9]", "results.json"))
+    ):
         try:
             evaluations.append(one_evaluation(folder, os.path.dirname(path), settings))
         except BadInput as e:

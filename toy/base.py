@@ -36,7 +36,8 @@ import tasks
 from annotations.training_sets import even_frames
 from data import Example, VideoBudget
 from lib.errors import run_program
-from lib.processes import on_first, start_processes
+from lib.processes import on_first, rank, start_processes
+from lib.processes import world as processes
 from lib.video import numbered_pictures
 from lib.weights import load, save
 from model import encode_videos, prepare, read
@@ -380,6 +381,7 @@ def make_model(tokenizer):
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
+        toy=True,  # this, and whatever is trained from it: lib/identity.py
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
@@ -458,9 +460,9 @@ PARTS = (
 class Conversations:
     """The clips to learn from, a process's share of them, and conversations about them."""
 
-    def __init__(self, clips, rank, processes):
+    def __init__(self, clips):
         def read(kind, first, count):
-            numbers = range(first + rank, first + count, processes)
+            numbers = range(first + rank(), first + count, processes())
             return read_clips(kind, numbers, f"data/toy/base-{kind}", TOY_BUDGET)
 
         self.ordinary = read("base", 0, clips)
@@ -504,15 +506,15 @@ def train_base(out, clips, seed, most_steps, after=None):
     whose folder is removed, with those after it, is trained again. No state of a random generator
     is among them: what is told depends on seed, process, part and step alone.
     """
-    rank, processes, _ = start_processes("cpu")
-    conversations = Conversations(clips, rank, processes)
+    start_processes("cpu")
+    conversations = Conversations(clips)
     if after:
         model, tokenizer = load(after)
     else:
-        tokenizer = on_first(rank, processes, lambda: conversations.tokenizer(seed))
+        tokenizer = on_first(lambda: conversations.tokenizer(seed))
         torch.manual_seed(seed)  # the same weights in every process, other conversations
         model = prepare(make_model(tokenizer))
-    if rank == 0:
+    if rank() == 0:
         count = sum(p.numel() for p in model.parameters())
         print(f"toy base model: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
     folder = f"{out}.training/clips-{clips}-seed-{seed}-steps-{most_steps}"
@@ -521,39 +523,38 @@ def train_base(out, clips, seed, most_steps, after=None):
         if after and name in ("stills", "looking"):
             continue
 
-        def rows(step, part=part, number=number, share=batch // processes):
-            rng = np.random.default_rng([seed, rank, number, step])
+        def rows(step, part=part, number=number, share=batch // processes()):
+            rng = np.random.default_rng([seed, rank(), number, step])
             drawn = [conversations.draw(part, rng) for _ in range(share)]
             return [make_row(*each, tokenizer, model.config) for each in drawn]
 
-        steps = min(steps, most_steps)
-        train_part(f"{folder}/{name}", rows, steps, peak, model, rank, processes)
-    if rank == 0:
+        train_part(f"{folder}/{name}", rows, min(steps, most_steps), peak, model)
+    if rank() == 0:
         save(model, tokenizer, TOY_BUDGET, out)
 
 
-def train_part(folder, rows, steps, peak, model, rank, processes):
+def train_part(folder, rows, steps, peak, model):
     """One part of the training, from its newest checkpoint on. rows: a step's number → its
     conversations. Process 0 reports every 50 steps."""
     optimizer, done = MasterAdamW(model, peak), 0
-    if newest := newest_checkpoint(folder, print):
-        optimizer.load_tensors(read_checkpoint(*newest))
-        done = newest[1]["step"]
+    if newest := newest_checkpoint(folder):
+        state, kept = read_checkpoint(newest)
+        optimizer.load_tensors(kept)
+        done = state["step"]
     began, recent = time.time(), []
     for step in range(done + 1, steps + 1):
-        loss = base_loss(model, rows(step)) / processes
+        loss = base_loss(model, rows(step)) / processes()
         loss.backward()
         cosine = 0.525 + 0.475 * math.cos(math.pi * (step - 1) / steps)
-        optimizer.step(peak * min(step / 50, cosine), 1.0, processes)
-        recent.append(loss.item() * processes)
-        if rank == 0 and (step % 50 == 0 or step == steps):
+        optimizer.step(peak * min(step / 50, cosine), 1.0, processes())
+        recent.append(loss.item() * processes())
+        if rank() == 0 and (step % 50 == 0 or step == steps):
             seconds = (time.time() - began) / (step - done)
             said = f"loss {np.mean(recent):.3f}  {seconds:.2f} s per step"
             print(f"{os.path.basename(folder)} {step}/{steps}  {said}", flush=True)
             recent = []
         if step % SAVE_EVERY == 0 or step == steps:
-            problem = save_checkpoint(folder, step, optimizer.tensors(), {"counts": {}}, 1, rank)
-            if problem:
+            if problem := save_checkpoint(folder, step, optimizer.tensors(), {}, keep=1):
                 print(problem, flush=True)
 
 

@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 from annotations import MARK
 from lib.errors import BadInput
-from lib.files import free_name
+from lib.files import put_aside
 
 # ------------------------------------------------------------------------------------------------
 # The world
@@ -608,7 +608,7 @@ def ensure(name, folder=None, seed=0, **counts):
 
     It is rendered aside and renamed when it is complete: several programs may start at the same
     time, and one that is cut short leaves nothing that looks finished. Nothing that is there is
-    removed: another version becomes FOLDER.old. Raises BadInput if what is there was not made here.
+    removed: another version becomes FOLDER.old-1. Raises BadInput if what is there was not made here.
     """
     folder = os.path.normpath(folder or os.path.join("data", "toy", name))
     version = f"toy {name}, seed {seed}, {counts}, {SIDE} px, {FPS} fps, version 6\n"
@@ -644,7 +644,7 @@ def put_in_place(aside, folder, version):
         refuse_foreign(folder)
         try:
             if os.path.lexists(folder):
-                os.rename(folder, free_name(f"{folder}.old"))
+                put_aside(folder)
             return os.rename(aside, folder)
         except OSError as e:  # another process renamed something in between: look again
             problem = e

@@ -10,17 +10,18 @@ import numpy as np
 import torch
 
 from annotations.readers import find_data, read_dataset
-from data import Batch, load_prompt
+from data import Batch, load_prompt, read_frames
 from lib.decoder import Cancelled, Decoder
 from lib.errors import BadInput
-from lib.processes import add_up, on_first
+from lib.identity import is_toy
+from lib.processes import add_up, on_first, rank, world
 from tasks import TASKS, as_task
 
 STAND_INS = 10  # examples tried for one prompt, before the data as a whole counts as unreadable
 FIXED = 3  # prompts, the run's first, whose answers are looked at again and again
 
 
-def training_examples(settings, rank, world, stand_in):
+def training_examples(settings, stand_in):
     """Examples of all tasks, names of their data sets, and flags for eval.py to ask what was
     trained.
 
@@ -28,11 +29,12 @@ def training_examples(settings, rank, world, stand_in):
     Tasks are mixed in proportion to their examples, as in the paper.
     """
     examples, names, own, other = [], [], [], []
-    say = lambda sentence: print(sentence, file=sys.stderr) if rank == 0 else None
+    say = lambda sentence: print(sentence, file=sys.stderr) if rank() == 0 else None
+    toy_model = is_toy(settings.model)
     for task in settings.tasks:
         source = TASKS[task].data
-        find = partial(find_data, source, settings.data, stand_in)
-        folder, name = on_first(rank, world, find)
+        find = partial(find_data, source, settings.data, stand_in, toy_model)
+        folder, name = on_first(find)
         read = read_dataset(source, "train", folder, say)[: settings.examples]
         if read[0].task == task:
             own.append(source)
@@ -41,7 +43,8 @@ def training_examples(settings, rank, world, stand_in):
         examples += as_task(read, task)
         names.append(name)
     flags = [f"--bench {','.join(own)}"] if own else []
-    return examples, ", ".join(dict.fromkeys(names)), flags + other
+    data = f" --data {settings.data}" if settings.data else ""
+    return examples, ", ".join(dict.fromkeys(names)), [words + data for words in flags + other]
 
 
 @lru_cache(maxsize=2)
@@ -70,12 +73,11 @@ def generator_for(seed, step, k):
 class Loader:
     """Gives one process its share of each step: prompts rank · B / world and on, of B per step."""
 
-    def __init__(self, examples, tokenizer, budget, settings, room, rank, world, device):
+    def __init__(self, examples, tokenizer, budget, settings, room, device):
         """room: tokens that a prompt may have."""
-        self.room = room
         self.examples, self.tokenizer, self.budget = examples, tokenizer, budget
-        self.settings, self.rank, self.world, self.device = settings, rank, world, device
-        self.decoder = Decoder(settings.decode_timeout)
+        self.settings, self.room, self.device = settings, room, device
+        self.decoder = Decoder(settings.decode_timeout, read_frames)
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.kept, self.n_fixed = None, min(FIXED, len(examples))  # what `fixed` has read
 
@@ -92,7 +94,7 @@ class Loader:
                 batch = upcoming.result()
             except Cancelled:
                 batch = None
-            if add_up({"cancelled": batch is None}, self.device, self.world)["cancelled"]:
+            if add_up({"cancelled": batch is None}, self.device)["cancelled"]:
                 return
             batch.waited = time.perf_counter() - began
             if step + 1 < steps:
@@ -103,7 +105,7 @@ class Loader:
         """This process's Batch of a step."""
         examples, prompts, generators, skipped = [], [], [], []
         B = self.settings.prompts_per_step
-        for k in range(self.rank * B // self.world, (self.rank + 1) * B // self.world):
+        for k in range(rank() * B // world(), (rank() + 1) * B // world()):
             some = candidates(self.examples, step * B + k, self.settings.seed)
             example, prompt = self.readable(some, step, skipped)
             examples.append(example)
@@ -124,7 +126,7 @@ class Loader:
                 skipped.append({"step": step + 1, "id": example.id, "why": str(e)})
         why = skipped[-1]["why"]
         error = BadInput(f"{len(some)} examples in a row cannot be read, the last because: {why}")
-        error.process = self.rank  # the only process that knows about it
+        error.process = rank()  # the only process that knows about it
         raise error
 
     def fixed(self):
@@ -138,22 +140,20 @@ class Loader:
         """
         n, seed = self.n_fixed, self.settings.seed
         if self.kept is None:
-            own, why = [], {"cancelled": 0.0, "unreadable": 0.0}
+            own, failed = [], 0.0
             order = order_of(len(self.examples), seed, 0)
             try:
-                for number in range(self.rank, -(-n // self.world) * self.world, self.world):
+                for number in range(rank(), -(-n // world()) * world(), world()):
                     some = [self.examples[i] for i in order[number % n :: n][:STAND_INS]]
                     # In the thread: the decoder's process serves one read at a time.
                     read = self.thread.submit(self.readable, some, 0, [])
                     own.append((number, *read.result()))
-            except Cancelled:
-                why["cancelled"] = 1.0
-            except BadInput:
-                why["unreadable"] = 1.0
-            why = add_up(why, self.device, self.world)
-            self.kept = [] if any(why.values()) else own
-            if why["unreadable"] and self.rank == 0:
-                print("the run's first clips cannot be read: no samples.jsonl", file=sys.stderr)
+            except (Cancelled, BadInput) as e:
+                failed = 1.0
+                if isinstance(e, BadInput):
+                    said = "the run's first clips cannot be read: no samples.jsonl"
+                    print(f"{said} ({e})", file=sys.stderr)
+            self.kept = [] if add_up({"failed": failed}, self.device)["failed"] else own
         return [(*kept, generator_for(seed, 0, kept[0] % n)) for kept in self.kept]
 
     def cancel(self):

@@ -5,7 +5,6 @@ the mean of the whole step, however many processes shared it.
 """
 
 import math
-import platform
 import resource
 import sys
 
@@ -90,19 +89,6 @@ def speed(line, n_weights, n_trained, args, world, device):
         unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
         measured["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     return {k: float(f"{v:.4g}") for k, v in measured.items()}
-
-
-def versions():
-    """What a score depends on besides the settings."""
-    import decord
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "decord": decord.__version__,
-    }
 
 
 def tensorboard(folder):

@@ -26,7 +26,7 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from data import VideoBudget
 from lib.adapters import add_adapters
 from lib.errors import BadInput
-from lib.flags import is_toy_model
+from lib.identity import is_toy
 from lib.weights import check_family
 from training.settings import check_processes
 
@@ -74,7 +74,7 @@ def prompt_tokens(args):
     The toy's clips never fill their budget: they take about 80.
     """
     budget = VideoBudget.of_model(args.model, **vars(args))
-    return 200 + (80 if is_toy_model(args.model) else budget.total_pixels // 28**2)
+    return 200 + (80 if is_toy(args.model) else budget.total_pixels // 28**2)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -13,19 +13,18 @@ import time
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from lib.errors import BadInput, first_line
 from lib.files import append_line, read_lines
-from lib.processes import add_up, largest, on_first
-from training.checkpoint import check_counts, open_run_folder, read_checkpoint, save_all
-from training.log import HINT, speed, step_metrics, tensorboard, versions
+from lib.identity import versions
+from lib.processes import add_up, largest, on_first, rank, world
+from training.checkpoint import open_run_folder, read_checkpoint, save_checkpoint
+from training.log import HINT, speed, step_metrics, tensorboard
+from training.policy import save_policy
 from training.rollouts import group_record, mean_kl, sampled_again, token_records
 from training.shown import draw_curves, group_text
-
-# ------------------------------------------------------------------------------------------------
-# Signals
-# ------------------------------------------------------------------------------------------------
 
 STOP = {"signal": None, "cancel": None}  # cancel: ends what the run may be waiting for
 
@@ -46,11 +45,6 @@ def stopped(signum, frame):
     print(f"{who} {which}: finishing this step, then saving", file=sys.stderr, flush=True)
     if STOP["cancel"]:
         STOP["cancel"]()
-
-
-# ------------------------------------------------------------------------------------------------
-# The run
-# ------------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -77,51 +71,45 @@ class Run:
     first: the step it begins with, counted from 0; done: how many steps it has by now.
     """
 
-    def __init__(self, settings, about, policy, tokenizer, budget, optimizer, rank, world, device):
+    def __init__(self, settings, about, policy, tokenizer, budget, optimizer, device):
         self.settings, self.about, self.steps = settings, about, about["steps"]
         self.policy, self.tokenizer, self.budget = policy, tokenizer, budget
-        self.optimizer, self.rank, self.world, self.device = optimizer, rank, world, device
+        self.optimizer, self.device = optimizer, device
         self.n_weights = sum(p.numel() for p in policy.parameters())
         self.n_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-        also = {"processes": world, "video_budget": vars(budget), "versions": versions()}
+        also = {"processes": world(), "video_budget": vars(budget), "versions": versions()}
         self.record = vars(settings) | about | also  # settings.json
-        opened = on_first(rank, world, lambda: open_run_folder(self.record, self.room()))
-        self.out, checkpoint = opened
+        self.out, checkpoint = on_first(lambda: open_run_folder(self.record))
         self.first, self.lines, self.said, self.checked, self.problems = 0, [], set(), False, []
-        self.counts = {"drawn": 0, "skipped": 0, "dropped": 0, "dropped_in_a_row": 0}
+        self.counts = dict.fromkeys(("drawn", "skipped", "dropped", "dropped_in_a_row"), 0)
         self.counts["largest_kl"] = 0.0
         if checkpoint:
-            optimizer.load_tensors(read_checkpoint(*checkpoint))
-            state = checkpoint[1]
+            state, tensor = read_checkpoint(checkpoint)
+            optimizer.load_tensors(tensor)
             self.first, self.counts = state["step"], self.counts | state["counts"]
-        if rank == 0 and self.first:
+        if rank() == 0 and self.first:
             self.lines = read_lines(self.path("metrics.jsonl"))
         self.done = self.saved = self.first
         self.stopping = False
         self.greet()
         self.board = None
-        if settings.tensorboard and rank == 0:
+        if settings.tensorboard and rank() == 0:
             self.board = tensorboard(self.path("tensorboard"))
         position = dict(total=self.steps, initial=self.first, unit="step")
-        self.bar = tqdm(**position, disable=rank != 0, dynamic_ncols=True)
-
-    def room(self):
-        """Bytes that the checkpoints need, and the policy while it is replaced."""
-        policy = 4 * (self.n_trained if self.settings.lora else self.n_weights)
-        return (self.settings.keep + 1) * 12 * self.n_trained + 2 * policy
+        self.bar = tqdm(**position, disable=rank() != 0, dynamic_ncols=True)
 
     def path(self, name):
         return os.path.join(self.out, name)
 
     def greet(self):
-        if self.rank == 0:
+        if rank() == 0:
             s, a = self.settings, self.about
             again = f"; going on after step {self.first}" if self.first else ""
             print(
                 f"{s.method} on {s.task}: "
                 f"{a['model_name']}, {self.n_weights:,} parameters, {self.n_trained:,} trained; "
                 f"data: {a['data_name']}, {a['examples']} examples; "
-                f"{self.steps} steps on {self.world} process(es), {self.device}; "
+                f"{self.steps} steps on {world()} process(es), {self.device}; "
                 f"run folder {self.out}{again}"
             )
 
@@ -132,27 +120,32 @@ class Run:
         step's lines."""
         sums = outcome.sums | {"drawn": len(batch.examples), "skipped": len(batch.skipped)}
         sums["stop"] = float(STOP["signal"] is not None)
-        sums = add_up(sums, self.device, self.world)
+        sums = add_up(sums, self.device)
         self.stopping, self.done = bool(sums["stop"]), step + 1
         self.agreement = None
         if not self.checked and outcome.groups:
             dtype = getattr(torch, self.settings.dtype)
-            self.agreement = check_sampler(outcome.sampler_gaps, dtype, self.world)
+            self.agreement = check_sampler(outcome.sampler_gaps, dtype)
             self.checked = True
-        self.count(sums, outcome.grad_norm)
+        dropped = not math.isfinite(outcome.grad_norm)
+        for name, count in (("drawn", sums["drawn"]), ("skipped", sums["skipped"]),
+                            ("dropped", dropped), ("dropped_in_a_row", dropped)):  # fmt: skip
+            self.counts[name] += count
+        self.counts["dropped_in_a_row"] *= dropped
         if outcome.groups:
             self.record_group(step, sums, outcome.groups, clock)
         for record in batch.skipped:
             self.append("skipped.jsonl", record)
-        if self.rank:
+        if rank():
             return
         line = step_metrics(step + 1, sums, outcome.grad_norm, lr, clock.seconds, self.settings)
         line |= {k: self.counts[k] for k in ("skipped", "dropped")}
-        line |= speed(line, self.n_weights, self.n_trained, self.settings, self.world, self.device)
+        line |= speed(line, self.n_weights, self.n_trained, self.settings, world(), self.device)
         self.lines.append(line)
         self.append("metrics.jsonl", line)
         if self.board:
-            self.may_fail("tensorboard", add_scalars, self.board, line)
+            for name in (k for k, v in line.items() if isinstance(v, (int, float))):
+                self.may_fail("tensorboard", self.board.add_scalar, name, line[name], step + 1)
 
     def record_group(self, step, sums, groups, clock):
         """A line of rollouts.jsonl: every --rollouts-every steps a group, the step's first. Of a
@@ -163,12 +156,12 @@ class Run:
         if is_peak := self.counts["largest_kl"] < kl < math.inf:
             self.counts["largest_kl"] = kl
             group = max(groups, key=mean_kl)
-            of = {rank: mean_kl(group) * (rank == self.rank) for rank in range(self.world)}
-            of = add_up(of, self.device, self.world)
+            of = {k: mean_kl(group) * (k == rank()) for k in range(world())}
+            of = add_up(of, self.device)
             writer = max(of, key=of.get)
         if is_peak or step % self.settings.rollouts_every == 0:
             record = {"step": step + 1, **token_records(self.policy, self.tokenizer, group)}
-            if self.rank == writer:
+            if rank() == writer:
                 self.append("rollouts.jsonl", record)
             clock("record")
 
@@ -198,13 +191,6 @@ class Run:
     def append(self, name, record):
         self.may_fail(name, append_line, self.path(name), record)
 
-    def count(self, sums, grad_norm):
-        dropped = not math.isfinite(grad_norm)
-        for name in ("drawn", "skipped"):
-            self.counts[name] += sums[name]
-        self.counts["dropped"] += dropped
-        self.counts["dropped_in_a_row"] = (self.counts["dropped_in_a_row"] + 1) * dropped
-
     def may_fail(self, what, work, *args):
         """Does work that a run can do without: if it fails, the run says why, once, and goes on."""
         try:
@@ -227,23 +213,30 @@ class Run:
             self.save()
 
     def save(self):
-        models = (self.policy, self.tokenizer, self.budget, self.optimizer)
-        how = (self.record, self.settings, self.rank)
-        self.problems = save_all(self.out, self.done, self.counts, *models, *how)
+        """A full disk must not end a run: `problems` says what could not be written."""
+        tensors = self.optimizer.tensors()
+        said = save_checkpoint(self.out, self.done, tensors, self.counts, self.settings.keep)
+        self.problems = [said] if said else []
+        try:
+            models = (self.policy, self.tokenizer, self.budget)
+            save_policy(*models, self.out, self.settings, rank())
+        except (OSError, SafetensorError) as e:
+            self.problems.append(f"the policy of step {self.done} could not be written ({e})")
         self.saved = self.done
-        if self.rank == 0:
-            for problem in self.problems:
-                self.bar.write(problem, file=sys.stderr)
+        for problem in self.problems:
+            self.bar.write(f"{problem}; the run goes on", file=sys.stderr)
 
     # What is shown -------------------------------------------------------------------------------
 
     def show(self, step, outcome):
         """A group now and then, the progress bar, the curves. Raises BadInput (check_counts) where
         a run would go on learning from nothing."""
-        if self.rank == 0:
+        if rank() == 0:
             line, task = self.lines[-1], self.settings.task
             if outcome.groups and step % 10 == 0 and not self.settings.quiet:
-                self.may_fail("a group", self.write_group, step, outcome.groups[0])
+                width = min(120, shutil.get_terminal_size().columns)
+                text = group_text(step + 1, group_record(outcome.groups[0]), width)
+                self.bar.write(f"{text}\n")
             names = ["loss"]
             if self.settings.method == "grpo":
                 names = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"]
@@ -257,10 +250,6 @@ class Run:
                 self.may_fail("curves.png", draw_curves, self.out, self.lines, self.record)
         check_counts(self.counts, self.path("skipped.jsonl"))
 
-    def write_group(self, step, group):
-        width = min(120, shutil.get_terminal_size().columns)
-        self.bar.write(group_text(step + 1, group_record(group), width) + "\n")
-
     # The end -------------------------------------------------------------------------------------
 
     def finish(self, next_commands):
@@ -270,33 +259,35 @@ class Run:
             self.save()
         if self.board:
             self.may_fail("tensorboard", self.board.close)
-        if self.problems and self.rank == 0:  # there will be no later save
+        if self.problems and rank() == 0:  # there will be no later save
             raise BadInput(f"the run ended, and its last save failed: {'; '.join(self.problems)}")
-        if self.rank == 0:
+        if rank() == 0:
             how, then = "done", "\n".join(next_commands)
             if self.done < self.steps:
                 how = f"stopped after step {self.done}"
                 then = f"the same command with --resume --out {self.out} goes on"
-            seconds = self.bar.format_dict["elapsed"]
-            print(
-                f"{how} in {seconds:.0f} s; curves: {self.out}/curves.png; "
-                f"policy: {self.out}/policy\n{then}"
-            )
-        if self.world > 1:
+            how += f" in {self.bar.format_dict['elapsed']:.0f} s"
+            print(f"{how}; curves: {self.out}/curves.png; policy: {self.out}/policy\n{then}")
+        if world() > 1:
             dist.destroy_process_group()
         if self.done < self.steps:
             sys.exit(128 + (STOP["signal"] or signal.SIGTERM))
 
 
-def add_scalars(board, line):
-    for name, value in line.items():
-        if isinstance(value, (int, float)) and name != "step":
-            board.add_scalar(name, value, line["step"])
+# Skipped examples as a share of those read. Among the first hundred, five are allowed in any case.
+SKIPPED_AT_MOST = 0.05
 
 
-# ------------------------------------------------------------------------------------------------
-# Sampler against scorer
-# ------------------------------------------------------------------------------------------------
+def check_counts(counts, skipped_file):
+    """Raises BadInput where a run would go on learning from nothing."""
+    if counts["skipped"] > SKIPPED_AT_MOST * max(100, counts["drawn"]):
+        many = f"{counts['skipped']:.0f} of {counts['drawn'] + counts['skipped']:.0f} examples"
+        why = f"could not be read, and above {SKIPPED_AT_MOST:.0%} the run stops"
+        raise BadInput(f"{many} {why}; each is named in {skipped_file}, with the reason")
+    if counts["dropped_in_a_row"] >= 10:
+        why = "the gradient was not finite (NaN or infinite) in 10 steps in a row"
+        raise BadInput(f"{why}: lower --lr; the last checkpoint is intact")
+
 
 # How far apart a token's log-probs under sampler and scorer may be, in nats: (mean, 99th
 # percentile). float32 differs by the order of its sums. bfloat16 keeps 8 bits; a limit on the
@@ -306,7 +297,7 @@ def add_scalars(board, line):
 SAMPLER_LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.3)}
 
 
-def check_sampler(gaps, dtype, world):
+def check_sampler(gaps, dtype):
     """Stops a run whose sampler and scorer are different distributions: it would train on tokens
     that its policy did not draw.
 
@@ -316,17 +307,14 @@ def check_sampler(gaps, dtype, world):
     Raises:  BadInput over SAMPLER_LIMITS (percentiles: of the process where it is largest).
     """
     device, values = gaps.device, gaps.float()
-    sums = add_up({"sum": float(values.sum()), "tokens": len(values)}, device, world)
+    sums = add_up({"sum": float(values.sum()), "tokens": len(values)}, device)
     mean = sums["sum"] / sums["tokens"]
-    p99 = largest(float(values.quantile(0.99)) if len(values) else 0.0, device, world)
-    worst = largest(float(values.max()) if len(values) else 0.0, device, world)
+    p99 = largest(float(values.quantile(0.99)) if len(values) else 0.0, device)
+    worst = largest(float(values.max()) if len(values) else 0.0, device)
     said = f"differ by {mean:.1e} on average, {p99:.1e} in the 99th percentile"
     said += f" and {worst:.1e} at most"
     most_mean, most_p99 = SAMPLER_LIMITS[dtype]
     if not (mean <= most_mean and p99 <= most_p99):  # not (…): NaN is beyond every limit
-        raise BadInput(
-            f"the sampler's and the scorer's log-probs {said}; "
-            f"rounding alone explains {most_mean:g} and {most_p99:g}: "
-            "positions, masks or weights disagree; please report it with your versions"
-        )
+        why = f"rounding alone explains {most_mean:g} and {most_p99:g}: positions, masks or weights"
+        raise BadInput(f"the sampler's and the scorer's log-probs {said}; {why} disagree")
     return f"the log-probs of sampling (token by token) and scoring (one forward) {said}: rounding."

@@ -18,11 +18,11 @@ from lib.flags import (
     YES,
     YES_OR_NO,
     check_template,
-    is_toy_model,
     number,
     parser_of,
     read_template,
 )
+from lib.identity import is_toy
 from tasks import JOINTLY, TASKS, longest_answer
 from variants import KLS, VARIANTS
 
@@ -71,14 +71,13 @@ TRAIN_FLAGS = {
     "from what": [
         ("--model", {"default": TOY_MODEL}, "local folder or hub name of the policy to start from "
             "(default: the toy base)"),
-        ("--data", {}, "folder of the data set (default: the toy one, rendered into data/toy when "
-            "first needed)"),
+        ("--data", {}, "folder of the data set; toy: made-up clips, rendered into data/toy when "
+            "first needed (default: data/NAME where it exists, else, for the toy model, toy)"),
         ("--examples", COUNT, "use only the first so many training examples of each task"),
     ],
     "the run": [
         ("--out", {}, "folder for what the run leaves (default: runs/TASK-METHOD-1, -2, …)"),
-        ("--overwrite", YES, "remove the run that --out holds first, file by file; refused where "
-            "there is anything else in it"),
+        ("--overwrite", YES, "begin anew: the run that --out holds is renamed to OUT.old-1 first"),
         ("--steps", COUNT, "steps: each samples --prompts-per-step groups, then makes "
             f"--updates-per-rollout optimizer updates {two_defaults('steps')}"),
         ("--seed", FROM_0 | {"default": 0}, "of the order of examples and of sampling"),
@@ -184,7 +183,7 @@ def tasks_of(names):
 
 def fill_in(args):
     """Replaces what was not given by what it depends on, in place."""
-    toy_model = is_toy_model(args.model)
+    toy_model = is_toy(args.model)
     for name in ("steps", "lr", "train_vision"):
         if getattr(args, name) is None:
             toy, paper = DEFAULTS["lr of adapters" if name == "lr" and args.lora else name]

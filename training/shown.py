@@ -160,7 +160,6 @@ def shorten(text, width):
 # Curves
 # ------------------------------------------------------------------------------------------------
 
-
 EXPLAINED = {
     "reward": "reward (sum of the parts)",
     "spread": "spread of rewards within a group",
@@ -217,7 +216,7 @@ def draw_curves(folder, lines, settings):
 
 
 def fit_axis(axis, name, steps, values):
-    """Dresses a curve's axis. A spike above its top is a mark there, the largest with its value."""
+    """Dresses a curve's axis. A spike above its top is a mark there."""
     axis.set_xlabel("step", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
@@ -231,14 +230,6 @@ def fit_axis(axis, name, steps, values):
         bottom = np.nanmin(values)
         axis.set_ylim(bottom - 0.04 * (top - bottom), top)
         axis.plot(above, [top] * len(above), "^", color="tab:red", markersize=5, clip_on=False)
-        peak, at = max((v, step) for v, step in zip(values, steps) if v > top)
-        late = at > (steps[0] + steps[-1]) / 2
-        readable = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-        said = dict(
-            va="top", fontsize=7, color="tab:red", bbox=readable, textcoords="offset points"
-        )
-        place = {"xytext": (-6 if late else 6, 0), "ha": "right" if late else "left"}
-        axis.annotate(f"{peak:.3g} at step {at}", (at, top), **place, **said)
 
 
 def axis_top(values):

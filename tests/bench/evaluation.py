@@ -70,7 +70,7 @@ def main():
         frame_tokens=([4, 64], "tokens of a pair of frames"),
     )
     model, tokenizer = load(TOKENIZER, args.device)
-    decoder = Decoder(600)
+    decoder = Decoder(600, data.read_frames)
     settings = {"bench": "toy", "think": True, "look": "", "template": None}
     settings["max_new_tokens"] = 64
     asked = SimpleNamespace(model=model, tokenizer=tokenizer, settings=settings, decoder=decoder)

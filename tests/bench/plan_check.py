@@ -34,7 +34,9 @@ from common import make_prompt
 import train
 from lib.adapters import add_adapters, reference_policy
 from lib.decoding import gathered
+from lib.processes import rank as own_rank
 from lib.processes import start_processes
+from lib.processes import world as how_many
 from lib.sharding import recompute_activations, shard
 from model import prepare
 from training import plan
@@ -159,7 +161,8 @@ def main():
     )
     p.add_argument("--only", help="the cases that have these words")
     only = p.parse_args().only or ""
-    rank, world, _ = start_processes("cpu")
+    start_processes("cpu")
+    rank, world = own_rank(), how_many()
     for dtype in (torch.float32, torch.bfloat16):
         for flags in ONE_PROCESS if world == 1 else SHARDED:
             name = f"{str(dtype).removeprefix('torch.')} {flags or 'all weights'}"
