@@ -523,9 +523,9 @@ def train_base(out, clips, seed, most_steps, after=None):
         if after and name in ("stills", "looking"):
             continue
 
-        def rows(step, part=part, number=number, share=batch // processes()):
+        def rows(step, part=part, number=number, batch=batch):
             rng = np.random.default_rng([seed, rank(), number, step])
-            drawn = [conversations.draw(part, rng) for _ in range(share)]
+            drawn = [conversations.draw(part, rng) for _ in range(batch // processes())]
             return [make_row(*each, tokenizer, model.config) for each in drawn]
 
         train_part(f"{folder}/{name}", rows, min(steps, most_steps), peak, model)

@@ -607,8 +607,8 @@ def ensure(name, folder=None, seed=0, **counts):
     counts: train=…, test=…: how many clips, if other than usual.
 
     It is rendered aside and renamed when it is complete: several programs may start at the same
-    time, and one that is cut short leaves nothing that looks finished. Nothing that is there is
-    removed: another version becomes FOLDER.old-1. Raises BadInput if what is there was not made here.
+    time, and one that is cut short leaves nothing that looks finished. Nothing is removed: another
+    version becomes FOLDER.old-1. Raises BadInput if what is there was not made here.
     """
     folder = os.path.normpath(folder or os.path.join("data", "toy", name))
     version = f"toy {name}, seed {seed}, {counts}, {SIDE} px, {FPS} fps, version 6\n"
