@@ -48,7 +48,7 @@ from annotations.readers import find_data
 from data import VideoBudget, ask, load_video, read_frames
 from evaluation import controls, predictions
 from evaluation.branches import prefill
-from evaluation.clips import batches_of, read_ahead, turns
+from evaluation.clips import batches_of, read_ahead, read_questions, turns
 from evaluation.predictions import find_model
 from evaluation.settings import parse_args
 from lib.decoder import Decoder, ended_by_ctrl_c
@@ -56,8 +56,8 @@ from lib.errors import BadInput, run_program
 from lib.files import append_line, locks_released
 from lib.identity import fingerprint
 from lib.processes import on_each, on_first, rank, start_processes, world
-from lib.weights import load, room_for_prompt
-from model import encode_videos
+from lib.weights import room_for_prompt
+from model import encode_videos, load
 from toy.world import ensure
 
 # How long a process waits for the others: shares of long videos are unequal. If one of them dies,
@@ -95,7 +95,7 @@ def prepare(bench_name, name, args, decoder, load_once):
     toy_model = predictions.of_toy(path, run)
     find = partial(find_data, bench_name, args.data, ensure, toy_model)
     folder, data_name = on_first(find)
-    examples, left_out = predictions.read_questions(bench_name, folder, args.limit, rank() == 0)
+    examples, left_out = read_questions(bench_name, folder, args.limit, rank() == 0)
     if args.look == "middle" and not examples[0].options:
         return None
     usual_task = examples[0].task

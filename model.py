@@ -24,7 +24,14 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from lib.attention import ATTENTION, PatchProduct, register_windows, vision_layout
+from lib import weights
+from lib.attention import (
+    ATTENTION,
+    PatchProduct,
+    check_attention,
+    register_windows,
+    vision_layout,
+)
 from lib.cache import GroupCache
 
 # ------------------------------------------------------------------------------------------------
@@ -147,6 +154,13 @@ def prepare(model, attn="sdpa"):
     model.model.visual.patch_embed = PatchProduct(model.model.visual.patch_embed.proj)
     model.n_tokens = getattr(model, "n_tokens", model.config.text_config.vocab_size)
     return model
+
+
+def load(name, device="cpu", dtype=None, attn="sdpa"):
+    """(model, tokenizer) of a folder or a hub name (lib/weights.py), prepared."""
+    check_attention(attn, device)
+    model, tokenizer = weights.load(name, device, dtype)
+    return prepare(model, attn), tokenizer
 
 
 def attention(module, query, key, value, attention_mask, scaling, attend, group, **_):

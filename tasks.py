@@ -124,12 +124,19 @@ def score(task, text, answer, think):
     >>> score("grounding", "<think>ok</think><answer>0.0 to 4.0</answer>", (2, 6), think=True)
     {'format': 1.0, 'iou': 0.3333333333333333}
     """
-    paid = {name: rule(text, answer, think) for name, rule in TASKS[task].rules.items()}
-    for name, reward in paid.items():
-        if not isinstance(reward, Real) or not 0 <= reward <= 1:  # NaN is not at least 0
-            needed = f"rule {name} of the task {task} must pay a number from 0 to 1"
-            raise BadInput(f"{needed}; it paid {reward!r} for the completion {text[:200]!r}")
-    return {name: float(reward) for name, reward in paid.items()}
+    return {name: paid(task, name, text, answer, think) for name in TASKS[task].rules}
+
+
+def paid(task, name, text, answer, think):
+    """What one rule pays. Raises BadInput unless that is a number from 0 to 1: NaN, say, would
+    silence the step."""
+    reward = TASKS[task].rules[name](text, answer, think)
+    if not isinstance(reward, Real) or not 0 <= reward <= 1:
+        raise BadInput(
+            f"rule {name} of the task {task} must pay a number from 0 to 1; it paid {reward!r} "
+            f"for the completion {text[:200]!r}"
+        )
+    return float(reward)
 
 
 def longest_answer(toy_model, tasks):

@@ -23,7 +23,6 @@ training/checkpoint.py. For models that do not fit: --lora, --recompute, --shard
 rooms lib/ and training/, and --plan, which says what fits.
 """
 
-import os
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -33,7 +32,6 @@ import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 # isort: split
 import torch
 
-from annotations.judge import install_judge
 from data import VideoBudget
 from grpo import grpo_step
 from lib.errors import BadInput, run_program
@@ -42,8 +40,6 @@ from lib.identity import fingerprint, hash_of_examples, shown_name
 from lib.processes import add_up, on_each, rank, start_processes, world
 from lib.weights import room_for_prompt
 from tasks import ideal_answer
-from toy.world import ensure
-from training import plan
 from training.loader import Loader, training_examples
 from training.optimizer import MasterAdamW
 from training.policy import load_models
@@ -80,7 +76,7 @@ def timed_grpo_step(policy, reference, batch, settings, update_weights, total, c
     try:
         return grpo_step(policy, timed_reference, batch, settings, *given)
     except BadInput as error:  # of a rule, and no other process knows about it
-        error.process = os.environ.get("RANK", "0")
+        error.process = rank()
         raise
     finally:
         policy.sample = sample
@@ -122,6 +118,13 @@ def learning_rate(step, steps, peak):
     return peak * min((step + 1) / warm_up, 1 - 0.9 * (step + 1 - warm_up) / steps)
 
 
+def stand_in(name):
+    """The toy data set of a name, rendered where it is not there yet."""
+    from toy.world import ensure
+
+    return ensure(name)
+
+
 @locks_released()
 def train(settings):
     """Runs training. Raises BadInput for mistakes that the user can fix."""
@@ -131,12 +134,14 @@ def train(settings):
 
         exercises.install(settings.student, show=rank() == 0)
     check_processes(settings, world())
-    examples, data_name, tests = training_examples(settings, ensure)
+    examples, data_name, tests = training_examples(settings, stand_in)
     steps = settings.steps or -(-len(examples) // settings.prompts_per_step)
     policy, tokenizer, reference = on_each(lambda: load_models(settings, device))
     budget = VideoBudget.of_model(settings.model, **vars(settings))
     optimizer = MasterAdamW(policy, settings.lr, settings.offload)
     if settings.judge:
+        from annotations.judge import install_judge
+
         install_judge(settings.judge, device)
     about = {
         "steps": steps,
@@ -175,7 +180,12 @@ def start():
     """Reads the flags and does what they say."""
     stop_on_signals()
     settings = parse_args(description=__doc__)
-    plan.show(settings) if settings.plan else train(settings)
+    if settings.plan:
+        from training.plan import show
+
+        show(settings)
+    else:
+        train(settings)
 
 
 def main():

@@ -17,12 +17,10 @@ import re
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 import rewards
-from lib.errors import BadInput, first_line
-
-logging.set_verbosity_error()  # what a judge's files lack is told in our one sentence
+from lib.errors import BadInput
+from lib.weights import one_sentence, read_weights
 
 QUESTION = (
     "A caption of a video says:\n{caption}\n\n"
@@ -68,21 +66,9 @@ def load_judge(name, device):
     Raises BadInput if it is none, if its files are damaged, or if its tokenizer begins yes and no
     alike.
     """
-    try:
+    with one_sentence(f"--judge {name} is not a language model that transformers can load"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        safe = dict(trust_remote_code=False, use_safetensors=True)  # no code, no pickles
-        safe |= dict(dtype="auto", output_loading_info=True)
-        model, report = AutoModelForCausalLM.from_pretrained(name, **safe)
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if wrong := sorted(map(str, report[kind])):
-                raise ValueError(f"{len(wrong)} {kind.replace('_', ' ')}, the first {wrong[0]}")
-        if wrong := [key for key, p in model.named_parameters() if not p.isfinite().all()]:
-            raise ValueError(f"numbers that are not finite in {wrong[0]}")
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as e:  # damaged files end in errors of a dozen libraries
-        said = f"--judge {name} is not a language model that transformers can load"
-        raise BadInput(f"{said}: {first_line(e, most=300)}") from e
+        model = read_weights(AutoModelForCausalLM, name, "auto")
     model = model.to(device).eval().requires_grad_(False)
     yes, no = set(token_ids(tokenizer, "yes")), set(token_ids(tokenizer, "no"))
     if not yes - no or not no - yes:

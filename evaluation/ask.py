@@ -5,14 +5,16 @@ import torch
 from data import PATCH, VideoBudget, build_prompt, load_video
 from evaluation.predictions import find_model
 from grpo import sample_groups
-from lib.weights import load, room_for_prompt
-from model import encode_videos
+from lib.processes import start_processes
+from lib.weights import room_for_prompt
+from model import encode_videos, load
 
 
 def ask(args):
     """Answers --ask about --video, printing the answer as it is decoded."""
+    device = start_processes(args.device)
     path, shown, _ = find_model(args.model[0])
-    model, tokenizer = load(path, args.device, attn=args.attn)
+    model, tokenizer = load(path, device, attn=args.attn)
     video = load_video(args.video, VideoBudget.of_model(path, **vars(args)), args.look)
     t, h, w = video.grid
     print(

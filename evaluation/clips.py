@@ -1,12 +1,42 @@
-"""clips.py: the questions of an evaluation by clip: which are answered together, by which process,
+"""clips.py: the questions of an evaluation, by clip: which are answered together, by which process,
 and their clips, read while the model answers."""
 
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import torch.distributed as dist
 
+from annotations.readers import DATASETS, read_dataset
+from lib.errors import BadInput
 from lib.processes import world
+
+# Some clips of most benchmarks can no longer be had. If more than this share is not there, the
+# folder is wrong.
+MISSING = 0.1
+
+
+def read_questions(bench_name, folder, limit, loud):
+    """(Examples of a benchmark's test split, sentences about what its reader had to leave out).
+
+    loud: whether to print these sentences, and a warning if some videos are missing. Raises
+    BadInput if more than the share MISSING is.
+    """
+    left_out = []
+    examples = read_dataset(bench_name, "test", folder, left_out.append)[:limit]
+    for sentence in left_out if loud else []:
+        print(sentence, file=sys.stderr)
+    videos = {e.video for e in examples}
+    if missing := sorted(video for video in videos if not os.path.exists(video)):
+        sentence = f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing"
+        sentence += f", the first is {missing[0]}"
+        if len(missing) > MISSING * len(videos):
+            source = f"{bench_name} is: {DATASETS[bench_name].source}"
+            raise BadInput(f"{sentence}. {source}; --limit N takes the first N questions only")
+        if loud:
+            print(f"WARNING: {sentence}; they count as wrong", file=sys.stderr)
+    return examples, left_out
 
 
 def batches_of(examples, size):

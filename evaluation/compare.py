@@ -8,9 +8,10 @@ from annotations.judge import install_judge
 from annotations.readers import find_data, read_dataset
 from evaluation.metrics import JUDGED
 from evaluation.predictions import (
+    bootstrap_interval,
+    differences,
     evaluation_folder,
     folder_without_run,
-    metrics_of,
     read_predictions,
     task_asked,
 )
@@ -91,28 +92,3 @@ def check_alike(a, b, judges, bench_name, run_a, run_b):
         raise BadInput(
             f"{run_a} and {run_b} were judged differently (--judge): evaluate both again"
         )
-
-
-def differences(task, a, b):
-    """[(metric, (n,) its difference per question in points)]; a, b: {id: record}.
-
-    Where the questions are of several groups, the first metric of each group follows.
-    """
-    of_a = [metrics_of(task, [a[id]]) for id in a]
-    of_b = [metrics_of(task, [b[id]]) for id in a]
-    by_metric = {m: np.array([y[m] - x[m] for x, y in zip(of_a, of_b)]) for m in of_a[0]}
-    rows = list(by_metric.items())
-    groups = np.array([record["group"] for record in a.values()])
-    if len(set(groups)) > 1:
-        rows += [(group, rows[0][1][groups == group]) for group in sorted(set(groups))]
-    return rows
-
-
-def bootstrap_interval(difference, rng, samples=10_000):
-    """(low, high) between which the mean lies in 95 % of the samples.
-
-    Paired bootstrap: questions are drawn with replacement, the same ones for both models, and the
-    mean difference (n,) is taken anew each time.
-    """
-    drawn = rng.integers(0, len(difference), size=(samples, len(difference)))
-    return np.percentile(difference[drawn].mean(axis=1), [2.5, 97.5])

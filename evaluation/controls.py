@@ -21,8 +21,7 @@ import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 # isort: split
 import rewards
 from annotations.readers import DATASETS, read_dataset
-from evaluation.compare import bootstrap_interval, differences
-from evaluation.predictions import metrics_of, rewards_of
+from evaluation.predictions import bootstrap_interval, differences, metrics_of, rewards_of
 from lib.errors import BadInput, run_program
 from tasks import as_task
 

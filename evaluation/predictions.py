@@ -13,8 +13,9 @@ import json
 import os
 import sys
 
+import numpy as np
+
 import rewards
-from annotations.readers import DATASETS, read_dataset
 from evaluation.metrics import reported
 from lib.errors import NUMBER, BadInput, read_object
 from lib.files import (
@@ -29,7 +30,7 @@ from lib.files import (
 )
 from lib.flags import check_template
 from lib.identity import hash_of_examples, is_toy, shown_name, versions
-from tasks import TASKS, longest_answer, score, words_around
+from tasks import TASKS, longest_answer, paid, score, words_around
 
 # ------------------------------------------------------------------------------------------------
 # Which model, which questions
@@ -53,33 +54,6 @@ def find_model(name):
     wanted = {"model_name": str, "method": str, "think": bool, "max_new_tokens": int}
     settings = read_object(settings_file, **wanted)
     return policy, f"{settings['model_name']} + {settings['method'].upper()} ({name})", settings
-
-
-# Some clips of most benchmarks can no longer be had. If more than this share is not there, the
-# folder is wrong.
-MISSING = 0.1
-
-
-def read_questions(bench_name, folder, limit, loud):
-    """(Examples of a benchmark's test split, sentences about what its reader had to leave out).
-
-    loud: whether to print these sentences, and a warning if some videos are missing. Raises
-    BadInput if more than the share MISSING is.
-    """
-    left_out = []
-    examples = read_dataset(bench_name, "test", folder, left_out.append)[:limit]
-    for sentence in left_out if loud else []:
-        print(sentence, file=sys.stderr)
-    videos = {e.video for e in examples}
-    if missing := sorted(video for video in videos if not os.path.exists(video)):
-        sentence = f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing"
-        sentence += f", the first is {missing[0]}"
-        if len(missing) > MISSING * len(videos):
-            source = f"{bench_name} is: {DATASETS[bench_name].source}"
-            raise BadInput(f"{sentence}. {source}; --limit N takes the first N questions only")
-        if loud:
-            print(f"WARNING: {sentence}; they count as wrong", file=sys.stderr)
-    return examples, left_out
 
 
 def task_asked(bench_name, usual_task, args):
@@ -246,7 +220,7 @@ def with_tags(text):
 
 def rewards_of(task, text, answer, think):
     """tasks.score as an evaluation counts it: the form as it was written, the content with_tags."""
-    form = TASKS[task].rules["format"](text, answer, think)
+    form = paid(task, "format", text, answer, think)
     return score(task, with_tags(text), answer, think) | {"format": form}
 
 
@@ -293,3 +267,33 @@ def say_what_failed(results, records, out):
         said = f"{failed} questions are about videos that could not be read, {unread} answers are "
         said += f"not in the form asked for ({results['right but not in the form']} of them right)"
         print(f"{said}; {out}/results.json lists them", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------
+# How sure a difference is
+# ------------------------------------------------------------------------------------------------
+
+
+def differences(task, a, b):
+    """[(metric, (n,) its difference per question in points)]; a, b: {id: record}.
+
+    Where the questions are of several groups, the first metric of each group follows.
+    """
+    of_a = [metrics_of(task, [a[id]]) for id in a]
+    of_b = [metrics_of(task, [b[id]]) for id in a]
+    by_metric = {m: np.array([y[m] - x[m] for x, y in zip(of_a, of_b)]) for m in of_a[0]}
+    rows = list(by_metric.items())
+    groups = np.array([record["group"] for record in a.values()])
+    if len(set(groups)) > 1:
+        rows += [(group, rows[0][1][groups == group]) for group in sorted(set(groups))]
+    return rows
+
+
+def bootstrap_interval(difference, rng, samples=10_000):
+    """(low, high) between which the mean lies in 95 % of the samples.
+
+    Paired bootstrap: questions are drawn with replacement, the same ones for both models, and the
+    mean difference (n,) is taken anew each time.
+    """
+    drawn = rng.integers(0, len(difference), size=(samples, len(difference)))
+    return np.percentile(difference[drawn].mean(axis=1), [2.5, 97.5])

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from lib.errors import BadInput
+from lib.errors import BadInput, read_object
 
 # The linear layers of each of the language model's layers.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -52,7 +52,9 @@ class WithDetour(nn.Module):
         if not self.on:
             return y
         A, B = self.ready or (self.lora_A.to(x.dtype), self.lora_B.to(x.dtype))
-        return y + (x @ A.T) @ B.T * self.scale
+        # y + scale · (x Aᵀ) Bᵀ in one kernel, which adds before it rounds
+        detour = torch.addmm(y.flatten(0, -2), (x @ A.T).flatten(0, -2), B.T, alpha=self.scale)
+        return detour.view_as(y)
 
 
 def add_adapters(model, rank, alpha=None, seed=0):
@@ -126,34 +128,42 @@ def save_adapters(tensors, folder, base, rank, alpha=None):
     save_file(weights, os.path.join(folder, "adapter_model.safetensors"))
 
 
+def under_adapters(name):
+    """A run with --lora saves adapters and the name of their base, which may be such a run itself.
+
+    Returns: (the model under all adapters, their folders in the order in which they are merged).
+    Raises:  BadInput if folders point at each other in a circle.
+    """
+    folders, key = [], "base_model_name_or_path"
+    while os.path.isfile(path := os.path.join(name, "adapter_config.json")):
+        if os.path.realpath(name) in map(os.path.realpath, folders):
+            raise BadInput(f"adapters {name} lead back to themselves: {key} must name a model")
+        folders.append(name)
+        name = read_object(path, **{key: str})[key]
+    return name, folders[::-1]
+
+
 def load_adapters(model, folder):
     """Gives a model the detours of a folder (ours or PEFT's, on the same layers).
 
     Raises BadInput if they do not fit it, or are of a kind that this file does not compute.
     """
-    with open(os.path.join(folder, "adapter_config.json"), encoding="utf-8") as f:
-        config = json.load(f)
-    rank, alpha = checked(config, folder)
-    base = config.get("base_model_name_or_path")
-    misfit = (
-        f"the adapters in {folder} belong to other layers, "
-        f"another rank or another model than {base}"
-    )
-    path = os.path.join(folder, "adapter_model.safetensors")
+    rank, alpha = checked(read_object(os.path.join(folder, "adapter_config.json")), folder)
+    path, misfit = os.path.join(folder, "adapter_model.safetensors"), f"the adapters in {folder}"
     with safe_open(path, "pt") as f, torch.no_grad():
         shapes = {key: f.get_slice(key).get_shape() for key in f.keys()}
         if any(shape[:1] != [rank] for key, shape in shapes.items() if "lora_A" in key):
-            raise BadInput(misfit)  # before memory is taken for them
+            raise BadInput(f"{misfit} have another rank than r = {rank}")  # before it takes memory
         wanted = {}
         for name, m in detours(add_adapters(model, rank, alpha)).items():
             for half in ("lora_A", "lora_B"):
                 wanted[f"base_model.model.{name}.{half}.weight"] = getattr(m, half)
         if shapes != {key: list(p.shape) for key, p in wanted.items()}:
-            raise BadInput(misfit)
+            raise BadInput(f"{misfit} belong to other layers or to another model")
         for key, p in wanted.items():
             p.copy_(f.get_tensor(key))
             if not p.isfinite().all():
-                raise BadInput(f"the adapters in {folder} hold numbers that are not finite ({key})")
+                raise BadInput(f"{misfit} hold numbers that are not finite ({key})")
     return model
 
 
@@ -171,12 +181,8 @@ def checked(config, folder):
             f"the adapters in {folder} have r = {rank} and lora_alpha = {alpha}: "
             "r must be a whole number of at least 1, and lora_alpha a number above 0"
         )
-    unknown = [key for key in NOT_HERE if config.get(key) not in (None, False, "none", {}, [])]
-    if unknown:
-        raise BadInput(
-            f"the adapters in {folder} are of a kind that lib/adapters.py does not compute: "
-            f"{', '.join(unknown)} in adapter_config.json"
-        )
+    if unknown := [key for key in NOT_HERE if config.get(key) not in (None, False, "none", {}, [])]:
+        raise BadInput(f"the adapters in {folder} use {', '.join(unknown)}: not computed here")
     return rank, alpha
 
 

@@ -8,6 +8,7 @@ makes the CPU wait for the GPU, windows of one size are attended to together (a 
 windows and a handful of sizes), and patches are embedded by one matrix product.
 """
 
+import importlib.util
 from functools import lru_cache, partial
 
 import torch
@@ -19,6 +20,8 @@ from transformers.vision_utils import (
     get_vision_position_ids,
     get_vision_window_index,
 )
+
+from lib.errors import BadInput
 
 # cuDNN's attention comes first on Hopper and plans anew for every shape (pytorch #155958); in video
 # RL hardly two shapes are alike. Without it PyTorch takes its own flash kernel.
@@ -138,3 +141,18 @@ def windows_by_size(boundaries, device):
     places = [starts[sizes == n][:, None] + torch.arange(n) for n in sizes.unique().tolist()]
     back = torch.cat([place.flatten() for place in places]).argsort()
     return [place.to(device) for place in places], back.to(device)
+
+
+def check_attention(attn, device):
+    """Raises BadInput where --attn cannot run."""
+    if attn != "flash_attention_2":
+        return
+    if str(device) == "cpu":
+        missing = "runs on CUDA only"
+    elif importlib.util.find_spec("flash_attn") is None:
+        missing = "needs the package flash-attn (pip install flash-attn --no-build-isolation)"
+    else:
+        return
+    raise BadInput(
+        f"--attn flash_attention_2 {missing}; --attn sdpa needs nothing and is about as fast"
+    )

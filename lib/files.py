@@ -52,8 +52,7 @@ WEIGHTS = r"(model(-\d+-of-\d+)?|adapter_model)\.safetensors|model\.safetensors\
 
 
 def replace_folder(new, folder):
-    """Renames the folder `new` to `folder`. A kill between the renames leaves the old one whole in
-    FOLDER.old, and the next call goes on from there."""
+    """Renames the folder `new` to `folder`. After a kill in between, FOLDER.old is the old one."""
     old = folder + ".old"
     if os.path.isdir(folder):
         remove_replaced(old, folder)
@@ -64,12 +63,11 @@ def replace_folder(new, folder):
 
 def remove_replaced(old, folder):
     """Removes a folder. What `folder` lacks, as a file that a user has put there, moves to it."""
-    if not os.path.isdir(old):
-        return
-    for name in set(os.listdir(old)) - set(os.listdir(folder)):
+    moving = set(os.listdir(old)) - set(os.listdir(folder)) if os.path.isdir(old) else ()
+    for name in moving:
         if not re.fullmatch(WEIGHTS, name):
             os.rename(os.path.join(old, name), os.path.join(folder, name))
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 HELD = []  # the locks of this process
@@ -112,11 +110,14 @@ def read_lines(path, **types):
     types: of the keys that each record must have. A damaged line is named and left out; a last line
     that is still being written is left out without a word.
     """
-    if not os.path.exists(path):
-        return []
     records = []
-    with open(path, encoding="utf-8", errors="replace") as f:
-        lines = f.readlines()
+    try:
+        with open(path, encoding="utf-8", errors="replace") as f:
+            lines = f.readlines()
+    except FileNotFoundError:
+        return records
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read ({e.strerror})") from e
     for number, line in enumerate(lines, 1):
         if not line.endswith("\n") and number == len(lines):
             line = line if line.rstrip().endswith("}") else ""
@@ -132,8 +133,7 @@ def read_lines(path, **types):
 
 
 def append_line(path, record):
-    """Adds one record to a .jsonl file. After a line that was cut short (a kill, a full disk) it
-    begins a new one."""
+    """Adds a record to a .jsonl file, on a new line where the last one was cut short (a kill)."""
     line = json.dumps(record) + "\n"
     with open(path, "ab+") as f:
         size = f.seek(0, os.SEEK_END)

@@ -12,7 +12,6 @@ from string import Formatter
 
 import torch
 
-from lib.attention import ATTENTION
 from lib.errors import BadInput
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -92,8 +91,8 @@ JUDGE = (
     "event (default: matching content words; noisy:0.2: these, wrong in a fifth of their decisions)"
 )  # fmt: skip
 ATTN = (
-    "--attn", {"default": "sdpa", "choices": ATTENTION}, "sdpa: PyTorch's attention; "
-    "flash_attention_2: the flash-attn package's, on CUDA"
+    "--attn", {"default": "sdpa", "choices": ("sdpa", "flash_attention_2")}, "sdpa: "
+    "PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA"
 )  # fmt: skip
 STUDENT = (
     "--student", {"metavar": "DIR"}, "with the functions you wrote in DIR (course/) instead of "

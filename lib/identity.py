@@ -10,9 +10,9 @@ from glob import escape, glob
 
 from huggingface_hub import try_to_load_from_cache
 
+from lib.adapters import under_adapters
 from lib.errors import BadInput, read_object
 from lib.flags import TOY_MODEL
-from lib.weights import under_adapters
 
 BLOCKS, BLOCK = 64, 1 << 16  # of a large file so many blocks are read, each of so many bytes
 

@@ -27,12 +27,20 @@ def world():
 def start_processes(device, patience=timedelta(minutes=30)):
     """Returns the device of this process. Without torchrun there is one process.
 
-    patience: how long a process waits for the others, before it takes them for dead.
-    Raises BadInput where processes outnumber GPUs.
+    The one place where a GPU is chosen: what CUDA does without being told where (streams, graphs,
+    memory figures) happens on the current device. patience: how long a process waits for the
+    others, before it takes them for dead. Raises BadInput where processes would share a GPU.
     """
     if "WORLD_SIZE" not in os.environ:
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
         return device
     local, on_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if device.startswith("cuda:"):
+        raise BadInput(
+            f"--device {device} is one GPU, and torchrun's processes need one each: "
+            "give --device cuda, and choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
     if device == "cuda":
         if on_machine > torch.cuda.device_count():
             raise BadInput(
@@ -43,9 +51,15 @@ def start_processes(device, patience=timedelta(minutes=30)):
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
     # torchrun leaves each process one thread. --offload's optimizer works on the CPU as well.
-    torch.set_num_threads(max(1, os.cpu_count() // on_machine))
+    torch.set_num_threads(max(1, cores() // on_machine))
     dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=patience)
     return device
+
+
+def cores():
+    """CPU cores that this process may use: os.cpu_count() knows no taskset, cpuset or SLURM."""
+    allowed = getattr(os, "sched_getaffinity", None)  # on Linux
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def add_up(sums, device):

@@ -17,8 +17,7 @@ import lib.threads  # noqa: F401  before torch: how its CPU threads wait
 import pytest
 import torch
 
-from lib.weights import load  # noqa: E402
-from model import prepare  # noqa: E402
+from model import load, prepare  # noqa: E402
 from toy import world  # noqa: E402
 from toy.base import make_model  # noqa: E402
 

@@ -1,10 +1,10 @@
-"""Every command of the README, docs/ and CONTRIBUTING.md, run. Long ones are cut short and large
-ones made small, by the rules below and no others.
+"""Every command of the README, docs/ and CONTRIBUTING.md, started. Long ones are cut short and
+large ones made small, by the rules below and no others; each is shown as it was run.
 
     make docs-check             # or: python tests/docs_check.py [words that a command must hold]
 
-Not run here: make (CI does), git, pip, the making of .venv, and the speed scripts' --trl, which
-needs a venv of its own.
+Not run here: make (CI does), git, pip, the making of .venv, and step.py's --trl, which needs a venv
+of its own.
 """
 
 import glob
@@ -19,64 +19,44 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HOME = os.path.join(ROOT, "runs", "docs-check")
 
+# (pattern, what it is replaced by): a step and two questions in place of hundreds, the toy base in
+# place of a model of the hub, two processes of one machine in place of eight or of two machines.
+# The program stays the same, and none is only asked for its --help.
 SMALLER = [
     (r"Qwen/Qwen2\.5-VL-7B-Instruct", "assets/toy-base"),
     (r"--nproc-per-node 8", "--nproc-per-node 2"),
-    (
-        r"--nnodes 2 (.*) HOST:29500",
-        r"--nnodes 1 \1 localhost:29533",
-    ),  # two nodes: the same rendezvous, of one
+    (r"--nnodes 2 (.*) HOST:29500", r"--nnodes 1 \1 localhost:29533"),
     (r"/shared/runs/", "runs/"),
     (r"\bruns/", "runs/docs-check/"),
-    (r"--into homework", "--into runs/docs-check/homework"),
-    (r"--student homework", "--student runs/docs-check/homework"),
     (r"\bmerged$", "runs/docs-check/merged"),
-    (
-        r"(.*-m course grade) FOLDER --out grades.csv",
-        r"\1 runs/docs-check/class --out runs/docs-check/grades.csv",
-    ),
-    (r" --out autograder.zip", " --out runs/docs-check/autograder.zip"),
-    (r" --trl 1", ""),
-    (r"--steps 40\b", "--steps 2"),
-    (r"^(python -m course\.loose .*)$", r"\1 --examples 8 --prompts-per-step 4 --group-size 2"),
-    (r"^(python tests/bench/ladder\.py)$", r"\1 --help"),  # half an hour
-    (
-        r"-m annotations (NAME|charades) FILE",
-        "-m annotations charades data/toy/charades/charades_sta_test.txt",
-    ),
-    (
-        r"^(python tests/bench/(?:kills|worlds|fuzz|plan_check|rehearsal)\.py)( .*)?$",
-        r"\1 --help",
-    ),  # minutes each, and run as they stand for the figures of docs/
-    (r"^(python -m toy\.base)$", r"\1 --help"),  # hours
-    (r"^python -m pytest (.*)$", r"python -m pytest --collect-only -q \1"),  # are there such tests?
-    (
-        r"^python -m tools\.paper .*$",
-        "python -m tools.paper --help",
-    ),  # an hour; `make paper` is its own check
+    (r"--(into|student) homework", r"--\1 runs/docs-check/homework"),
     (r" --into DIR$", " --into runs/docs-check/handout"),
+    (r"grade FOLDER --out grades", "grade runs/docs-check/class --out runs/docs-check/grades"),
+    (r" --out autograder.zip", " --out runs/docs-check/autograder.zip"),
+    (r"-m annotations (NAME|charades) FILE",
+     "-m annotations charades data/toy/charades/charades_sta_test.txt"),
+    (r"^(python -m course\.loose .*)$", r"\1 --examples 8 --prompts-per-step 4 --group-size 2"),
+    (r"--steps \d+\b", "--steps 2"),
     (r"^(.*train\.py(?!.*(--help|--plan|--steps)).*)$", r"\1 --steps 2"),
-    (
-        r"^(.*train\.py(?!.*(--help|--plan)).*)$",
-        r"\1 --examples 8 --prompts-per-step 4 --group-size 2 --max-new-tokens 32",
-    ),
-    (
-        r"^(.*train\.py(?!.*(--help|--plan|--out)).*)$",
-        r"\1 --out runs/docs-check/unnamed --overwrite",
-    ),
+    (r"^(.*train\.py(?!.*(--help|--plan)).*)$",
+     r"\1 --examples 8 --prompts-per-step 4 --group-size 2 --max-new-tokens 32"),
+    (r"^(.*train\.py(?!.*(--help|--plan|--out)).*)$",
+     r"\1 --out runs/docs-check/unnamed --overwrite"),
     (r"^(.*eval\.py --bench(?!.*--compare).*)$", r"\1 --limit 2 --max-new-tokens 32"),
-    (
-        r"^(python tests/bench/scoring\.py)$",
-        r"\1 --repeats 1 --prompt 256 --group 8 --completion 64",
-    ),
-    (r"^(python tests/bench/(?:sampling|floor)\.py)$", r"\1 --repeats 1 --prompt 256"),
-    (r"^(python tests/bench/step\.py)$", r"\1 --repeats 1 --frame-tokens 4"),
-    (r"^(python tests/bench/(?:growth|busy|long_clips)\.py)$", r"\1 --help"),  # many minutes
-    (
-        r"^(python tests/bench/evaluation\.py)$",
-        r"\1 --repeats 1 --clips 2 --questions 2 --frame-tokens 4",
-    ),
-]
+    (r"^(python -m toy\.base)$", r"\1 --steps 2 --out runs/docs-check/base"),
+    (r"^(python -m tools\.paper) .*$",
+     r"\1 7 --seeds 0 --steps 2 --limit 2 --out runs/docs-check/paper"),
+    (r"^python -m pytest (.*)$", r"python -m pytest --collect-only -q \1"),  # CI runs them
+    (r"^(python tests/bench/(?:group|floor)\.py)$", r"\1 --repeats 1 --prompt 256"),
+    (r"^(python tests/bench/group\.py .*)$", r"\1 --group 4 --completion 16"),
+    (r"^(python tests/bench/step\.py)( --trl 1)?$", r"\1 --repeats 1 --frame-tokens 4"),
+    (r"^(python tests/bench/evaluation\.py)$",
+     r"\1 --repeats 1 --clips 2 --questions 2 --frame-tokens 4"),
+    (r"^(python tests/bench/kills\.py)$", r"\1 --runs 1"),
+    (r"^(python tests/bench/hostile\.py)$", r"\1 --first 1"),
+    (r"^(python tests/bench/rehearsal\.py)( .*)?$", r"\1\2 --config toy --device cpu"),
+    (r"^(python tests/bench/before\.py) CHECKOUT$", r"\1 ."),
+]  # fmt: skip
 # What must be there before: a short run, its evaluation, and somebody's solved homework in a folder
 # of submissions.
 FIRST = [
@@ -121,8 +101,11 @@ def smaller(command):
     return command
 
 
-def run(command):
-    """Runs one command of ours, prints how it went, and returns whether it went well."""
+def run(command, written=None):
+    """Runs one command of ours, prints how it went, and returns whether it went well.
+
+    written: how it stands on the page, where it was made smaller.
+    """
     began = time.time()
     words = shlex.split(command)
     bin_folder = os.path.dirname(sys.executable)
@@ -131,9 +114,11 @@ def run(command):
     words[0] = os.path.join(bin_folder, words[0])
     # What is made small for two processes is for the CPU, as in conftest.py.
     env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600, env=env)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900, env=env)
     result = "FAILED" if done.returncode else "ok    "
     print(f"{result} {time.time() - began:5.1f} s   {command}", flush=True)
+    if written and written != command:
+        print(f"                 for {written}", flush=True)
     if done.returncode:
         print(done.stdout[-600:], done.stderr[-1200:], sep="\n")
     return done.returncode == 0
@@ -144,12 +129,13 @@ def main():
     wanted = [c for c in all_commands() if all(word in c for word in sys.argv[1:])]
     good = [run(command) for command in FIRST]
     for command in wanted:
-        good.append(run(smaller(command)))
+        good.append(run(smaller(command), command))
         if "-m course start" in command:  # the student does the work
             good.append(run("python -m course solution all --into runs/docs-check/homework"))
             homework, submissions = os.path.join(HOME, "homework"), os.path.join(HOME, "class")
             shutil.copytree(homework, os.path.join(submissions, "a-student"))
-    print(f"{len(wanted)} commands of the pages, {good.count(False)} failed")
+    cut = sum(smaller(command) != command for command in wanted)
+    print(f"{len(wanted)} commands of the pages, {cut} made smaller, {good.count(False)} failed")
     sys.exit(not all(good))
 
 

@@ -1,142 +1,62 @@
-"""The house: who may import whom, no circles (imports inside functions count), lengths.
+"""The house: a line uses what stands below it, chapters stay short, the whole stays small.
 
 Branches and columns are ruff's to count: `make lint`.
 """
 
 import ast
-import os
+import subprocess
+import sys
 from functools import cache
-
-import pytest
+from pathlib import Path
 
 from conftest import ROOT
+from course.exercises import EXERCISES
 
-CHAPTERS = ("rewards", "tasks", "data", "model", "variants", "grpo", "train", "eval")
-LONGEST, TOGETHER = 430, 2330  # lines of a chapter, and of all of them
-ROOMS = ("lib", "training", "evaluation", "annotations", "toy", "course", "tools")
-MAY_IMPORT = {
-    "rewards": {"lib.wording"},
-    "tasks": {"rewards", "lib.errors"},
-    "data": {"rewards", "tasks", "lib.video", "lib.errors"},
-    "model": {"lib.attention", "lib.cache"},
-    "variants": set(),
-    "grpo": {"tasks", "model", "variants", "lib.decoding", "lib.threads"},
-    "lib.errors": set(),
-}  # fmt: skip
-
-
-@cache
-def files():
-    """{module: its syntax tree} of the root and the rooms."""
-    paths = {f"{name}.py": name for name in CHAPTERS}
-    for room in ROOMS:
-        for name in os.listdir(os.path.join(ROOT, room)):
-            if name.endswith(".py"):
-                module = f"{room}.{name[:-3]}".removesuffix(".__init__")
-                paths[os.path.join(room, name)] = module
-    trees = {}
-    for path, module in paths.items():
-        with open(os.path.join(ROOT, path), encoding="utf-8") as f:
-            trees[module] = tree = ast.parse(f.read())
-        # What a file does as a program (`python grpo.py`) is no import of the module.
-        tree.body = [node for node in tree.body if not ast.unparse(node).startswith("if __name__")]
-    return trees
+FLOORS = ["lib", "rewards", "tasks", "data", "model", "variants", "grpo", "annotations",
+          "training evaluation", "train eval course tools toy"]  # fmt: skip
+FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms.split()}
+BANDIT = ("grpo", "course")  # `python grpo.py` alone looks up
+EXERCISED = {name for exercise in EXERCISES for name in exercise.functions}
+PATHS = [p for room in FLOOR for p in Path(ROOT).glob(f"{room}.py")]
+CHAPTERS, PATHS = PATHS, PATHS + [p for room in FLOOR for p in Path(ROOT, room).glob("*.py")]
+NAMES = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in PATHS]
+TREES = {name: ast.parse(p.read_text(encoding="utf-8")) for name, p in zip(NAMES, PATHS)}
 
 
 @cache
 def imports(module):
-    """The project's modules that a module imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(files()[module]):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-        found |= {name for name in names if name in files()}
-    packages = {name for name in found if any(other.startswith(name + ".") for other in found)}
-    return found - packages - {module}
+    nodes = [n for n in ast.walk(TREES[module]) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    found = {getattr(n, "module", None) or a.name for n in nodes for a in n.names}
+    found |= {f"{n.module}.{a.name}" for n in nodes if "module" in n._fields for a in n.names}
+    return (found & set(TREES)) - {module}
 
 
-@pytest.mark.parametrize("module", MAY_IMPORT)
-def test_a_chapter_imports_what_stands_before_it(module):
-    assert imports(module) <= MAY_IMPORT[module]
+def test_a_line_uses_what_stands_below_it():
+    for module, other in ((m, o) for m in TREES for o in imports(m)):
+        (room, below), top = (name.split(".")[0] for name in (module, other)), len(FLOORS) - 1
+        assert (
+            room == below
+            or FLOOR[below] < FLOOR[room]
+            or (room, below) == BANDIT
+            or (FLOOR[room] == top and below not in ("train", "eval"))
+        ), f"{module} imports {other}"
+    chain = cache(lambda m: 1 + max(map(chain, imports(m) - {"course.bandit"}), default=0))
+    assert max(map(chain, TREES)) <= 8  # a circle would never end
 
 
-def test_rooms_do_not_look_at_what_uses_them():
-    for module in files():
-        room = module.split(".")[0]
-        if room in ("lib", "training", "annotations"):
-            users = ("train", "eval", "course", "tools", "toy")
-            assert not {m for m in imports(module) if m.split(".")[0] in users}, module
-    assert "train" not in imports("eval")
+def test_few_modules_stand_behind_train():
+    said = subprocess.check_output(
+        [sys.executable, "-c", "import sys, train; print(*sys.modules)"], cwd=ROOT, text=True
+    )
+    assert len(set(said.split()) & set(TREES)) <= 30
 
 
-def test_course_and_tools_are_imported_in_the_branch_that_asks_for_them():
-    for chapter in ("train", "eval", "grpo"):
-        for node in files()[chapter].body:
-            if isinstance(node, ast.ImportFrom):
-                assert node.module.split(".")[0] not in ("course", "tools"), chapter
-
-
-def test_there_are_no_circles():
-    def walk(module, path):
-        assert module not in path, " → ".join([*path[path.index(module) :], module])
-        if module not in done:
-            for other in imports(module):
-                walk(other, [*path, module])
-            done.add(module)
-
-    done = set()
-    for module in files():
-        walk(module, [])
-
-
-def test_lengths():
-    total = 0
-    for chapter in CHAPTERS:
-        with open(os.path.join(ROOT, chapter + ".py"), encoding="utf-8") as f:
-            n = len(f.readlines())
-        assert n <= LONGEST, f"{chapter}.py has {n} lines"
-        total += n
-    assert total <= TOGETHER, total
-    for module, tree in files().items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef):
-                where = f"{module}.{node.name}"
-                assert node.end_lineno - node.lineno < 60, where
-
-
-PROGRAMS = ("annotations", "course", "tools", "toy")  # rooms that are started with python -m
-
-
-def test_every_program_says_how_threads_wait_before_torch_is_imported():
-    """lib/threads.py is the one place. It is imported first of all by the chapters that are
-    programs, by the rooms that are, and by what the benches share."""
-    programs = ["grpo.py", "train.py", "eval.py", *(f"{room}/__init__.py" for room in PROGRAMS)]
-    benches = sorted(os.listdir(os.path.join(ROOT, "tests", "bench")))
-    for path in programs + [f"tests/bench/{name}" for name in benches if name.endswith(".py")]:
-        if path.endswith(("trl_trainer.py", "peft_check.py")):  # in an environment of their own
-            continue
-        with open(os.path.join(ROOT, path), encoding="utf-8") as f:
-            order = imported_in_order(ast.parse(f.read()))
-        late = [k for k, name in enumerate(order) if brings_torch(name)]
-        first = [k for k, name in enumerate(order) if name in ("lib.threads", "common")]
-        if late or path in programs:
-            assert first and first[0] < min(late, default=len(order)), path
-
-
-def imported_in_order(tree):
-    """The modules that a file's own lines import, first to last."""
-    nodes = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
-    each = [[n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names]
-            for n in nodes]  # fmt: skip
-    return [name for names in each for name in names]
-
-
-@cache
-def brings_torch(name):
-    """Whether importing a module imports torch. (The rooms in PROGRAMS say first how it waits.)"""
-    if name in files() and name.split(".")[0] not in PROGRAMS and name != "lib.threads":
-        return any(map(brings_torch, imported_in_order(files()[name])))
-    return name.split(".")[0] in ("torch", "transformers", "safetensors")
+def test_the_house_is_small():
+    lines = lambda paths: [len(p.read_text(encoding="utf-8").splitlines()) for p in paths]
+    assert max(lines(CHAPTERS)) <= 430 and sum(lines(CHAPTERS)) <= 2330
+    assert sum(lines(PATHS)) <= 13_600 and sum(lines(Path(ROOT, "tests").rglob("*.py"))) <= 12_500
+    for module, tree in TREES.items():
+        for f in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+            own = [a for a in f.args.args + f.args.kwonlyargs if a.arg != "self"]
+            few = len(own) <= 7 or f.name in EXERCISED
+            assert f.end_lineno - f.lineno < 60 and few, f"{module}.{f.name}"

@@ -16,7 +16,7 @@ import train
 from annotations.readers import DATASETS
 from conftest import ROOT
 from course.exercises import EXERCISES
-from docs_check import all_commands, commands, pages
+from docs_check import all_commands, commands, pages, smaller
 from evaluation.metrics import reported
 from tasks import TASKS
 
@@ -51,6 +51,14 @@ def test_commands_start_what_exists_with_flags_that_exist(command):
         assert importlib.util.find_spec(match[1])
     else:
         assert os.path.isfile(os.path.join(ROOT, re.search(r"[\w/]+\.py", command)[0]))
+
+
+@pytest.mark.parametrize("command", all_commands(), ids=str)
+def test_docs_check_starts_the_program_that_stands_there(command):
+    """Made smaller, but not only asked for its --help."""
+    programs = [re.findall(r"[\w/]+\.py\b|-m [\w.]+", c)[:1] for c in (command, smaller(command))]
+    assert programs[0] == programs[1] != []
+    assert ("--help" in smaller(command)) == ("--help" in command)
 
 
 def test_commands_are_found_in_blocks_and_in_sentences():

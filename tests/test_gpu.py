@@ -18,8 +18,7 @@ from conftest import BASE, ROOT
 from data import load_prompt
 from lib import adapters, decoding
 from lib.errors import BadInput
-from lib.weights import load
-from model import encode_videos, group_logprobs
+from model import encode_videos, group_logprobs, load
 from pretended_gpu import NotOnAGpu, installed
 from tasks import as_task
 from toy.base import TOY_BUDGET

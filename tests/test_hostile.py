@@ -23,9 +23,8 @@ def test_an_unexpected_end_is_told():
     """A case whose expectation is wrong: the bench must say so and fail."""
     code = (
         "import sys; sys.path.insert(0, 'tests/bench'); import hostile\n"
-        "wrong = lambda **said: hostile.Case('flags', 'x', 'toy nowhere', **said)\n"
-        "hostile.CLASSES = [lambda: [wrong(status=1), "
-        "wrong(status=2, says='other words'), wrong(status=2)]]\n"
+        "rows = [('x', 'toy nowhere', *end) for end in ((1,), (2, 'other words'), (2,))]\n"
+        "hostile.CLASSES = {'flags': lambda: rows}\n"
         "sys.argv = ['hostile.py']; hostile.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

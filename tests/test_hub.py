@@ -10,30 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-import eval as eval_module
+import eval as evaluation
 import hub
 import train
 from conftest import BASE, ROOT
-from data import VideoBudget
-from lib import sharding
-from lib import weights as models
 from lib.adapters import add_adapters, save_adapters
 from lib.errors import BadInput
-from lib.weights import load
+from lib.weights import load_empty
+from model import load
 
 # What the toy base brings with it, and a folder from the hub does not.
-SMALL = [
-    *"--fps 2 --max-frames 64 --total-pixels 2809856 --min-frame-pixels 3136".split(),
-    *"--max-frame-pixels 3136 --max-new-tokens 24 --no-think".split(),
-]
-STEP = [
-    *"--task grounding --group-size 4 --prompts-per-step 4 --steps 1".split(),
-    # Groups alone: rows of several round otherwise, and a draw may then fall the other way.
-    *"--lr 3e-4 --train-vision".split(),
-    *SMALL,
-]
+SMALL = "--fps 2 --max-frames 64 --total-pixels 2809856 --min-frame-pixels 3136".split()
+SMALL += "--max-frame-pixels 3136 --max-new-tokens 24 --no-think".split()
+STEP = "--task grounding --group-size 4 --prompts-per-step 4 --steps 1 --lr 3e-4".split()
+STEP += ["--train-vision", *SMALL]
 
 
 def folder_of(path, tied=True):
@@ -54,34 +46,15 @@ def copy(folders, tmp_path):
     return shutil.copytree(folders[True], str(tmp_path / "copy"))
 
 
-def rewrite(folder, file, **changes):
-    """Changes fields of a JSON file; None takes one away."""
-    with open(os.path.join(folder, file), encoding="utf-8") as f:
-        content = json.load(f) | changes
-    hub.put(folder, file, {k: v for k, v in content.items() if v is not None})
+def numbers(model):
+    """{name: tensor}, the rotary frequencies too."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def same(ours, theirs):
-    """Whether two models hold the same numbers under the same names, rotary ones too."""
-    a, b = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (ours, theirs))
+    a, b = numbers(ours), numbers(theirs)
     assert a.keys() == b.keys() and len(a) > 80
     return all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
-
-
-def torchrun(tmp_path, program, *args, processes=2):
-    """Runs a program, given as text, in several processes."""
-    script = tmp_path / "program.py"
-    script.write_text(program, encoding="utf-8")
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"PYTHONPATH": ROOT, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, *many, str(script), *map(str, args)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
 
 
 # As the hub has it --------------------------------------------------------------------------------
@@ -97,8 +70,24 @@ def test_it_is_the_same_model(folders, tied):
         assert same(model, AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype))
         assert (model.lm_head.weight is model.model.language_model.embed_tokens.weight) == tied
     assert model.generation_config.eos_token_id == [2, 0] and not model.training
+    assert model.n_tokens == len(tokenizer) == 545
     base = load(BASE)[0].state_dict()
     assert all(torch.equal(base[k], w) for k, w in load(folder)[0].state_dict().items())
+
+
+def test_a_model_without_its_numbers_has_the_same_shapes(folders):
+    model, empty = load(folders[True])[0], load_empty(folders[True], torch.float32)[0]
+    shapes = lambda m: {name: (x.shape, x.dtype) for name, x in numbers(m).items()}
+    assert shapes(model) == shapes(empty) and empty.device.type == "meta"
+    assert empty.generation_config.eos_token_id == [2, 0] and empty.n_tokens == 545
+
+
+def test_the_output_layer_may_have_more_rows_than_the_tokenizer_has_tokens(tmp_path):
+    folder = shutil.copytree(BASE, str(tmp_path / "wide"))
+    model, _ = load(BASE)
+    model.resize_token_embeddings(600)
+    model.save_pretrained(folder)
+    assert load(folder)[0].n_tokens == 545 and load(folder)[0].lm_head.weight.shape[0] == 600
 
 
 @pytest.fixture(scope="module")
@@ -113,83 +102,71 @@ def one_step(charades, folders, tmp_path_factory):
 
 
 def distance(a, b):
-    a, b = (load(os.path.join(x, "policy"))[0].state_dict() for x in (a, b))
-    assert a.keys() == b.keys()
+    a, b = (load(x)[0].state_dict() for x in (a, b))
     return max((a[k] - b[k]).abs().max().item() for k in a)
 
 
 def test_a_step_from_it_is_the_step_from_the_toy_base(one_step):
-    start, end = (
-        load(BASE)[0].state_dict(),
-        load(os.path.join(one_step["tied"], "policy"))[0].state_dict(),
-    )
-    assert max((start[k] - end[k]).abs().max().item() for k in start) > 1e-5  # it moved
-    assert distance(one_step["base"], one_step["tied"]) == 0
-    ends = load(os.path.join(one_step["untied"], "policy"))[0]
+    policies = {name: os.path.join(out, "policy") for name, out in one_step.items()}
+    assert distance(BASE, policies["tied"]) > 1e-5  # it moved
+    assert distance(policies["base"], policies["tied"]) == 0
+    ends = load(policies["untied"])[0]
     assert not torch.equal(ends.lm_head.weight, ends.model.language_model.embed_tokens.weight)
 
 
-IN_PARTS = """
-import sys, train
-from lib import weights as models
-models.PART = 1e6  # bytes: five files
-sys.argv[0] = "train.py"
-train.main()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tied", ("tied", "untied"))
-def test_sharded_it_takes_the_same_step_and_saves_in_parts(
-    charades, folders, one_step, tmp_path, tied
-):
-    flags = [*STEP, "--shard", "--data", charades, "--model", folders[tied == "tied"]]
-    done = torchrun(tmp_path, IN_PARTS, *flags, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    policy = str(tmp_path / "run" / "policy")
-    assert len([f for f in os.listdir(policy) if f.endswith(".safetensors")]) >= 5
-    assert distance(one_step[tied], str(tmp_path / "run")) < 1e-5
-    assert same(load(policy)[0], AutoModelForImageTextToText.from_pretrained(policy))
-    if tied == "tied":  # and from what was saved, on: plain and sharded
-        again = [*STEP, "--data", charades, "--model", policy, "--out"]
-        train.train(train.parse_args([*again, str(tmp_path / "plain")]))
-        done = torchrun(tmp_path, IN_PARTS, *again, tmp_path / "sharded", "--shard")
-        assert done.returncode == 0, done.stderr
-        # Adam's first step is lr · g / (|g| + ε): where g is rounding itself, so is a part of it.
-        assert distance(str(tmp_path / "plain"), str(tmp_path / "sharded")) < 3e-5
-
-
-def test_a_run_from_it_is_evaluated(charades, folders, one_step, monkeypatch, capsys):
-    scores = []
+def test_a_run_from_it_is_evaluated(charades, folders, one_step, monkeypatch):
+    texts = []
     for name in (one_step["base"], one_step["tied"], folders[True]):
-        out = os.path.join(one_step["base"], f"eval-{len(scores)}")
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            [
-                *"eval.py --bench charades".split(),
-                *("--data", charades),
-                *("--limit", "3"),
-                *("--model", name),
-                *("--out", out),
-                *SMALL,
-            ],
-        )
-        eval_module.main()
+        out = os.path.join(one_step["base"], f"eval-{len(texts)}")
+        flags = ["--data", charades, "--limit", "3", "--model", name, "--out", out, *SMALL]
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--bench", "charades", *flags])
+        evaluation.main()
         with open(os.path.join(out, "predictions.jsonl"), encoding="utf-8") as f:
-            scores.append([json.loads(line)["text"] for line in f])
-    assert scores[0] == scores[1] and all(len(s) == 3 for s in scores)
+            texts.append([json.loads(line)["text"] for line in f])
+    assert texts[0] == texts[1] and all(len(t) == 3 for t in texts)
 
 
-@pytest.mark.parametrize("name", ("tied", "untied"))
-def test_what_a_run_saves_opens_in_transformers(one_step, name):
-    policy = os.path.join(one_step[name], "policy")
-    assert same(load(policy)[0], AutoModelForImageTextToText.from_pretrained(policy))
-    with open(os.path.join(policy, "generation_config.json"), encoding="utf-8") as f:
-        assert json.load(f)["repetition_penalty"] == 1.05  # as the hub's folder said
+PROCESSOR = {
+    "preprocessor_config.json": {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        **dict(min_pixels=3136, max_pixels=12845056),
+        **dict(patch_size=14, temporal_patch_size=2, merge_size=2),
+    },
+    "chat_template.json": {"chat_template": "{% for m in messages %}{{ m.role }}{% endfor %}"},
+}
+
+
+@pytest.mark.parametrize("more", ([], ["--lora", "2"]))
+def test_what_a_run_saves_opens_elsewhere(charades, copy, tmp_path, more):
+    """In transformers' AutoModel and AutoProcessor: the base's files come along, and a card."""
+    for name, content in PROCESSOR.items():
+        hub.put(copy, name, content)
+    flags = ["--data", charades, "--model", copy, "--out", str(tmp_path / "run"), *more]
+    train.train(train.parse_args([*STEP, *flags]))
+    policy = tmp_path / "run" / "policy"
+    for name in (*PROCESSOR, "generation_config.json"):
+        assert (policy / name).read_bytes() == (Path(copy) / name).read_bytes()
+    card = (policy / "README.md").read_text(encoding="utf-8")
+    assert copy in card and "on grounding" in card and "licence" in card
+    plain = policy
+    if more:
+        plain = tmp_path / "merged"
+        done = subprocess.run([sys.executable, "-m", "tools.merge", policy, plain], cwd=ROOT)
+        assert done.returncode == 0 and (plain / "preprocessor_config.json").is_file()
+    assert same(load(str(policy))[0], AutoModelForImageTextToText.from_pretrained(plain))
+    pytest.importorskip("torchvision", reason="AutoProcessor needs torchvision")
+    assert type(AutoProcessor.from_pretrained(policy)).__name__ == "Qwen2_5_VLProcessor"
 
 
 # Where answers end --------------------------------------------------------------------------------
+
+
+def rewrite(folder, file, **changes):
+    """Changes fields of a JSON file; None takes one away."""
+    with open(os.path.join(folder, file), encoding="utf-8") as f:
+        content = json.load(f) | changes
+    hub.put(folder, file, {k: v for k, v in content.items() if v is not None})
 
 
 @pytest.mark.parametrize(
@@ -214,28 +191,20 @@ PART = "model-00002-of-00005.safetensors"
 
 
 def edit(change):
-    """A damage: changes the tensors of one file; the index goes, or it would tell first."""
+    """A damage: changes the tensors of the file that holds one weight."""
 
     def damage(folder):
-        os.remove(os.path.join(folder, "model.safetensors.index.json"))
         key = "model.layers.1.mlp.up_proj.weight"  # (384, 128)
-        path, tensors = next(
-            (path, tensors)
-            for path in sorted(map(str, Path(folder).glob("*.safetensors")))
-            if key in (tensors := load_file(path))
-        )
-        change(tensors, key)
-        save_file(tensors, path)
+        for path in sorted(map(str, Path(folder).glob("*.safetensors"))):
+            if key in (tensors := load_file(path)):
+                change(tensors, key)
+                save_file(tensors, path, metadata={"format": "pt"})
 
     return damage
 
 
 def text(file, content):
-    def damage(folder):
-        with open(os.path.join(folder, file), "w", encoding="utf-8") as f:
-            f.write(content)
-
-    return damage
+    return lambda folder: Path(folder, file).write_text(content, encoding="utf-8")
 
 
 def cut(share, file=PART):
@@ -254,114 +223,69 @@ def fields(file, **changes):
     return lambda folder: rewrite(folder, file, **changes)
 
 
-def vision(**changes):
-    def damage(folder):
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
-            rewrite(folder, "config.json", vision_config=json.load(f)["vision_config"] | changes)
-
-    return damage
-
-
 def replaced(file, old, new):
     def damage(folder):
-        path = os.path.join(folder, file)
-        with open(path, encoding="utf-8") as f:
-            content = f.read()
+        content = Path(folder, file).read_text(encoding="utf-8")
         assert old in content
         text(file, content.replace(old, new))(folder)
 
     return damage
 
 
-def no_end(folder):
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        replaced(file, "<|im_end|>", "<|im_over|>")(folder)
-    os.remove(os.path.join(folder, "generation_config.json"))
-
-
-def leftover(folder):
-    shutil.copy(os.path.join(BASE, "model.safetensors"), folder)
-
-
 def only_a_pickle(folder):
-    state = load_file(os.path.join(BASE, "model.safetensors"))
-    for file in os.listdir(folder):
-        if "safetensors" in file:
-            os.remove(os.path.join(folder, file))
-    torch.save(state, os.path.join(folder, "pytorch_model.bin"))
-
-
-def another_head(folder):
-    head = torch.zeros(545, 128)
-    save_file({"lm_head.weight": head}, os.path.join(folder, "model-00006.safetensors"))
-    os.remove(os.path.join(folder, "model.safetensors.index.json"))
+    for path in Path(folder).glob("*safetensors*"):
+        path.unlink()
+    torch.save(load_file(os.path.join(BASE, "model.safetensors")), f"{folder}/pytorch_model.bin")
 
 
 NAN, INF = float("nan"), float("inf")
 DEEP = "[" * 100_000 + "]" * 100_000
-INDEX = "model.safetensors.index.json"
+INDEX, LAYER = "model.safetensors.index.json", r"model\.language_model\.layers"
+UNREADABLE = "cannot be loaded: .*; get its folder anew"
 DAMAGES = {
-    "a file cut in half": (cut(0.5), "cannot be loaded"),
-    "an empty file": (cut(0), "cannot be loaded"),
-    "a header and no more": (cut(0.02), "cannot be loaded"),
-    "no numbers but text":
-        (text(PART, "version https://git-lfs.github.com/spec/v1"), "cannot be loaded"),
-    "a file is missing, the index knows": (without(PART), "it lacks|disagree"),
-    "an index that lies":
-        (replaced(INDEX, "00002-of", "00003-of"), "index.json and the files disagree"),
-    "an index of other names":
-        (fields(INDEX, weight_map={"a": "b"}), "index.json and the files disagree"),
-    "an index without a map": (fields(INDEX, weight_map=None), "index.json"),
-    "an index that is no JSON": (text(INDEX, "{"), "index.json is damaged"),
-    "a leftover file": (leftover, "is in it twice"),
-    "a pickle and nothing else": (only_a_pickle, "never read"),
-    "a second head": (another_head, "another matrix"),
-    "a weight missing":
-        (edit(lambda t, k: t.pop(k)), r"it lacks model\.language_model\.layers\.1\.mlp\.up_proj"),
+    "a file cut in half": (cut(0.5), UNREADABLE),
+    "an empty file": (cut(0), UNREADABLE),
+    "text for numbers": (text(PART, "version https://git-lfs.github.com/spec/v1"), UNREADABLE),
+    "a file missing": (without(PART), UNREADABLE),
+    "an index that lies": (replaced(INDEX, "00002-of", "00003-of"), "it lacks"),
+    "an index without a map": (fields(INDEX, weight_map=None), UNREADABLE),
+    "a pickle and nothing else": (only_a_pickle, UNREADABLE),
+    "a second head":
+        (edit(lambda t, k: t.update({"lm_head.weight": torch.ones(545, 128)})), "another matrix"),
+    "a weight missing": (edit(lambda t, k: t.pop(k)), rf"it lacks {LAYER}\.1\.mlp\.up_proj"),
     "a weight reshaped":
-        (edit(lambda t, k: t.update({k: t[k].T.contiguous()})), r"is of shape \[128, 384\]"),
+        (edit(lambda t, k: t.update({k: t[k].T.contiguous()})), rf"shape: {LAYER}\.1\.mlp\.up"),
     "a weight renamed": (edit(lambda t, k: t.update({k + "s": t.pop(k)})), "it lacks"),
     "a weight too many":
-        (edit(lambda t, k: t.update({"x.bias": t[k].clone()})), r"does not know: x\.bias"),
+        (edit(lambda t, k: t.update({"x.bias": t[k].clone()})), r"does not know: .*x\.bias"),
     "NaN in a weight": (edit(lambda t, k: t[k][-1].fill_(NAN)), "not finite"),
     "infinity in a weight": (edit(lambda t, k: t[k][0, :1].fill_(-INF)), "not finite"),
-    "whole numbers": (edit(lambda t, k: t.update({k: t[k].to(torch.int8)})), "quantised"),
     "config.json cut": (text("config.json", '{"model_type": "qwen2'), "config.json is damaged"),
-    "config.json empty": (text("config.json", ""), "config.json is damaged"),
     "config.json a list": (text("config.json", "[]"), "config.json is damaged"),
     "config.json very deep": (text("config.json", DEEP), "config.json is damaged"),
-    "config.json deep inside":
-        (text("config.json", '{"a": ' + DEEP + "}"), "config.json is damaged"),
-    "more layers":
-        (fields("config.json", num_hidden_layers=5), r"it lacks model\.language_model\.layers\.4"),
+    "more layers": (fields("config.json", num_hidden_layers=5), rf"it lacks {LAYER}\.4"),
     "fewer layers": (fields("config.json", num_hidden_layers=3), "does not know"),
-    "wider": (fields("config.json", hidden_size=256), "cannot be loaded"),
-    "a width of text": (fields("config.json", hidden_size="wide"), "cannot be loaded"),
-    "as wide as nothing": (fields("config.json", intermediate_size=10**12), "is of shape"),
-    "heads that do not divide": (fields("config.json", num_attention_heads=7), "cannot be loaded"),
-    "no heads": (fields("config.json", num_attention_heads=0), "cannot be loaded"),
-    "another vision tower": (vision(depth=3), r"it lacks model\.visual\.blocks\.2"),
+    "wider": (fields("config.json", hidden_size=256), "another shape"),
+    "a width of text": (fields("config.json", hidden_size="wide"), UNREADABLE),
+    "heads that do not divide": (fields("config.json", num_attention_heads=7), UNREADABLE),
+    "no heads": (fields("config.json", num_attention_heads=0), UNREADABLE),
     "no token of videos":
-        (fields("config.json", video_token_id=None), "video_token_id in config.json is 151656"),
-    "no token of images":
-        (fields("config.json", image_token_id=None), "image_token_id in config.json is 151655"),
+        (fields("config.json", video_token_id=None), r"<.video_pad.> is 151656 in config.json"),
     "not tied": (fields("config.json", tie_word_embeddings=False), r"it lacks lm_head\.weight"),
-    "generation_config.json cut": (text("generation_config.json", "{"), "cannot be loaded"),
-    "generation_config.json deep": (text("generation_config.json", DEEP), "cannot be loaded"),
-    "an end of text": (fields("generation_config.json", eos_token_id="end"), "eos_token_id"),
+    "generation_config.json cut": (text("generation_config.json", "{"), UNREADABLE),
+    "an end of text":
+        (fields("generation_config.json", eos_token_id="end"), r"answers end with \['end'\]"),
     "an end outside":
-        (fields("generation_config.json", eos_token_id=[2, 99999]), r"is \[2, 99999\]"),
-    "tokenizer.json cut": (text("tokenizer.json", '{"version'), "cannot be loaded"),
-    "tokenizer.json empty": (text("tokenizer.json", ""), "cannot be loaded"),
-    "tokenizer.json missing": (without("tokenizer.json"), "cannot be loaded|tokenizer"),
-    "tokenizer_config.json cut": (text("tokenizer_config.json", "{"), "cannot be loaded"),
-    "tokenizer_config.json deep": (text("tokenizer_config.json", DEEP), "cannot be loaded"),
-    "another <|im_end|>": (replaced("tokenizer.json", "<|im_end|>", "<|im_over|>"), "token 545"),
-    "no <|im_end|>": (no_end, "no <.im_end.>"),
+        (fields("generation_config.json", eos_token_id=[2, 99999]), r"end with \[2, 99999\]"),
+    "tokenizer.json cut": (text("tokenizer.json", '{"version'), UNREADABLE),
+    "tokenizer.json missing": (without("tokenizer.json"), UNREADABLE),
+    "tokenizer_config.json deep": (text("tokenizer_config.json", DEEP), UNREADABLE),
+    "another <|im_end|>":
+        (replaced("tokenizer.json", "<|im_end|>", "<|im_over|>"), "546 tokens for 545 rows"),
     "<|im_end|> elsewhere":
-        (fields("generation_config.json", eos_token_id=[0, 5]), "<.im_end.> in the tokenizer is 2"),
+        (fields("generation_config.json", eos_token_id=[0, 5]), "<.im_end.> is 2"),
     "<|video_pad|> is gone":
-        (replaced("tokenizer.json", "<|video_pad|>", "<|v|>"), "video_token_id"),
+        (replaced("tokenizer.json", "<|video_pad|>", "<|v|>"), "None in the tokenizer"),
 }  # fmt: skip
 
 
@@ -371,39 +295,7 @@ def test_damaged_folders_are_one_sentence(copy, case):
     damage(copy)
     with pytest.raises(BadInput, match=says) as e:
         load(copy)
-    assert (
-        "\n" not in str(e.value) and len(str(e.value)) < 700 and str(e.value).startswith("model ")
-    )
-
-
-@pytest.mark.slow
-def test_a_fault_that_one_process_of_two_can_see_ends_both(charades, copy, tmp_path):
-    """NaN in the last rows: they are the second process's share, which says so itself."""
-    edit(lambda t, k: t[k][-1].fill_(NAN))(copy)
-    done = torchrun(
-        tmp_path,
-        IN_PARTS,
-        *STEP,
-        "--shard",
-        *("--data", charades),
-        *("--model", copy),
-        *("--out", tmp_path / "run"),
-    )
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode != 0 and len(said) == 1 and "not finite" in said[0], done.stderr
-    assert "Traceback" not in done.stderr[: done.stderr.index("torch/distributed")]
-
-
-def test_sharded_and_plain_refuse_the_same(copy, tmp_path):
-    with pytest.raises(BadInput, match="runs on CUDA only"):
-        sharding.load_sharded(copy, "cpu", attn="flash_attention_2")
-    (tmp_path / "adapters").mkdir()
-    hub.put(tmp_path / "adapters", "adapter_config.json", {"base_model_name_or_path": copy})
-    with pytest.raises(BadInput, match="--shard cannot start from adapters"):
-        sharding.load_sharded(str(tmp_path / "adapters"), "cpu")
-    DAMAGES["a weight reshaped"][0](copy)
-    with pytest.raises(BadInput, match="is of shape"):
-        sharding.load_sharded(copy, "cpu")
+    assert "\n" not in str(e.value) and len(str(e.value)) < 700 and copy in str(e.value)
 
 
 # Adapters -----------------------------------------------------------------------------------------
@@ -423,22 +315,26 @@ def not_a_number(folder):
     save_file({k: t * NAN for k, t in load_file(path).items()}, path)
 
 
+def other_layers(folder):
+    path = os.path.join(folder, "adapter_model.safetensors")
+    save_file({k.replace("layers.0", "layers.9"): t for k, t in load_file(path).items()}, path)
+
+
+CONFIG = "adapter_config.json"
 ADAPTERS = {
-    "rank 0": (fields("adapter_config.json", r=0), "r = 0"),
-    "no rank": (fields("adapter_config.json", r=None), "r = None"),
-    "another rank": (fields("adapter_config.json", r=10**9), "another rank"),
-    "alpha is text": (fields("adapter_config.json", lora_alpha="8"), "lora_alpha = 8"),
-    "another arithmetic": (fields("adapter_config.json", use_rslora=True), "use_rslora"),
-    "a base that is not there":
-        (fields("adapter_config.json", base_model_name_or_path="/nowhere"), "neither a folder"),
-    "no base":
-        (fields("adapter_config.json", base_model_name_or_path=None), "no base_model_name_or_path"),
-    "adapter_config.json cut": (text("adapter_config.json", "{"), "adapter_config.json is damaged"),
-    "no numbers": (without("adapter_model.safetensors"), "cannot be loaded"),
-    "half the numbers":
-        (cut(0.5, "adapter_model.safetensors"), "cannot be loaded"),
+    "rank 0": (fields(CONFIG, r=0), "r = 0"),
+    "no rank": (fields(CONFIG, r=None), "r = None"),
+    "another rank": (fields(CONFIG, r=10**9), "another rank"),
+    "alpha is text": (fields(CONFIG, lora_alpha="8"), "lora_alpha = 8"),
+    "another arithmetic": (fields(CONFIG, use_rslora=True), "use_rslora"),
+    "a base not there": (fields(CONFIG, base_model_name_or_path="/nowhere"), "neither a folder"),
+    "no base": (fields(CONFIG, base_model_name_or_path=None), "no 'base_model_name_or_path'"),
+    "config cut": (text(CONFIG, "{"), "adapter_config.json is damaged"),
+    "no numbers": (without("adapter_model.safetensors"), UNREADABLE),
+    "half the numbers": (cut(0.5, "adapter_model.safetensors"), UNREADABLE),
     "NaN": (not_a_number, "not finite"),
-}  # fmt: skip
+    "other layers": (other_layers, "belong to other layers"),
+}
 
 
 @pytest.mark.parametrize("case", ADAPTERS)
@@ -452,78 +348,14 @@ def test_damaged_adapters_are_one_sentence(adapters, case):
 
 def test_adapters_on_adapters_are_merged_and_circles_are_refused(adapters, tmp_path):
     second = shutil.copytree(adapters, str(tmp_path / "b"))
-    rewrite(second, "adapter_config.json", base_model_name_or_path=adapters)
+    rewrite(second, CONFIG, base_model_name_or_path=adapters)
     start, once, twice = (load(x)[0].state_dict() for x in (BASE, adapters, second))
     for key in (k for k in start if "q_proj.weight" in k):
         assert torch.allclose(twice[key] - start[key], 2 * (once[key] - start[key]), atol=1e-5)
-    rewrite(adapters, "adapter_config.json", base_model_name_or_path=second)
+    rewrite(adapters, CONFIG, base_model_name_or_path=second)
     for folder in (adapters, second):
         with pytest.raises(BadInput, match="lead back to themselves"):
             load(folder)
-    rewrite(adapters, "adapter_config.json", base_model_name_or_path=adapters)
-    with pytest.raises(BadInput, match="lead back to themselves"):
-        load(adapters)
-
-
-# Saving -------------------------------------------------------------------------------------------
-
-
-def test_saving_in_parts(tmp_path, monkeypatch):
-    model, tokenizer = load(BASE)
-    monkeypatch.setattr(models, "PART", 1e6)
-    models.save(model, tokenizer, VideoBudget(), str(tmp_path / "parts"))
-    files = [f for f in os.listdir(tmp_path / "parts") if f.endswith(".safetensors")]
-    assert len(files) >= 4 and max(os.path.getsize(tmp_path / "parts" / f) for f in files) < 1.1e6
-    assert same(load(str(tmp_path / "parts"))[0], model)
-    assert same(AutoModelForImageTextToText.from_pretrained(tmp_path / "parts"), model)
-
-
-FULL_DISK = """
-import os, resource, sys, torch, types
-from lib import weights as models, processes
-from training import policy as policies
-from lib import sharding
-from data import VideoBudget
-
-base, out = sys.argv[1:]
-device = processes.start_processes("cpu")
-rank = processes.rank()
-policy, tokenizer = sharding.load_sharded(base, device)
-models.PART = 1e6
-policy.config.dtype = torch.bfloat16  # as on CUDA: kept in float32, computed and saved in bfloat16
-args = types.SimpleNamespace(lora=None, shard=True)
-if rank == 0:  # files of at most 500 kB, as a disk that fills up: the second part is too large
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
-try:
-    policies.save_policy(policy, tokenizer, VideoBudget(), os.path.join(out, "full"), args, rank)
-    said = "saved"
-except OSError as e:
-    said = "OSError"
-open(os.path.join(out, f"process-{rank}"), "w").write(said)
-if rank == 0:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-policies.save_policy(policy, tokenizer, VideoBudget(), os.path.join(out, "run"), args, rank)
-torch.distributed.barrier()  # nobody leaves while the other still reads
-sys.stderr.flush()
-os._exit(0)  # not by gloo's own way out, which was seen to abort on a busy machine, all work done
-"""
-
-
-@pytest.mark.slow
-def test_a_full_disk_while_saving_leaves_no_process_waiting(tmp_path):
-    """The first process cannot write; the other waits for its share of each weight, and gets it."""
-    done = torchrun(tmp_path, FULL_DISK, BASE, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert [(tmp_path / f"process-{i}").read_text() for i in (0, 1)] == ["OSError", "saved"]
-    assert not os.path.exists(tmp_path / "full") or os.listdir(tmp_path / "full") == []
-    policy = tmp_path / "run" / "policy"
-    parts = [load_file(policy / f) for f in os.listdir(policy) if f.endswith(".safetensors")]
-    kept = {k: t for part in parts for k, t in part.items()}
-    start = load_file(os.path.join(BASE, "model.safetensors"))
-    assert len(parts) >= 2 and kept.keys() == start.keys()
-    assert all(torch.equal(kept[k], start[k].to(torch.bfloat16)) for k in start)
-    assert AutoConfig.from_pretrained(policy).dtype == torch.bfloat16
 
 
 @pytest.mark.slow
@@ -533,4 +365,5 @@ def test_rehearsal_at_toy_size():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     said = done.stdout[done.stdout.rindex("toy: ") :]
-    assert "155,648 trained" in said and "--plan says" in said and "sampler and scorer" in said
+    assert "155,648 trained" in said and "--plan says" in said
+    assert float(said.split("sampler against scorer: ")[1].split()[0]) < 1e-4

@@ -165,9 +165,9 @@ def pickled(path):
 
 
 @pytest.mark.parametrize("damage, says", [
-    (damaged(lambda t, k: t.pop(k)), "1 missing keys, the first .*up_proj"),
-    (damaged(lambda t, k: t.update({"extra.weight": t[k].clone()})), "1 unexpected keys.* extra"),
-    (damaged(lambda t, k: t.update({k: t[k].T.contiguous()})), "is not a language model"),
+    (damaged(lambda t, k: t.pop(k)), "it lacks .*up_proj"),
+    (damaged(lambda t, k: t.update({"extra.weight": t[k].clone()})), "does not know: extra"),
+    (damaged(lambda t, k: t.update({k: t[k].T.contiguous()})), "another shape: .*up_proj"),
     (damaged(lambda t, k: t[k][0].fill_(float("nan"))), "not finite"),
     (pickled, "is not a language model"),
     (lambda path: os.truncate(path / "model.safetensors", 3000), "is not a language model"),
@@ -181,3 +181,16 @@ def test_damaged_judges_are_one_sentence(folder, tmp_path, damage, says):
     with pytest.raises(BadInput, match=f"--judge .*{says}") as e:
         judge.load_judge(str(path), "cpu")
     assert "\n" not in str(e.value)
+
+
+def test_the_noisy_judge_is_wrong_in_its_share_and_always_in_the_same_cases(monkeypatch):
+    monkeypatch.setattr(rewards, "judge", rewards.says)
+    judge.install_judge("noisy:0.2", "cpu")
+    events = [f"a red circle moves up {n}" for n in range(2000)]
+    said = [rewards.judge("a red circle moves up", e) for e in events]
+    wrong = sum(a != rewards.says("a red circle moves up", e) for a, e in zip(said, events))
+    assert 0.17 < wrong / len(events) < 0.23
+    assert said == [rewards.judge("a red circle moves up", e) for e in events]
+    for name in ("noisy:", "noisy:2", "noisy:-0.1", "noisy:x"):
+        with pytest.raises(BadInput, match="a share from 0 to 1"):
+            judge.install_judge(name, "cpu")

@@ -21,8 +21,8 @@ from data import load_prompt
 from lib import decoding
 from lib.attention import PatchProduct
 from lib.errors import BadInput
-from lib.weights import load, save
-from model import embed, encode_videos, group_logprobs, mrope_positions, prefill, token_logits
+from lib.weights import save
+from model import embed, encode_videos, group_logprobs, load, mrope_positions, prefill, token_logits
 from toy.base import TOY_BUDGET, make_model
 
 

@@ -14,7 +14,7 @@ import torch
 import train
 from conftest import BASE, ROOT
 from lib.errors import BadInput
-from lib.weights import load
+from model import load
 from training import loader
 from training.run import check_sampler
 

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 
 from data import VideoBudget
 from lib.errors import BadInput, first_line, run_program
-from lib.weights import load, save
+from lib.weights import save
+from model import load
 
 
 def start():
@@ -36,7 +37,7 @@ def start():
     model, tokenizer = load(args.adapters)  # load merges
 
     try:
-        save(model, tokenizer, VideoBudget.of_model(args.adapters), out, model.save_pretrained)
+        save(model, tokenizer, VideoBudget.of_model(args.adapters), out)
     except (OSError, SafetensorError) as e:
         raise BadInput(f"cannot write to {out}: {first_line(e)}") from e
     print(f"merged into {args.out}")

@@ -156,18 +156,15 @@ def page_group(group):
 
 def moved(completions):
     """[how many moved as their advantage asked, of how many]: likelier by the step where it is
-    positive, less likely where it is negative. One of advantage 0 was asked nothing. None for runs
-    from before tokens were recorded."""
-    if any("logp_change" not in c for c in completions):
-        return None
+    positive, less likely where it is negative. One of advantage 0 was asked nothing."""
     asked = [c for c in completions if c["advantage"]]
     return [sum(sum(c["logp_change"]) * c["advantage"] > 0 for c in asked), len(asked)]
 
 
 def most_instructive(groups):
-    """The step of the group that the page opens on: of those with answers above and below the mean
-    and with tokens, the one whose rewards differ most. None where no group has been recorded."""
-    best = max(groups, key=lambda g: (g["moved"] is not None, g["std"]), default=None)
+    """The step of the group that the page opens on: the one whose rewards differ most. None where
+    no group has been recorded."""
+    best = max(groups, key=lambda g: g["std"], default=None)
     return best and best["step"]
 
 
@@ -330,7 +327,7 @@ def write_page(folder, lines, settings):
         "recorded": len(rollouts),
         "opening": opening,
         "peak": peak,
-        "moved": [sum(pair) for pair in zip(*(g["moved"] for g in rollouts if g["moved"]))],
+        "moved": [sum(pair) for pair in zip(*(g["moved"] for g in rollouts))],
         "looks": looks,
         "settings": settings,
         "curves": [page_curve(*curve) for curve in curves_of(lines)],
@@ -395,20 +392,12 @@ def start():
     lines = read_metrics(args.run)
     if not lines:
         raise BadInput(f"{not_a_run} with at least one step in it: metrics.jsonl has none")
-    failed, page = [], None
-    try:
-        draw_curves(args.run, lines, settings)
-    except OSError as e:
-        failed.append(e)
     try:
         page = write_page(args.run, lines, settings)
+        draw_curves(args.run, lines, settings)
     except OSError as e:
-        failed.append(e)
-    if page:
-        print(f"wrote {page}: open it in a browser")
-    if failed:
-        reasons = "; ".join(f"{e.filename or args.run}: {e.strerror}" for e in failed)
-        raise BadInput(f"could not be written: {reasons}")
+        raise BadInput(f"could not be written: {e.filename or args.run}: {e.strerror}") from e
+    print(f"wrote {page}: open it in a browser")
 
 
 def print_group(folder, step):

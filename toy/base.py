@@ -51,8 +51,8 @@ from lib.errors import run_program
 from lib.processes import on_first, rank, start_processes
 from lib.processes import world as processes
 from lib.video import numbered_pictures
-from lib.weights import load, save
-from model import encode_videos, prepare, read
+from lib.weights import save
+from model import encode_videos, load, prepare, read
 from toy import world
 from toy.world import caption, make_clip
 from training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint

@@ -110,10 +110,9 @@ def save_checkpoint(run, step, tensors, counts, keep):
 def read_checkpoint(folder):
     """(state, a function name → CPU tensor that reads from the disk only what is asked for)."""
     state = read_object(os.path.join(folder, "state.json"), step=int, parts=int, counts=dict)
-    file_of = {}  # name of a tensor: the open file that holds it
-    for number in range(state["parts"]):
-        file = safe_open(os.path.join(folder, PART.format(number)), "pt")
-        file_of |= dict.fromkeys(file.keys(), file)
+    parts = [os.path.join(folder, PART.format(number)) for number in range(state["parts"])]
+    files = [safe_open(part, "pt") for part in parts]
+    file_of = {name: file for file in files for name in file.keys()}
     return state, lambda name: file_of[name].get_tensor(name)
 
 

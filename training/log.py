@@ -11,7 +11,22 @@ import sys
 import torch
 
 from lib.errors import BadInput
-from training.plan import GPUS, known_gpu
+
+# name: (bytes, operations per second in 16 bits, in float32, bytes per second), by data sheets
+GPUS = {
+    "T4": (16e9, 65e12, 8.1e12, 0.32e12),
+    "4090": (24e9, 165e12, 82.6e12, 1.0e12),
+    "L40S": (48e9, 362e12, 91.6e12, 0.86e12),
+    "A100": (80e9, 312e12, 19.5e12, 2.0e12),
+    "H100": (80e9, 989e12, 67e12, 3.35e12),
+    "H200": (141e9, 989e12, 67e12, 4.8e12),
+}
+
+
+def known_gpu(device_name):
+    """The key of GPUS that a device's name holds; None where there is none."""
+    return next((name for name in GPUS if name in device_name), None)
+
 
 HINT = """
 The loss of step 1 is 0 and that is right (nearly 0 with several updates per rollout, or --loss \
@@ -30,7 +45,8 @@ as reward/grounding/iou
 def step_metrics(step, sums, grad_norm, lr, seconds, args):
     """A step's line in metrics.jsonl, from sums over all processes.
 
-    kl, entropy: mean per token in nats, before the step's first update. clip_share: share of tokens
+    kl, entropy: mean per token in nats, before the step's first update; sampler_gap: the same of
+    |sampler's log-prob − scorer's|. clip_share: share of tokens
     whose gradient the clip stopped, in the updates after the first. Run.log adds two counts since
     the run began: skipped, videos that could not be read; dropped, steps that changed nothing
     because their gradient was NaN or infinite.
@@ -48,6 +64,7 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
             "kl": sums["kl"] / tokens,
             "clip_share": sums["clipped"] / max(1.0, sums["later_tokens"]),
             "entropy": sums["entropy"] / tokens,
+            "sampler_gap": sums["sampler_gap"] / tokens,
             "length": tokens / n,
             "unfinished": sums["unfinished"] / n,
         }
@@ -78,7 +95,7 @@ def speed(line, n_weights, n_trained, args, world, device):
         measured["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         gpu = known_gpu(torch.cuda.get_device_name())
         if gpu and args.method == "grpo":
-            _, peak, _ = GPUS[gpu]
+            peak = GPUS[gpu][1]
             tokens = line["prompt_tokens"] + line["completion_tokens"]
             # In forwards: sampling, the reference policy; per update one, and a backward of two.
             passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout

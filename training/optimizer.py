@@ -4,6 +4,10 @@ Bytes per weight, trained in full with AdamW: bfloat16 2, its gradient 2, a floa
 and two float32 moments 8: 16 in all, 133 GB for the 8.3 billion of "7B". Why a master copy:
 bfloat16 has 8 bits of precision, so a weight of 0.1 cannot be changed by 1e-6 at all. Each of a
 run's updates would be rounded away.
+
+The gradients of a step's groups add up in the dtype of the weights. In bfloat16 their sum is 0.4 %
+off float32's after 8 groups and 1.4 % after 32 (norm of the difference, toy base); another 2 bytes
+per weight would mend that. Adapters, and all weights with --shard, add up in float32.
 """
 
 import math
@@ -12,8 +16,6 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-
-from lib.weights import share
 
 
 def add_up_gradients(parameters, world):
@@ -61,7 +63,9 @@ class MasterAdamW:
 
         self.masters = {n: master(p) for n, p in self.parameters.items()}
         adam = partial(torch.optim.AdamW, lr=lr, weight_decay=0.0, foreach=False)
-        self.adams = {n: adam([m]) for n, m in self.masters.items()}
+        # On a CPU the fused one takes an eighth of the time.
+        fused = lambda m: m.device.type == "cpu" and not isinstance(m, DTensor)
+        self.adams = {n: adam([m], fused=fused(m)) for n, m in self.masters.items()}
 
     def step(self, lr, grad_clip, world):
         """Adds up gradients, clips their norm, steps. Returns the norm before clipping; if that is
@@ -120,5 +124,9 @@ class MasterAdamW:
 
 def fill_own_part(p, tensor):
     """p ← tensor, of which a sharded p takes its own rows. No communication between processes."""
-    local, rows = share(p)
-    local.copy_(tensor[rows])
+    if isinstance(p, DTensor):
+        mesh, p = p.device_mesh, p.to_local()
+        if len(p) == 0:  # fewer rows than processes
+            return
+        tensor = tensor.chunk(mesh.size())[mesh.get_local_rank()]  # as FSDP2 splits
+    p.copy_(tensor)

@@ -10,10 +10,11 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 import grpo
 from lib.adapters import add_adapters, reference_policy, save_adapters
+from lib.attention import check_attention
 from lib.processes import whole
-from lib.sharding import load_sharded, recompute_activations
-from lib.weights import load, save, whole_parts, write_parts
-from model import encode_videos
+from lib.sharding import load_sharded, recompute_activations, whole_weights
+from lib.weights import save, write_weights
+from model import encode_videos, load, prepare
 
 
 def as_policy(model):
@@ -29,14 +30,16 @@ def as_policy(model):
 def load_models(args, device):
     """(policy, tokenizer, reference): `with reference() as frozen` gives the policy as it was
     before training, or None where the loss has no KL."""
-    wanted = dict(attn=args.attn, adapters=args.lora, recompute=args.recompute)
     dtype = getattr(torch, args.dtype)
     needs_copy = args.method == "grpo" and args.beta > 0 and not args.lora
     frozen = None
     if args.shard:
-        policy, tokenizer = load_sharded(args.model, device, dtype, offload=args.offload, **wanted)
+        check_attention(args.attn, device)
+        wanted = dict(adapters=args.lora, recompute=args.recompute, offload=args.offload)
+        policy, tokenizer = load_sharded(args.model, device, dtype, **wanted)
+        prepare(policy, args.attn)
         if needs_copy:
-            frozen, _ = load_sharded(args.model, device, dtype, attn=args.attn, trained=False)
+            frozen = prepare(load_sharded(args.model, device, dtype, trained=False)[0], args.attn)
     else:
         policy, tokenizer = load(args.model, device, dtype, args.attn)
         if needs_copy:
@@ -55,22 +58,33 @@ def load_models(args, device):
 def save_policy(policy, tokenizer, budget, out, args, rank):
     """The policy for others to read: a model folder, or with --lora PEFT's adapter folder.
 
-    Every process must call it: sharded weights are gathered, and the first process writes them part
-    by part.
+    Every process must call it: sharded weights are gathered, and the first process writes them.
     """
-    folder = os.path.join(out, "policy")
+    base = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
     if args.lora:
-        base = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
         tensors = {name: whole(p) for name, p in policy.named_parameters() if p.requires_grad}
-        if rank == 0:
-            write = lambda to: save_adapters(tensors, to, base, args.lora)
-            save(policy, tokenizer, budget, folder, write)
-        return
-    parts = whole_parts(policy, keep=rank == 0)
-    try:
-        if rank == 0:
-            save(policy, tokenizer, budget, folder, lambda to: write_parts(policy, to, parts))
-    finally:
-        if args.shard:  # where writing failed, the others still wait for this process's share
-            for _ in parts:
-                pass
+        write = lambda to: save_adapters(tensors, to, base, args.lora)
+    else:
+        state = whole_weights(policy, getattr(torch, args.dtype)) if args.shard else None
+        write = lambda to: write_weights(policy, to, state)
+    if rank == 0:
+        save(policy, tokenizer, budget, os.path.join(out, "policy"), write, card(base, args))
+
+
+def card(base, args):
+    """The policy's README.md, in the hub's form."""
+    how = "SFT" if args.method == "sft" else f"GRPO ({args.loss} loss)"
+    kind = f"LoRA adapters of rank {args.lora}" if args.lora else "All weights"
+    return f"""---
+base_model: {base}
+library_name: transformers
+pipeline_tag: video-text-to-text
+---
+
+{kind} of {base} after {how} on {args.task}, {"with" if args.think else "without"} thinking.
+
+- settings: learning rate {args.lr:g}, {args.prompts_per_step} prompts per step, seed {args.seed};
+  all others in the run's `settings.json`, frames and pixels in `video_budget.json`
+- score: not measured yet; `python eval.py --bench all --model RUN` does it under these settings
+- licence: the base's holds for what is derived from it
+"""

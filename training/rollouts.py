@@ -44,6 +44,7 @@ def step_sums(step, tasks, updates):
         "loss": sum(loss / updates for loss in step.losses),
         "kl": sum(float(g.kl[g.mask].sum()) for g in groups),
         "entropy": sum(float(g.entropy[g.mask].sum()) for g in groups),
+        "sampler_gap": float(sampler_gaps(step).sum()),
         "clipped": sum(g.clipped for g in groups),
         "later_tokens": tokens * (updates - 1),
         "groups": len(groups),

@@ -128,6 +128,8 @@ TRAIN_FLAGS = {
         ("--plan", COUNT | {"nargs": "?", "const": PROCESSES, "metavar": "PROCESSES"}, "load "
             "nothing: print what the run needs of each GPU's memory and time, and whether it fits; "
             "for so many processes, one GPU each (default: those that torchrun started, or 1)"),
+        ("--gpu", {}, "of --plan: the GPU that is meant, T4 to H200 by name or its memory in GB "
+            "(default: this machine's, else an H100)"),
         ("--lora", COUNT | {"metavar": "RANK"}, "train adapters of this rank and nothing else, see "
             "lib/adapters.py"),
         ("--train-vision", YES_OR_NO, "train the vision tower as well "
@@ -158,6 +160,8 @@ def parse_args(argv=None, description=__doc__):
             check_template(args.template, task, TASKS[task].prompt)
         args.think = "<think>" in args.template
     fill_in(args)
+    if args.gpu and not args.plan:
+        raise BadInput("--gpu is a part of --plan; --device cuda:1 chooses the GPU of a run")
     if args.group_size < 2 and args.method == "grpo":
         raise BadInput(
             "--group-size must be at least 2: an advantage compares a completion with its siblings"
@@ -191,7 +195,8 @@ def fill_in(args):
     if args.lora is not None:
         args.train_vision = False
     if args.dtype is None:
-        args.dtype = "float32" if args.device == "cpu" else "bfloat16"
+        on_cpu = args.device == "cpu" and not args.plan  # a plan is for GPUs, wherever it is made
+        args.dtype = "float32" if on_cpu else "bfloat16"
     low, high = VARIANTS[args.loss].clip
     if args.clip_high is None:
         args.clip_high = args.clip or high

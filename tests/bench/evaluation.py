@@ -26,7 +26,7 @@ from annotations.readers import read_dataset
 from evaluation.predictions import read_predictions
 from lib.decoder import Decoder
 from lib.files import append_line
-from lib.weights import load
+from model import load
 from toy import world
 
 WORDS = ("{}", "{}, the first time", "{} (from beginning to end)", "the moment when {}", "how {}",

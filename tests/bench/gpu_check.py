@@ -3,8 +3,8 @@
     make gpu-check                                     # on a GPU: at most ten minutes on one H100
     python tests/bench/gpu_check.py --device cpu       # the same program at toy size, which CI runs
 
-Each line is a check: what was compared, the figures, pass or FAIL. At the end stands a table to
-paste into the docs, with the device's name. Exit status 1 if anything failed.
+Each line is a check: what was compared, the figures, pass or FAIL. All of it is written to --out as
+JSON, which the docs' table is made from. Exit status 1 if anything failed.
 
     decoding     the recorded step against the plain one: greedy tokens equal
     sampler      log-probs of sampling against those of scoring, in nats: mean, p99, largest
@@ -20,6 +20,7 @@ paste into the docs, with the device's name. Exit status 1 if anything failed.
 import argparse
 import gc
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -45,8 +46,7 @@ from data import Batch, Example, VideoBudget, load_prompt
 from lib import decoding as fast
 from lib.adapters import add_adapters, reference_policy
 from lib.sharding import recompute_activations
-from lib.weights import load
-from model import encode_videos, group_logprobs
+from model import encode_videos, group_logprobs, load
 from toy import world
 from training import plan
 from training.loader import generator_for
@@ -57,8 +57,7 @@ from training.run import SAMPLER_LIMITS, Clock
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
 TOY_RUN = [
-    *"train.py --task grounding --prompts-per-step 8 --group-size 4".split(),
-    *"--dtype float32 --lr 1e-4 --quiet".split(),
+    *"train.py --task grounding --group-size 4 --dtype float32 --lr 1e-4 --quiet".split(),
 ]
 
 # Small checks: (passed, what was seen) ------------------------------------------------------------
@@ -241,8 +240,9 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
             policy, prompts[:1], clock, max_new_tokens
         )
         figures["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
-        weights, moving, *_ = plan.estimate(policy, args, 1, P=P)
-        figures["--plan, GB"] = (sum(weights.values()) + max(moving.values())) / 1e9
+        sizes = plan.sizes_of(policy, args, 1, P)
+        stays, moving = plan.what_stays(sizes, args)[0], plan.comes_and_goes(sizes, args)
+        figures["--plan, GB"] = (sum(stays.values()) + max(moving.values())) / 1e9
     return step.grad_norm > 0, figures
 
 
@@ -281,12 +281,14 @@ def apart(a, b):
 
 def sharded(device, home):
     n = torch.cuda.device_count() if device == "cuda" else 2
+    prompts = -(-8 // n) * n  # of a step, so that 3, 5, 6 or 7 processes share them evenly
+    how = ["--device", device, "--steps", 2, "--prompts-per-step", prompts, "--out"]
     one, all_of_them = os.path.join(home, "one"), os.path.join(home, "sharded")
-    finished(program(1, "--device", device, "--steps", 2, "--out", one))
-    finished(program(n, "--device", device, "--steps", 2, "--shard", "--out", all_of_them))
+    finished(program(1, *how, one))
+    finished(program(n, "--shard", *how, all_of_them))
     distance = apart(one, all_of_them)
-    how = f"{n} process(es)"
-    return distance < 1e-4, f"{how}, weights {distance:.1e} (relative) from one process without"
+    seen = {"processes": n, "prompts": prompts, "weights apart (relative)": distance}
+    return distance < 1e-4, seen
 
 
 def resume(device, home):
@@ -312,44 +314,45 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: at toy size")
+    p.add_argument("--out", default=os.path.join("runs", "gpu-check.json"), help="the JSON file")
     args = p.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: no GPU is to be seen here; --device cpu runs the same checks at toy size")
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU ({platform.machine()})"
-    size = "full size" if args.device == "cuda" else "toy sizes, nothing of a GPU is checked"
+    cuda = args.device == "cuda"
+    where = torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})"
+    size = "full size" if cuda else "toy sizes, nothing of a GPU is checked"
     print(f"{where}, torch {torch.__version__}; {size}", flush=True)
-    home, rows, began = tempfile.mkdtemp(), [], time.time()
+    home, checks, began = tempfile.mkdtemp(), [], time.time()
 
     def check(name, work, *inputs):
         try:
             passed, seen = work(*inputs)
         except Exception as e:  # one check that cannot run must not hide what the others find
             passed, seen = False, f"{type(e).__name__}: {str(e).strip().splitlines()[0][:300]}"
+        verdict = {True: "pass", False: "FAIL", None: "left out"}[passed]
+        checks.append({"check": name, "verdict": verdict, "seen": seen})
         if isinstance(seen, dict):
             seen = ", ".join(f"{k} {v:.3g}" for k, v in seen.items())
-        verdict = {True: "pass", False: "FAIL", None: "–"}[passed]
-        rows.append((name, verdict, seen))
-        print(f"{verdict:<5} {name}: {seen}", flush=True)
+        print(f"{verdict:<8} {name}: {seen}", flush=True)
         gc.collect()
-        if args.device == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
     for small in (decoding, sampler, kernels, flash_attn, toy_step):
         check(small.__name__.replace("_", " "), small, args.device)
-    if args.device == "cuda":
-        for size in ("3b", "7b"):
-            check(size, big_step, size, "cuda", PAPER_PROMPT, 8, 512)
-    else:
-        check("a step at toy size", big_step, "toy", "cpu", 400, 2, 24)
+    sizes = {"3b": (PAPER_PROMPT, 8, 512), "7b": (PAPER_PROMPT, 8, 512)} if cuda else {
+        "toy": (400, 2, 24)}  # fmt: skip
+    for name, shape in sizes.items():
+        check(f"a step of the {name}", big_step, name, args.device, *shape)
     for whole_run in (sharded, resume):
         check(whole_run.__name__, whole_run, args.device, home)
     shutil.rmtree(home)
-    failed = sum(verdict == "FAIL" for _, verdict, _ in rows)
-    when = time.strftime("%Y-%m-%d")
-    print(f"\n| {where}, {when}, {time.time() - began:.0f} s | | |\n|---|---|---|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print(f"\n{len(rows)} checks, {failed} failed")
+    failed = sum(check["verdict"] == "FAIL" for check in checks)
+    about = {"device": where, "torch": torch.__version__, "gpus": torch.cuda.device_count()}
+    about |= {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - began)}
+    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
+    with open(args.out, "w", encoding="utf-8") as f:
+        json.dump(about | {"checks": checks}, f, indent=1)
+    print(f"{len(checks)} checks, {failed} failed; wrote {args.out}")
     sys.exit(failed > 0)
 
 

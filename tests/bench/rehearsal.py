@@ -13,9 +13,7 @@ about loading.
 
 import argparse
 import base64
-import contextlib
 import glob
-import io
 import json
 import os
 import shutil
@@ -136,14 +134,6 @@ class Watch(threading.Thread):
             self.peak = max(self.peak, _resident("RssAnon"))
 
 
-class Heard(io.StringIO):
-    """Prints what is written to it, and keeps it."""
-
-    def write(self, text):
-        sys.__stdout__.write(text)
-        return super().write(text)
-
-
 def main():
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
@@ -190,11 +180,10 @@ def rehearse(args, flags, into):
         *flags,
     ]
     settings = train.parse_args(given)
-    cuda, watch, heard = settings.device == "cuda", Watch(), Heard()
+    cuda, watch = settings.device == "cuda", Watch()
     watch.start()
     began = time.perf_counter()
-    with contextlib.redirect_stdout(heard):
-        train.train(settings)
+    train.train(settings)
     seconds = time.perf_counter() - began
     watch.ended.set()
     watch.join()
@@ -202,15 +191,16 @@ def rehearse(args, flags, into):
         step = json.loads(f.readline())
     peak = torch.cuda.max_memory_allocated() if cuda else watch.peak - before
     empty = plan.empty_model(folder, settings.lora)
-    stays, moving, _, sizes = plan.estimate(empty, settings, 1, cuda, step["prompt_tokens"])
-    planned = sum(stays.values()) + max(moving.values())
-    gap = [line for line in heard.getvalue().splitlines() if "sampler and scorer" in line]
-    print(f"\n{args.config}: {sizes['N']:,} weights, {sizes['trained']:,} trained")
+    sizes = plan.sizes_of(empty, settings, 1, step["prompt_tokens"])
+    stays, on_cpu = plan.what_stays(sizes, settings)
+    planned = sum(stays.values()) + max(plan.comes_and_goes(sizes, settings).values())
+    planned += 0 if cuda else on_cpu / 3  # frames of this step
+    print(f"\n{args.config}: {sizes.N:,} weights, {sizes.trained:,} trained")
     print(f"folder written in {written:.0f} s; train.py from loading to saving: {seconds:.0f} s")
     print(f"the step: {step['prompt_tokens']} prompt tokens, seconds {step['seconds']}")
     ratio = f"(ratio {planned / peak:.2f})"
     print(f"memory: {peak / 1e9:.2f} GB at its peak; --plan says {planned / 1e9:.2f} GB {ratio}")
-    print(*gap or ["the run did not say how far sampler and scorer are apart"])
+    print(f"sampler against scorer: {step['sampler_gap']:.1e} nats")
 
 
 if __name__ == "__main__":

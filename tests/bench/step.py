@@ -18,6 +18,7 @@ all of them.
 """
 
 import copy
+import inspect
 import json
 import os
 import subprocess
@@ -46,7 +47,7 @@ import data
 import grpo
 import tasks
 from annotations.readers import read_dataset
-from lib.weights import load
+from model import load
 from toy import world
 from training.loader import generator_for
 from training.optimizer import MasterAdamW
@@ -85,59 +86,6 @@ def public(policy, reference, tokenizer, batch, prompts, optimizer, args):
     optimizer.step(0.0, 1.0, 1)
 
 
-def trl_python():
-    """The interpreter of data/trl-venv, which is made if it is not there."""
-    venv = os.path.join(ROOT, "data", "trl-venv")
-    python = os.path.join(venv, "bin", "python")
-    if not os.path.isfile(os.path.join(venv, "installed")):
-        print("installing TRL into data/trl-venv …", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        pip = [python, "-m", "pip", "-q", "install"]
-        trl = ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "pillow"]
-        subprocess.run([*pip, *trl], check=True)
-        # With its dependencies it would bring another torch.
-        subprocess.run([*pip, "--no-deps", "torchvision==0.28.0"], check=True)
-        open(os.path.join(venv, "installed"), "w", encoding="utf-8").close()
-    return python
-
-
-def trl_seconds(examples, budget, args, steps):
-    """Median seconds of a GRPOTrainer step on the same clips, in a process of its own."""
-    folder = os.path.join(ROOT, "data", "trl-input")
-    os.makedirs(folder, exist_ok=True)
-    questions, frames = [], {}
-    for i, example in enumerate(examples):
-        clip = data.read_frames(example.video, budget)
-        pixels = clip.pixels[::2]
-        if pixels.shape[1] == 3:
-            pixels = pixels.permute(0, 2, 3, 1)
-        frames[str(i)] = pixels.numpy()
-        questions.append(tasks.question_text(example, clip.duration, True))
-    np.savez(os.path.join(folder, "frames.npz"), **frames)
-    with open(os.path.join(folder, "job.json"), "w", encoding="utf-8") as f:
-        json.dump(
-            {
-                "model": TOKENIZER,
-                "questions": questions,
-                "system": data.SYSTEM,
-                "group_size": args.group_size,
-                "beta": args.beta,
-                "max_new_tokens": args.max_new_tokens,
-                "steps": steps,
-                "threads": torch.get_num_threads(),
-            },
-            f,
-        )
-    done = subprocess.run(
-        [trl_python(), os.path.join(ROOT, "tests", "bench", "trl_trainer.py"), folder],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(f"TRL failed:\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 SETTINGS = dict(
     task="grounding",
     tasks=["grounding"],
@@ -162,6 +110,139 @@ class NoTokenizer:
 
     def decode(self, ids, skip_special_tokens):
         return ""
+
+
+# TRL, in an environment of its own ----------------------------------------------------------------
+
+
+def trl_python():
+    """The interpreter of data/trl-venv, which is made if it is not there."""
+    venv = os.path.join(ROOT, "data", "trl-venv")
+    python = os.path.join(venv, "bin", "python")
+    if not os.path.isfile(os.path.join(venv, "installed")):
+        print("installing TRL into data/trl-venv …", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        pip = [python, "-m", "pip", "-q", "install"]
+        trl = ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "pillow"]
+        subprocess.run([*pip, *trl], check=True)
+        # With its dependencies it would bring another torch.
+        subprocess.run([*pip, "--no-deps", "torchvision==0.28.0"], check=True)
+        open(os.path.join(venv, "installed"), "w", encoding="utf-8").close()
+    return python
+
+
+def trl_seconds(examples, budget, args, steps):
+    """Median seconds of a GRPOTrainer step on the same clips, in a process of its own, and the mean
+    length of its completions."""
+    folder = os.path.join(ROOT, "data", "trl-input")
+    os.makedirs(folder, exist_ok=True)
+    questions, frames = [], {}
+    for i, example in enumerate(examples):
+        clip = data.read_frames(example.video, budget)
+        pixels = clip.pixels[::2]
+        if pixels.shape[1] == 3:
+            pixels = pixels.permute(0, 2, 3, 1)
+        frames[str(i)] = pixels.numpy()
+        questions.append(tasks.question_text(example, clip.duration, True))
+    np.savez(os.path.join(folder, "frames.npz"), **frames)
+    job = {"model": TOKENIZER, "questions": questions, "steps": steps, "folder": folder}
+    job |= {name: getattr(args, name) for name in ("group_size", "beta", "max_new_tokens")}
+    job |= {"template": TEMPLATE, "threads": torch.get_num_threads()}
+    program = f"{inspect.getsource(trl_trainer)}\n{inspect.getsource(trl_rows)}\n"
+    program += f"trl_trainer({job!r})"
+    done = subprocess.run([trl_python(), "-c", program], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"TRL failed:\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+    "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def trl_rows(job):
+    """TRL's examples and its processor: each frame is an image."""
+    import numpy as np
+    from PIL import Image
+    from transformers import (
+        AutoTokenizer,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    frames, rows = np.load(f"{job['folder']}/frames.npz"), []
+    for i, question in enumerate(job["questions"]):
+        images = [Image.fromarray(frame) for frame in frames[str(i)]]
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
+        rows.append({"prompt": [{"role": "user", "content": content}], "images": images})
+    pixels = frames["0"].shape[1] * frames["0"].shape[2]
+    return rows, Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(
+            size={"shortest_edge": pixels, "longest_edge": pixels}
+        ),
+        tokenizer=AutoTokenizer.from_pretrained(job["model"], padding_side="left"),
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=job["template"],
+    )
+
+
+def trl_trainer(job):
+    """Some steps of GRPOTrainer, timed. Its source is run by data/trl-venv's interpreter."""
+    import json
+    import statistics
+    import time
+
+    import torch
+
+    # torchvision's wheel is built for CUDA; beside a CPU build of torch its operators are missing,
+    # which matters at import only. Declaring those that import asks for is enough.
+    takes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    for operator in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{operator}", takes)
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    class Stopwatch(TrainerCallback):
+        ends, lengths = [], []
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.ends.append(time.perf_counter())
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "completions/mean_length" in (logs or {}):
+                self.lengths.append(logs["completions/mean_length"])
+
+    torch.set_num_threads(job["threads"])
+    rows, processor = trl_rows(job)
+    settings = GRPOConfig(
+        output_dir=f"{job['folder']}/out",
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=len(rows) * job["group_size"],
+        num_generations=job["group_size"],
+        max_completion_length=job["max_new_tokens"],
+        **dict(temperature=1.0, top_p=1.0, top_k=0, beta=job["beta"], max_steps=job["steps"]),
+        **dict(learning_rate=1e-9, lr_scheduler_type="constant", gradient_checkpointing=False),
+        **dict(save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=1),
+        **dict(loss_type="grpo", scale_rewards="group"),
+    )
+    watch = Stopwatch()
+    # A reward that costs nothing, and differs within a group.
+    reward = lambda completions, **kwargs: [float(len(str(c)) % 7) for c in completions]
+    data = {"train_dataset": Dataset.from_list(rows), "processing_class": processor}
+    how = {"args": settings, "callbacks": [watch], **data}
+    GRPOTrainer(model=job["model"], reward_funcs=reward, **how).train()
+    seconds = [b - a for a, b in zip(watch.ends, watch.ends[1:])]
+    found = {"seconds": statistics.median(seconds), "tokens": statistics.mean(watch.lengths)}
+    print(json.dumps(found))
 
 
 def main():
