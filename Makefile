@@ -11,7 +11,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo paper test test-long test-others test-slow slow-folders slow-others test-all lint format docs-check gpu-check base
+.PHONY: demo paper test test-slow test-all lint format docs-check gpu-check base
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -25,31 +25,19 @@ demo: .venv/installed
 	$(BIN)/python eval.py --bench charades --device cpu --model assets/toy-base
 	@echo "demo, 2 of 3: training; the bar says how long it still takes, and half a minute after it the table is here"
 	$(BIN)/torchrun --nproc-per-node 2 train.py --task grounding --device cpu --steps 200 --out runs/demo --overwrite
-	@echo "demo, 3 of 3: the same questions again"
-	$(BIN)/python eval.py --bench charades --device cpu --model assets/toy-base runs/demo
+	@echo "demo, 3 of 3: the same questions again, and once more with grey frames"
+	$(BIN)/python eval.py --bench charades --device cpu --model assets/toy-base runs/demo --controls grey
 
 paper: .venv/installed
 	$(BIN)/python -m tools.paper 1 --seeds 0
 
-# Two at a time, in halves of about equal length: most tests are short programs of one thread.
-LONG = $(addprefix tests/test_,train.py scale.py tasks.py judge.py gpu.py plan.py checkpoint.py lesson.py own_words.py exercises.py)
-test: .venv/installed
-	$(MAKE) --no-print-directory -j 2 --output-sync=target test-long test-others
+# Two at a time, a file to each: most tests are short programs of one thread.
+TESTS = $(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: .venv/ruff
+	$(TESTS) -m "not slow" tests
 
-test-long: .venv/installed
-	$(BIN)/python -m pytest -q -m "not slow" $(LONG)
-
-test-others: .venv/installed
-	$(BIN)/python -m pytest -q -m "not slow" tests $(LONG:%=--ignore=%)
-
-test-slow: .venv/installed
-	$(MAKE) --no-print-directory -j 2 --output-sync=target slow-folders slow-others
-
-slow-folders: .venv/installed
-	$(BIN)/python -m pytest -q -m slow tests/test_folders.py
-
-slow-others: .venv/installed
-	$(BIN)/python -m pytest -q -m slow tests --ignore=tests/test_folders.py
+test-slow: .venv/ruff
+	$(TESTS) -m slow tests
 
 test-all: test test-slow
 

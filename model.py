@@ -32,7 +32,7 @@ from lib.attention import (
     register_windows,
     vision_layout,
 )
-from lib.cache import GroupCache
+from lib.decoding import GroupCache
 
 # ------------------------------------------------------------------------------------------------
 # 1. Positions

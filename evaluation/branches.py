@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lib.cache import GroupCache
+from lib.decoding import GroupCache
 from model import read, token_logits
 
 

@@ -32,8 +32,9 @@ EVAL_FLAGS = {
             "data: qa of nextgqa, the answer without its seconds (default: the benchmark's own)"),
         ("--limit", COUNT, "only the first so many questions of each"),
         JUDGE,
-        ("--controls", YES, "ask each model three times more: with grey frames, with the frames in "
-            "random order, and (multiple choice) with the middle frame alone"),
+        ("--controls", {"nargs": "*", "choices": LOOKS, "metavar": "LOOK"}, "ask each model again with "
+            "grey frames, with shuffled ones, and (multiple choice) with the middle one alone; grey, "
+            "shuffled or middle: with these"),
         ("--clues", YES, "multiple choice: answer, look closely at the interval that was named, "
             "answer again"),
         ("--compare", {"nargs": 2, "metavar": ("A", "B")}, "no model is run: the difference of "
@@ -94,7 +95,7 @@ def parse_args(argv=None, description=__doc__):
     if args.think == "both":
         thinking = {", thinking": True, ", not thinking": False}
     args.look = "grey" if args.blind else ""
-    looks = ("", *LOOKS) if args.controls else (args.look,)
+    looks = (args.look,) if args.controls is None else ("", *(args.controls or LOOKS))
     args.way, given = "", vars(args)
     args.ways = [
         Namespace(**given | {"way": way, "think": think, "look": look})
@@ -104,6 +105,6 @@ def parse_args(argv=None, description=__doc__):
     if args.out and len(args.model) * max(1, len(args.benches)) * len(args.ways) > 1:
         several = "several models or benchmarks, --think both or --controls"
         raise BadInput(f"--out is one folder: leave it away with {several}, each gets its own")
-    if args.controls and (args.blind or args.compare):
+    if args.controls is not None and (args.blind or args.compare):
         raise BadInput("--controls asks in all these ways: leave --blind and --compare away")
     return args

@@ -241,7 +241,7 @@ def test_told_to_stop_while_a_decoder_hangs(charades, tmp_path):
             time.sleep(0.1)
         time.sleep(1)
         job.send_signal(signal.SIGTERM)
-        said, errors = job.communicate(timeout=55)  # --decode-timeout is 60
+        said, errors = job.communicate(timeout=30)  # --decode-timeout is 60
     finally:
         job.kill()
     assert job.returncode == 143, errors
