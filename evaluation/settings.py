@@ -32,9 +32,9 @@ EVAL_FLAGS = {
             "data: qa of nextgqa, the answer without its seconds (default: the benchmark's own)"),
         ("--limit", COUNT, "only the first so many questions of each"),
         JUDGE,
-        ("--controls", {"nargs": "*", "choices": LOOKS, "metavar": "LOOK"}, "ask each model again with "
-            "grey frames, with shuffled ones, and (multiple choice) with the middle one alone; grey, "
-            "shuffled or middle: with these"),
+        ("--controls", {"nargs": "*", "choices": LOOKS, "metavar": "LOOK"}, "ask each model again "
+            "with grey frames, with shuffled ones and (multiple choice) with the middle one alone; "
+            "grey, shuffled or middle: with these"),
         ("--clues", YES, "multiple choice: answer, look closely at the interval that was named, "
             "answer again"),
         ("--compare", {"nargs": 2, "metavar": ("A", "B")}, "no model is run: the difference of "
