@@ -5,7 +5,7 @@
 # make lint    what ruff has to say about the code; make format: its formatting
 # make docs-check   every command of the README, docs/ and CONTRIBUTING.md, cut short
 # make gpu-check    on a machine with a GPU: does everything run there, and as the plan says (ARGS="--device cpu": at toy size)
-# make base    remake the shipped toy base model (assets/toy-base)
+# make base    make a toy base model from nothing (hours)
 #
 # Each makes .venv first if it is missing or requirements.txt changed.
 

@@ -52,13 +52,14 @@ def three_armed_bandit(steps=300, G=8, updates=4, lr=0.5, clip=0.2, beta=0.04):
             tell_first_step(arms[:, 0], reward, A, before, after, happened)
             print(COLUMNS)
         if step in (1, 2, 3, 5, 10, 20, 50, 100, 200, steps):
-            print(line_of(step, reward, A, before, reference, arms, after, happened))
+            print(line_of(step, reward, A, (before, after), reference, arms, happened))
     return after.exp()
 
 
-def line_of(step, reward, A, before, reference, arms, after, happened):
+def line_of(step, reward, A, policies, reference, arms, happened):
     """A row of the table. KL and k3 are of the policy that sampled: the one summed over all arms,
-    the other over the eight that were pulled."""
+    the other over the eight that were pulled. policies: log-probs of the arms before and after."""
+    before, after = policies
     ratios = torch.stack([ratio for ratio, *_ in happened])
     stops = sum(int(stopped.sum()) for _, stopped, *_ in happened)
     clipped = stops / (len(A) * max(1, len(happened) - 1))  # at the first update nothing can be
