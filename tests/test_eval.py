@@ -143,7 +143,7 @@ def test_the_real_clip_and_annotations(shared, tmp_path):
 
 def test_missing_clips_are_named_before_anything_is_done(shared, tmp_path):
     done = ask(shared, tmp_path / "out")
-    assert done.returncode == 2 and "Charades_v1_480.zip" in done.stderr
+    assert done.returncode == 2 and "docs/datasets.md says where to get them" in done.stderr
     assert "19 of the 20 videos of charades are missing" in done.stderr
     assert not os.path.exists(tmp_path / "out")
 

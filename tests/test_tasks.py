@@ -75,7 +75,7 @@ def test_adding_a_task_is_adding_a_row(tmp_path, charades):
 
     said = run("train.py --task length --steps 2 --examples 4 --prompts-per-step 2 --group-size 2 "
                "--out runs/new")  # fmt: skip
-    assert "--bench charades --task length --model runs/new" in said
+    assert f"--bench charades --task length --data {charades} --model runs/new" in said
     with open(tmp_path / "runs" / "new" / "metrics.jsonl", encoding="utf-8") as f:
         assert "reward/length/close" in f.readline()
     said, out = run("eval.py --bench charades --task length --limit 2 --model runs/new"), "runs/new"
