@@ -7,9 +7,9 @@ whatever there is at the end. The second imports torch once and forks for each f
 makes the cases from their seeds, reads the student's file, calls the function, and writes what came
 back, a line of JSON per case. Comparing is the grader's work: no answer is here.
 
-On Linux both are subreapers: what a fork leaves behind becomes their own child, whatever session it
-fled into, and is ended. The project is imported in a fork alone, from a copy in which the graded
-function has no body.
+On Linux both are subreapers (prctl 36): what a fork leaves behind becomes their own child, whatever
+session it fled into, and is ended. The project is imported in a fork alone, from a copy in which the
+graded function has no body.
 """
 
 import contextlib
@@ -32,12 +32,11 @@ MOST_PRINTED = 1 << 20
 UNUSUAL = (NameError, ImportError, AttributeError, SyntaxError, OSError)  # no mistake of the method
 
 
-def become_subreaper():
-    """From here on orphaned descendants become this process's children (Linux)."""
+def prctl(option, value):
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def set_limits():
@@ -113,6 +112,7 @@ def apart(work, seconds, most=MOST_PROCESSES):
         code = 1
         try:
             os.setsid()
+            prctl(1, signal.SIGKILL)  # as soon as its parent ends
             work()
             code = 0
         except BaseException:
@@ -252,10 +252,10 @@ def main():
     if not hasattr(os, "fork"):
         return run_job(job)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is below is ended, too
-    become_subreaper()
+    prctl(36, 1)
 
     def second():
-        become_subreaper()
+        prctl(36, 1)
         set_limits()
         run_job(job)
 
