@@ -8,8 +8,8 @@ makes the cases from their seeds, reads the student's file, calls the function, 
 back, a line of JSON per case. Comparing is the grader's work: no answer is here.
 
 On Linux both are subreapers (prctl 36): what a fork leaves behind becomes their own child, whatever
-session it fled into, and is ended. The project is imported in a fork alone, from a copy in which the
-graded function has no body.
+session it fled into, and is ended. The project is imported in a fork alone, from a copy in which
+the graded function has no body.
 """
 
 import contextlib

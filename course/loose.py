@@ -3,8 +3,8 @@
     python -m course.loose format --steps 40 --out runs/loose-format    # any <answer> is enough
     python -m course.loose iou --steps 40 --out runs/loose-iou          # seconds covered, no union
 
-The first word names the rule of grounding that is replaced, the others are train.py's flags. eval.py
-scores with the true rules: what the run was paid for and what it can do are then two numbers.
+The first word names the rule of grounding that is replaced, the others are train.py's flags.
+eval.py scores with the true rules: what the run was paid for and what it can do are two numbers.
 """
 
 import sys
