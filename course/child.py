@@ -93,7 +93,7 @@ def watch(pid, seconds, most):
             return ("done" if code == 0 else "died"), code
         passed = time.monotonic() - began
         if passed > seconds or os.getppid() != parent:
-            return "hung", None
+            return "crowd" if len(descendants()) > most else "hung", None
         if passed > counts / 4:  # looking through /proc takes milliseconds
             counts = int(4 * passed) + 1
             if len(descendants()) > most:
