@@ -13,7 +13,7 @@ from conftest import ROOT
 @pytest.mark.slow
 def test_hostile_cases_end_as_expected():
     command = [sys.executable, os.path.join("tests", "bench", "hostile.py"), "--first", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     classes = re.findall(r"^(.+?) +2 cases, +2 as expected, +0 unexpected$", done.stdout, re.M)
     assert len(classes) == 10 and "20 cases, 0 unexpected" in done.stdout, done.stdout
