@@ -84,8 +84,9 @@ def load_sharded(name, device, dtype, trained=True, adapters=None, recompute=Fal
     first = rank() == 0
     source = on_each(lambda: load(name, "cpu", dtype)[0] if first else None)
     model, tokenizer = load_empty(name, dtype)
-    with torch.device("meta"):
-        model.to(torch.float32 if trained and not adapters else dtype).requires_grad_(trained)
+    stored = torch.float32 if trained and not adapters else dtype
+    for p in model.requires_grad_(trained).parameters():  # the buffers keep their float32
+        p.data = p.data.to(stored)
     for each in (model, source) if first else (model,):
         if adapters:
             add_adapters(each, adapters)
