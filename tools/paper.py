@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
@@ -67,8 +68,13 @@ def work(cell, seed, args):
         call([*asked, *which, "--out", out], folder)
 
 
+STOPPED = threading.Event()  # by Ctrl-C: a cell whose program has just ended begins no other one
+
+
 def call(words, folder):
-    """Runs one of our programs to its end. Raises BadInput if it fails."""
+    """Runs one of our programs to its end. Raises BadInput if it fails, or after Ctrl-C."""
+    if STOPPED.is_set():
+        raise BadInput(f"{folder} was stopped")
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, os.path.join(ROOT, words[0]), *words[1:], "--device", "cpu"]
     with open(f"{folder}.log", "ab") as log:
@@ -93,6 +99,7 @@ def run_all(args):
             ended = Progress(len(jobs), "cell").over(as_completed(jobs))
             failed = [error for job in ended if (error := job.exception())]
         except KeyboardInterrupt:
+            STOPPED.set()
             pool.shutdown(cancel_futures=True)
             raise
     if failed:
