@@ -42,9 +42,16 @@ from variants import KLS, VARIANTS
 
 @torch.no_grad()
 def sample_groups(
-    model, prompts, features, group_size, max_new_tokens, stop_ids,
-    generators=None, on_token=None, begun=None,
-):  # fmt: skip
+    model,
+    prompts,
+    features,
+    group_size,
+    max_new_tokens,
+    stop_ids,
+    generators=None,
+    on_token=None,
+    begun=None,
+):
     """Samples a group of completions for each prompt, at temperature 1, from the full distribution.
 
     No top-k, no top-p: the log-probs that training computes are those of the full distribution, and
@@ -186,9 +193,6 @@ def kl_k3(logp, logp_ref):
     return delta.exp() - delta - 1
 
 
-LOSSES = tuple(VARIANTS)
-
-
 def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
     """How much each token counts in the step's loss: 1 / (length · n_completions), a mean over the
     tokens of each completion, then over completions.
@@ -212,9 +216,18 @@ def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
 
 
 def policy_loss(
-    logp, logp_old, logp_ref, advantages, mask, weights,
-    clip_low, clip_high, beta, loss="grpo", estimator="k3",
-):  # fmt: skip
+    logp,
+    logp_old,
+    logp_ref,
+    advantages,
+    mask,
+    weights,
+    clip_low,
+    clip_high,
+    beta,
+    loss="grpo",
+    estimator="k3",
+):
     """The clipped objective with its KL penalty, as a loss to minimise.
 
         ρ    = exp(logp − logp_old)

@@ -13,6 +13,7 @@ A gain shows that a model looks only if the score exceeds what can be had withou
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -125,34 +126,38 @@ def constant_of(bench_name, folder, examples):
     which flatters it. examples: the test questions. An interval needs the clips' durations: it is
     fitted where they are annotated, and a clip without one gets no answer, which counts as wrong.
     """
-    task = examples[0].task
-    if task not in CONSTANTS:
+    task, records = examples[0].task, []
+    usable = [e for e in examples if answerable(e, task)]
+    given = task == "tracking"  # its constant stands in the question: nothing is fitted
+    if task in CONSTANTS and not given and (fitted := fitted_on_training(bench_name, folder, task)):
+        words, answer, count = fitted
+        where = f"; fitted on {count} training questions"
+    elif task in CONSTANTS and usable:
+        words, answer = CONSTANTS[task](usable)
+        where = "" if given else "; fitted on these questions"
+    else:
         return None
-    known = lambda e: e.duration is not None or task not in ("grounding", "gqa")
-    fit = []
-    if task != "tracking":  # its constant is given, not fitted
-        fit = list(filter(known, training_questions(bench_name, folder, task)))
-    where = f"fitted on {len(fit)} training questions"
-    if not fit:
-        fit, where = list(filter(known, examples)), "fitted on these questions"
-    if not fit:
-        return None
-    words, answer = CONSTANTS[task](fit)
-    records = []
     for e in examples:
-        text = answer(e) if known(e) else ""
+        text = answer(e) if answerable(e, task) else ""
         record = {"id": e.id, "group": e.group, "text": text, "answer": e.answer}
         records.append(record | rewards_of(task, text, e.answer, False))
-    where = "" if task == "tracking" else f"; {where}"
     return Constant(f"constant ({words}{where})", records)
 
 
-def training_questions(bench_name, folder, task):
-    """The Examples of a data set's training file; [] where there is none."""
+def answerable(example, task):
+    """Whether a constant can answer: an interval is a share of the clip's duration."""
+    return example.duration is not None or task not in ("grounding", "gqa")
+
+
+@cache  # every model and every look of a program has the same
+def fitted_on_training(bench_name, folder, task):
+    """(words, answer, how many questions) of the training file; None where there is none to use."""
     try:
-        return as_task(read_dataset(bench_name, "train", folder, lambda line: None), task)
+        examples = as_task(read_dataset(bench_name, "train", folder, lambda line: None), task)
     except BadInput:
-        return []
+        return None
+    fit = [e for e in examples if answerable(e, task)]
+    return (*CONSTANTS[task](fit), len(fit)) if fit else None
 
 
 # ------------------------------------------------------------------------------------------------
