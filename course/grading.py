@@ -18,6 +18,7 @@ from course.exercises import EXERCISES, blanks, read, unfinished
 from course.submissions import clean
 from lib.errors import BadInput
 from lib.files import replace_file
+from lib.processes import cores
 
 SHOWN = "the numbers of `check`"  # the seed of what students can try
 OTHER = "With other numbers than those of `python -m course check`:\n"
@@ -118,7 +119,7 @@ def grade_all(found, limit, seed):
         apart.copy_of(exercise)
         for numbers in (SHOWN, seed):
             apart.wanted(exercise, numbers)
-    with ThreadPoolExecutor(min(len(found), len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(len(found), cores())) as pool:
         graded = list(pool.map(lambda one: grade_submission(one, seed, limit), found))
     submissions.flag(found)
     return {submission.student: parts for submission, parts in zip(found, graded)}

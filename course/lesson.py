@@ -20,7 +20,6 @@ DOCS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
 PAGE, NOTEBOOK = os.path.join(DOCS, "lesson.md"), os.path.join(DOCS, "lesson.ipynb")
 
 CODE = re.compile(r"```python\n(.*?)```\n(?:\n```text\n.*?```\n)?", re.DOTALL)
-# A notebook runs where it lies, in docs/.
 PATH = 'import sys\n\nsys.path.insert(0, "..")  # the repository\'s folder, where grpo.py is\n'
 
 

@@ -10,7 +10,6 @@ same command goes on from where it was stopped or killed. --out will hold tables
 it (results.json), a folder per run and a log of each.
 """
 
-import hashlib
 import json
 import os
 import subprocess
@@ -25,7 +24,8 @@ from evaluation.predictions import differences, read_predictions
 from lib.errors import BadInput, read_object, run_program
 from lib.files import read_lines, replace_file
 from lib.flags import COUNT, FROM_0, ROOT, TOY_MODEL, YES, parser_of
-from lib.processes import Progress
+from lib.identity import fingerprint
+from lib.processes import Progress, cores
 from tools import paper_tables as tables
 from tools.paper_tables import BASES, CELLS, EPOCH, EVALUATIONS, FINDINGS, TABLES
 from toy.world import ensure
@@ -93,7 +93,7 @@ def run_all(args):
     asked = {pair: missing(*pair, args) for pair in pairs}
     for evaluation in set().union(*asked.values()):
         ensure(evaluation.split("-")[0])  # rendered once, not by two cells at the same time
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         jobs = [pool.submit(work, *pair, args) for pair in pairs if asked[pair]]
         try:
             ended = Progress(len(jobs), "cell").over(as_completed(jobs))
@@ -231,9 +231,7 @@ def parse_args():
 
 def size_of(args):
     """What all cells of a folder have in common; base: which weights they start from."""
-    with open(os.path.join(TOY_MODEL, "model.safetensors"), "rb") as f:
-        base = hashlib.file_digest(f, "sha256").hexdigest()[:8]
-    return {"steps": args.steps, "limit": args.limit, "base": base}
+    return {"steps": args.steps, "limit": args.limit, "base": fingerprint(TOY_MODEL)}
 
 
 def check_out(args):

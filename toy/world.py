@@ -259,9 +259,9 @@ def render_clips(jobs):
         os.makedirs(folder, exist_ok=True)
     if len(jobs) < 100:
         return [render_job(job) for job in jobs]
-    from lib.processes import Progress  # torch, which the processes of the pool do without
+    from lib.processes import Progress, cores  # torch, which the pool does without
 
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+    with multiprocessing.get_context("spawn").Pool(cores()) as pool:
         done = pool.imap_unordered(render_job, jobs, chunksize=8)
         return list(Progress(len(jobs), "clip", "rendering").over(done))
 
