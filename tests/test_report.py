@@ -73,7 +73,9 @@ def say(folder, *texts, log="rollouts.jsonl", **changed):
     for group in groups:
         group |= changed
         for c, text in zip(group["completions"], texts):
-            c |= {"text": text, "token_texts": [text] * c["tokens"]}
+            c["text"] = text
+            if "tokens" in c:  # samples.jsonl keeps no tokens
+                c["token_texts"] = [text] * c["tokens"]
     write(os.path.join(folder, log), groups)
 
 
