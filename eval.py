@@ -101,7 +101,7 @@ def prepare(bench_name, name, args, decoder, load_once):
     on_first(lambda: predictions.open_evaluation(out, settings))
     if rank() == 0:
         print(
-            f"model: {shown}\ndata: {data_name}, {len(examples)} questions\n"
+            f"model: {shown}   data: {data_name}, {len(examples)} questions\n"
             f"frames: {budget.fps:g} a second, at most {budget.max_frames}   "
             f"think: {settings['think']}{f'   FRAMES: {args.look}' if args.look else ''}"
         )
@@ -216,7 +216,7 @@ def score(evaluation, name, records, first_look, constant):
         from evaluation.pictures import draw_predictions  # matplotlib takes a second to import
 
         draw_predictions(out, settings, records, results["metrics"])
-    print(f"wrote {out}/\n")
+    print(f"wrote {out}/")
     asked = (settings["look"], settings["data_name"], task)
     return controls.Scored(name, *asked, records, results["metrics"], constant)
 

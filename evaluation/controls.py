@@ -204,7 +204,7 @@ def print_benchmark(scored):
     for x in sorted(scored, key=lambda x: x.look == ""):
         name = f"{x.name}, {x.look}" if x.look else x.name
         rows.append((name, [(x.metrics[m], base.get(m)) for m in first.metrics]))
-    print(f"{first.data_name}: {len(first.records)} questions, in percent")
+    print(f"\n{first.data_name}: {len(first.records)} questions, in percent")
     if first.constant:
         print(f"{first.constant.said}; in brackets the difference to it")
     width = max(len(name) for name, _ in rows)
@@ -215,7 +215,6 @@ def print_benchmark(scored):
     for x in scored:
         for sentence in doubts(x, scored) if not x.look else ():
             print(sentence)
-    print()
 
 
 def in_words(value, base):

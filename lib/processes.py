@@ -120,11 +120,14 @@ def columns():
 
 class Progress:
     """How far process 0 is: a bar in a terminal; in a pipe or a log a plain line after every ten,
-    or after every tenth part if that is rarer."""
+    or after every tenth part if that is rarer, but none within PAUSE seconds of the last."""
+
+    PAUSE = 10
 
     def __init__(self, total, unit, what="", done=0):
         self.total, self.unit, self.what, self.done = total, unit, what, done
-        self.began, self.every = time.perf_counter(), max(10, total // 10)
+        self.began = self.said = time.perf_counter()
+        self.every = max(10, total // 10)
         self.terminal = sys.stderr.isatty()
         how = {"disable": rank() != 0 or not self.terminal, "dynamic_ncols": True}
         self.bar = tqdm(total=total, initial=done, unit=unit, desc=what, **how)
@@ -137,8 +140,10 @@ class Progress:
         before, self.done = self.done, self.done + n
         self.bar.set_postfix_str(figures, refresh=False)
         self.bar.update(n)
-        due = self.done // self.every > before // self.every or before < self.done == self.total
-        if due and rank() == 0 and not self.terminal:
+        due = self.done // self.every > before // self.every
+        due = due and time.perf_counter() - self.said > self.PAUSE
+        if (due or before < self.done == self.total) and rank() == 0 and not self.terminal:
+            self.said = time.perf_counter()
             line = f"{self.what} {self.unit} {self.done}/{self.total}, {self.seconds:.0f} s"
             self.write(f"{line}  {figures}".strip()[:100], sys.stderr)
 

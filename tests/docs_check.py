@@ -28,7 +28,7 @@ SMALLER = [
     (r"--nnodes 2 (.*) HOST:29500", r"--nnodes 1 \1 localhost:29533"),
     (r"/shared/runs/", "runs/"),
     (r"\bruns/", "runs/docs-check/"),
-    (r"\bmerged$", "runs/docs-check/merged"),
+    (r" merged$", " runs/docs-check/merged"),
     (r"--(into|student) homework", r"--\1 runs/docs-check/homework"),
     (r" --into DIR$", " --into runs/docs-check/handout"),
     (r"grade FOLDER --out grades", "grade runs/docs-check/class --out runs/docs-check/grades"),

@@ -177,12 +177,14 @@ def test_a_run_stops_when_sampler_and_scorer_disagree():
             check_sampler(gaps, dtype)
 
 
-def test_progress_in_a_log_is_a_line_for_every_tenth_part(capsys):
+@pytest.mark.parametrize("pause, n_lines", [(-1, 10), (1000, 1)])
+def test_progress_in_a_log_is_a_line_for_every_tenth_part(pause, n_lines, monkeypatch, capsys):
+    monkeypatch.setattr(Progress, "PAUSE", pause)
     progress = Progress(200, "step", done=3)
     for _ in range(197):
         progress.update(figures="x" * 200)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 10 and lines[-1].startswith("step 200/200, ")
+    assert len(lines) == n_lines and lines[-1].startswith("step 200/200, ")
     assert max(map(len, lines)) <= 100
 
 

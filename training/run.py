@@ -261,7 +261,8 @@ class Run:
         a run would go on learning from nothing."""
         if rank() == 0:
             line, task = self.lines[-1], self.settings.task
-            if outcome.groups and step % 10 == 0 and not self.settings.quiet:
+            every = 10 if self.progress.terminal else self.steps  # a log is not watched
+            if outcome.groups and step % every == 0 and not self.settings.quiet:
                 from training.shown import group_text  # matplotlib takes its time
 
                 text = group_text(step + 1, log.group_record(outcome.groups[0]), columns())
