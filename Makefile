@@ -22,7 +22,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	@echo "demo: a model of 1.1 million weights, on the CPU, in two processes (a GPU is not asked for)"
 	@echo "demo, 1 of 2: made-up clips, and training on them"
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 train.py --task grounding --device cpu --steps 200 --out runs/demo --overwrite
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 train.py --task grounding --device cpu --steps 200 --out runs/demo --overwrite $$([ -t 1 ] || echo --quiet)
 	@echo "demo, 2 of 2: the model before and after answers 200 questions, and once more with grey frames"
 	$(BIN)/python eval.py --bench charades --device cpu --model assets/toy-base runs/demo --controls grey
 

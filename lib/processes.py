@@ -122,7 +122,7 @@ class Progress:
     """How far process 0 is: a bar in a terminal; in a pipe or a log a plain line after every ten,
     or after every tenth part if that is rarer, but none within PAUSE seconds of the last."""
 
-    PAUSE = 10
+    PAUSE = 30
 
     def __init__(self, total, unit, what="", done=0):
         self.total, self.unit, self.what, self.done = total, unit, what, done
