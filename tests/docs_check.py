@@ -41,6 +41,7 @@ SMALLER = [
     (r"^(.*train\.py(?!.*(--help|--plan|--out)).*)$",
      r"\1 --out runs/docs-check/unnamed --overwrite"),
     (r"^(.*eval\.py --bench(?!.*--compare).*)$", r"\1 --limit 2 --max-new-tokens 32"),
+    (r"^(python -m tools\.curves)$", r"\1 gamed --steps 2 --out runs/docs-check/curves"),
     (r"^(python -m toy\.base)$", r"\1 --steps 2 --out runs/docs-check/base"),
     (r"^(python -m tools\.paper) .*$",
      r"\1 7 --seeds 0 --steps 2 --limit 2 --out runs/docs-check/paper"),

@@ -1,17 +1,21 @@
-"""Figures: an evaluation's answers on a time axis; several runs in three panels."""
+"""Figures: an evaluation's answers on a time axis; several runs in three panels; a run as a moving
+picture; curves beside healthy ones."""
 
+import json
 import os
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import train
 from evaluation.pictures import draw_predictions
 from lib.errors import BadInput
 from lib.figures import plt
 from lib.files import read_lines
-from tools import pictures
+from tools import curves, moving, pictures
+from tools.report import read_run
 
 FLAGS = "--task grounding --steps 3 --prompts-per-step 2 --group-size 2 --quiet".split()
 
@@ -96,3 +100,36 @@ def test_mistakes_are_one_sentence(runs, tmp_path, monkeypatch, figures):
     path.write_text('{"step": 1, "loss": 0.5, "grad_norm": 1.0}\n', encoding="utf-8")
     with pytest.raises(BadInput, match="has no steps with reward, spread, kl"):
         draw(monkeypatch, tmp_path / "sft")
+
+
+def test_a_moving_picture_shows_the_median_question_before_and_after(runs, charades, monkeypatch):
+    run, home = runs[2], os.path.join(runs[2], "eval-charades")
+    monkeypatch.setattr("sys.argv", ["moving", run])
+    with pytest.raises(BadInput, match="evaluate the run first"):
+        moving.start()
+    os.makedirs(home)
+    with open(os.path.join(home, "predictions.jsonl"), "w", encoding="utf-8") as f:
+        for k, iou in enumerate((0.9, 0.0, 0.4)):
+            video = os.path.join(charades, "videos", f"test0000{k}.mp4")
+            record = {"id": f"test{k}", "video": video, "question": "q", "answer": [1.0, 3.0]}
+            f.write(json.dumps(record | {"iou": iou}) + "\n")
+    seen = []
+    drawn = moving.drawn
+    note = lambda *about: seen.append((about[0].id, about[3], len(about[4]))) or drawn(*about)
+    monkeypatch.setattr(moving, "drawn", note)
+    moving.start()
+    assert set(seen) == {("test2", 0, 2), ("test2", 3, 2)}  # id, step, answers
+    with Image.open(os.path.join(run, "learning.gif")) as gif:
+        assert gif.n_frames > moving.PLAYED
+
+
+def test_a_curve_lies_beside_the_healthy_one(runs, tmp_path, figures, monkeypatch):
+    assert curves.smooth([1, 2, 3, 4, 5, 11]) == [1, 1.5, 2, 2.5, 3, 5]
+    (_, ill), (_, healthy) = read_run(runs[0]), read_run(runs[1])
+    curves.picture(str(tmp_path / "gamed.png"), (ill, [0.5, 0.5, 0.5]), healthy)
+    reward = figures[0].axes[0].lines  # format and overlap of both runs, and the true overlap
+    assert len(reward) == 5 and list(reward[4].get_ydata()) == [0.5, 0.5, 0.5]
+    assert reward[3].get_ydata()[0] == ill[0]["reward/grounding/iou"]
+    monkeypatch.setattr("sys.argv", ["curves", "hig-lr"])
+    with pytest.raises(BadInput, match="hig-lr is none of healthy, high-lr"):
+        curves.start()
