@@ -20,6 +20,7 @@ An evaluation that was interrupted continues where it stopped when the same comm
 """
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -41,7 +42,7 @@ from evaluation.branches import prefill
 from evaluation.clips import batches_of, read_ahead, read_questions, turns
 from evaluation.predictions import find_model
 from evaluation.settings import parse_args
-from lib.decoder import Decoder, ended_by_ctrl_c
+from lib.decoder import Decoder
 from lib.errors import BadInput, run_program
 from lib.files import append_line, locks_released
 from lib.identity import fingerprint, is_toy
@@ -226,7 +227,7 @@ def bench(bench_name, name, args, load_once):
     """Evaluates one model on one benchmark. Returns a controls.Scored; None where a control does
     not apply, and on all processes but the first."""
     decoder = Decoder(args.decode_timeout, read_frames)
-    with ended_by_ctrl_c(decoder):
+    with closing(decoder):
         evaluation = prepare(bench_name, name, args, decoder, load_once)
         if evaluation is None:
             return None

@@ -42,7 +42,7 @@ from training.loader import Loader, training_examples
 from training.log import Outcome, outcome_of
 from training.optimizer import MasterAdamW, learning_rate
 from training.policy import load_models
-from training.run import STOP, Clock, Run, stop_on_signals, timed_grpo_step
+from training.run import Clock, Run, stop_on_signals, timed_grpo_step
 from training.settings import check_processes, parse_args
 
 
@@ -104,8 +104,7 @@ def train(settings):
     }
     run = Run(settings, about, policy, tokenizer, budget, optimizer, device)
     room = room_for_prompt(policy, settings.max_new_tokens)
-    loader = Loader(examples, tokenizer, budget, settings, room, device)
-    STOP["cancel"] = loader.cancel
+    loader = Loader(examples, tokenizer, budget, settings, room)
     total = lambda n: add_up({"n": n}, device)["n"]
     try:
         for step, batch in run.batches(loader):

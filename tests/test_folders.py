@@ -34,7 +34,7 @@ def call(name, *args, cwd=ROOT):
     """(exit status, all it said) of a program, run in this process to spare its imports."""
     said, argv, status = io.StringIO(), sys.argv, 0
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    STOP.update(signal=None, cancel=None)
+    STOP.update(signal=None)
     to_said = contextlib.redirect_stdout(said), contextlib.redirect_stderr(said)
     try:
         sys.argv = [name, *map(str, args)]

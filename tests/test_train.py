@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -210,41 +209,3 @@ def test_a_users_mistake_is_one_sentence(args, says, charades, tmp_path, monkeyp
     said = capsys.readouterr().err
     assert end.value.code == 2 and says in said and "Traceback" not in said
     assert said.strip().count("\n") == 0 and not os.path.exists(tmp_path / "out")
-
-
-# Told to stop -------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_told_to_stop_while_a_decoder_hangs(charades, tmp_path):
-    """The last clip never comes: a playlist of a pipe into which nobody writes. The steps before
-    it are kept. (It is not among the first three, which are read before the first step.)"""
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    names = [f"train{k:05d}.mp4" for k in range(3)]
-    for name in names:
-        shutil.copy(os.path.join(charades, "videos", name), videos)
-    os.mkfifo(videos / "part.ts")
-    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n"
-    (videos / "hangs.m3u8").write_text(playlist, encoding="utf-8")
-    clips = [{"video": name, "events": ["a shape moves"]} for name in (*names, "hangs.m3u8")]
-    (tmp_path / "captions_train.json").write_text(json.dumps(clips), encoding="utf-8")
-    seed = next(s for s in range(99) if loader.order_of(4, s, 0)[3] == 3)  # it comes last
-    out = tmp_path / "run"
-    flags = "--task caption --prompts-per-step 1 --group-size 2 --max-new-tokens 20 --steps 9"
-    flags = [*flags.split(), "--seed", str(seed), "--data", str(tmp_path), "--out", str(out)]
-    how = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    job = subprocess.Popen([sys.executable, "train.py", *flags], **how)
-    try:
-        while len(metrics(out)) < 3:
-            assert job.poll() is None, job.communicate()
-            time.sleep(0.1)
-        time.sleep(1)
-        job.send_signal(signal.SIGTERM)
-        said, errors = job.communicate(timeout=30)  # --decode-timeout is 60
-    finally:
-        job.kill()
-    assert job.returncode == 143, errors
-    assert "stopped after step 3" in said
-    assert (out / "checkpoints" / "step-000003" / "state.json").is_file()
-    assert "skipped.jsonl" not in os.listdir(out) and len(metrics(out)) == 3

@@ -11,10 +11,10 @@ import torch
 
 from annotations.readers import find_data, read_dataset
 from data import Batch, load_prompt, read_frames
-from lib.decoder import Cancelled, Decoder
+from lib.decoder import Decoder
 from lib.errors import BadInput
 from lib.identity import is_toy
-from lib.processes import add_up, on_first, rank, world
+from lib.processes import on_first, rank, world
 from tasks import TASKS, as_task
 
 STAND_INS = 10  # examples tried for one prompt, before the data as a whole counts as unreadable
@@ -73,10 +73,10 @@ def generator_for(seed, step, k):
 class Loader:
     """Gives one process its share of each step: prompts rank · B / world and on, of B per step."""
 
-    def __init__(self, examples, tokenizer, budget, settings, room, device):
+    def __init__(self, examples, tokenizer, budget, settings, room):
         """room: tokens that a prompt may have."""
         self.examples, self.tokenizer, self.budget = examples, tokenizer, budget
-        self.settings, self.room, self.device = settings, room, device
+        self.settings, self.room = settings, room
         self.decoder = Decoder(settings.decode_timeout, read_frames)
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.kept, self.n_fixed = None, min(FIXED, len(examples))  # what `fixed` has read
@@ -84,18 +84,12 @@ class Loader:
     def batches(self, first, steps):
         """Yields (step, data.Batch) for steps first … steps − 1, the next one being read meanwhile.
 
-        Ends early where `cancel` ended a read, in whichever process: all of them end at the same
-        step. Raises BadInput if STAND_INS examples in a row cannot be read.
+        Raises BadInput if STAND_INS examples in a row cannot be read.
         """
         upcoming = self.thread.submit(self.share, first) if first < steps else None
         for step in range(first, steps):
             began = time.perf_counter()
-            try:
-                batch = upcoming.result()
-            except Cancelled:
-                batch = None
-            if add_up({"cancelled": batch is None}, self.device)["cancelled"]:
-                return
+            batch = upcoming.result()
             batch.waited = time.perf_counter() - began
             if step + 1 < steps:
                 upcoming = self.thread.submit(self.share, step + 1)
@@ -129,37 +123,23 @@ class Loader:
 
     def fixed(self):
         """The run's first FIXED prompts, shared out: this process's [(number, Example, Prompt,
-        Generator)], the generator being the one that the first step samples with. [] in all
-        processes where one cannot read its own, or was cancelled.
+        Generator)], the generator being the one that the first step samples with.
 
-        Every process calls this, and gets equally many: where they do not come out even, some
-        prompts are several processes' (their numbers are n_fixed and up). They are read once. No
-        example stands in for two of them.
+        Every process gets equally many: where they do not come out even, some prompts are several
+        processes' (their numbers are n_fixed and up). They are read once. No example stands in for
+        two of them.
         """
         n, seed = self.n_fixed, self.settings.seed
         if self.kept is None:
-            own, failed = [], 0.0
-            order = order_of(len(self.examples), seed, 0)
-            try:
-                for number in range(rank(), -(-n // world()) * world(), world()):
-                    some = [self.examples[i] for i in order[number % n :: n][:STAND_INS]]
-                    # In the thread: the decoder's process serves one read at a time.
-                    read = self.thread.submit(self.readable, some, 0, [])
-                    own.append((number, *read.result()))
-            except (Cancelled, BadInput) as e:
-                failed = 1.0
-                if isinstance(e, BadInput):
-                    said = "the run's first clips cannot be read: no samples.jsonl"
-                    print(f"{said} ({e})", file=sys.stderr)
-            self.kept = [] if add_up({"failed": failed}, self.device)["failed"] else own
+            numbers = range(rank(), -(-n // world()) * world(), world())
+            order = [self.examples[i] for i in order_of(len(self.examples), seed, 0)]
+            some = [order[number % n :: n][:STAND_INS] for number in numbers]
+            # In the thread: the decoder's process serves one read at a time.
+            read = list(self.thread.map(lambda few: self.readable(few, 0, []), some))
+            self.kept = [(number, *asked) for number, asked in zip(numbers, read)]
         return [(*kept, generator_for(seed, 0, kept[0] % n)) for kept in self.kept]
-
-    def cancel(self):
-        """Ends a read that waits. May be called from a signal handler."""
-        self.decoder.cancel()
 
     def close(self):
         """Ends the thread and the decoder's process, whatever they are reading."""
-        self.decoder.cancel()
         self.thread.shutdown(wait=False, cancel_futures=True)
-        self.decoder.stop()
+        self.decoder.close()

@@ -25,7 +25,7 @@ from training import log
 from training.checkpoint import open_run_folder, read_checkpoint, save_checkpoint
 from training.policy import save_policy
 
-STOP = {"signal": None, "cancel": None}  # cancel: ends what the run may be waiting for
+STOP = {"signal": None}
 
 
 def stop_on_signals():
@@ -35,6 +35,7 @@ def stop_on_signals():
 
 
 def stopped(signum, frame):
+    """Notes that the run was told to stop."""
     rank = os.environ.get("RANK", "0")
     who, which = f"process {rank}: told to stop", f"(signal {signum})"
     if STOP["signal"] is not None:
@@ -42,8 +43,6 @@ def stopped(signum, frame):
         sys.exit(1)
     STOP["signal"] = signum
     print(f"{who} {which}: finishing this step, then saving", file=sys.stderr, flush=True)
-    if STOP["cancel"]:
-        STOP["cancel"]()
 
 
 class Clock:
