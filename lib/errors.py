@@ -7,7 +7,6 @@ own faults end with a traceback.
 It imports nothing of the project, so that every file can import it.
 """
 
-import errno
 import json
 import math
 import os
@@ -88,12 +87,6 @@ def lost_process(error):
     return shared or type(error).__name__ == "DistBackendError"
 
 
-# What the machine refuses, not the program: full or read-only disks, quotas, permissions, a folder
-# in the place of a file, a reader of the output that has gone (`| head -1`).
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-           errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EPIPE)  # fmt: skip
-
-
 def first_line(error, most=200):
     """An exception in one line, with its type where it says nothing itself."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
@@ -112,7 +105,8 @@ def reason(error, memory, interrupted):
     if lost_process(error):
         return 1, (f"error: process {rank} lost another process, which was killed or crashed "
                    f"(its own output says why): {first_line(error)}")  # fmt: skip
-    if isinstance(error, OSError) and error.errno in REFUSED:
+    # Full or read-only disks, quotas, permissions, a reader of the output that has gone (`| head`).
+    if isinstance(error, OSError) and error.errno:
         where = f": {error.filename}" if error.filename else ""
         return 1, f"error: the system refused ({error.strerror}){where}"
     return None

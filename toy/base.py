@@ -578,8 +578,7 @@ def train_part(folder, rows, steps, peak, model):
             print(f"{os.path.basename(folder)} {step}/{steps}  {said}", flush=True)
             recent = []
         if step % SAVE_EVERY == 0 or step == steps:
-            if problem := save_checkpoint(folder, step, optimizer.tensors(), {}, keep=1):
-                print(problem, flush=True)
+            save_checkpoint(folder, step, optimizer.tensors(), {}, keep=1)
 
 
 def main():

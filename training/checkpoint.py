@@ -71,26 +71,18 @@ def save_checkpoint(run, step, tensors, counts, keep):
     """Writes a checkpoint and removes all but the last `keep`; every process calls it.
 
     Args:    tensors: {name: tensor}, sharded or not; counts: {name: number} since the run began.
-    Returns: None, or why it could not be written: a full disk must not end a run.
+    Raises:  OSError or SafetensorError where the disk does not take it. Those before are kept.
     """
     folder = os.path.join(run, "checkpoints", f"step-{step:06d}")
-    partial, error, parts = folder + ".partial", None, 0
+    partial, parts = folder + ".partial", 0
     if rank() == 0:
         remove_checkpoint(partial)
+        os.makedirs(partial, exist_ok=True)
     for parts, part in enumerate(in_parts(tensors), 1):
-        if rank() or error:  # goes on, or the other processes would wait for this one
-            continue
-        try:
-            os.makedirs(partial, exist_ok=True)
+        if rank() == 0:
             save_file(part, path := os.path.join(partial, PART.format(parts - 1)))
             flush(path)
-        except (OSError, SafetensorError) as e:
-            error = e
-    if rank():
-        return None
-    try:
-        if error:
-            raise error
+    if rank() == 0:
         state = json.dumps({"step": step, "parts": parts, "counts": counts})
         replace_file(path := os.path.join(partial, "state.json"), state)
         flush(path)
@@ -98,12 +90,8 @@ def save_checkpoint(run, step, tensors, counts, keep):
         remove_checkpoint(folder)
         os.rename(partial, folder)
         flush(os.path.dirname(folder))
-    except (OSError, SafetensorError) as e:
-        remove_checkpoint(partial)
-        return f"checkpoint of step {step} could not be written ({e}); the one before it is kept"
-    for old in folders(run)[keep:]:
-        remove_checkpoint(old)
-    return None
+        for old in folders(run)[keep:]:
+            remove_checkpoint(old)
 
 
 def read_checkpoint(folder):
@@ -130,7 +118,7 @@ LAYOUT = 2  # counts up when checkpoints of older runs cannot be read any more
 
 # Settings that decide nothing about what is learned: a resumed run may have others.
 MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep",
-              "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute",
+              "resume", "overwrite", "decode_timeout", "offload", "recompute",
               "versions", "out", "kind")  # fmt: skip
 CONTENTS = {"model_fingerprint": "--model has other weights", "examples_hash": "other examples"}
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 
 from grpo import completion_texts, kl_k3
-from lib.errors import BadInput
 from tasks import TASKS, score
 
 # name: (bytes, operations per second in 16 bits, in float32, bytes per second), by data sheets
@@ -167,17 +166,6 @@ def speed(line, n_weights, n_trained, args, world, device):
         unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
         measured["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     return {k: float(f"{v:.4g}") for k, v in measured.items()}
-
-
-def tensorboard(folder):
-    """A SummaryWriter for a folder. Raises BadInput where the package is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise BadInput(
-            "--tensorboard needs a package that is not installed: pip install tensorboard"
-        ) from e
-    return SummaryWriter(folder)
 
 
 def group_record(group):

@@ -1,7 +1,7 @@
 """run.py: one run of train.py: what it writes down, shows and saves, and how it is told to stop.
 
-Every process has a Run and calls its methods in the same order; process 0 writes and shows. Logs
-and pictures may fail, with one line; the work is saved before them.
+Every process has a Run and calls its methods in the same order; process 0 writes and shows. A full
+disk ends the run like a kill: what was saved before is whole, and --resume goes on from there.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from grpo import grpo_step
-from lib.errors import BadInput, first_line
+from lib.errors import BadInput
 from lib.files import append_line, read_lines
 from lib.identity import versions
 from lib.processes import Progress, add_up, columns, largest, on_first, rank, world
@@ -108,7 +108,7 @@ class Run:
         also = {"processes": world(), "video_budget": vars(budget), "versions": versions()}
         self.record = vars(settings) | about | also  # settings.json
         self.out, checkpoint = on_first(lambda: open_run_folder(self.record))
-        self.first, self.lines, self.said, self.checked, self.problems = 0, [], set(), False, []
+        self.first, self.lines, self.checked = 0, [], False
         self.counts = dict.fromkeys(("drawn", "skipped", "dropped", "dropped_in_a_row"), 0)
         self.counts["largest_kl"] = 0.0
         if checkpoint:
@@ -120,9 +120,6 @@ class Run:
         self.done = self.saved = self.first
         self.stopping = False
         self.greet()
-        self.board = None
-        if settings.tensorboard and rank() == 0:
-            self.board = log.tensorboard(self.path("tensorboard"))
         self.progress = Progress(self.steps, "step", done=self.first)
 
     def path(self, name):
@@ -170,9 +167,6 @@ class Run:
         line |= log.speed(line, self.n_weights, self.n_trained, self.settings, world(), self.device)
         self.lines.append(line)
         self.append("metrics.jsonl", line)
-        if self.board:
-            for name in (k for k, v in line.items() if isinstance(v, (int, float))):
-                self.may_fail("tensorboard", self.board.add_scalar, name, line[name], step + 1)
 
     def record_group(self, step, sums, groups, clock):
         """A line of rollouts.jsonl: every --rollouts-every steps a group, the step's first. Of a
@@ -216,17 +210,8 @@ class Run:
                 self.append("samples.jsonl", {"step": done, "number": number, **record})
 
     def append(self, name, record):
-        self.may_fail(name, append_line, self.path(name), record)
-
-    def may_fail(self, what, work, *args):
-        """Does work that a run can do without: if it fails, the run says why, once, and goes on."""
-        try:
-            work(*args)
-        except Exception as e:
-            why = f"{what} could not be written ({type(e).__name__}: {first_line(e)})"
-            if why not in self.said:
-                self.progress.write(f"step {self.done}: {why}; the run goes on", file=sys.stderr)
-            self.said.add(why)
+        """Adds a record to one of the run's .jsonl files."""
+        append_line(self.path(name), record)
 
     # What is kept --------------------------------------------------------------------------------
 
@@ -240,18 +225,17 @@ class Run:
             self.save()
 
     def save(self):
-        """A full disk must not end a run: `problems` says what could not be written."""
-        tensors = self.optimizer.tensors()
-        said = save_checkpoint(self.out, self.done, tensors, self.counts, self.settings.keep)
-        self.problems = [said] if said else []
+        """Writes the checkpoint, then the policy. Raises BadInput where the disk refuses them."""
+        tensors, models = self.optimizer.tensors(), (self.policy, self.tokenizer, self.budget)
         try:
-            models = (self.policy, self.tokenizer, self.budget)
+            save_checkpoint(self.out, self.done, tensors, self.counts, self.settings.keep)
             save_policy(*models, self.out, self.settings, rank())
         except (OSError, SafetensorError) as e:
-            self.problems.append(f"the policy of step {self.done} could not be written ({e})")
+            then = "what was saved before is intact; make room, and --resume goes on from there"
+            error = BadInput(f"step {self.done} could not be saved ({e}): {then}")
+            error.process = rank()
+            raise error from e
         self.saved = self.done
-        for problem in self.problems:
-            self.progress.write(f"{problem}; the run goes on", file=sys.stderr)
 
     # What is shown -------------------------------------------------------------------------------
 
@@ -275,25 +259,18 @@ class Run:
                 said = textwrap.fill(f"step {step + 1}: {self.agreement}", columns())
                 self.progress.write(f"{said}\n{log.HINT if self.first == 0 else ''}")
             if self.done % 10 == 0 or self.ending:
-                self.may_fail("curves.png", self.draw)
+                from training.shown import draw_curves
+
+                draw_curves(self.out, self.lines, self.record)
         check_counts(self.counts, self.path("skipped.jsonl"))
-
-    def draw(self):
-        from training.shown import draw_curves
-
-        draw_curves(self.out, self.lines, self.record)
 
     # The end -------------------------------------------------------------------------------------
 
     def finish(self, next_commands):
         """Saves the steps since the last save and says how the run ended. Exits with 128 + the
-        signal if it was told to stop; raises BadInput if the last save failed."""
+        signal if it was told to stop."""
         if self.done < self.steps and self.saved < self.done:
             self.save()
-        if self.board:
-            self.may_fail("tensorboard", self.board.close)
-        if self.problems and rank() == 0:  # there will be no later save
-            raise BadInput(f"the run ended, and its last save failed: {'; '.join(self.problems)}")
         if rank() == 0:
             how, then = "done", "\n".join(next_commands)
             if self.done < self.steps:

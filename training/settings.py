@@ -96,7 +96,6 @@ TRAIN_FLAGS = {
         ("--resume", YES, "go on from the newest checkpoint in --out; begin where there is none"),
         ("--decode-timeout", PATIENCE | {"default": 60}, "seconds after which a video counts as "
             "unreadable"),
-        ("--tensorboard", YES, "the metrics for TensorBoard as well, in --out/tensorboard"),
     ],
     "GRPO": [
         ("--group-size", COUNT | {"default": 8}, "G: completions of each prompt"),
