@@ -14,7 +14,6 @@ import train
 from conftest import BASE, ROOT
 from lib.errors import BadInput
 from lib.files import read_lines
-from lib.processes import Progress
 from model import load
 from training import loader
 from training.run import check_sampler
@@ -174,15 +173,6 @@ def test_a_run_stops_when_sampler_and_scorer_disagree():
                         (torch.tensor([0.0, float("nan")]), torch.bfloat16)):  # fmt: skip
         with pytest.raises(BadInput, match="sampler's and the scorer's"):
             check_sampler(gaps, dtype)
-
-
-def test_progress_in_a_log_is_a_line_for_every_tenth_part(capsys):
-    progress = Progress(200, "step", done=3)
-    for _ in range(197):
-        progress.update(figures="x" * 200)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 10 and lines[-1].startswith("step 200/200, ")
-    assert max(map(len, lines)) <= 100
 
 
 # Mistakes -----------------------------------------------------------------------------------------
