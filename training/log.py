@@ -141,31 +141,12 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
     }
 
 
-def speed(line, n_weights, n_trained, args, world, device):
-    """Tokens and completions per second, peak memory of process 0 in GB, and the share of the GPUs'
-    arithmetic that is used (MFU)."""
-    seconds, groups = line["seconds_total"], args.group_size if args.method == "grpo" else 1
-    measured = {
-        "tokens_per_second": line["completion_tokens"] / seconds,
-        "samples_per_second": args.prompts_per_step * groups / seconds,
-    }
-    if args.method == "grpo" and line["seconds"].get("sample"):
-        measured["decoded_per_second"] = line["completion_tokens"] / line["seconds"]["sample"]
+def peak_memory(device):
+    """The most memory that this process has held so far, in GB: of its GPU, or on the CPU."""
     if "cuda" in str(device):
-        measured["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        gpu = known_gpu(torch.cuda.get_device_name())
-        if gpu and args.method == "grpo":
-            peak = GPUS[gpu][1]
-            tokens = line["prompt_tokens"] + line["completion_tokens"]
-            # In forwards: sampling, the reference policy; per update one, and a backward of two.
-            passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout
-            if n_trained < n_weights / 2:  # frozen weights need no gradients of their own
-                passes -= args.updates_per_rollout
-            measured["mfu"] = 2 * n_weights * tokens * passes / seconds / peak / world
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-        measured["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-    return {k: float(f"{v:.4g}") for k, v in measured.items()}
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def group_record(group):

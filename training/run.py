@@ -164,7 +164,7 @@ class Run:
             return
         line = log.step_metrics(step + 1, sums, outcome.grad_norm, lr, clock.seconds, self.settings)
         line |= {k: self.counts[k] for k in ("skipped", "dropped")}
-        line |= log.speed(line, self.n_weights, self.n_trained, self.settings, world(), self.device)
+        line["memory_gb"] = round(log.peak_memory(self.device), 3)
         self.lines.append(line)
         self.append("metrics.jsonl", line)
 
