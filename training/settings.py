@@ -46,16 +46,6 @@ def two_defaults(name):
     return f"(toy model: {toy}; others: {paper})"
 
 
-def published_clips():
-    """The clips of VARIANTS in the words of --help."""
-    names = {}
-    for name, variant in VARIANTS.items():
-        names.setdefault(variant.clip, []).append(name)
-    below = lambda low: f"{low:g}" if low < 1 else "nothing"
-    words = [f"{below(low)} below and {high:g} above for" for low, high in names]
-    return "; ".join(f"{w} {', '.join(some)}" for w, some in zip(words, names.values()))
-
-
 TRAIN_FLAGS = {
     "what is learned": [
         ("--task", {"default": "grounding"}, f"one of {', '.join(TASKS)}; several with + between; "
@@ -110,8 +100,8 @@ TRAIN_FLAGS = {
             "variants.py"),
         ("--updates-per-rollout", COUNT | {"default": 1}, "optimizer steps on the same "
             "completions; the clip acts from the second on"),
-        ("--clip", POSITIVE, "ε: the ratio is clipped to 1 ± ε (default: as each variant was "
-            f"published, {published_clips()})"),
+        ("--clip", POSITIVE, "ε: the ratio is clipped to 1 ± ε (default: as the variant was "
+            "published, see variants.py)"),
         ("--clip-high", POSITIVE, "ε for ratios above 1, if it is to be another"),
         ("--mask-unfinished", YES, "completions that ran into --max-new-tokens count nothing in "
             "the loss"),
