@@ -140,9 +140,6 @@ def test_overwrite_renames_the_old_run(run, charades):
     for at, names in before.items():
         assert set(names) <= set(os.listdir(at.replace(str(run), f"{run}.old-1")))
     assert not os.path.exists(run / "eval-charades")  # the evaluation was of the run before
-    flags = [*flags_of(run, charades), "--overwrite", "--model", run / "policy"]
-    status, said = call("train.py", *flags)
-    assert status == 2 and "and --model is in it" in said and not os.path.exists(f"{run}.old-2")
 
 
 def test_a_file_of_the_users_in_the_policy_moves_along_and_a_kill_loses_nothing(tmp_path):

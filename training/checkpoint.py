@@ -8,8 +8,8 @@ That is all. Nothing random is carried from step to step: the order of the data 
 token come from (seed, step, number of the prompt), so a run that continues at step 301 sees and
 says what it would have seen and said, on whatever number of processes.
 
-A checkpoint is complete or it is not there: it is written under another name, flushed to the disk,
-and renamed. Whenever a machine dies, the checkpoint before is whole.
+A checkpoint is complete or it is not there: it is written under another name, and renamed. Whenever
+a run dies, the checkpoint before is whole.
 """
 
 import json
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lib.errors import BadInput, read_object
-from lib.files import LOCK, expect_kind, locks_released, put_aside, remove_lines, replace_file, take
+from lib.files import expect_kind, locks_released, put_aside, remove_lines, replace_file, take
 from lib.processes import rank, whole
 
 PART, PART_BYTES = "part-{:03d}.safetensors", 4e9  # what process 0 holds in memory at a time
@@ -33,13 +33,6 @@ def folders(run):
     """Complete checkpoints, newest first."""
     paths = glob(os.path.join(escape(run), "checkpoints", "step-*[0-9]", "state.json"))
     return sorted(map(os.path.dirname, paths), reverse=True)
-
-
-def flush(path):
-    """Puts a file or folder on the disk itself: a rename could outlive a power cut without it."""
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
 
 
 def remove_checkpoint(folder):
@@ -80,16 +73,12 @@ def save_checkpoint(run, step, tensors, counts, keep):
         os.makedirs(partial, exist_ok=True)
     for parts, part in enumerate(in_parts(tensors), 1):
         if rank() == 0:
-            save_file(part, path := os.path.join(partial, PART.format(parts - 1)))
-            flush(path)
+            save_file(part, os.path.join(partial, PART.format(parts - 1)))
     if rank() == 0:
         state = json.dumps({"step": step, "parts": parts, "counts": counts})
-        replace_file(path := os.path.join(partial, "state.json"), state)
-        flush(path)
-        flush(partial)
+        replace_file(os.path.join(partial, "state.json"), state)
         remove_checkpoint(folder)
         os.rename(partial, folder)
-        flush(os.path.dirname(folder))
         for old in folders(run)[keep:]:
             remove_checkpoint(old)
 
@@ -117,9 +106,8 @@ def newest_checkpoint(run):
 LAYOUT = 2  # counts up when checkpoints of older runs cannot be read any more
 
 # Settings that decide nothing about what is learned: a resumed run may have others.
-MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep",
-              "resume", "overwrite", "decode_timeout", "offload", "recompute",
-              "versions", "out", "kind")  # fmt: skip
+MAY_CHANGE = "processes device dtype quiet save_every rollouts_every keep resume overwrite".split()
+MAY_CHANGE += "decode_timeout offload recompute versions out kind".split()
 CONTENTS = {"model_fingerprint": "--model has other weights", "examples_hash": "other examples"}
 
 
@@ -139,7 +127,9 @@ def open_run_folder(settings):
             why = "already holds a run: give another --out, --resume to go on with it"
             raise BadInput(f"{folder} {why}, or --overwrite to rename it and begin anew")
         if is_run and settings["overwrite"]:
-            rename_run(folder, settings)
+            with locks_released():
+                take(folder)
+                print(f"{folder}: the run before is now {put_aside(folder)}", file=sys.stderr)
         os.makedirs(folder, exist_ok=True)
         take(folder)
         if is_run and settings["resume"]:
@@ -154,19 +144,6 @@ def open_run_folder(settings):
     except OSError as e:
         raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
     return folder, checkpoint
-
-
-def rename_run(folder, settings):
-    """Puts a run aside. Raises BadInput where this or another program still needs it in place."""
-    for flag in ("data", "model", "student", "judge"):
-        path = os.path.realpath(settings[flag] or os.devnull)
-        if os.path.commonpath([path, os.path.realpath(folder)]) == os.path.realpath(folder):
-            raise BadInput(f"--overwrite renames {folder}, and --{flag} is in it: give another one")
-    with locks_released():
-        evaluations = glob(os.path.join(escape(folder), "eval-*", LOCK))
-        for place in [folder, *map(os.path.dirname, evaluations)]:
-            take(place)
-        print(f"{folder}: the run before is now {put_aside(folder)}", file=sys.stderr)
 
 
 def resumable(folder, settings):
