@@ -133,14 +133,10 @@ def read_lines(path, **types):
 
 
 def append_line(path, record):
-    """Adds a record to a .jsonl file, on a new line where the last one was cut short (a kill)."""
-    line = json.dumps(record) + "\n"
-    with open(path, "ab+") as f:
-        size = f.seek(0, os.SEEK_END)
-        if size:
-            f.seek(size - 1)
-            line = line if f.read(1) == b"\n" else "\n" + line
-        f.write(line.encode())
+    """Adds a record to a .jsonl file. Programs begin with remove_lines: a last line that a kill has
+    cut short would otherwise spoil the next one."""
+    with open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(record) + "\n")
 
 
 def remove_lines(path, keep, **types):
