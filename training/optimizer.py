@@ -19,25 +19,15 @@ from torch.distributed.tensor import DTensor
 
 
 def add_up_gradients(parameters, world):
-    """grad ← Σ over processes of grad, in messages of about 100 MB.
-
-    Each process's loss is its share of the step's loss, so a sum is right.
+    """grad ← Σ over processes of grad. Each process's loss is its share of the step's loss, so a
+    sum is right.
 
     Sharded weights are DTensors, of which each process holds some rows; FSDP2 has added up their
     gradients in the backward pass.
     """
-    if world == 1 or isinstance(parameters[0], DTensor):
-        return
-    start, size = 0, 0
-    for end, p in enumerate(parameters, 1):
-        size += p.numel()
-        if size > 25e6 or end == len(parameters):
-            message = parameters[start:end]
-            flat = torch.cat([p.grad.flatten() for p in message])
-            dist.all_reduce(flat)
-            for p, part in zip(message, flat.split([p.numel() for p in message])):
-                p.grad.copy_(part.view_as(p))
-            start, size = end, 0
+    if world > 1 and not isinstance(parameters[0], DTensor):
+        for p in parameters:
+            dist.all_reduce(p.grad)
 
 
 class MasterAdamW:
