@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 from glob import escape, glob
+from importlib import import_module
 
 from huggingface_hub import try_to_load_from_cache
 
@@ -57,8 +58,8 @@ def revision(name):
 
 def hash_of_examples(examples):
     """A hash of what is asked and what is right; a data set may lie in another folder."""
-    return hash_of([sorted((vars(e) | {"video": os.path.basename(e.video)}).items())
-                    for e in examples])  # fmt: skip
+    asked = [vars(e) | {"video": os.path.basename(e.video)} for e in examples]
+    return hash_of([sorted(fields.items()) for fields in asked])
 
 
 def is_toy(name):
@@ -80,13 +81,5 @@ def shown_name(name):
 
 def versions():
     """What a score depends on besides the settings."""
-    import decord
-    import torch
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "decord": decord.__version__,
-    }
+    packages = map(import_module, ("torch", "transformers", "decord"))
+    return {"python": platform.python_version()} | {p.__name__: p.__version__ for p in packages}
