@@ -22,13 +22,12 @@ FIXED = 3  # prompts, the run's first, whose answers are looked at again and aga
 
 
 def training_examples(settings, stand_in):
-    """Examples of all tasks, names of their data sets, and flags for eval.py to ask what was
-    trained.
+    """Examples of all tasks, names of their data sets, and flags with which eval.py asks each task.
 
     stand_in: makes the data of a data set that is not there, see annotations.readers.find_data.
     Tasks are mixed in proportion to their examples, as in the paper.
     """
-    examples, names, own, other = [], [], [], []
+    examples, names, flags = [], [], []
     say = lambda sentence: print(sentence, file=sys.stderr) if rank() == 0 else None
     toy_model = is_toy(settings.model)
     for task in settings.tasks:
@@ -36,15 +35,11 @@ def training_examples(settings, stand_in):
         find = partial(find_data, source, settings.data, stand_in, toy_model)
         folder, name = on_first(find)
         read = read_dataset(source, "train", folder, say)[: settings.examples]
-        if read[0].task == task:
-            own.append(source)
-        else:
-            other.append(f"--bench {source} --task {task}")
         examples += as_task(read, task)
         names.append(name)
-    flags = [f"--bench {','.join(own)}"] if own else []
-    data = f" --data {settings.data}" if settings.data else ""
-    return examples, ", ".join(dict.fromkeys(names)), [words + data for words in flags + other]
+        data = f" --data {settings.data}" if settings.data else ""
+        flags.append(f"--bench {source} --task {task}{data}")
+    return examples, ", ".join(dict.fromkeys(names)), flags
 
 
 @lru_cache(maxsize=2)
