@@ -119,20 +119,6 @@ def test_a_killed_run_records_nothing_twice_and_loses_nothing(charades, tmp_path
     assert when(run(charades, out, flags + " --resume")["samples"]) == when(whole["samples"])
 
 
-def largest_kl_is_recorded(made):
-    """The step of the largest KL is there, with the group where it comes from."""
-    peak = max(made["metrics"], key=lambda line: line["kl"])
-    (group,) = [g for g in made["rollouts"] if g["step"] == peak["step"]]
-    per_token = [kl for c in group["completions"] for kl in c["kl"]]
-    assert sum(per_token) / len(per_token) > peak["kl"] > 0  # the largest of 4 is above their mean
-    steps = [g["step"] for g in made["rollouts"]]
-    assert steps == sorted(set(steps)) and steps[0] == 1
-
-
-def test_the_step_of_the_largest_kl_is_recorded(charades, tmp_path):
-    largest_kl_is_recorded(run(charades, tmp_path / "r", "--steps 4 --rollouts-every 100"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("more", ["", "--shard"])
 def test_two_processes_record_as_one(charades, tmp_path, more):
@@ -146,7 +132,7 @@ def test_two_processes_record_as_one(charades, tmp_path, more):
     assert done.returncode == 0, done.stderr
     shared = logs(tmp_path / "two")
     assert when(shared["samples"]) == when(alone["samples"])
-    largest_kl_is_recorded(shared)
+    assert [g["step"] for g in shared["rollouts"]] == [1]
     for a in shared["samples"]:
         (b,) = [b for b in alone["samples"] if (b["step"], b["number"]) == (a["step"], a["number"])]
         assert a["id"] == b["id"] and json.dumps(a["answer"]) == json.dumps(b["answer"])

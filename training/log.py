@@ -97,11 +97,6 @@ def sampler_gaps(groups):
     return torch.cat([(g.logp_old - g.logp_sampled)[g.mask].abs() for g in groups])
 
 
-def mean_kl(group):
-    """KL per token of a Group in nats, before the step."""
-    return float(group.kl[group.mask].mean())
-
-
 def step_metrics(step, sums, grad_norm, lr, seconds, args):
     """A step's line in metrics.jsonl, from sums over all processes.
 

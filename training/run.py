@@ -110,7 +110,6 @@ class Run:
         self.out, checkpoint = on_first(lambda: open_run_folder(self.record))
         self.first, self.lines, self.checked = 0, [], False
         self.counts = dict.fromkeys(("drawn", "skipped", "dropped", "dropped_in_a_row"), 0)
-        self.counts["largest_kl"] = 0.0
         if checkpoint:
             state, tensor = read_checkpoint(checkpoint)
             optimizer.load_tensors(tensor)
@@ -157,7 +156,7 @@ class Run:
             self.counts[name] += count
         self.counts["dropped_in_a_row"] *= dropped
         if outcome.groups:
-            self.record_group(step, sums, outcome.groups, clock)
+            self.record_group(step, outcome.groups, clock)
         for record in batch.skipped:
             self.append("skipped.jsonl", record)
         if rank():
@@ -168,22 +167,12 @@ class Run:
         self.lines.append(line)
         self.append("metrics.jsonl", line)
 
-    def record_group(self, step, sums, groups, clock):
-        """A line of rollouts.jsonl: every --rollouts-every steps a group, the step's first. Of a
-        step whose KL is the largest so far, so that its reason can be seen, always one: that of
-        the largest KL, whichever process has it."""
-        kl = sums["kl"] / sums["tokens"]
-        group, writer = groups[0], 0
-        if is_peak := self.counts["largest_kl"] < kl < math.inf:
-            self.counts["largest_kl"] = kl
-            group = max(groups, key=log.mean_kl)
-            of = {k: log.mean_kl(group) * (k == rank()) for k in range(world())}
-            of = add_up(of, self.device)
-            writer = max(of, key=of.get)
-        if is_peak or step % self.settings.rollouts_every == 0:
-            record = {"step": step + 1, **log.token_records(self.policy, self.tokenizer, group)}
-            if rank() == writer:
-                self.append("rollouts.jsonl", record)
+    def record_group(self, step, groups, clock):
+        """A line of rollouts.jsonl: every --rollouts-every steps a group, the step's first."""
+        if step % self.settings.rollouts_every == 0:
+            group = log.token_records(self.policy, self.tokenizer, groups[0])
+            if rank() == 0:
+                self.append("rollouts.jsonl", {"step": step + 1, **group})
             clock("record")
 
     def batches(self, loader):

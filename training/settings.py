@@ -77,8 +77,7 @@ TRAIN_FLAGS = {
             "float32 on a CPU, bfloat16 on CUDA; weights in training and moments are float32 "
             "always)"),
         ATTN,
-        ("--rollouts-every", COUNT | {"default": 5}, "steps between two groups written to "
-            "rollouts.jsonl; that of the largest KL so far is always written"),
+        ("--rollouts-every", COUNT | {"default": 5}, "steps between two groups in rollouts.jsonl"),
         ("--quiet", YES, "do not show a group in the terminal every tenth step"),
         ("--save-every", COUNT | {"default": 100}, "steps between two saves of the policy and a "
             "checkpoint; always at the end and when told to stop"),
