@@ -67,18 +67,18 @@ def wrong_key(record, types):
 # ------------------------------------------------------------------------------------------------
 
 # PyTorch raises a RuntimeError of its own for a GPU, and a plain one for the CPU.
-ALLOCATION_FAILED = ("DefaultCPUAllocator", "out of memory", "Cannot allocate memory",
-                     "ALLOC_FAILED", "Storage size calculation overflowed")  # fmt: skip
+NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "Cannot allocate memory", "ALLOC_FAILED")
 LOST = ("Connection", "gloo", "closed by peer", "Broken pipe")
 
 
 def says(error, words):
+    """Whether an exception is PyTorch's and holds one of some words."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def out_of_memory(error):
     """Whether an exception says that memory was not enough, on a GPU or on the CPU."""
-    return isinstance(error, MemoryError) or says(error, ALLOCATION_FAILED)
+    return isinstance(error, MemoryError) or says(error, NO_MEMORY)
 
 
 def lost_process(error):
@@ -103,8 +103,8 @@ def reason(error, memory, interrupted):
     if out_of_memory(error):
         return 1, f"error: process {rank} ran out of memory: {memory}".removesuffix(": ")
     if lost_process(error):
-        return 1, (f"error: process {rank} lost another process, which was killed or crashed "
-                   f"(its own output says why): {first_line(error)}")  # fmt: skip
+        lost = "lost another process, which was killed or crashed (its own output says why)"
+        return 1, f"error: process {rank} {lost}: {first_line(error)}"
     # Full or read-only disks, quotas, permissions, a reader of the output that has gone (`| head`).
     if isinstance(error, OSError) and error.errno:
         where = f": {error.filename}" if error.filename else ""

@@ -74,22 +74,23 @@ def device(text):
 # ------------------------------------------------------------------------------------------------
 
 PROMPT = (
-    "--prompt", {"metavar": "FILE", "dest": "template"}, "ask in your own words: a text file that "
-    "is all of the user's turn, with <video> where the video stands, and {question}, {options} or "
-    "{box} as the task has them, {duration} in seconds"
-)  # fmt: skip
+    "--prompt",
+    {"metavar": "FILE", "dest": "template"},
+    "ask in your own words: a text file that is all of the user's turn, with <video> where the "
+    "video stands, and {question}, {options} or {box} as the task has them, {duration} in seconds",
+)
 JUDGE = (
-    "--judge", {}, "captions: a local language model that decides whether a caption tells of an "
-    "event (default: matching content words; noisy:0.2: these, wrong in a fifth of their decisions)"
-)  # fmt: skip
+    "--judge",
+    {},
+    "captions: a local language model that decides whether a caption tells of an event (default: "
+    "matching content words; noisy:0.2: these, wrong in a fifth of their decisions)",
+)
 ATTN = (
-    "--attn", {"default": "sdpa", "choices": ("sdpa", "flash_attention_2")}, "sdpa: "
-    "PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA"
-)  # fmt: skip
-STUDENT = (
-    "--student", {"metavar": "DIR"}, "with the functions you wrote in DIR (course/) instead of "
-    "this repository's own"
-)  # fmt: skip
+    "--attn",
+    {"default": "sdpa", "choices": ("sdpa", "flash_attention_2")},
+    "sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA",
+)
+STUDENT = ("--student", {"metavar": "DIR"}, "with the functions that you wrote in DIR (course/)")
 DEVICES = ("--device", {"default": DEVICE, "type": device}, "cuda, cuda:1 or cpu")
 
 BUDGET_FLAGS = {  # a data.VideoBudget; a flag that is not given stays None
@@ -97,12 +98,11 @@ BUDGET_FLAGS = {  # a data.VideoBudget; a flag that is not given stays None
         ("--fps", number(float, "(0, 1000]"), "frames looked at per second"),
         ("--max-frames", number(int, "[4, inf)"), "frames at most"),
         # at least two pairs of frames, a token each: 2 · 28 · 28
-        ("--total-pixels", number(int, "[1568, inf)"), "pixels of all frames at most, a pair of "
-            "frames counted once"),
+        ("--total-pixels", number(int, "[1568, inf)"), "pixels at most, of all pairs of frames"),
         ("--min-frame-pixels", number(int, "[784, inf)"), "pixels of a frame at least"),
         ("--max-frame-pixels", number(int, "[784, inf)"), "pixels of a frame at most"),
     ],
-}  # fmt: skip
+}
 
 
 # ------------------------------------------------------------------------------------------------

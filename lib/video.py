@@ -105,8 +105,8 @@ class Packets(
 
     zero: where the file begins, on the clock of its stamps; pts, dts (F,): in seconds from there,
     nan where missing; key, discard (F,) bool; last: seconds that the last frame stays; stated: the
-    end of the video that the file's head promises, or nan; pixel: a pixel's width over its height;
-    rate: frames per second that the file's head promises, or nan.
+    end of the video that the head of an mp4 promises, or nan; pixel: a pixel's width over its
+    height; rate: frames per second that the file's head promises, or nan.
     """
 
 
@@ -116,8 +116,6 @@ def look(path):
         stream = file.streams.best("video")
         if stream is None:
             raise Unreadable("holds no video")
-        if file.format.name == "webp_pipe":
-            raise Unreadable("is a WebP, whose pictures are not read here: save it as mp4 or GIF")
         codec, tick = stream.codec_context, float(stream.time_base)
         if codec is None:
             raise Unreadable(f"holds video of a kind that cannot be decoded here: {CONVERT}")
@@ -135,20 +133,12 @@ def look(path):
         zero = shown.min() if len(shown) else 0.0
         if file.start_time is not None:  # sound may begin earlier
             zero = min(zero, file.start_time / av.time_base)
-        stamps = zero, pts - zero, dts - zero, key, discard, last, stated_end(file, stream) - zero
+        stated = np.nan
+        if "mp4" in file.format.name and stream.duration is not None:
+            stated = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        stamps = zero, pts - zero, dts - zero, key, discard, last, stated - zero
         pixel, rate = stream.sample_aspect_ratio or 1, stream.average_rate or np.nan
         return Packets(file.format.name, codec.name, *stamps, float(pixel), float(rate))
-
-
-def stated_end(file, stream):
-    """Where the head of a file says that its video ends, on the clock of its stamps; nan: nowhere.
-
-    Matroska's own duration is that of the longest track, so the track's is taken from its tags.
-    """
-    if "matroska" not in file.format.name and stream.duration is not None:
-        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
-    return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else np.nan
 
 
 def jumps_are_exact(packets):

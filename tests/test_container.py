@@ -256,19 +256,13 @@ def test_pixels_that_are_not_square_are_shown_as_they_are_meant(shared):
         assert next(clip.pictures(np.array([0]))).shape[2] / height == pytest.approx(3 / 2)
 
 
-def test_an_animated_webp_is_called_by_its_name(shared):
-    with pytest.raises(BadInput, match="anim.webp is a WebP, .* not read here: save"):
-        read_frames(os.path.join(shared, "cases", "anim.webp"), SEEN)
-
-
 def test_a_download_that_was_cut_short_is_one_sentence(tmp_path):
     """Its frames end at half of what its head promises: questions about the rest have no answer."""
-    for name, muxer in (("a.mp4", {"movflags": "faststart"}), ("a.mkv", {})):
-        path = tmp_path / name
-        content = open(write_clip(path, "libx264", TENTHS, B, muxer=muxer), "rb").read()
-        path.write_bytes(content[: len(content) // 2])
-        with pytest.raises(BadInput, match=r"a\.m.. breaks off after .* of 12.0 s: download"):
-            read_frames(str(path), SEEN)
+    path, muxer = tmp_path / "a.mp4", {"movflags": "faststart"}
+    content = open(write_clip(path, "libx264", TENTHS, B, muxer=muxer), "rb").read()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(BadInput, match=r"a\.mp4 breaks off after .* of 12.0 s: download"):
+        read_frames(str(path), SEEN)
 
 
 def test_files_without_times_or_video_are_one_sentence(tmp_path):

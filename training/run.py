@@ -151,9 +151,9 @@ class Run:
             self.agreement = check_sampler(outcome.sampler_gaps, dtype)
             self.checked = True
         dropped = not math.isfinite(outcome.grad_norm)
-        for name, count in (("drawn", sums["drawn"]), ("skipped", sums["skipped"]),
-                            ("dropped", dropped), ("dropped_in_a_row", dropped)):  # fmt: skip
-            self.counts[name] += count
+        more = {k: sums[k] for k in ("drawn", "skipped")}
+        for name, n in (more | {"dropped": dropped, "dropped_in_a_row": dropped}).items():
+            self.counts[name] += n
         self.counts["dropped_in_a_row"] *= dropped
         if outcome.groups:
             self.record_group(step, outcome.groups, clock)
@@ -265,8 +265,8 @@ class Run:
             if self.done < self.steps:
                 how = f"stopped after step {self.done}"
                 then = f"the same command with --resume --out {self.out} goes on"
-            print(f"{how} in {self.progress.seconds:.0f} s\ncurves: {self.out}/curves.png\n"
-                  f"policy: {self.out}/policy\n{then}")  # fmt: skip
+            print(f"{how} in {self.progress.seconds:.0f} s")
+            print(f"curves: {self.out}/curves.png\npolicy: {self.out}/policy\n{then}")
         if world() > 1:
             dist.destroy_process_group()
         if self.done < self.steps:

@@ -28,15 +28,14 @@ from variants import KLS, VARIANTS
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # those that torchrun started
 
-# Where the toy and the paper need different numbers. A model of a million parameters learns from
-# steps 300 times as large, and says what it has to say in a few words.
+# Where the toy and the paper (VideoChat-R1) need different numbers: (toy, paper). A model of a
+# million parameters learns from steps 300 times as large, and says all in a few words.
 DEFAULTS = {
-    #                  toy   paper (VideoChat-R1)
-    "steps":          (300, None),  # None: one pass over the data
-    "lr":             (3e-4, 1e-6),
+    "steps": (300, None),  # None: one pass over the data
+    "lr": (3e-4, 1e-6),
     "lr of adapters": (1e-3, 1e-5),  # --lora: B begins at zero and has far to go
-    "train_vision":   (True, False),
-}  # fmt: skip
+    "train_vision": (True, False),
+}
 
 
 def two_defaults(name):
