@@ -296,7 +296,7 @@ def test_a_part_of_a_checkpoint_that_cannot_be_written(tmp_path):
     code = f"""
 import resource, torch
 from training import checkpoint
-checkpoint.PART_BYTES = 1000
+checkpoint.TENSORS = 1
 small, large = torch.ones(300), torch.ones(10_000)
 checkpoint.save_checkpoint({str(tmp_path)!r}, 1, dict(a=small), {{}}, 2)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

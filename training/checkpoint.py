@@ -26,7 +26,7 @@ from lib.errors import BadInput, read_object
 from lib.files import expect_kind, locks_released, put_aside, remove_lines, replace_file, take
 from lib.processes import rank, whole
 
-PART, PART_BYTES = "part-{:03d}.safetensors", 4e9  # what process 0 holds in memory at a time
+PART, TENSORS = "part-{:03d}.safetensors", 64  # of a part, which process 0 holds in memory
 
 
 def folders(run):
@@ -44,22 +44,6 @@ def remove_checkpoint(folder):
         os.rmdir(folder)
 
 
-def in_parts(tensors):
-    """Yields {name: whole tensor} of about PART_BYTES each, empty on all processes but the first.
-    Every process must run through it: sharded tensors are gathered."""
-    part, size = {}, 0
-    for name, tensor in tensors.items():
-        tensor = whole(tensor)
-        size += tensor.nbytes
-        if rank() == 0:
-            part[name] = tensor.contiguous()
-        if size > PART_BYTES:
-            yield part
-            part, size = {}, 0
-    if size:
-        yield part
-
-
 def save_checkpoint(run, step, tensors, counts, keep):
     """Writes a checkpoint and removes all but the last `keep`; every process calls it.
 
@@ -67,15 +51,21 @@ def save_checkpoint(run, step, tensors, counts, keep):
     Raises:  OSError or SafetensorError where the disk does not take it. Those before are kept.
     """
     folder = os.path.join(run, "checkpoints", f"step-{step:06d}")
-    partial, parts = folder + ".partial", 0
+    partial, names = folder + ".partial", list(tensors)
+    parts = [names[k : k + TENSORS] for k in range(0, len(names), TENSORS)]
     if rank() == 0:
         remove_checkpoint(partial)
         os.makedirs(partial, exist_ok=True)
-    for parts, part in enumerate(in_parts(tensors), 1):
+    for number, of_part in enumerate(parts):
+        part = {}
+        for name in of_part:
+            tensor = whole(tensors[name])  # with every process, though the first alone keeps it
+            if rank() == 0:
+                part[name] = tensor.contiguous()
         if rank() == 0:
-            save_file(part, os.path.join(partial, PART.format(parts - 1)))
+            save_file(part, os.path.join(partial, PART.format(number)))
     if rank() == 0:
-        state = json.dumps({"step": step, "parts": parts, "counts": counts})
+        state = json.dumps({"step": step, "parts": len(parts), "counts": counts})
         replace_file(os.path.join(partial, "state.json"), state)
         remove_checkpoint(folder)
         os.rename(partial, folder)

@@ -33,14 +33,9 @@ def known_gpu(device_name):
 
 
 HINT = """
-The loss of step 1 is 0 or nearly 0 (but with --loss cispo), and that is right:
-before the first update every ratio is 1, and advantages have mean 0. Watch
-instead, in metrics.jsonl and curves.png:
-  reward     mean over completions; its parts are named reward/TASK/RULE
-  spread     standard deviation of rewards within a group: what it can teach
-  no_spread  share of groups whose completions all earn the same: nothing to learn
-  kl         from the reference policy, nats per token: grows slowly, no jumps
-  length     tokens per completion; unfinished: share cut by --max-new-tokens
+The loss of step 1 is 0 or nearly 0 (but with --loss cispo), and that is right: before the first
+update every ratio is 1, and advantages have mean 0. Watch instead, in metrics.jsonl and curves.png:
+reward and its parts, spread (0: a group teaches nothing), kl (slow, no jumps), length, unfinished.
 """
 
 

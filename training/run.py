@@ -192,9 +192,7 @@ class Run:
         if self.settings.method != "grpo":
             return
         for number, *prompt in loader.fixed():
-            began = time.perf_counter()
             record = log.sampled_again(self.policy, self.tokenizer, self.settings, *prompt)
-            record |= {"seconds": round(time.perf_counter() - began, 3)}
             if number < loader.n_fixed:
                 self.append("samples.jsonl", {"step": done, "number": number, **record})
 
