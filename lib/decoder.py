@@ -26,13 +26,8 @@ import numpy as np
 import torch
 
 from lib.errors import BadInput, first_line
+from lib.flags import ROOT
 from lib.video import Frames
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-class Closed(Exception):
-    """A read that Decoder.close ended: nothing is known about the video."""
 
 
 class Decoder:
@@ -72,15 +67,15 @@ class Decoder:
                 return process.wait(5)
 
     def close(self):
-        """Ends the process for good, and with Closed a read that waits in another thread."""
+        """Ends the process for good, and with EOFError a read that waits in another thread."""
         self.closed = True
         self.end()
 
     def read(self, path, budget, span=None, frames=()):
         """Frames of a video, as the function gives them. Raises BadInput also where that crashes or
-        hangs, Closed after `close`."""
+        hangs. After `close`, which says nothing about the video, it raises EOFError."""
         if self.closed:
-            raise Closed
+            raise EOFError
         if self.process is None or self.process.poll() is not None:
             self.start()
         try:
@@ -96,7 +91,7 @@ class Decoder:
             answer["pixels"] = pixels.view(answer["pixels"])
         except (EOFError, OSError) as e:  # it died
             if self.closed:
-                raise Closed from e
+                raise EOFError from e
             crash = f"made the decoder crash (exit status {self.end()})"
             raise BadInput(f"video file {path} {crash}: it is damaged") from e
         return Frames(**answer | {"times": np.array(answer["times"])})

@@ -8,7 +8,6 @@ It imports nothing of the project, so that every file can import it.
 """
 
 import json
-import math
 import os
 import sys
 
@@ -31,7 +30,7 @@ NUMBER = (int, float)
 def read_object(path, **types):
     """The object in a .json file. Raises BadInput if there is none, or it is not of the form asked.
 
-    types: of the keys that must be there, e.g. seed=int. Numbers must be finite and no bool.
+    types: of the keys that must be there, e.g. seed=int.
     """
     try:
         with open(path, encoding="utf-8") as f:
@@ -52,13 +51,8 @@ def wrong_key(record, types):
     if not isinstance(record, dict):
         return f"it holds a {type(record).__name__}, not an object"
     for key, kind in types.items():
-        if key not in record:
-            return f"it has no {key!r}"
-        value, numeric = record[key], kind in (int, float, NUMBER)
-        if not isinstance(value, kind) or (numeric and isinstance(value, bool)):
-            return f"its {key!r} is a {type(value).__name__}"
-        if numeric and not math.isfinite(value):
-            return f"its {key!r} is {value}"
+        if not isinstance(record.get(key), kind):
+            return f"its {key!r} is {str(record.get(key))[:50]}"
     return None
 
 

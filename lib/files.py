@@ -107,8 +107,7 @@ def replace_file(path, content):
 def read_lines(path, **types):
     """The records of a .jsonl file; [] where there is no file.
 
-    types: of the keys that each record must have. A damaged line is named and left out; a last line
-    that is still being written is left out without a word.
+    types: of the keys that each record must have. A damaged line is named and left out.
     """
     records = []
     try:
@@ -119,8 +118,6 @@ def read_lines(path, **types):
     except OSError as e:
         raise BadInput(f"{path} cannot be read ({e.strerror})") from e
     for number, line in enumerate(lines, 1):
-        if not line.endswith("\n") and number == len(lines):
-            line = line if line.rstrip().endswith("}") else ""
         try:
             wrong = wrong_key(record := json.loads(line), types) if line.strip() else ""
         except (ValueError, RecursionError):

@@ -30,22 +30,17 @@ def number(kind, interval):
     [ ] hold their ends, ( ) do not; NaN is in none.
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
-    words = f"{'at least' if interval[0] == '[' else 'above'} {low:g}"
-    if high < math.inf:
-        words += f" and {'at most' if interval[-1] == ']' else 'below'} {high:g}"
-    elif interval[-1] == ")" and kind is float:
-        words += " and finite"
+    wanted = f"{'a whole number' if kind is int else 'a number'} in {interval}"
 
     def read(text):
         try:
             value = kind(text)
         except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {wanted}, {words}: got {text}") from None
+            value = math.nan
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high
         if not (above and below):
-            raise argparse.ArgumentTypeError(f"must be {words}: got {text}")
+            raise argparse.ArgumentTypeError(f"must be {wanted}: got {text}")
         return value
 
     return {"type": read}
@@ -146,10 +141,8 @@ def read_template(path):
         with open(path, encoding="utf-8-sig") as f:
             text = f.read().rstrip("\n")
         text.format(**dict.fromkeys(FIELDS, ""))
-    except OSError as e:
-        raise BadInput(f"--prompt {path} cannot be read: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise BadInput(f"--prompt {path} is no text in UTF-8") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadInput(f"--prompt {path} cannot be read as UTF-8: {e}") from e
     except (ValueError, LookupError, AttributeError) as e:  # str.format's
         known = ", ".join(f"{{{field}}}" for field in FIELDS)
         why = f"braces hold one of {known}; write {{{{ or }}}} for one that is to be seen ({e})"

@@ -5,7 +5,6 @@ the processes have to agree upon goes through these functions.
 """
 
 import os
-import shutil
 import sys
 import time
 from datetime import timedelta
@@ -106,16 +105,9 @@ def on_each(work):
     if world() > 1:
         problems = [None] * world()
         dist.all_gather_object(problems, problem)
-    for process, said in enumerate(problems):
-        if said is not None:
-            alone = problems.count(said) < world()
-            raise BadInput(f"process {process}: {said}" if alone else said)
+    if said := next(filter(None, problems), None):
+        raise BadInput(said)
     return result
-
-
-def columns():
-    """Characters in a line for people: a terminal's width, or 100 in a pipe and a log."""
-    return min(120, shutil.get_terminal_size((100, 24)).columns)
 
 
 class Progress:

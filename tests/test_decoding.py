@@ -13,7 +13,7 @@ import pytest
 from annotations.readers import read_dataset
 from conftest import ROOT
 from data import read_frames
-from lib.decoder import Closed, Decoder
+from lib.decoder import Decoder
 from toy.base import TOY_BUDGET
 
 
@@ -48,9 +48,9 @@ def test_another_thread_ends_a_read_that_hangs(hanging, charades):
         begun = time.monotonic()
         decoder.close()
         reader.join(5)
-        assert time.monotonic() - begun < 1 and [type(e) for e in ends] == [Closed]
+        assert time.monotonic() - begun < 1 and [type(e) for e in ends] == [EOFError]
         assert process.poll() == -signal.SIGKILL
-        with pytest.raises(Closed):
+        with pytest.raises(EOFError):
             decoder.read(good, TOY_BUDGET)  # and no later one begins
         assert decoder.process is None
 

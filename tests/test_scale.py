@@ -206,7 +206,7 @@ def test_what_one_process_cannot_do_all_hear_of(tmp_path):
     """Else the others would wait for it, and its sentence would be lost."""
     (tmp_path / "work.py").write_text(GIVES_UP)
     done = launch(2, tmp_path / "work.py")
-    assert done.returncode and "process 0 heard: process 1: its model is missing" in done.stderr
+    assert done.returncode and "process 0 heard: its model is missing" in done.stderr
 
 
 @pytest.mark.parametrize("device, says", [("cuda", "1 GPU.* 2 processes"), ("cuda:1", "one GPU")])

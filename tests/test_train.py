@@ -183,7 +183,7 @@ def test_a_run_stops_when_sampler_and_scorer_disagree():
     (["--model", "/nowhere"], "neither a folder here nor a hub name"),
     (["--data", "/nowhere"], "data folder /nowhere does not exist"),
     (["--group-size", "1"], "--group-size must be at least 2"),
-    (["--steps", "0"], "--steps must be at least 1"),
+    (["--steps", "0"], "--steps must be a whole number in [1, inf)"),
     (["--out", os.path.join(ROOT, "README.md", "run")], "cannot write to --out"),
     (["--model", "some/model", "--task", "tracking", "--data", ""],
      "there is no data/got10k: give --data FOLDER with got10k, or --data toy"),

@@ -7,8 +7,6 @@ samples.jsonl   sampled_again: what the policy answers by now to a prompt of the
 """
 
 import math
-import resource
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -129,14 +127,6 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
         "seconds": {k: round(v, 4) for k, v in seconds.items()},
         "seconds_total": round(sum(seconds.values()), 4),
     }
-
-
-def peak_memory(device):
-    """The most memory that this process has held so far, in GB: of its GPU, or on the CPU."""
-    if "cuda" in str(device):
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def group_record(group):

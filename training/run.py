@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import sys
-import textwrap
 import time
 from contextlib import contextmanager
 
@@ -20,7 +19,7 @@ from grpo import grpo_step
 from lib.errors import BadInput
 from lib.files import append_line, read_lines
 from lib.identity import versions
-from lib.processes import Progress, add_up, columns, largest, on_first, rank, world
+from lib.processes import Progress, add_up, largest, on_first, rank, world
 from training import log
 from training.checkpoint import open_run_folder, read_checkpoint, save_checkpoint
 from training.policy import save_policy
@@ -35,14 +34,12 @@ def stop_on_signals():
 
 
 def stopped(signum, frame):
-    """Notes that the run was told to stop."""
-    rank = os.environ.get("RANK", "0")
-    who, which = f"process {rank}: told to stop", f"(signal {signum})"
-    if STOP["signal"] is not None:
-        print(f"{who} twice {which}: the last checkpoint is intact", file=sys.stderr)
-        sys.exit(1)
+    """Notes that the run was told to stop. The next signal does what it does to any program."""
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, signal.SIG_DFL)
     STOP["signal"] = signum
-    print(f"{who} {which}: finishing this step, then saving", file=sys.stderr, flush=True)
+    who = f"process {os.environ.get('RANK', '0')}: told to stop (signal {signum})"
+    print(f"{who}: finishing this step, then saving", file=sys.stderr, flush=True)
 
 
 class Clock:
@@ -163,7 +160,8 @@ class Run:
             return
         line = log.step_metrics(step + 1, sums, outcome.grad_norm, lr, clock.seconds, self.settings)
         line |= {k: self.counts[k] for k in ("skipped", "dropped")}
-        line["memory_gb"] = round(log.peak_memory(self.device), 3)
+        if "cuda" in str(self.device):
+            line["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
         self.lines.append(line)
         self.append("metrics.jsonl", line)
 
@@ -230,21 +228,20 @@ class Run:
         """A group now and then, the progress bar, the curves. Raises BadInput (check_counts) where
         a run would go on learning from nothing."""
         if rank() == 0:
-            line, task = self.lines[-1], self.settings.task
+            line = self.lines[-1]
             if outcome.groups and step % 10 == 0 and not self.settings.quiet:
                 from training.shown import group_text  # matplotlib takes its time
 
-                text = group_text(step + 1, log.group_record(outcome.groups[0]), columns())
+                text = group_text(step + 1, log.group_record(outcome.groups[0]))
                 self.progress.write(f"{text}\n")
             names = ["loss"]
             if self.settings.method == "grpo":
-                names = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"]
-            short = lambda name: name.removeprefix("reward/").removeprefix(f"{task}/")
-            figures = [f"{short(k)}={line[k]:.3g}" for k in names if line[k] is not None]
+                names = ["reward", "kl", "length"]
+            figures = (f"{k}={line[k]:.3g}" for k in names if line[k] is not None)
             self.progress.update(figures=", ".join(figures))
             if self.agreement:
-                said = textwrap.fill(f"step {step + 1}: {self.agreement}", columns())
-                self.progress.write(f"{said}\n{log.HINT if self.first == 0 else ''}")
+                hint = log.HINT if self.first == 0 else ""
+                self.progress.write(f"step {step + 1}: {self.agreement}\n{hint}")
             if self.done % 10 == 0 or self.ending:
                 from training.shown import draw_curves
 

@@ -49,17 +49,15 @@ TRAIN_FLAGS = {
     "what is learned": [
         ("--task", {"default": "grounding"}, f"one of {', '.join(TASKS)}; several with + between; "
             f"or all, which is {'+'.join(JOINTLY)} as in the paper"),
-        ("--method", {"default": "grpo", "choices": ("grpo", "sft")}, "grpo: from rewards on own "
-            "answers; sft: from the true answers, one token after the other"),
+        ("--method", {"default": "grpo", "choices": ("grpo", "sft")}, "grpo: from "
+            "rewards on own answers; sft: from the true answers"),
         ("--think", YES_OR_NO | {"default": True}, "ask for a <think> block before the answer "
-            "(SFT has no thoughts to show, so it never does; with --prompt: whether that names "
-            "<think>)"),
+            "(never with SFT, which has none to show; with --prompt: whether that names <think>)"),
         PROMPT,
         JUDGE,
     ],
     "from what": [
-        ("--model", {"default": TOY_MODEL}, "local folder or hub name of the policy to start from "
-            "(default: the toy base)"),
+        ("--model", {"default": TOY_MODEL}, "folder or hub name of the base (default: the toy's)"),
         ("--data", {}, "folder of the data set; toy: made-up clips, rendered into data/toy when "
             "first needed (default: data/NAME where it exists, else, for the toy model, toy)"),
         ("--examples", COUNT, "use only the first so many training examples of each task"),
@@ -78,52 +76,41 @@ TRAIN_FLAGS = {
         ATTN,
         ("--rollouts-every", COUNT | {"default": 5}, "steps between two groups in rollouts.jsonl"),
         ("--quiet", YES, "do not show a group in the terminal every tenth step"),
-        ("--save-every", COUNT | {"default": 100}, "steps between two saves of the policy and a "
-            "checkpoint; always at the end and when told to stop"),
+        ("--save-every", COUNT | {"default": 100}, "steps between two saves, with one at the end"),
         ("--keep", COUNT | {"default": 2}, "checkpoints kept, the newest"),
         ("--resume", YES, "go on from the newest checkpoint in --out; begin where there is none"),
-        ("--decode-timeout", PATIENCE | {"default": 60}, "seconds after which a video counts as "
-            "unreadable"),
+        ("--decode-timeout", PATIENCE | {"default": 60}, "seconds that reading a video may take"),
     ],
     "GRPO": [
         ("--group-size", COUNT | {"default": 8}, "G: completions of each prompt"),
-        ("--prompts-per-step", COUNT | {"default": 8}, "B: prompts of a step, over all processes "
-            "together"),
+        ("--prompts-per-step", COUNT | {"default": 8}, "B: prompts of a step, of all processes"),
         ("--max-new-tokens", COUNT, "longest completion (toy model: 64, and 320 for tracking and "
             "captions; others: 1024)"),
-        ("--beta", number(float, "[0, inf)") | {"default": 0.04}, "weight of the KL to the "
-            "reference policy; 0 does without one"),
+        ("--beta", number(float, "[0, inf)") | {"default": 0.04}, "weight of the KL; 0: no KL"),
         ("--kl", {"default": "k3", "choices": KLS}, "the KL's term per token, see variants.py"),
-        ("--loss", {"default": "grpo", "choices": VARIANTS}, "GRPO or a later variant, see "
-            "variants.py"),
+        ("--loss", {"default": "grpo", "choices": VARIANTS}, "GRPO or a variant: variants.py"),
         ("--updates-per-rollout", COUNT | {"default": 1}, "optimizer steps on the same "
             "completions; the clip acts from the second on"),
-        ("--clip", POSITIVE, "ε: the ratio is clipped to 1 ± ε (default: as the variant was "
-            "published, see variants.py)"),
+        ("--clip", POSITIVE, "ε: the ratio is clipped to 1 ± ε (default: the variant's own)"),
         ("--clip-high", POSITIVE, "ε for ratios above 1, if it is to be another"),
-        ("--mask-unfinished", YES, "completions that ran into --max-new-tokens count nothing in "
-            "the loss"),
+        ("--mask-unfinished", YES, "the loss leaves out what ran into --max-new-tokens"),
     ],
     "optimizer (AdamW)": [
         ("--lr", POSITIVE, "peak learning rate: up to it in 5 steps, at most in a tenth of the "
             "steps, then straight down to a tenth "
             f"{two_defaults('lr')}; with --lora {two_defaults('lr of adapters')}"),
-        ("--grad-clip", number(float, "(0, inf]") | {"default": 1.0}, "largest norm of the "
-            "gradient; inf: it is not clipped"),
+        ("--grad-clip", number(float, "(0, inf]") | {"default": 1.0}, "largest gradient norm"),
     ],
     "models that do not fit": [
         ("--plan", COUNT | {"nargs": "?", "const": PROCESSES, "metavar": "PROCESSES"}, "load "
-            "nothing: print what the run needs of each GPU's memory and time, and whether it fits; "
-            "for so many processes, one GPU each (default: those that torchrun started, or 1)"),
+            "nothing: print what memory and time the run needs with so many processes, one GPU "
+            "each (default: those that torchrun started, or 1)"),
         ("--gpu", {}, "of --plan: the GPU that is meant, T4 to H200 by name or its memory in GB "
             "(default: this machine's, else an H100)"),
-        ("--lora", COUNT | {"metavar": "RANK"}, "train adapters of this rank and nothing else, see "
-            "lib/adapters.py"),
-        ("--train-vision", YES_OR_NO, "train the vision tower as well "
-            f"{two_defaults('train_vision')}"),
+        ("--lora", COUNT | {"metavar": "RANK"}, "train adapters of this rank: lib/adapters.py"),
+        ("--train-vision", YES_OR_NO, f"the vision tower as well {two_defaults('train_vision')}"),
         ("--recompute", YES, "keep one activation a layer and compute the others twice"),
-        ("--shard", YES, "split weights, gradients and optimizer over all processes (FSDP2); needs "
-            "torchrun"),
+        ("--shard", YES, "split weights, gradients, optimizer over torchrun's processes (FSDP2)"),
         ("--offload", YES, "keep float32 weights and optimizer in the CPU's memory"),
     ],
 }  # fmt: skip

@@ -352,7 +352,7 @@ def signals():
     term, ctrl_c, stopped = signal.SIGTERM, signal.SIGINT, "stopped after step"
     yield "Ctrl-C in a run", f"{LONG} run", 130, stopped, None, told(ctrl_c)
     yield "SIGTERM in a run", f"{LONG} run", 143, stopped, None, told(term)
-    yield "both in a run", f"{LONG} run", 1, "told to stop twice", None, told(term, ctrl_c)
+    yield "both in a run", f"{LONG} run", -ctrl_c, "told to stop", None, told(term, ctrl_c)
     removed = told(term, before=lambda: shutil.rmtree("run"))
     yield "the folder goes", f"{LONG} run", 1, "No such file or directory", None, removed
 
