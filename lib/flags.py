@@ -155,14 +155,10 @@ def read_template(path):
     return text
 
 
-def fields_in(text):
-    """The names in the braces of a prompt."""
-    return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
-
-
 def check_template(template, task, prompt):
     """Raises BadInput unless a wording names what the task's prompt names, and nothing else."""
-    given, wanted = (fields_in(text) - {"duration"} for text in (template, prompt))
+    names = lambda text: {name for _, name, _, _ in Formatter().parse(text)} - {None, "duration"}
+    given, wanted = names(template), names(prompt)
     for field in sorted(wanted - given):
         raise BadInput(f"--prompt does not name {{{field}}}, which the task {task} asks about")
     for field in sorted(given - wanted):

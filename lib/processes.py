@@ -122,11 +122,6 @@ class Progress:
         how = {"initial": done, "unit": unit, "desc": what, "disable": rank() != 0}
         self.bar = tqdm(total=total, **how, **often)
 
-    @property
-    def seconds(self):
-        """Seconds since the beginning."""
-        return time.perf_counter() - self.began
-
     def update(self, n=1, figures=""):
         """Counts n more, with figures to show beside."""
         self.done += n
