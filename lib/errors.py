@@ -38,10 +38,8 @@ def read_object(path, **types):
     except OSError as e:
         raise BadInput(f"{path} cannot be read ({e.strerror})") from e
     except (ValueError, RecursionError) as e:
-        why = "it is empty" if os.path.getsize(path) == 0 else str(e).splitlines()[0][:100]
-        raise BadInput(f"{path} is damaged: it is no JSON ({why})") from e
-    wrong = wrong_key(value, types)
-    if wrong:
+        raise BadInput(f"{path} is damaged: it is no JSON ({first_line(e)})") from e
+    if wrong := wrong_key(value, types):
         raise BadInput(f"{path} is damaged: {wrong}")
     return value
 

@@ -115,8 +115,6 @@ def read_lines(path, **types):
             lines = f.readlines()
     except FileNotFoundError:
         return records
-    except OSError as e:
-        raise BadInput(f"{path} cannot be read ({e.strerror})") from e
     for number, line in enumerate(lines, 1):
         try:
             wrong = wrong_key(record := json.loads(line), types) if line.strip() else ""

@@ -35,10 +35,12 @@ def fingerprint(name):
 
 
 def hash_of(value):
+    """A short hash of what Python prints of a value."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def hash_of_file(path):
+    """A hash of a file's size, its header and blocks all over it."""
     content, size = hashlib.sha256(), os.path.getsize(path)
     with open(path, "rb") as f:
         header = int.from_bytes(f.read(8), "little")  # safetensors: its length, then itself

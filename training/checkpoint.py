@@ -76,8 +76,8 @@ def save_checkpoint(run, step, tensors, counts, keep):
 def read_checkpoint(folder):
     """(state, a function name → CPU tensor that reads from the disk only what is asked for)."""
     state = read_object(os.path.join(folder, "state.json"), step=int, parts=int, counts=dict)
-    numbers = range(state["parts"])
-    files = [safe_open(os.path.join(folder, PART.format(number)), "pt") for number in numbers]
+    parts = [os.path.join(folder, PART.format(number)) for number in range(state["parts"])]
+    files = [safe_open(path, "pt") for path in parts]
     file_of = {name: file for file in files for name in file.keys()}
     return state, lambda name: file_of[name].get_tensor(name)
 
@@ -132,7 +132,7 @@ def open_run_folder(settings):
             remove_lines(path, lambda line, last=last: line["step"] <= last, step=int)
         replace_file(os.path.join(folder, "settings.json"), json.dumps(settings, indent=2))
     except OSError as e:
-        raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
+        raise BadInput(f"cannot write to --out {folder}: {e}") from e
     return folder, checkpoint
 
 

@@ -106,9 +106,9 @@ class Loader:
         """(Example, Prompt) of the first of some examples that can be read."""
         for example in some:
             try:
-                how = (self.budget, self.tokenizer, self.settings.think)
-                asked = {"max_tokens": self.room, "template": self.settings.template}
-                return example, load_prompt(example, *how, read=self.decoder.read, **asked)
+                how = {"max_tokens": self.room, "template": self.settings.template}
+                how |= {"think": self.settings.think, "read": self.decoder.read}
+                return example, load_prompt(example, self.budget, self.tokenizer, **how)
             except BadInput as e:
                 skipped.append({"step": step + 1, "id": example.id, "why": str(e)})
         why = skipped[-1]["why"]

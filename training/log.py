@@ -143,6 +143,7 @@ def group_record(group):
 
 
 def about_prompt(example, prompt):
+    """What a record says of a question."""
     record = {name: getattr(example, name) for name in ("id", "video", "answer")}
     return record | {"prompt": prompt.text}
 

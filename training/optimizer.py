@@ -74,6 +74,7 @@ class MasterAdamW:
 
     @staticmethod
     def update(p, master, adam, lr):
+        """A parameter ← its master ← one step of Adam."""
         adam.param_groups[0]["lr"] = lr
         if master is not p:
             master.grad, p.grad = p.grad.to(master), None

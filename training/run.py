@@ -119,9 +119,11 @@ class Run:
         self.progress = Progress(self.steps, "step", done=self.first)
 
     def path(self, name):
+        """Of a file in the run's folder."""
         return os.path.join(self.out, name)
 
     def greet(self):
+        """Says what is trained on what."""
         if rank() == 0:
             s, a = self.settings, self.about
             again = f"; going on after step {self.first}" if self.first else ""
@@ -202,6 +204,7 @@ class Run:
 
     @property
     def ending(self):
+        """Whether the step that is done is the run's last."""
         return self.stopping or self.done == self.steps
 
     def save_if_due(self):
@@ -234,9 +237,7 @@ class Run:
 
                 text = group_text(step + 1, log.group_record(outcome.groups[0]))
                 self.progress.write(f"{text}\n")
-            names = ["loss"]
-            if self.settings.method == "grpo":
-                names = ["reward", "kl", "length"]
+            names = ("reward", "kl", "length") if self.settings.method == "grpo" else ("loss",)
             figures = (f"{k}={line[k]:.3g}" for k in names if line[k] is not None)
             self.progress.update(figures=", ".join(figures))
             if self.agreement:

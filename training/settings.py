@@ -182,9 +182,8 @@ def check_processes(args, world):
     Both the run and --plan ask this.
     """
     if args.prompts_per_step % world:
-        fits = -(-args.prompts_per_step // world) * world
-        shared = f"cannot be shared evenly by {world} processes"
-        raise BadInput(f"--prompts-per-step {args.prompts_per_step} {shared}; {fits} can")
+        B = args.prompts_per_step
+        raise BadInput(f"--prompts-per-step {B} cannot be shared evenly by {world} processes")
     if args.shard and world == 1 and "WORLD_SIZE" not in os.environ:
         start = "start with torchrun --nproc-per-node N train.py …, or give --plan their number"
         raise BadInput(f"--shard splits weights over processes: {start}")

@@ -175,7 +175,7 @@ def axis_top(values):
     values = [v for v in values if np.isfinite(v)] or [0.0]
     lowest, largest = min(values), max(values)
     usual = float(np.quantile(values, 0.98, method="lower")) - lowest
-    towers = len(values) >= 20 and usual > 0 and largest - lowest > 3 * usual
+    towers = len(values) >= 20 and largest - lowest > 3 * usual > 0
     return round(lowest + 1.5 * usual, 12) if towers else largest
 
 
@@ -188,4 +188,5 @@ def running_mean(values):
 
 
 def is_share(name):
+    """Whether a metric lies in 0 to 1."""
     return name.startswith("reward/") or name == "no_spread"
