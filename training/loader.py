@@ -32,8 +32,7 @@ def training_examples(settings, stand_in):
     toy_model = is_toy(settings.model)
     for task in settings.tasks:
         source = TASKS[task].data
-        find = partial(find_data, source, settings.data, stand_in, toy_model)
-        folder, name = on_first(find)
+        folder, name = on_first(partial(find_data, source, settings.data, stand_in, toy_model))
         read = read_dataset(source, "train", folder, say)[: settings.examples]
         examples += as_task(read, task)
         names.append(name)
