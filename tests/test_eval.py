@@ -276,7 +276,7 @@ def test_comparing_two_evaluations(charades, tmp_path):
     (["--video", "nowhere.mp4", "--ask", "what?"], "nowhere.mp4 does not exist"),
     (["--video", "x.mp4"], "needs a question"),
     (["--bench", "charades", "--data", "/nowhere"], "data folder /nowhere does not exist"),
-    (["--bench", "charades", "--limit", "0"], "--limit must be at least 1"),
+    (["--bench", "charades", "--limit", "0"], "--limit must be a whole number in [1, inf)"),
     (["--bench", "charades", "--task", "gqa", "--model", BASE],
      "the questions of charades are of the task grounding"),
     (["--bench", "charades", "--clues", "--model", BASE], "charades has none"),

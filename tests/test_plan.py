@@ -163,7 +163,7 @@ def test_plan_refuses_what_the_run_would():
         ("--prompts-per-step 3 --plan 2", "--prompts-per-step 3 cannot be shared evenly by 2"),
         ("--shard --plan", "start with torchrun"),
         ("--plan --gpu 200", "--gpu 200 is unknown"),
-        ("--plan 0", "--plan must be at least 1"),
+        ("--plan 0", "--plan must be a whole number"),
         ("--gpu 1", "--gpu is a part of --plan"),
     ):
         with pytest.raises(BadInput, match=says):
