@@ -3,9 +3,10 @@
 Coloured shapes come, move and go. Each data set of `annotations/readers.py` has a counterpart here,
 rendered as real files in that data set's own format, so that the rest of the project cannot tell
 them from the real ones: H.264 clips, folders of jpg frames, text and JSON annotations. `base.py`
-trains the small model that lives in this world. MAKERS, below, has the list.
+trains the small model that lives in this world. MAKERS, below, lists the data sets; train.py and
+eval.py render those that they need.
 
-    python -m toy                   # renders all of them into data/toy; train.py and eval.py do it
+    python -m toy                   # renders all of them into data/toy
     python -m toy charades got10k   # renders two
 
 Looking must pay here, and nothing else: a thing is on screen for 1.5 to 4 of 12 to 20 seconds, and
