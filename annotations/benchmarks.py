@@ -32,23 +32,16 @@ def read_videomme(path, videos, report=print):
 
 
 def read_longvideobench(path, videos, report=print):
-    """LongVideoBench's validation questions, from JSON or parquet:
+    """LongVideoBench's validation questions:
     [{"id", "video_path", "question", "candidates": […], "correct_choice": 2, "duration_group": 60}]
 
-    In parquet the options are columns, option0 to option4, with "N/A" where there is none.
     group: its split by length, "up to 60 s". Subtitles are not read.
     """
 
     def make(_, entry):
-        if "candidates" in entry:
-            options = entry["candidates"]
-        else:
-            options = [entry[f"option{k}"] for k in range(5)]
-            while options[-1] == "N/A":
-                options.pop()
         id, video = str(entry["id"]), e.video_path(videos, entry["video_path"])
-        group = f"up to {int(entry['duration_group'])} s"
-        return choice(id, video, entry, options, int(entry["correct_choice"]), group)
+        group, right = f"up to {int(entry['duration_group'])} s", int(entry["correct_choice"])
+        return choice(id, video, entry, entry["candidates"], right, group)
 
     form = "'id', 'video_path', 'question', 'candidates', 'correct_choice' and 'duration_group'"
     return e.collect(path, e.json_entries(path), make, report, form)
