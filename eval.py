@@ -37,8 +37,7 @@ from annotations.judge import install_judge
 from annotations.readers import find_data
 from data import VideoBudget, ask, load_video, read_frames
 from evaluation import controls, predictions
-from evaluation.branches import prefill
-from evaluation.clips import batches_of, read_ahead, read_questions, turns
+from evaluation.clips import batches_of, prefill, read_ahead, read_questions
 from evaluation.predictions import find_model
 from evaluation.settings import parse_args
 from lib.decoder import Decoder, ended_by_ctrl_c
@@ -114,7 +113,7 @@ def prepare(bench_name, name, args, decoder, load_once):
 # ------------------------------------------------------------------------------------------------
 # Ask and answer
 # ------------------------------------------------------------------------------------------------
-# A clip is read, seen and prefilled once for all questions about it (evaluation/branches.py). Where
+# A clip is read, seen and prefilled once for all questions about it (evaluation/clips.py). Where
 # --prompt puts words before the video, each question is read whole.
 
 
@@ -172,9 +171,9 @@ def answer_batch(evaluation, asked):
 
 def answer_all(evaluation, examples, budget, path):
     """Answers questions batch by batch, and appends a record of each to the file. Of several
-    processes each takes the next batch when it is free. The bar counts those taken by any."""
+    processes each takes every so many-th batch."""
     batches = batches_of(examples, evaluation.batch_size)
-    taken = turns(len(batches))
+    taken = range(rank(), len(batches), world())
     sizes = [sum(map(len, batch)) for batch in batches]
     read = lambda k: read_clips(evaluation, batches[k], budget)
     progress = Progress(len(examples), "question", evaluation.settings["bench"])
