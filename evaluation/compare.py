@@ -22,7 +22,7 @@ def compare(bench_name, run_a, run_b, args, stand_in):
     task = predictions.task_asked(bench_name, usual_task, args)
     name = predictions.evaluation_folder(bench_name, usual_task, args)
     folders = [find_evaluation(run, name, bench_name) for run in (run_a, run_b)]
-    judges = [check_settings(f, bench_name, task, args).get("judge") for f in folders]
+    judges = [settings_of(f, bench_name, task, args).get("judge") for f in folders]
     file_name = "predictions-second-look.jsonl" if args.clues else "predictions.jsonl"
     a, b = (predictions.read_predictions(os.path.join(f, file_name)) for f in folders)
     check_alike(a, b, judges if task in JUDGED else [], bench_name, run_a, run_b)
@@ -50,14 +50,13 @@ def find_evaluation(run, name, bench_name):
     raise BadInput(f"{run} has no {name}/ yet: {command}, with the flags that --compare has")
 
 
-def check_settings(folder, bench_name, task, args):
+def settings_of(folder, bench_name, task, args):
     """The settings in results.json. Raises BadInput if the flags ask for others."""
     settings = read_object(os.path.join(folder, "results.json"), settings=dict)["settings"]
     wanted = {"bench": bench_name, "task": task, "clues": args.clues, "look": args.look}
-    for key, value in wanted.items():
-        if settings.get(key, value) != value:
-            held = f"holds an evaluation with {key} {settings[key]}, not {value}"
-            raise BadInput(f"{folder} {held}: give --compare the flags that both were made with")
+    if differ := [key for key in wanted if settings.get(key, wanted[key]) != wanted[key]]:
+        why = f"was made with another {', '.join(differ)}"
+        raise BadInput(f"{folder} {why}: give --compare the flags that both were made with")
     return settings
 
 

@@ -274,7 +274,7 @@ def damaged_files():
         ("metrics.jsonl", REPORT, 2),
         ("rollouts.jsonl", f"{REPORT} 1", 2),
         ("checkpoints/step-000001/state.json", RESUME, 2),
-        ("eval-charades/results.json", REPORT, 0),
+        ("eval-charades/results.json", REPORT, 2),
         ("eval-charades/predictions.jsonl", f"{EVAL} --compare run run", 2),
     ):
         for damage, change in damaged.DAMAGE.items():
