@@ -19,6 +19,7 @@ wrong; nothing is left out of the mean.
 An evaluation that was interrupted continues where it stopped when the same command is given again.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,7 +43,7 @@ from evaluation.predictions import find_model
 from evaluation.settings import parse_args
 from lib.decoder import Decoder, ended_by_ctrl_c
 from lib.errors import BadInput, run_program
-from lib.files import append_line, locks_released
+from lib.files import append_line, locks_released, replace_file
 from lib.identity import fingerprint, is_toy
 from lib.processes import Progress, on_each, on_first, rank, start_processes, world
 from lib.weights import room_for_prompt
@@ -210,7 +211,7 @@ def score(evaluation, name, records, first_look, constant):
     given = (records, first_look, evaluation.left_out, controls.earned(task, constant, records))
     results = predictions.results_of(settings, *given)
     predictions.say_what_failed(results, records, out)
-    predictions.write_object(os.path.join(out, "results.json"), results)
+    replace_file(os.path.join(out, "results.json"), json.dumps(results, indent=2))
     if task == "grounding":
         from evaluation.pictures import draw_predictions  # matplotlib takes a second to import
 

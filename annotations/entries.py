@@ -42,10 +42,8 @@ def parsed(path, text, line=1):
 
 
 def json_entries(path):
-    """The entries of a JSON list, dictionary or JSON Lines (or parquet), as [(key, value)]. The
-    keys of a list and of lines are 0, 1, …."""
-    if path.endswith(".parquet"):
-        return parquet_entries(path)
+    """The entries of a JSON list, dictionary or JSON Lines, as [(key, value)]. The keys of a list
+    and of lines are 0, 1, …."""
     text = read_text(path)
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if len(lines) > 1 and re.fullmatch(r"\s*\{.*\}\s*", lines[0][1]):  # JSON Lines
@@ -54,18 +52,6 @@ def json_entries(path):
     if not isinstance(whole, (list, dict)):
         raise BadInput(f"{path} holds neither a list nor a dictionary: {text[:20]!r}")
     return list(whole.items() if isinstance(whole, dict) else enumerate(whole))
-
-
-def parquet_entries(path):
-    """The rows of a parquet file as [(number from 0, {column: value})]."""
-    try:
-        from pyarrow.parquet import read_table
-
-        return list(enumerate(read_table(path).to_pylist()))
-    except ImportError as e:
-        raise BadInput(f"{path} is a parquet file: pip install pyarrow, or save it as JSON") from e
-    except (ValueError, OSError, NotImplementedError) as e:  # pyarrow's own are kinds of these
-        raise BadInput(f"{path} cannot be read as parquet ({first_line(e)})") from e
 
 
 # ------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ DATASETS = {
         t.read_captions, r"captions_test.*\.json", r"captions_train.*\.json|metadata\.json"
     ),
     "dream1k": Dataset(b.read_dream1k, r"metadata\.json"),
-    "videomme": Dataset(b.read_videomme, r"(test|videomme).*\.(parquet|json)"),
+    "videomme": Dataset(b.read_videomme, r"(test|videomme).*\.json"),
     "longvideobench": Dataset(b.read_longvideobench, r"lvb_val.*\.json"),
     "mvbench": Dataset(b.read_mvbench, r"[a-z_-]+\.json", videos="video"),
     "perceptiontest": Dataset(b.read_perceptiontest, r"(all|mc_question)_valid.*\.json"),

@@ -63,11 +63,6 @@ def most_frequent(values):
     return Counter(values).most_common(1)[0][0]
 
 
-def events_of(answer):
-    """The events of a caption's answer, or of a description's (events, reference)."""
-    return answer[0] if isinstance(answer, tuple) else answer
-
-
 # Each takes the examples that it is fitted on, and returns (the answer in words, a function: an
 # example → the completion that gives this answer).
 
@@ -103,7 +98,9 @@ def constant_evidence(examples):
 
 def constant_caption(examples):
     """The ten events that stand in most captions."""
-    counts = Counter(event for e in examples for event in set(events_of(e.answer)))
+    # a description's answer: (events, reference)
+    told = [e.answer[0] if isinstance(e.answer, tuple) else e.answer for e in examples]
+    counts = Counter(event for events in told for event in set(events))
     events = [event for event, _ in counts.most_common(10)]
     return "the ten most frequent events", lambda e: f"<answer>{'. '.join(events)}</answer>"
 
@@ -226,9 +223,7 @@ def in_words(value, base):
 
 def doubts(model, scored):
     """A sentence about every control that a model does not exceed by more than the interval."""
-    controls = {}
-    if model.constant:
-        controls["the constant"] = model.constant.records
+    controls = {"the constant": model.constant.records} if model.constant else {}
     controls |= {
         f"its own {x.look} answers": x.records for x in scored if x.look and x.name == model.name
     }
@@ -254,27 +249,16 @@ def earned(task, constant, records):
     }
 
 
-# ------------------------------------------------------------------------------------------------
-# The constant alone
-# ------------------------------------------------------------------------------------------------
-
-
 def main():
-    """Names what a data set's reader leaves out, counts its questions, and scores the constant."""
+    """Scores the constant answer to a data set's test questions."""
     if len(sys.argv) != 3 or sys.argv[1] not in DATASETS:
         raise BadInput(f"python -m evaluation.controls NAME FOLDER, of {', '.join(DATASETS)}")
-    name, folder = sys.argv[1:]
-    examples = read_dataset(name, "test", folder)
-    constant = constant_of(name, folder, examples)
-    print(f"{name}, {len(examples)} questions; the first: {examples[0]}")
+    examples = read_dataset(sys.argv[1], "test", sys.argv[2])
+    constant = constant_of(*sys.argv[1:], examples)
     if constant is None:
-        raise BadInput(
-            f"the annotations of {name} in {folder} have no durations, and a constant is a share "
-            "of the clip: take its JSON form, or evaluate a model, which reads the clips"
-        )
-    print(constant.said)
+        raise BadInput("a constant is a share of the clip: give annotations with durations")
     metrics = metrics_of(examples[0].task, constant.records)
-    print("   ".join(f"{metric} {value:.1f}" for metric, value in metrics.items()))
+    print(constant.said, *(f"{metric} {value:.1f}" for metric, value in metrics.items()), sep="\n")
 
 
 if __name__ == "__main__":

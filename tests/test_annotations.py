@@ -246,9 +246,6 @@ def test_videomme(tmp_path):
     (e,) = b.read_videomme(write(tmp_path / "videomme.json", [VIDEOMME, bad]), "v", said.append)
     assert (e.answer, e.options, e.group, e.task) == ("B", ("a cat.", "a dog."), "short", "qa")
     assert e.answer.on_offer == 2 and places(said, "entry") == [1]
-    (tmp_path / "test.parquet").write_bytes(b"no parquet")
-    with pytest.raises(BadInput, match="parquet"):
-        b.read_videomme(str(tmp_path / "test.parquet"), "v")
 
 
 def test_mvbench(tmp_path):
