@@ -94,8 +94,8 @@ def prepare(bench_name, name, args, decoder, load_once):
     data = (bench_name, folder, data_name)
     settings = predictions.settings_of(args, budget, (path, shown, run), data, task, examples)
     home = name if run else predictions.folder_without_run(name)
-    own_folder = os.path.join(home, predictions.evaluation_folder(bench_name, usual_task, args))
-    out = args.out or own_folder
+    own = os.path.join(home, predictions.evaluation_folder(bench_name, usual_task, args))
+    out = args.out or own
     model, tokenizer = load_once(path)
     settings["weights"] = on_first(partial(fingerprint, path))
     on_first(lambda: predictions.open_evaluation(out, settings))
@@ -208,17 +208,27 @@ def score(evaluation, name, records, first_look, constant):
     but with --clues the answers before the second look; constant: a controls.Constant, or None.
     """
     settings, out, task = evaluation.settings, evaluation.out, evaluation.settings["task"]
-    given = (records, first_look, evaluation.left_out, controls.earned(task, constant, records))
-    results = predictions.results_of(settings, *given)
+    metrics = predictions.metrics_of(task, records)
+    if settings["clues"]:
+        before = predictions.metrics_of(task, first_look)["accuracy"]
+        metrics = {"accuracy, first look": before} | {k: metrics[k] for k in ("accuracy", "format")}
+    results = {
+        "metrics": metrics,
+        "constant": controls.earned(task, constant, records),
+        "failed": [r["id"] for r in records if "error" in r],
+        "not in the form": [r["id"] for r in records if "error" not in r and not r["format"]],
+        "left out": evaluation.left_out,
+        "settings": settings,
+    }
     predictions.say_what_failed(results, records, out)
     replace_file(os.path.join(out, "results.json"), json.dumps(results, indent=2))
     if task == "grounding":
         from evaluation.pictures import draw_predictions  # matplotlib takes a second to import
 
-        draw_predictions(out, settings, records, results["metrics"])
+        draw_predictions(out, settings, records, metrics)
     print(f"wrote {out}/\n")
     asked = (settings["look"], settings["data_name"], task)
-    return controls.Scored(name, *asked, records, results["metrics"], constant)
+    return controls.Scored(name, *asked, records, metrics, constant)
 
 
 @locks_released()

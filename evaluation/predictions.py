@@ -196,35 +196,14 @@ def metrics_of(task, records):
     return reported(task, records) | {"format": right_form}
 
 
-def results_of(settings, records, first_look, left_out, constant):
-    """The content of results.json. first_look: with --clues the records of the first answers;
-    constant: what the constant answer earns (controls.py), or None."""
-    metrics = metrics_of(settings["task"], records)
-    if settings["clues"]:
-        before = metrics_of(settings["task"], first_look)
-        metrics = {k: metrics[k] for k in ("accuracy", "format")}
-        metrics = {"accuracy, first look": before["accuracy"]} | metrics
-    return {
-        "metrics": metrics,
-        "constant": constant,
-        "failed": [r["id"] for r in records if "error" in r],
-        "not in the form": [r["id"] for r in records if "error" not in r and not r["format"]],
-        "left out": left_out,
-        "settings": settings,
-    }
-
-
 def say_what_failed(results, records, out):
     """Names the first videos that could not be read, and counts what is not in the form."""
     for r in [r for r in records if "error" in r][:5]:
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
     unread, other = len(results["failed"]), len(results["not in the form"])
     if unread or other:
-        print(
-            f"questions whose video could not be read: {unread}, answers not in the form asked "
-            f"for: {other}; {out}/results.json lists them",
-            file=sys.stderr,
-        )
+        said = f"not read: {unread} videos; answers not in the form asked for: {other}"
+        print(f"{said}; {out}/results.json lists them", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -26,18 +26,7 @@ from lib.errors import BadInput, read_object, run_program
 from lib.files import kind_of, read_lines, replace_file
 from lib.flags import parser_of
 from lib.video import numbered_pictures
-from training.shown import (
-    asked,
-    axis_top,
-    curves_of,
-    draw_curves,
-    duration_of,
-    given_answer,
-    is_share,
-    running_mean,
-    shorten,
-    true_answer,
-)
+from training import shown
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
 MOST_STEPS = 60  # to choose from on the page
@@ -95,22 +84,22 @@ def thumbnails(video):
         frames = read_frames(video, THUMBNAILS, frames=tracked)
     except BadInput:
         return None
-    shown = []
+    pictures = []
     for at, pixels in zip(frames.times, frames.pixels):
         Image.fromarray(pixels.numpy()).save(jpeg := io.BytesIO(), "JPEG", quality=70)
         encoded = base64.b64encode(jpeg.getvalue()).decode()
-        shown.append({"at": float(at), "src": f"data:image/jpeg;base64,{encoded}"})
-    return {"duration": frames.duration, "frames": shown}
+        pictures.append({"at": float(at), "src": f"data:image/jpeg;base64,{encoded}"})
+    return {"duration": frames.duration, "frames": pictures}
 
 
 def page_prompt(record):
     """The prompt of a record as the page takes it."""
-    truth = true_answer(record["answer"])
+    truth = shown.true_answer(record["answer"])
     return {
         "step": record["step"],
-        "question": asked(record["prompt"]),
+        "question": shown.asked(record["prompt"]),
         "clip": record["video"],
-        "duration": duration_of(record["prompt"], truth),
+        "duration": shown.duration_of(record["prompt"], truth),
         "truth": truth,
     }
 
@@ -122,7 +111,7 @@ def page_group(group):
     positive, less likely where it is negative. One of advantage 0 was asked nothing.
     """
     completions = [
-        c | {"number": i + 1, "given": given_answer(c["text"], group["answer"])}
+        c | {"number": i + 1, "given": shown.given_answer(c["text"], group["answer"])}
         for i, c in enumerate(group["completions"])
     ]
     rewards = np.array([c["reward"] for c in completions])
@@ -139,8 +128,8 @@ def page_sample(record):
     """A record of samples.jsonl as the page takes it."""
     answers = []
     for c in record["completions"]:
-        given = given_answer(c["text"], record["answer"])
-        given["words"] = shorten(given["words"], 200)
+        given = shown.given_answer(c["text"], record["answer"])
+        given["words"] = shown.shorten(given["words"], 200)
         answers.append({"reward": c["reward"], "given": given})
     mean = sum(c["reward"] for c in answers) / len(answers)
     return page_prompt(record) | {"number": record["number"], "answers": answers, "mean": mean}
@@ -182,8 +171,8 @@ def evaluated_before(folder, name, settings, made):
     if not os.path.exists(path := os.path.join(place, "results.json")):
         return {}, {}
     before = read_object(path, settings=dict, metrics=dict)
-    must_agree = [k for k in made if k in ("questions", "think", "video_budget")]
-    if any(before["settings"].get(k) != made[k] for k in must_agree):
+    must_agree = ("questions", "think", "video_budget")
+    if any(before["settings"].get(k) != made.get(k) for k in must_agree):
         return {}, {}
     predictions = read_lines(os.path.join(place, "predictions.jsonl"), id=str, text=str)
     return before["metrics"], {r["id"]: r for r in predictions}
@@ -209,9 +198,9 @@ def one_evaluation(folder, name, of_it, settings):
         return {
             "question": r["question"],
             "clip": r["video"],
-            "truth": true_answer(answer),
-            "after": given_answer(r["text"], answer),
-            "before": said_before and given_answer(said_before["text"], answer),
+            "truth": shown.true_answer(answer),
+            "after": shown.given_answer(r["text"], answer),
+            "before": said_before and shown.given_answer(said_before["text"], answer),
         }
 
     predictions = os.path.join(folder, name, "predictions.jsonl")
@@ -242,13 +231,13 @@ def tidy(x):
 
 
 def page_curve(name, title, steps, values):
-    points = list(zip(steps, values, running_mean(values).tolist()))
-    shown = evenly(points, MOST_POINTS - 1)
+    points = list(zip(steps, values, shown.running_mean(values).tolist()))
+    kept = evenly(points, MOST_POINTS - 1)
     largest = max(points, key=lambda p: p[1] if math.isfinite(p[1]) else -math.inf, default=None)
-    if largest and largest not in shown:
-        shown = sorted([*shown, largest])
-    top = 1 if is_share(name) else axis_top(values)
-    return {"name": name, "title": title, "share": is_share(name), "points": shown, "top": top}
+    if largest and largest not in kept:
+        kept = sorted([*kept, largest])
+    top = 1 if shown.is_share(name) else shown.axis_top(values)
+    return {"name": name, "title": title, "share": shown.is_share(name), "points": kept, "top": top}
 
 
 def largest_kl(lines):
@@ -279,16 +268,16 @@ def write_page(folder, lines, settings):
         "moved": [sum(pair) for pair in zip(*(g["moved"] for g in rollouts))],
         "looks": looks,
         "settings": settings,
-        "curves": [page_curve(*curve) for curve in curves_of(lines)],
+        "curves": [page_curve(*curve) for curve in shown.curves_of(lines)],
         "heldOut": evaluations,
     }
     # Fewer groups where they are large: the page should be small enough to be sent by mail.
     size = max((len(json.dumps(group)) for group in rollouts), default=1)
     kept = {g["step"] for g in evenly(rollouts, min(MOST_STEPS, GROUP_BYTES // size))} | always
     groups = [g for g in rollouts if g["step"] in kept]
-    shown = chain(groups, *looks, *(evaluation["clips"] for evaluation in evaluations))
+    all_asked = chain(groups, *looks, *(evaluation["clips"] for evaluation in evaluations))
     content["groups"] = groups
-    content["clips"] = {clip: thumbnails(clip) for clip in {asked["clip"] for asked in shown}}
+    content["clips"] = {clip: thumbnails(clip) for clip in {asked["clip"] for asked in all_asked}}
     # Inside <script> only "<" could end the JSON early, and JSON has another way to write it.
     as_json = json.dumps(tidy(content), allow_nan=False).replace("<", "\\u003c")
     with open(TEMPLATE, encoding="utf-8") as f:
@@ -315,8 +304,8 @@ def group_in_numbers(group):
     r = np.array([c["reward"] for c in completions])
     parts = " + ".join(completions[0]["rewards"])
     lines = [
-        f"step {group['step']}: {asked(group['prompt'])}",
-        f"the truth: {true_answer(group['answer'])['words']}",
+        f"step {group['step']}: {shown.asked(group['prompt'])}",
+        f"the truth: {shown.true_answer(group['answer'])['words']}",
         "",
         f"  {parts} = reward   advantage    log-prob: before → after   answer",
     ]
@@ -324,7 +313,7 @@ def group_in_numbers(group):
         parts = " + ".join(f"{v:.2f}" for v in c["rewards"].values())
         before, change = sum(c["logp"]), sum(c["logp_change"])
         moved = f"{before:8.2f} → {before + change:7.2f} ({change:+.2f})"
-        answer = shorten(given_answer(c["text"], group["answer"])["words"], 70)
+        answer = shown.shorten(shown.given_answer(c["text"], group["answer"])["words"], 70)
         lines.append(f"  {parts} = {c['reward']:.2f}   {c['advantage']:+9.2f}   {moved}   {answer}")
     mean = f"mean {r.mean():.3f}, standard deviation {r.std(ddof=1):.3f}"
     lines += ["", f"{mean}; over these {len(r)} answers the advantages add up to 0"]
@@ -354,7 +343,7 @@ def start():
     settings, lines = read_run(args.run)
     try:
         page = write_page(args.run, lines, settings)
-        draw_curves(args.run, lines, settings)
+        shown.draw_curves(args.run, lines, settings)
     except OSError as e:
         raise BadInput(f"could not be written: {e.filename or args.run}: {e.strerror}") from e
     print(f"wrote {page}: open it in a browser")
