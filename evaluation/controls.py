@@ -117,7 +117,7 @@ CONSTANTS = {
 
 
 def constant_of(bench_name, folder, examples):
-    """The Constant of a benchmark; None where it has none: no row in CONSTANTS, or no duration.
+    """The Constant of a benchmark; None where it has none: no duration is known.
 
     It is fitted on the data set's training file where there is one, else on the test file itself,
     which flatters it. examples: the test questions. An interval needs the clips' durations: it is
@@ -126,10 +126,10 @@ def constant_of(bench_name, folder, examples):
     task, records = examples[0].task, []
     usable = [e for e in examples if answerable(e, task)]
     given = task == "tracking"  # its constant stands in the question: nothing is fitted
-    if task in CONSTANTS and not given and (fitted := fitted_on_training(bench_name, folder, task)):
+    if not given and (fitted := fitted_on_training(bench_name, folder, task)):
         words, answer, count = fitted
         where = f"; fitted on {count} training questions"
-    elif task in CONSTANTS and usable:
+    elif usable:
         words, answer = CONSTANTS[task](usable)
         where = "" if given else "; fitted on these questions"
     else:

@@ -46,8 +46,8 @@ EVAL_FLAGS = {
         ("--max-new-tokens", flags.COUNT, "longest answer (default: the task's usual length, or "
             "the run's if that is more; with --ask 256)"),
         ("--batch-size", flags.COUNT, "questions answered together (toy model: 64; others: 16)"),
-        ("--decode-timeout", flags.PATIENCE | {"default": 600}, "seconds after which a video counts "
-            "as unreadable; an hour of video takes minutes"),
+        ("--decode-timeout", flags.PATIENCE | {"default": 600}, "seconds after which a video "
+            "counts as unreadable; an hour of video takes minutes"),
         flags.STUDENT,
         flags.DEVICES,
         flags.ATTN,
