@@ -83,8 +83,7 @@ def prepare(bench_name, name, args, decoder, load_once):
     path, shown, run = find_model(name)
     budget = VideoBudget.of_model(path, **vars(args))
     toy_model = is_toy(path)
-    find = partial(find_data, bench_name, args.data, ensure, toy_model)
-    folder, data_name = on_first(find)
+    folder, data_name = on_first(partial(find_data, bench_name, args.data, ensure, toy_model))
     examples, left_out = read_questions(bench_name, folder, args.limit, rank() == 0)
     if args.look == "middle" and not examples[0].options:
         return None
@@ -94,8 +93,8 @@ def prepare(bench_name, name, args, decoder, load_once):
     data = (bench_name, folder, data_name)
     settings = predictions.settings_of(args, budget, (path, shown, run), data, task, examples)
     home = name if run else predictions.folder_without_run(name)
-    own = os.path.join(home, predictions.evaluation_folder(bench_name, usual_task, args))
-    out = args.out or own
+    folder_name = predictions.evaluation_folder(bench_name, usual_task, args)
+    out = args.out or os.path.join(home, folder_name)
     model, tokenizer = load_once(path)
     settings["weights"] = on_first(partial(fingerprint, path))
     on_first(lambda: predictions.open_evaluation(out, settings))

@@ -6,11 +6,8 @@ A gain shows that a model looks only if the score exceeds what can be had withou
     grey       the model's own answers, every frame replaced by grey: what it knows without looking
     shuffled   the frames in random order at the old times: whether it looks at time
     middle     the middle frame alone, repeated (multiple choice)
-
-    python -m evaluation.controls charades data/charades    # the constant; videos may be missing
 """
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -18,9 +15,9 @@ from functools import cache
 import numpy as np
 
 import rewards
-from annotations.readers import DATASETS, read_dataset
+from annotations.readers import read_dataset
 from evaluation.predictions import bootstrap_interval, differences, metrics_of, rewards_of
-from lib.errors import BadInput, run_program
+from lib.errors import BadInput
 from tasks import as_task
 
 # ------------------------------------------------------------------------------------------------
@@ -197,10 +194,11 @@ def print_benchmark(scored):
     rows, base = [], {}
     if first.constant:
         base = metrics_of(first.task, first.constant.records)
-        rows.append(("constant", [(base.get(m), None) for m in first.metrics]))
+        rows.append(("constant", [f"{base[m]:.1f}" if m in base else "–" for m in first.metrics]))
+    beside = lambda m, value: f" ({value - base[m]:+.1f})" if m in base else ""
     for x in sorted(scored, key=lambda x: x.look == ""):
         name = f"{x.name}, {x.look}" if x.look else x.name
-        rows.append((name, [(x.metrics[m], base.get(m)) for m in first.metrics]))
+        rows.append((name, [f"{x.metrics[m]:.1f}{beside(m, x.metrics[m])}" for m in first.metrics]))
     print(f"{first.data_name}: {len(first.records)} questions, in percent")
     if first.constant:
         print(f"{first.constant.said}; in brackets the difference to it")
@@ -208,17 +206,11 @@ def print_benchmark(scored):
     for k in range(0, len(first.metrics), WIDE):
         print(" " * width, *(f"{m:>15}" for m in list(first.metrics)[k : k + WIDE]))
         for name, cells in rows:
-            print(f"{name:<{width}}", *(f"{in_words(*c):>15}" for c in cells[k : k + WIDE]))
+            print(f"{name:<{width}}", *(f"{cell:>15}" for cell in cells[k : k + WIDE]))
     for x in scored:
         for sentence in doubts(x, scored) if not x.look else ():
             print(sentence)
     print()
-
-
-def in_words(value, base):
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if base is None else f"{value:.1f} ({value - base:+.1f})"
 
 
 def doubts(model, scored):
@@ -247,19 +239,3 @@ def earned(task, constant, records):
         "metrics": metrics_of(task, constant.records),
         "difference": compared(task, records, constant.records),
     }
-
-
-def main():
-    """Scores the constant answer to a data set's test questions."""
-    if len(sys.argv) != 3 or sys.argv[1] not in DATASETS:
-        raise BadInput(f"python -m evaluation.controls NAME FOLDER, of {', '.join(DATASETS)}")
-    examples = read_dataset(sys.argv[1], "test", sys.argv[2])
-    constant = constant_of(*sys.argv[1:], examples)
-    if constant is None:
-        raise BadInput("a constant is a share of the clip: give annotations with durations")
-    metrics = metrics_of(examples[0].task, constant.records)
-    print(constant.said, *(f"{metric} {value:.1f}" for metric, value in metrics.items()), sep="\n")
-
-
-if __name__ == "__main__":
-    run_program(main)

@@ -26,8 +26,7 @@ def panels_of(folder):
     curves = {name: (steps, values) for name, _, steps, values in curves_of(read_run(folder)[1])}
     if any(not curves.get(name, ((),))[0] for name in PANELS):
         raise BadInput(f"{folder} has no steps with {', '.join(PANELS)}: give runs of GRPO")
-    smooth = lambda steps, values: dict(zip(steps, running_mean(values).tolist()))
-    return {name: smooth(*curves[name]) for name in PANELS}
+    return {k: dict(zip(curves[k][0], running_mean(curves[k][1]).tolist())) for k in PANELS}
 
 
 def draw_runs(lines):

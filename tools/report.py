@@ -33,10 +33,8 @@ MOST_STEPS = 60  # to choose from on the page
 MOST_POINTS = 400  # of a curve
 GROUP_BYTES = 7_000_000  # of all groups on the page
 HELD_OUT_CLIPS = 6  # of an evaluation
-# 8 frames of any clip.
-THUMBNAILS = VideoBudget(
-    fps=1000, max_frames=8, min_frame_pixels=28 * 28, max_frame_pixels=28 * 28 * 32
-)
+# 8 frames of any clip, of at most 32 tokens (28 × 28 pixels).
+THUMBNAILS = VideoBudget(fps=1000, max_frames=8, min_frame_pixels=784, max_frame_pixels=25_088)
 
 # ------------------------------------------------------------------------------------------------
 # Reading what a run has left
@@ -248,10 +246,7 @@ def largest_kl(lines):
 
 
 def write_page(folder, lines, settings):
-    """Writes {folder}/report.html and returns its path.
-
-    It opens on the group whose rewards differ most.
-    """
+    """Writes {folder}/report.html and returns its path. It opens where rewards differ most."""
     rollouts = [page_group(g) for g in read_lines(os.path.join(folder, "rollouts.jsonl"), **GROUP)]
     opening = max(rollouts, key=lambda g: g["std"], default={"step": None})["step"]
     peak, looks = largest_kl(lines), page_looks(folder)
@@ -322,8 +317,7 @@ def group_in_numbers(group):
 
 def print_group(folder, step):
     """Prints the group of a step in numbers. Raises BadInput if it was not recorded."""
-    recorded = read_lines(os.path.join(folder, "rollouts.jsonl"), **GROUP)
-    groups = {group["step"]: group for group in recorded}
+    groups = {g["step"]: g for g in read_lines(os.path.join(folder, "rollouts.jsonl"), **GROUP)}
     if step not in groups:
         steps = ", ".join(map(str, list(groups)[:20])) or "none"
         raise BadInput(f"{folder} has no group of step {step}; it has some of: {steps}")
