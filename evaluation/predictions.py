@@ -55,7 +55,7 @@ def task_asked(bench_name, usual_task, args):
     task = "gqa" if args.clues else args.task or usual_task
     own = f"the questions of {bench_name} are of the task {usual_task}"
     if args.clues and (args.task or usual_task not in ("qa", "gqa")):
-        raise BadInput(f"--clues asks multiple choice twice, and knows no --task; {own}")
+        raise BadInput(f"--clues asks a multiple-choice question twice; it knows no --task; {own}")
     if not args.clues and task != usual_task and (usual_task, task) != ("gqa", "qa"):
         raise BadInput(f"--task {task} cannot be asked: {own}")
     return task
