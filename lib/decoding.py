@@ -31,7 +31,7 @@ class GroupCache:
     """Keys and values of prompts, each held once, and of the rows that go on from them.
 
     lengths: of each of B prompts (P, [how long each of its Q branches is]); T: the longest branch.
-    (In training Q = 1 and T = 0; evaluation/branches.py has others.) While prompts are read,
+    (In training Q = 1 and T = 0; evaluation/clips.py has others.) While prompts are read,
     `read[layer]` gets one ((1, K, P + Q·T, d), the same) for each. After start_decoding,
     `prompt[layer]` is ((B, K, P, d), the same), padded on the left to the longest, and
     `completions[layer]` (B·Q·G, K, T + C, d): each row's branch, then room for its completion. mask

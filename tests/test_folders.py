@@ -18,7 +18,7 @@ import eval as evaluation
 import train
 from conftest import BASE, ROOT, wait_for
 from evaluation.pictures import draw_intervals
-from lib import errors, files
+from lib import errors, figures, files
 from lib.errors import BadInput
 from lib.files import read_lines
 from tools import merge, paper, report
@@ -268,7 +268,7 @@ def test_an_evaluation_holds_its_folder_and_gives_it_back(charades, tmp_path):
 def test_dollars_are_dollars(tmp_path):
     record = {"question": r"a $\frac{ costs $5_", "answer": [0.0, 1.0], "iou": 1.0}
     record["text"] = "<answer>0 to 1</answer>"
-    draw_intervals(str(tmp_path / "x.png"), [record], r"model $a_{")
+    figures.save(draw_intervals([record], r"model $a_{"), str(tmp_path / "x.png"))
     assert os.path.getsize(tmp_path / "x.png") > 5000
 
 

@@ -32,7 +32,6 @@ def start():
     if os.path.lexists(out):
         raise BadInput(f"{out} is there already: give a new folder")
     model, tokenizer = load(args.adapters)  # load merges
-
     try:
         save(model, tokenizer, VideoBudget.of_model(args.adapters), out)
     except (OSError, SafetensorError) as e:

@@ -274,7 +274,7 @@ def damaged_files():
         ("metrics.jsonl", REPORT, 2),
         ("rollouts.jsonl", f"{REPORT} 1", 2),
         ("checkpoints/step-000001/state.json", RESUME, 2),
-        ("eval-charades/results.json", REPORT, 0),
+        ("eval-charades/results.json", REPORT, 2),
         ("eval-charades/predictions.jsonl", f"{EVAL} --compare run run", 2),
     ):
         for damage, change in damaged.DAMAGE.items():
@@ -302,7 +302,7 @@ def disk():
     anew = after(RUN, without("run/checkpoints", "run/policy"))
     limit = lambda most: lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     little = lambda most: {"within": limit(most), "writes": True}
-    yield "no room for settings", f"{EVAL} --out out", 2, "cannot be written", None, little(100)
+    yield "no room for settings", f"{EVAL} --out out", 2, "cannot write to", None, little(100)
     yield "no room for weights", f"{TRAIN} out", 2, "could not be saved", None, little(8_000)
     yield "no room for the page", REPORT, 2, "could not be written", RUN, little(20_000)
     merged = "tools.merge run/policy new"
