@@ -12,13 +12,13 @@ import os
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from data import VideoBudget
 from lib.adapters import add_adapters
 from lib.errors import BadInput, first_line
 from lib.identity import is_toy
-from lib.weights import check_family
+from lib.weights import family_of
 from training.log import GPUS, known_gpu
 from training.settings import check_processes
 
@@ -39,13 +39,13 @@ def gpu_of(asked):
 
 def empty_model(name, lora):
     """The model with shapes and without numbers. Raises BadInput where there is no such model."""
-    check_family(name)
+    family_of(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise BadInput(f"the config of {name} cannot be read: {first_line(e)}") from e
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
         return add_adapters(model, lora) if lora else model
 
 
