@@ -335,7 +335,8 @@ def build_prompt(text, video, tokenizer, max_tokens=None, before=""):
             f"a prompt of {len(ids)} tokens ({video.n_tokens} of them video) does not fit in "
             f"{max_tokens}: lower --fps, --max-frames or --total-pixels"
         )
-    readable = markup.replace(pads, f"[{video.n_tokens // len(grids)} video tokens]")
+    short = f"<|vision_start|>[{video.n_tokens} video tokens]<|vision_end|>"
+    readable = markup.replace(shown, short)
     return Prompt(ids, video.patches, list(grids), list(seconds), readable, video.duration)
 
 

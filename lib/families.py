@@ -64,12 +64,12 @@ def add_at(hidden, at, seen):
 QWEN2_5_VL = Row(
     name="Qwen2.5-VL", patch=14, cell=28,  # pixels: of a patch's side, of a token's
     mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711),  # CLIP's
-    system="You are a helpful assistant.", blocks=one_block, layout=windows,
+    system="You are a helpful assistant.", blocks=one_block, written=0, layout=windows,
     deepstack=lambda *_: {}, head_norms=False,
 )  # fmt: skip
 QWEN3_VL = Row(
     name="Qwen3-VL", patch=16, cell=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
-    system="", blocks=block_per_pair, layout=places,
+    system="", blocks=block_per_pair, written=10, layout=places,  # tokens a pair
     deepstack=deepstack, head_norms=True,  # of every head's queries and keys, in decode_step
 )  # fmt: skip
 FAMILIES = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}  # by the config's model_type
