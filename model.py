@@ -107,8 +107,8 @@ def encode_videos(model, prompts):
     patches = torch.cat([clip.patches for clip in clips.values()]).to(weight)  # device and dtype
     grids = torch.tensor([grid for clip in clips.values() for grid in clip.grids])
     layout = vision_layout(grids, model.config, patches.device)
-    seen = model.model.visual(patches, grid_thw=grids, **layout)
-    features = torch.cat([seen.pooler_output, *getattr(seen, "deepstack_features", ())], dim=1)
+    out = model.model.visual(patches, grid_thw=grids, **layout)
+    features = torch.cat([out.pooler_output, *getattr(out, "deepstack_features", ())], dim=1)
     merged = config.spatial_merge_size**2  # patches of a token
     tokens = [sum(t * h * w for t, h, w in clip.grids) // merged for clip in clips.values()]
     seen = dict(zip(clips, features.split(tokens)))
@@ -155,7 +155,7 @@ def prepare(model, attn="sdpa"):
     model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
     model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
     model.model.visual.patch_embed = PatchProduct(model.model.visual.patch_embed.proj)
-    model.model.language_model._deepstack_process = add_at
+    model.model.language_model._deepstack_process = add_at  # Qwen3-VL alone calls it
     model.n_tokens = getattr(model, "n_tokens", model.config.text_config.vocab_size)
     return model
 
