@@ -47,7 +47,7 @@ from lib.errors import BadInput, run_program
 from lib.files import append_line, locks_released, replace_file
 from lib.identity import fingerprint, is_toy
 from lib.processes import Progress, on_each, on_first, rank, start_processes, world
-from lib.weights import room_for_prompt
+from lib.weights import family_of, room_for_prompt
 from model import encode_videos, load
 from toy.world import ensure
 
@@ -82,7 +82,7 @@ def prepare(bench_name, name, args, decoder, load_once):
     load_once: a model's path → (model, tokenizer); it stays loaded over its benchmarks.
     """
     path, shown, run = find_model(name)
-    budget = VideoBudget.of_model(path, **vars(args))
+    budget = VideoBudget.of_model(path, family_of(path), **vars(args))
     toy_model = is_toy(path)
     folder, data_name = on_first(partial(find_data, bench_name, args.data, ensure, toy_model))
     examples, left_out = read_questions(bench_name, folder, args.limit, rank() == 0)

@@ -88,7 +88,8 @@ def train(settings):
     examples, data_name, tests = training_examples(settings, stand_in)
     steps = settings.steps or -(-len(examples) // settings.prompts_per_step)
     policy, tokenizer, reference = on_each(lambda: load_models(settings, device))
-    budget = VideoBudget.of_model(settings.model, **vars(settings))
+    family = policy.config.model_type
+    budget = VideoBudget.of_model(settings.model, family, **vars(settings))
     optimizer = MasterAdamW(policy, settings.lr, settings.offload)
     if settings.judge:
         from annotations.judge import install_judge

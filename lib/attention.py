@@ -15,13 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
-from transformers.vision_utils import (
-    get_vision_cu_seqlens,
-    get_vision_position_ids,
-    get_vision_window_index,
-)
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
 from lib.errors import BadInput
+from lib.families import FAMILIES
 
 # cuDNN's attention comes first on Hopper and plans anew for every shape (pytorch #155958); in video
 # RL hardly two shapes are alike. Without it PyTorch takes its own flash kernel.
@@ -67,16 +64,14 @@ def vision_layout(grids, config, device):
     """What the vision tower derives from its grids, as keyword arguments for it.
 
     grids: (videos, 3) int64, on the CPU, where all of it is computed: on a GPU each step would make
-    the CPU wait. Boundaries of windows and frames stay there, where window_attention reads them.
+    the CPU wait. Boundaries of windows and frames (seqlens) stay there, where window_attention
+    reads them.
     """
-    merge = config.spatial_merge_size
-    order, windows = get_vision_window_index(grids, merge, config.window_size, config.patch_size)
-    return {
-        "position_ids": get_vision_position_ids(grids, merge).to(device),
-        "window_index": order.to(device),
-        "cu_window_seqlens": windows,
-        "cu_seqlens": get_vision_cu_seqlens(grids),
-    }
+    vision = config.vision_config
+    layout = FAMILIES[config.model_type].layout(grids, vision)
+    layout["position_ids"] = get_vision_position_ids(grids, vision.spatial_merge_size)
+    layout["cu_seqlens"] = get_vision_cu_seqlens(grids)
+    return {key: x if "seqlens" in key else x.to(device) for key, x in layout.items()}
 
 
 class PatchProduct(torch.nn.Module):
@@ -91,7 +86,7 @@ class PatchProduct(torch.nn.Module):
 
     def forward(self, patches, *_, **__):
         weight = self.proj.weight.flatten(1)
-        return F.linear(patches.to(weight.dtype), weight)
+        return F.linear(patches.to(weight.dtype), weight, self.proj.bias)  # Qwen2.5-VL's has none
 
 
 def register_windows(attention):

@@ -93,7 +93,7 @@ def test_plan_counts_what_is_there(dtype, flags):
         held += sum(t.nbytes for key, t in state.items() if key != "step")
     assert stays["optimizer"] == (0 if args.offload else held)
     if args.offload and dtype == "bfloat16":
-        frames = 3 * s.patches * plan.PATCH * 4
+        frames = 3 * s.patches * s.patch * 4
         assert on_cpu == held + 12 * s.largest + frames
 
 

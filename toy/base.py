@@ -466,7 +466,8 @@ class Conversations:
         for i in range(3000):
             _, turns = self.draw(PARTS[i % len(PARTS)], rng)
             texts += [text for turn in turns for text in turn]
-        return make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100)
+        system = f"system\n{data.FAMILIES['qwen2_5_vl'].system}"
+        return make_tokenizer(texts + [system, "user\n", "assistant\n"] * 100)
 
 
 SAVE_EVERY = 100  # steps

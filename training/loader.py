@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from annotations.readers import find_data, read_dataset
 from data import Batch, load_prompt, read_frames
 from lib.decoder import Decoder
 from lib.errors import BadInput
@@ -29,6 +28,8 @@ def training_examples(settings, stand_in):
     """
     examples, names, flags = [], [], []
     say = lambda sentence: print(sentence, file=sys.stderr) if rank() == 0 else None
+    from annotations.readers import find_data, read_dataset  # --plan and --help need none
+
     toy_model = is_toy(settings.model)
     for task in settings.tasks:
         source = TASKS[task].data

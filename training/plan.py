@@ -12,17 +12,17 @@ import os
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from data import VideoBudget
 from lib.adapters import add_adapters
 from lib.errors import BadInput, first_line
+from lib.families import FAMILIES
 from lib.identity import is_toy
-from lib.weights import check_family
+from lib.weights import family_of
 from training.log import GPUS, known_gpu
 from training.settings import check_processes
 
-PATCH = 1176  # numbers of a patch: 2 frames × 3 colours × 14 × 14 pixels; four patches make a token
 PAPER = {"grounding": 5338, "tracking": 9335, "gqa": 3358}  # examples that the paper trains on
 
 
@@ -39,13 +39,13 @@ def gpu_of(asked):
 
 def empty_model(name, lora):
     """The model with shapes and without numbers. Raises BadInput where there is no such model."""
-    check_family(name)
+    family_of(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise BadInput(f"the config of {name} cannot be read: {first_line(e)}") from e
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
         return add_adapters(model, lora) if lora else model
 
 
@@ -53,10 +53,13 @@ def sizes_of(model, args, world, P=None):
     """The letters above and numbers of weights. P: where it is known better than the budget is."""
     if not args.train_vision:
         model.model.visual.requires_grad_(False)
+    family, written = FAMILIES[model.config.model_type], 0
     if P is None:
-        pixels = VideoBudget.of_model(args.model, **vars(args)).total_pixels
+        budget = VideoBudget.of_model(args.model, model.config.model_type, **vars(args))
+        pairs = min(budget.max_frames // 2, budget.total_pixels // budget.min_frame_pixels)
+        written = pairs * family.written  # its seconds
         # about 200 of text; the toy's clips never fill their budget
-        P = 200 + (80 if is_toy(args.model) else pixels // 28**2)
+        P = 200 + written + (80 if is_toy(args.model) else budget.total_pixels // family.cell**2)
     C, B, sft = args.max_new_tokens, args.prompts_per_step // world, args.method == "sft"
     G, videos = (1, 1) if sft else (args.group_size, B)  # videos are read together for sampling
     text, vision = model.config.text_config, model.config.vision_config
@@ -64,11 +67,15 @@ def sizes_of(model, args, world, P=None):
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     count = lambda *without: sum(n for k, n in weights.items() if not any(w in k for w in without))
     H = text.num_attention_heads
+    d = getattr(text, "head_dim", None) or text.hidden_size // H
+    deeper = len(getattr(vision, "deepstack_visual_indexes", ()))
     return SimpleNamespace(
-        **dict(P=P, G=G, C=C, B=B, L=P + G * C, videos=videos, patches=videos * P * 4, H=H),
+        **dict(P=P, G=G, C=C, B=B, L=P + G * C, videos=videos, H=H, heads=H * d),
+        **dict(patches=videos * (P - written) * 4, patch=3 * 2 * vision.patch_size**2),
+        **dict(features=1 + deeper, head_norms=family.head_norms),
         **dict(D=text.hidden_size, I=text.intermediate_size, V=text.vocab_size),
         **dict(layers=text.num_hidden_layers, grouped=text.num_key_value_heads < H),
-        kv=text.num_key_value_heads * text.hidden_size // H,  # numbers of a token's keys
+        kv=text.num_key_value_heads * d,  # numbers of a token's keys
         **dict(vision_D=vision.hidden_size, vision_I=vision.intermediate_size),
         **dict(vision_layers=vision.depth, N=count(), trained=sum(trained), largest=max(trained)),
         **dict(root=count(".layers.", ".blocks."), language=count("visual", "embed_tokens")),
@@ -91,11 +98,11 @@ def what_stays(s, args):
         "reference policy": needs_copy * s.N * s.size / s.share,
         "gradients": (not away) * s.trained * (4 if float32 else s.size) / s.share,
         "optimizer": (not args.offload) * s.trained * (8 if float32 else 12) / s.share,
-        "features of the videos": s.videos * s.P * s.D * s.size,
+        "features of the videos": s.videos * s.P * s.features * s.D * s.size,
     }
     # float32 frames of this step, of the next, and of one on their way; masters and moments
     offloaded = args.offload * (12 * s.trained + 12 * s.largest + away * weights) / s.share
-    return stays, 3 * s.patches * PATCH * 4 + offloaded
+    return stays, 3 * s.patches * s.patch * 4 + offloaded
 
 
 def vision_graph(s, args):
@@ -103,7 +110,7 @@ def vision_graph(s, args):
     # Of a block, in numbers of its width: two norms' inputs in float32; 5 inputs of norms and
     # products; q, k, v and outputs. The merger keeps 4, and one in float32.
     width = s.vision_layers * (8 / s.size + 9) + 4 / s.size + 4
-    numbers = width * s.vision_D + s.vision_layers * 4 * s.vision_I + PATCH
+    numbers = width * s.vision_D + s.vision_layers * 4 * s.vision_I + s.patch
     return args.train_vision * s.P * 4 * s.size * numbers
 
 
@@ -115,10 +122,13 @@ def kv_cache(s):
 def layer_activations(s, args, math=False):
     """Bytes that a layer of the language model keeps of one group for its backward pass."""
     # Of width D per token: two norms' inputs in float32 and, where their weights are trained, what
-    # they give; the inputs of (q, k, v), of o and of (gate, up); queries and outputs of attention.
-    # Of width I: gate, silu(gate), up and product. Each of 7 detours: r numbers. Keys and values:
+    # they give; the inputs of (q, k, v) and of (gate, up). Of all heads' width: the input of o,
+    # queries and outputs of attention; where heads have norms, these like the two, for keys too. Of
+    # width I: gate, silu(gate), up and product. Each of 7 detours: r numbers. Keys and values:
     # once, and for each completion a copy of the prompt's and its own. The math kernel: all scores.
-    per_token = (8 / s.size + 2 * (not args.lora) + 5) * s.D + 4 * s.I + 7 * (args.lora or 0)
+    norm = 4 / s.size + (not args.lora)
+    per_token = (2 * norm + 2) * s.D + 3 * s.heads + s.head_norms * norm * (s.heads + s.kv)
+    per_token += 4 * s.I + 7 * (args.lora or 0)
     keys_and_values = 2 * s.kv * (s.L + s.G * (s.P + s.C))
     scores = math * s.H * (s.P**2 + s.G * s.C * (s.P + s.C))
     return s.size * (s.L * per_token + keys_and_values + scores)
@@ -130,7 +140,7 @@ def comes_and_goes(s, args, math=False):
     # At the peak of a vision block, while queries are rotated in float32: input, normalised input,
     # q, k, v; float32 copies of q and k where these are not; one rotated, and three products.
     rotating = s.vision_D * (5 * s.size + 8 * (s.size < 4) + 4 * 4)
-    block = max(rotating, s.size * (2 * s.vision_D + 4 * s.vision_I)) + PATCH * s.size
+    block = max(rotating, s.size * (2 * s.vision_D + 4 * s.vision_I)) + s.patch * s.size
     # A decoded token: float32 logits and log-softmax, float64 probabilities and their sums; scores
     # of one layer, masked, in float32, cast back. Before it, the prompts' caches are stacked anew.
     token = s.B * s.G * (s.V * (4 + 4 + 8 + 8) + s.H * (s.P + s.C) * (4 + 3 * s.size))
