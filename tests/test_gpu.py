@@ -89,15 +89,31 @@ def test_without_a_recording_sampling_goes_on_and_says_why(batch, gpu, monkeypat
     expected = sample(model, batch[1])[0]
 
     def fails(graph, **_):
+        tries.append(1)
         raise RuntimeError("CUDA error: operation not supported\nCompile with …")
 
+    tries = []
     monkeypatch.setattr(torch.cuda, "graph", fails)
-    decoding.say_once.cache_clear()
+    monkeypatch.setattr(decoding, "FAILED", [])
     tokens = [on_cpu(sample(model.to("gpu"), batch[1])[0]) for _ in range(2)]
     n = min(t.shape[2] for t in (expected, *tokens))
     assert all(torch.equal(t[..., :n], expected[..., :n]) for t in tokens)
     said = capsys.readouterr().err
     assert said.count("without a CUDA graph") == 1 and "CUDA error: operation not supported" in said
+    assert len(tries) == 1
+
+
+def test_all_rollouts_are_recorded_on_one_stream(batch, gpu, monkeypatch):
+    """cuBLAS keeps a workspace, up to 1 GB in all, for each stream that it ever ran on."""
+    made, of_graphs, model = [], [], load(BASE)[0].to("gpu")
+    stream, graph = torch.cuda.Stream, torch.cuda.graph
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *at: made.append(stream(*at)) or made[-1])
+    recorded = lambda g, **how: of_graphs.append(how["stream"]) or graph(g, **how)
+    monkeypatch.setattr(torch.cuda, "graph", recorded)
+    decoding.stream_to_record_on.cache_clear()
+    for _ in range(2):
+        sample(model, batch[1])
+    assert len(made) == 1 and of_graphs == made * 2
 
 
 # Five faults, planted: each would end, or silently slow, a run on CUDA ---------------------------
