@@ -89,7 +89,8 @@ def train(settings):
     steps = settings.steps or -(-len(examples) // settings.prompts_per_step)
     policy, tokenizer, reference = on_each(lambda: load_models(settings, device))
     budget = VideoBudget.of_model(settings.model, **vars(settings))
-    optimizer = MasterAdamW(policy, settings.lr, settings.offload)
+    scaled = settings.dtype == "float16"
+    optimizer = MasterAdamW(policy, settings.lr, settings.offload, scaled)
     if settings.judge:
         from annotations.judge import install_judge
 

@@ -1,6 +1,7 @@
 """What would fail on a GPU, found without one: see pretended_gpu.py. And bfloat16, on the CPU."""
 
 import json
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -212,7 +213,7 @@ def one_step(device, dtype, flags, batch):
     with reference() as fixed:
         for model in filter(None, (policy, fixed)):
             model.to(device).tie_weights()  # on the pretended GPU .to() makes new parameters
-    optimizer = MasterAdamW(policy, args.lr, args.offload)
+    optimizer = MasterAdamW(policy, args.lr, args.offload, dtype == torch.float16)
     before = {n: on_cpu(p).float().clone() for n, p in policy.named_parameters() if p.requires_grad}
     share = data.Batch(*batch, generators(), tokenizer)
     texts, gaps, update_weights = [], None, lambda: optimizer.step(args.lr, args.grad_clip, 1)
@@ -288,7 +289,73 @@ def test_an_evaluations_batch(batch, charades, gpu):
     assert said[0] == said[1] and len(said[0]) == 3
 
 
-# bfloat16, on the CPU ----------------------------------------------------------------------------
+# float16 and bfloat16, on the CPU ----------------------------------------------------------------
+
+
+def test_a_step_in_float16_is_float32s(batch, monkeypatch):
+    """Of the same completions. Adapters, their gradients and moments are float32."""
+    sampled, sample = [], grpo.sample_groups
+
+    def same_completions(model, *args):
+        sampled.append(sample(model, *args))
+        return sampled[0]
+
+    monkeypatch.setattr(grpo, "sample_groups", same_completions)
+    adapters_alone = ["--lora", "4", "--no-train-vision"]
+    steps = [one_step("cpu", d, adapters_alone, batch) for d in (torch.float32, torch.float16)]
+    (change, norm, _, _), (change16, norm16, _, gaps) = steps
+    check_sampler(gaps, torch.float16)
+    assert norm16 == pytest.approx(norm, rel=0.02)
+    a, b = (torch.cat([c.flatten() for c in changes.values()]) for changes in (change, change16))
+    assert (a - b).norm() < 0.3 * a.norm() > 0
+
+
+def test_an_overflow_changes_nothing_and_halves_the_loss_scale(capsys):
+    def adapted(dtype, **how):
+        model = adapters.add_adapters(load(BASE, dtype=dtype)[0], 4)
+        return MasterAdamW(model, 1e-3, **how)
+
+    def step(optimizer, factor):
+        for k, p in enumerate(optimizer.parameters.values()):
+            p.grad = torch.full_like(p, factor * (k + 1))
+        return optimizer.step(1e-3, 1.0, 1)
+
+    half, plain = adapted(torch.float16, scaled=True), adapted(torch.float32)
+    before = {n: m.clone() for n, m in half.masters.items()}
+    assert not torch.isfinite(torch.tensor(step(half, torch.inf))) and half.scale == 2.0**15
+    assert all(torch.equal(before[n], m) for n, m in half.masters.items())
+    said = capsys.readouterr().err
+    assert (
+        said.count("process 0: float16 overflowed: nothing changed; the loss scale is now 32768")
+        == 1
+    )
+    # Then a gradient that is 2^15 times as large is the same step.
+    assert step(half, 1e-3 * half.scale) == pytest.approx(step(plain, 1e-3))
+    for n, m in half.masters.items():
+        assert m.dtype == torch.float32
+        torch.testing.assert_close(m, plain.masters[n], rtol=1e-6, atol=0)
+    logp = torch.zeros(2, 3, requires_grad=True)
+    seen, _ = half.scaled_logprobs(lambda group: (logp * 1, None), "group")
+    seen.sum().backward()
+    assert (logp.grad == 2.0**15).all() and capsys.readouterr().err == ""
+
+
+def test_a_gpu_without_bfloat16_is_told_which_flags_to_give(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    args = train.parse_args(["--dtype", "bfloat16"])
+    with pytest.raises(BadInput, match="this GPU has no bfloat16: give --dtype float16"):
+        load_models(args, "cuda")
+
+
+@pytest.mark.slow
+def test_a_run_in_float16(charades, tmp_path):
+    """Its loss scale is in the checkpoint, so that a resumed run goes on with it."""
+    flags = "--dtype float16 --lora 4 --prompts-per-step 2 --group-size 4 --max-new-tokens 32 "
+    flags += f"--steps 2 --quiet --data {charades} --out {tmp_path / 'run'}"
+    train.train(train.parse_args(flags.split()))
+    state = json.loads((tmp_path / "run/checkpoints/step-000002/state.json").read_text())
+    halved = math.log2(state["counts"]["loss_scale"])
+    assert halved == 16 - state["counts"]["dropped"] and state["counts"]["dropped"] < 2
 
 
 def gaps_of(dtype, charades):
@@ -305,7 +372,7 @@ def gaps_of(dtype, charades):
     return torch.cat([(a - b)[m].abs() for a, b, m in zip(scored, logp, mask)])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatch):
     check_sampler(gaps_of(dtype, charades), dtype)
     plain = grpo.decode_step
