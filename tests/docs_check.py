@@ -56,6 +56,8 @@ SMALLER = [
     (r"^(python tests/bench/kills\.py)$", r"\1 --runs 1"),
     (r"^(python tests/bench/hostile\.py)$", r"\1 --first 1"),
     (r"^(python tests/bench/rehearsal\.py)( .*)?$", r"\1\2 --config toy --device cpu"),
+    (r"^(python tests/bench/simulate\.py)$",
+     r"\1 --layers 1 --case '3b --lora 64 --recompute --prompts-per-step 1'"),
     (r"^(python tests/bench/before\.py) CHECKOUT$", r"\1 ."),
 ]  # fmt: skip
 # What must be there before: a short run, its evaluation, and somebody's solved homework in a folder

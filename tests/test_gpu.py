@@ -26,7 +26,7 @@ from toy.base import TOY_BUDGET
 from training.loader import generator_for
 from training.log import sampler_gaps, token_records
 from training.optimizer import MasterAdamW
-from training.policy import load_models
+from training.policy import as_policy, load_models
 from training.run import Clock, check_sampler
 
 SMALL = ["--group-size", "4", "--prompts-per-step", "3", "--max-new-tokens", "24", "--lr", "1e-5"]
@@ -312,7 +312,7 @@ def test_a_step_in_float16_is_float32s(batch, monkeypatch):
 
 def test_an_overflow_changes_nothing_and_halves_the_loss_scale(capsys):
     def adapted(dtype, **how):
-        model = adapters.add_adapters(load(BASE, dtype=dtype)[0], 4)
+        model = as_policy(adapters.add_adapters(load(BASE, dtype=dtype)[0], 4))
         return MasterAdamW(model, 1e-3, **how)
 
     def step(optimizer, factor):
@@ -324,16 +324,12 @@ def test_an_overflow_changes_nothing_and_halves_the_loss_scale(capsys):
     before = {n: m.clone() for n, m in half.masters.items()}
     assert not torch.isfinite(torch.tensor(step(half, torch.inf))) and half.scale == 2.0**15
     assert all(torch.equal(before[n], m) for n, m in half.masters.items())
-    said = capsys.readouterr().err
-    assert (
-        said.count("process 0: float16 overflowed: nothing changed; the loss scale is now 32768")
-        == 1
-    )
+    assert capsys.readouterr().err.count("nothing changed; the loss scale is now 32768") == 1
     # Then a gradient that is 2^15 times as large is the same step.
     assert step(half, 1e-3 * half.scale) == pytest.approx(step(plain, 1e-3))
     for n, m in half.masters.items():
         assert m.dtype == torch.float32
-        torch.testing.assert_close(m, plain.masters[n], rtol=1e-6, atol=0)
+        torch.testing.assert_close(m, plain.masters[n], rtol=1e-6, atol=1e-9)  # of steps of 1e-3
     logp = torch.zeros(2, 3, requires_grad=True)
     seen, _ = half.scaled_logprobs(lambda group: (logp * 1, None), "group")
     seen.sum().backward()

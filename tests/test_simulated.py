@@ -34,7 +34,8 @@ def test_what_is_simulated_has_a_gpus_manners():
         assert (device.now, device.waits) == (4096, 0)
         with pytest.raises(AssertionError, match="on the host"):
             x + torch.ones(1000)
-        assert x.long().sum().item() == 7 and x.long()[:2].tolist() == [7, 7] and device.waits == 2
+        total, two = x.long().sum().item(), x[:2].long().tolist()
+        assert (total, two, device.waits) == (7, [7, 7], 2)
         assert x.to("cpu").device.type == "cpu" and device.waits == 3  # and to it none waits
         assert torch.ones(2).to("gpu").device.type == "gpu" and device.waits == 3
         y = x * 2

@@ -14,7 +14,7 @@ FakeTensors), so that a step of the exact shapes takes 1 GB. Seen of it:
     x floor    decoding's time over that of reading the weights once, estimated: each kernel takes
                1.8 µs or its bytes at 75 % of an H100's bandwidth, whichever is longer
 
-Not seen: what a kernel computes, its temporaries, the allocator's gaps, time.
+Not seen: numbers, a kernel's temporaries, the allocator's gaps, time.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import contextlib
 import os
 import random
 import sys
-import time
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -67,6 +66,11 @@ WAITS = {aten._local_scalar_dense.default, aten.item.default}
 BANDWIDTH, SHARE, LAUNCH = 3.35e12, 0.75, 1.8e-6
 
 
+class OneMode(FakeTensorMode):
+    def __deepcopy__(self, memo):  # with each tensor of the reference policy
+        return self
+
+
 class Device(TorchDispatchMode):
     """Below autograd: every operation passes here.
 
@@ -75,14 +79,14 @@ class Device(TorchDispatchMode):
     answer to every question for a whole number, as all completions have their full length.
     """
 
-    fake = FakeTensorMode()  # one: the model keeps a mask and windows from step to step
+    fake = OneMode()  # one: the model keeps a mask and windows from step to step
 
     def __init__(self, length):
         super().__init__()
         self.length, self.alive = length, {}
         self.now = self.peak = self.waits = 0
         self.recording = self.replayed = False
-        self.kernels, self.of_decoding, self.of_sampling, self.at_peak = None, [], [], None
+        self.kernels, self.of_decoding, self.of_sampling = None, [], []
 
     def wait(self, operation):
         assert not self.recording, f"not permitted while a step is recorded: {operation}"
@@ -98,7 +102,7 @@ class Device(TorchDispatchMode):
         self.wait("tolist")
         return torch.full(x.shape, self.number(x), device="cpu").tolist()
 
-    def keep_account(self, x, operation):
+    def keep_account(self, x):
         if not isinstance(x, FakeTensor) or x.fake_device.type != "gpu":
             return
         storage = x.untyped_storage()
@@ -112,8 +116,7 @@ class Device(TorchDispatchMode):
 
         self.alive[key] = weakref.ref(storage, gone)
         self.now += n
-        if self.now > self.peak:
-            self.peak, self.at_peak = self.now, f"{operation} {tuple(x.shape)}"
+        self.peak = max(self.peak, self.now)
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -146,7 +149,7 @@ class Device(TorchDispatchMode):
         with self.fake:
             out = operation(*args, **kwargs)
         for x in tree_leaves(out):
-            self.keep_account(x, operation)
+            self.keep_account(x)
         if self.kernels is not None and not is_view(operation, tensors, out):
             self.kernels.append(bytes_of(operation, tensors, tree_leaves(out)))
         return out
@@ -274,8 +277,6 @@ def simulate(case, layers=None, tokens=512):
         "x floor": seconds / floor,
         "peak, GB": device.peak / 1e9,
         "plan, GB": (sum(stays.values()) + max(moving.values())) / 1e9,
-        "at": device.at_peak,
-        "plan at": max(moving, key=moving.get),
     }
 
 
@@ -292,11 +293,10 @@ def main():
     p.add_argument("--case", help="a size and flags of train.py (default: all cases)")
     asked = p.parse_args()
     for case in [asked.case] if asked.case else CASES:
-        began = time.time()
         seen = simulate(case, asked.layers)
         rounded = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in seen.items()}
         figures = ", ".join(f"{k} {v}" for k, v in rounded.items())
-        print(f"{case}: {figures} ({time.time() - began:.0f} s)", flush=True)
+        print(f"{case}: {figures}", flush=True)
 
 
 if __name__ == "__main__":
