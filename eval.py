@@ -96,6 +96,8 @@ def prepare(bench_name, name, args, decoder, load_once):
     home = name if run else predictions.folder_without_run(name)
     own_folder = os.path.join(home, predictions.evaluation_folder(bench_name, usual_task, args))
     out = args.out or own_folder
+    if args.out and args.look and not args.blind:
+        out = f"{args.out}-{args.look}"
     model, tokenizer = load_once(path)
     settings["weights"] = on_first(partial(fingerprint, path))
     on_first(lambda: predictions.open_evaluation(out, settings))

@@ -39,8 +39,8 @@ EVAL_FLAGS = {
             "answer again"),
         ("--compare", {"nargs": 2, "metavar": ("A", "B")}, "no model is run: the difference of "
             "two evaluations that are there, with its uncertainty"),
-        ("--out", {}, "folder for predictions and results (default: inside the run, or "
-            "runs/eval/MODEL)"),
+        ("--out", {}, "folder for predictions and results; --controls adds OUT-grey and so on "
+            "(default: inside the run, or runs/eval/MODEL)"),
     ],
     "or a question about one's own video": [
         ("--video", {}, "a video file"),
@@ -102,8 +102,8 @@ def parse_args(argv=None, description=__doc__):
         for way, think in thinking.items()
         for look in looks
     ]
-    if args.out and len(args.model) * max(1, len(args.benches)) * len(args.ways) > 1:
-        several = "several models or benchmarks, --think both or --controls"
+    if args.out and len(args.model) * max(1, len(args.benches)) * len(thinking) > 1:
+        several = "several models or benchmarks or --think both"
         raise BadInput(f"--out is one folder: leave it away with {several}, each gets its own")
     if args.controls is not None and (args.blind or args.compare):
         raise BadInput("--controls asks in all these ways: leave --blind and --compare away")

@@ -18,7 +18,7 @@ from evaluation import predictions
 from evaluation.predictions import metrics_of
 from lib.errors import BadInput
 from tasks import TASKS
-from tools import paper
+from tools import paper, thoughts
 from tools import paper_tables as tables
 
 SIZE = paper.size_of(Namespace(steps=tables.EPOCH, limit=None))
@@ -46,7 +46,7 @@ def test_rows_are_cells_that_train_py_takes_and_figures_have_columns():
 
 def test_findings_compare_what_is_evaluated_and_every_evaluation_has_its_metric():
     """Of the smallest records; the two looks are named in eval.py."""
-    assert len(tables.FINDINGS) == 7
+    assert len(tables.FINDINGS) == 9
     for column, a, b, expected in sum(tables.FINDINGS.values(), []):
         assert column in tables.columns_of(a) and column in tables.columns_of(b), (a, b, column)
         assert expected in ("+", "-", "0")
@@ -60,6 +60,26 @@ def test_findings_compare_what_is_evaluated_and_every_evaluation_has_its_metric(
             task = of.get(name, "qa")
             record = {"text": TASKS[task].ideal(answers[task]), "answer": answers[task]}
             assert metrics_of(task, [record | {"group": "x", "format": 1.0}])[metric] == 100, column
+
+
+def test_thoughts_become_answers():
+    answers = {
+        "grounding": ((4.0, 7.0), "<think>red circle: 4 5 6</think><answer>1.0 to 2.0</answer>"),
+        "gqa": (
+            ("B", [(4.0, 7.0)]),
+            "<think>two; red circle: 4 5 6</think><answer>B</answer><glue>[(0.0, 1.0)]</glue>",
+        ),
+        "tracking": (
+            [(0.3, 0.3, 0.5, 0.5)] * 8,
+            f"<think>{'; '.join(['0.40 0.40'] * 8)}</think><answer>[]</answer>",
+        ),
+    }
+    for task, (answer, text) in answers.items():
+        silent = text.replace(": 4 5 6", "").replace("0.40 0.40; ", "", 1)
+        for words, earned in ((text, 100.0), (silent, 0.0)):
+            told = thoughts.told(task, {"x": {"text": words, "answer": answer, "group": "g"}})
+            metrics = metrics_of(task, list(told.values()))
+            assert metrics["overlap" if task == "tracking" else "mIoU"] == earned
 
 
 # Verdicts -----------------------------------------------------------------------------------------

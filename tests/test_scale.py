@@ -71,7 +71,17 @@ def test_four_processes_copied_or_sharded_take_the_steps_of_one(charades, tmp_pa
 @pytest.mark.slow
 def test_where_nothing_is_taught_two_processes_step_as_one(charades, tmp_path):
     """β = 0, and a step without spread after one with: Adam goes on by its momentum."""
-    flags = [*STEPS, "--steps", "10", "--prompts-per-step", "2", "--group-size", "2", "--lr", "1e-3"]
+    flags = [
+        *STEPS,
+        "--steps",
+        "10",
+        "--prompts-per-step",
+        "2",
+        "--group-size",
+        "2",
+        "--lr",
+        "1e-3",
+    ]
     flags += ["--beta", "0", "--max-new-tokens", "21", "--data", charades]
     train.train(train.parse_args([*flags, "--out", str(tmp_path / "one")]))
     lines = read_lines(tmp_path / "one" / "metrics.jsonl")

@@ -20,14 +20,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import numpy as np
 
 from evaluation.compare import check_alike
-from evaluation.predictions import differences, read_predictions
+from evaluation.predictions import differences, metrics_of, read_predictions
 from lib.errors import BadInput, read_object, run_program
 from lib.files import read_lines, replace_file
 from lib.flags import COUNT, FROM_0, ROOT, TOY_MODEL, YES, parser_of
 from lib.identity import fingerprint
 from lib.processes import Progress, cores
 from tools import paper_tables as tables
-from tools.paper_tables import BASES, CELLS, EPOCH, EVALUATIONS, FINDINGS, TABLES
+from tools.paper_tables import BASES, CELLS, EPOCH, EVALUATIONS, FINDINGS, ROWS, TABLES
+from tools.thoughts import told
 from toy.world import ensure
 
 # ------------------------------------------------------------------------------------------------
@@ -37,17 +38,24 @@ from toy.world import ensure
 
 def home(cell, seed, args):
     """The folder of a cell's run. The base answers greedily: it has no seeds."""
-    return os.path.join(args.out, cell if cell in BASES else f"{cell}-seed{seed}")
+    return os.path.join(args.out, cell if without_seeds(cell) else f"{cell}-seed{seed}")
 
 
-def results_of(cell, seed, evaluation, args):
-    return os.path.join(home(cell, seed, args), f"eval-{evaluation}", "results.json")
+def results_of(row, seed, evaluation, args):
+    """The results.json that a row's figures are of; the constant answer's stand in the base's."""
+    cell, _, look = row.replace("constant", BASES[1]).partition(", ")
+    folder = f"eval-{evaluation}" + (f"-{look}" if look not in ("", "thoughts") else "")
+    return os.path.join(home(cell, seed, args), folder, "results.json")
 
 
 def missing(cell, seed, args):
-    """The evaluations that the asked tables need of a cell and that have no results."""
-    asked = dict.fromkeys(column.split(" ")[0] for column in tables.columns_of(cell, args.tables))
-    return [e for e in asked if e != "run" and not os.path.exists(results_of(cell, seed, e, args))]
+    """{evaluation: [looks]} that the asked tables need of a cell and that have no results."""
+    found = {}
+    for evaluation, look in tables.looks_of(cell, args.tables):
+        row = f"{cell}, {look}" if look else cell
+        if not os.path.exists(results_of(row, seed, evaluation, args)):
+            found.setdefault(evaluation, []).append(look)
+    return found
 
 
 def work(cell, seed, args):
@@ -59,12 +67,14 @@ def work(cell, seed, args):
     asked = ["eval.py", "--model", TOY_MODEL if base else folder]
     asked += ["--think" if tables.thinks(cell) else "--no-think"]
     asked += ["--limit", str(args.limit)] if args.limit else []
-    alone = wanted if base else [e for e in wanted if e in EVALUATIONS]
+    alone = [e for e in wanted if base or e in EVALUATIONS or any(wanted[e])]
     if others := [e for e in wanted if e not in alone]:  # in one call: a start takes long
         call([*asked, "--bench", ",".join(others)], folder)
     for e in alone:
         out = os.path.dirname(results_of(cell, seed, e, args))
         which = EVALUATIONS.get(e, f"--bench {e}").split()
+        looks = [look for look in wanted[e] if look]
+        which += ["--controls", *looks] if looks else []
         call([*asked, *which, "--out", out], folder)
 
 
@@ -114,23 +124,47 @@ def run_all(args):
 def collect(args):
     """All that has results in --out, with any of these seeds, as results.json holds it."""
     cells = {}
-    for cell in CELLS:
-        for seed in args.seeds[:1] if cell in BASES else args.seeds:
-            if values := values_of(cell, seed, args):
-                cells.setdefault(cell, {})[str(seed)] = values
+    for row in ROWS:
+        for seed in args.seeds[:1] if without_seeds(row) else args.seeds:
+            if values := values_of(row, seed, args):
+                cells.setdefault(row, {})[str(seed)] = values
     findings = [tested(finding, rows, args) for finding, rows in FINDINGS.items()]
     return {"settings": size_of(args), "cells": cells, "findings": [f for f in findings if f]}
 
 
-def values_of(cell, seed, args):
-    """{column: number} of a cell's evaluations that are there, and of its training."""
-    values, columns = {}, [column.partition(" ")[::2] for column in tables.columns_of(cell)]
+THOUGHTS = ", thoughts"  # of a row: its answers are made from what it thought
+
+
+def without_seeds(row):
+    """Whether a row is of the base, which answers greedily, or of no model."""
+    return row.partition(",")[0] in (*BASES, "constant")
+
+
+def metrics_at(row, path):
+    """{metric: percent} of a row, from its results.json."""
+    results = read_object(path, metrics=dict)
+    if row == "constant":
+        return results["constant"]["metrics"]
+    if row.endswith(THOUGHTS):
+        task = results["settings"]["task"]
+        return metrics_of(task, list(records_at(row, path, task).values()))
+    return results["metrics"]
+
+
+def records_at(row, path, task, name="predictions.jsonl"):
+    """{id: record} of a row, beside its results.json."""
+    records = read_predictions(os.path.join(os.path.dirname(path), name))
+    return told(task, records) if row.endswith(THOUGHTS) else records
+
+
+def values_of(row, seed, args):
+    """{column: number} of a row's evaluations that are there, and of its training."""
+    values, columns = {}, [column.partition(" ")[::2] for column in tables.columns_of(row)]
     for evaluation, metric in columns:
-        path = results_of(cell, seed, evaluation, args)
+        path = results_of(row, seed, evaluation, args)
         if os.path.exists(path):
-            found = read_object(path, metrics=dict)["metrics"]
-            values[f"{evaluation} {metric}"] = round(found[metric], 2)
-    last = read_lines(os.path.join(home(cell, seed, args), "metrics.jsonl"))[-10:]
+            values[f"{evaluation} {metric}"] = round(metrics_at(row, path)[metric], 2)
+    last = read_lines(os.path.join(home(row, seed, args), "metrics.jsonl"))[-10:]
     for evaluation, metric in columns if values and last else []:
         if evaluation == "run":
             numbers = [line[metric] for line in last if line[metric] is not None]
@@ -152,15 +186,14 @@ def compared(column, a, b, expected, args):
     """b − a by question and seed: its mean, its interval, and what that says. None without runs."""
     evaluation, _, metric = column.partition(" ")
     table = []
-    for seed in args.seeds[:1] if b in BASES else args.seeds:
+    for seed in args.seeds[:1] if without_seeds(a) and without_seeds(b) else args.seeds:
         paths = [results_of(cell, seed, evaluation, args) for cell in (a, b)]
         if not all(map(os.path.exists, paths)):
             continue
-        homes = [os.path.dirname(path) for path in paths]
-        names = ["predictions.jsonl", f"predictions{'-second-look' * (a == b)}.jsonl"]
-        records = [read_predictions(os.path.join(*pair)) for pair in zip(homes, names)]
-        check_alike(*records, [], evaluation, *homes)
         task = read_object(paths[0])["settings"]["task"]
+        names = ["predictions.jsonl", f"predictions{'-second-look' * (a == b)}.jsonl"]
+        records = [records_at(r, p, task, name) for r, p, name in zip((a, b), paths, names)]
+        check_alike(*records, [], evaluation, *map(os.path.dirname, paths))
         table.append(dict(differences(task, *records))[metric])
     if not table:
         return None

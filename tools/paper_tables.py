@@ -48,13 +48,27 @@ def read_tables():
 
 
 WORDS, TABLES, FINDINGS = read_tables()
-CELLS = list(dict.fromkeys(cell for table in TABLES.values() for cell in table.rows))
+ROWS = list(dict.fromkeys(row for table in TABLES.values() for row in table.rows))
+# A row is a cell; a cell with a look ("base-think, grey"), which is one more evaluation of it, or
+# with "thoughts" (tools/thoughts.py); or the constant answer, which every evaluation has.
+CELLS = [row for row in ROWS if "," not in row and row != "constant"]
 
 
-def columns_of(cell, names=TABLES):
-    """All columns of the tables that a cell is in, each once."""
-    in_it = [TABLES[name] for name in names if cell in TABLES[name].rows]
+def columns_of(row, names=TABLES):
+    """All columns of the tables that a row is in, each once."""
+    in_it = [TABLES[name] for name in names if row in TABLES[name].rows]
     return list(dict.fromkeys(column for table in in_it for column in table.columns))
+
+
+def looks_of(cell, names=TABLES):
+    """[(evaluation, look)] that the tables need of a cell; look: "" where it sees its videos."""
+    asked = {}
+    for row in ROWS:
+        name, _, look = row.partition(", ")
+        if name == cell:
+            columns = columns_of(row, names)
+            asked |= {(c.split(" ")[0], look.replace("thoughts", "")): None for c in columns}
+    return [(evaluation, look) for evaluation, look in asked if evaluation != "run"]
 
 
 # ------------------------------------------------------------------------------------------------
