@@ -90,7 +90,8 @@ def train(settings):
     policy, tokenizer, reference = on_each(lambda: load_models(settings, device))
     family = policy.config.model_type
     budget = VideoBudget.of_model(settings.model, family, **vars(settings))
-    optimizer = MasterAdamW(policy, settings.lr, settings.offload)
+    scaled = settings.dtype == "float16"
+    optimizer = MasterAdamW(policy, settings.lr, settings.offload, scaled)
     if settings.judge:
         from annotations.judge import install_judge
 

@@ -41,13 +41,15 @@ def load(name, device="cpu", dtype=None):
 
     Args:    name: a folder with config.json, *.safetensors and tokenizer files, or one of adapters
              (a run with --lora), or a hub name like "Qwen/Qwen2.5-VL-7B-Instruct";
-             dtype: of the weights; float32 on CPU and bfloat16 on CUDA unless given.
+             dtype: of the weights; float32 on CPU and bfloat16 on CUDA unless given, or float16 on
+             a GPU that has none.
     Returns: (model, tokenizer), the model on `device`, in eval mode (it has no dropout to switch).
              model.n_tokens: how many ids the tokenizer has; the output layer may have more rows.
     Raises:  BadInput if there is no such model, it is of another family, or its files are damaged.
     """
     base, adapters = under_adapters(name)
-    dtype = dtype or (torch.float32 if str(device) == "cpu" else torch.bfloat16)
+    half = torch.bfloat16 if has_bfloat16(device) else torch.float16
+    dtype = dtype or (torch.float32 if str(device) == "cpu" else half)
     with folder_of(base) as folder:
         model = read_weights(AutoModelForImageTextToText, folder, dtype)
         tokenizer = read_tokens(model, folder)
@@ -56,6 +58,11 @@ def load(name, device="cpu", dtype=None):
         with one_sentence(f"model {folder} cannot be loaded"):
             merge(load_adapters(model, folder))
     return model, tokenizer
+
+
+def has_bfloat16(device):
+    """A CPU does, and GPUs from the A100 on do."""
+    return "cuda" not in str(device) or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def load_empty(name, dtype):

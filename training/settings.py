@@ -27,6 +27,7 @@ from tasks import JOINTLY, TASKS, longest_answer
 from variants import KLS, VARIANTS
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # those that torchrun started
+NO_BFLOAT16 = "this GPU has no bfloat16: give --dtype float16, with --lora 64 --recompute"
 
 # Where the toy and the paper (VideoChat-R1) need different numbers: (toy, paper). A model of a
 # million parameters learns from steps 300 times as large, and says all in a few words.
@@ -70,7 +71,8 @@ TRAIN_FLAGS = {
         ("--seed", FROM_0 | {"default": 0}, "of the order of examples and of sampling"),
         STUDENT,
         DEVICES,
-        ("--dtype", {"choices": ("float32", "bfloat16")}, "what the policy computes in (default: "
+        ("--dtype", {"choices": ("float32", "bfloat16", "float16")}, "what the policy computes "
+            "in; float16 is for GPUs older than the A100, and scales its gradients (default: "
             "float32 on a CPU, bfloat16 on CUDA; weights in training and moments are float32 "
             "always)"),
         ATTN,
