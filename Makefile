@@ -5,13 +5,14 @@
 # make lint    what ruff has to say about the code; make format: its formatting
 # make docs-check   every command of the README, docs/ and CONTRIBUTING.md, cut short
 # make gpu-check    on a machine with a GPU: does everything run there, and as the plan says (ARGS="--device cpu": at toy size)
+# make simulate     a step of a 7B and a 3B at their exact shapes, without a GPU: devices, waits, kernels, memory beside the plan (an hour)
 # make base    make a toy base model from nothing (hours)
 #
 # Each makes .venv first if it is missing or requirements.txt changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo paper test test-slow test-all lint format docs-check gpu-check base
+.PHONY: demo paper test test-slow test-all lint format docs-check gpu-check simulate base
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -56,6 +57,9 @@ docs-check: .venv/installed
 
 gpu-check: .venv/installed
 	$(BIN)/python tests/bench/gpu_check.py $(ARGS)
+
+simulate: .venv/installed
+	$(BIN)/python tests/bench/simulate.py $(ARGS)
 
 base: .venv/installed
 	$(BIN)/torchrun --nproc-per-node 2 -m toy.base

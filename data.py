@@ -8,7 +8,8 @@ columns of patches):
 
 Everything that the usual "processor" of Qwen2.5-VL hides is done here by hand: which frames are
 looked at, how large they are, and how they are cut into patches. A wrong constant in this file does
-not crash; it quietly makes the model see another clip. So each one is explained.
+not crash; it quietly makes the model see another clip. So each one is explained. Numbers in the
+comments are Qwen2.5-VL's; those of the other family stand in lib/families.py.
 
 What is missing: images, audio, and several videos in one question.
 """
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from lib.errors import NUMBER, BadInput, read_object
+from lib.families import FAMILIES
 from lib.video import Frames, opened
 from tasks import words_around
 
@@ -29,10 +31,9 @@ from tasks import words_around
 # 1. Which frames, and how large
 # ------------------------------------------------------------------------------------------------
 
-PATCH = 14  # side of a patch in pixels
-MERGE = 2  # 2 × 2 neighbouring patches become one token ...
+MERGE = 2  # 2 × 2 neighbouring patches of 14 × 14 pixels become one token ...
 PAIR = 2  # ... and so do 2 consecutive frames
-CELL = PATCH * MERGE  # 28 pixels: both sides of a frame are multiples of this
+# So both sides of a frame are multiples of 28 pixels, the family's cell.
 
 
 @dataclass(frozen=True)
@@ -51,31 +52,37 @@ class VideoBudget:
     total_pixels: int = 3584 * 28 * 28  # 3584 video tokens at most
     min_frame_pixels: int = 16 * 28 * 28  # a pair of frames gets at least 16 tokens ...
     max_frame_pixels: int = 768 * 28 * 28  # ... and at most 768
+    family: str = "qwen2_5_vl"  # whose patches: the model's own, a row of lib/families.py
 
     FILE = "video_budget.json"
 
     @classmethod
-    def of_model(cls, folder, **overrides):
-        """The budget saved beside a model, or the paper's; `overrides` that are not None win."""
-        path = os.path.join(folder, cls.FILE)
-        known = {f.name: NUMBER if f.name == "fps" else int for f in fields(cls)}
-        saved = read_object(path, **known) if os.path.exists(path) else {}
+    def of_model(cls, folder, family="qwen2_5_vl", **overrides):
+        """The budget saved beside a model, or the paper's tokens in pixels of its family;
+        `overrides` that are not None win."""
+        path, cell = os.path.join(folder, cls.FILE), FAMILIES[family].cell
+        known = {f.name: NUMBER if f.name == "fps" else int for f in fields(cls)[:-1]}
+        paper = {k: getattr(cls, k) // 28**2 * cell**2 for k in known if "pixels" in k}
+        saved = read_object(path, **known) if os.path.exists(path) else paper
         given = saved | {k: v for k, v in overrides.items() if v is not None}
-        return cls(**{k: v for k, v in given.items() if k in known}).checked()
+        return cls(**{k: v for k, v in given.items() if k in known}, family=family).checked()
 
     def checked(self):
+        cell = FAMILIES[self.family].cell
         if not 0 < self.fps < float("inf") or self.max_frames < MIN_FRAMES:
             needed = f"--fps must be above 0 and --max-frames at least {MIN_FRAMES}"
             raise BadInput(f"{needed}: got {self.fps} and {self.max_frames}")
-        if not CELL * CELL <= self.min_frame_pixels <= self.max_frame_pixels:
-            raise BadInput("a pixel budget needs 28*28 <= --min-frame-pixels <= --max-frame-pixels")
+        if not cell * cell <= self.min_frame_pixels <= self.max_frame_pixels:
+            needed = f"{cell}*{cell} <= --min-frame-pixels <= --max-frame-pixels"
+            raise BadInput(f"a pixel budget needs {needed}")
         if self.total_pixels * PAIR < self.min_frame_pixels * MIN_FRAMES:
             raise BadInput("--total-pixels leaves no room for 4 frames of --min-frame-pixels")
         return self
 
     def save(self, folder):
         with open(os.path.join(folder, self.FILE), "w", encoding="utf-8") as f:
-            json.dump(asdict(self), f, indent=2)
+            known = {k: v for k, v in asdict(self).items() if k != "family"}  # config.json's to say
+            json.dump(known, f, indent=2)
 
 
 MIN_FRAMES = 4
@@ -118,21 +125,22 @@ def frame_size(height, width, n_frames, budget):
     >>> frame_size(360, 640, 72, VideoBudget())
     (196, 364)
     """
+    cell = FAMILIES[budget.family].cell
     if max(height, width) > 200 * min(height, width):
         raise BadInput(f"a frame of {width} × {height} pixels is too narrow to be a video")
     most = min(budget.max_frame_pixels, PAIR * budget.total_pixels / n_frames)
     least = min(budget.min_frame_pixels, most)
-    h, w = (max(CELL, round(side / CELL) * CELL) for side in (height, width))
+    h, w = (max(cell, round(side / cell) * cell) for side in (height, width))
     if h * w > most:
         shrink = (height * width / most) ** 0.5
-        cells = (int(side / shrink / CELL + 1e-9) for side in (height, width))  # 4, not 3.999…
-        h, w = (max(CELL, n * CELL) for n in cells)
+        cells = (int(side / shrink / cell + 1e-9) for side in (height, width))  # 4, not 3.999…
+        h, w = (max(cell, n * cell) for n in cells)
     elif h * w < least:
         grow = (least / (height * width)) ** 0.5
-        h, w = (int(np.ceil(side * grow / CELL - 1e-9)) * CELL for side in (height, width))
+        h, w = (int(np.ceil(side * grow / cell - 1e-9)) * cell for side in (height, width))
     # A side cannot be less than a cell, and growing rounds up: the budget wins over the shape.
     while h * w > most:
-        h, w = (h - CELL, w) if h >= w else (h, w - CELL)
+        h, w = (h - cell, w) if h >= w else (h, w - cell)
     return h, w
 
 
@@ -182,12 +190,8 @@ def resize(frames, height, width):
 # 2. Frames to patches
 # ------------------------------------------------------------------------------------------------
 
-# CLIP's channel statistics, which Qwen2.5-VL uses
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 
-
-def patchify(pixels):
+def patchify(pixels, family="qwen2_5_vl"):
     """Cuts frames into the rows that the vision tower reads.
 
     Args:    pixels (T, H, W, 3) uint8; T even, H and W multiples of 28.
@@ -198,26 +202,28 @@ def patchify(pixels):
     column), then the cell's 2 × 2 patches. So four consecutive rows are the four that the vision
     tower merges into one token.
     """
-    T, H, W, _ = pixels.shape
-    assert T % PAIR == H % CELL == W % CELL == 0, f"{T, H, W}: not prepared by read_frames"
-    x = ((pixels.float() / 255 - MEAN) / STD).permute(0, 3, 1, 2)  # (T, 3, H, W)
-    t, h, w = T // PAIR, H // PATCH, W // PATCH
+    (T, H, W, _), row = pixels.shape, FAMILIES[family]
+    patch, cell, mean, std = row.patch, row.cell, torch.tensor(row.mean), torch.tensor(row.std)
+    assert T % PAIR == H % cell == W % cell == 0, f"{T, H, W}: not prepared by read_frames"
+    x = ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)  # (T, 3, H, W)
+    t, h, w = T // PAIR, H // patch, W // patch
     #             0  1     2  3           4      5      6           7      8
-    x = x.reshape(t, PAIR, 3, h // MERGE, MERGE, PATCH, w // MERGE, MERGE, PATCH)
+    x = x.reshape(t, PAIR, 3, h // MERGE, MERGE, patch, w // MERGE, MERGE, patch)
     x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # (t, h/2, w/2 | 2, 2 | 3, pair, 14, 14)
-    return x.reshape(t * h * w, 3 * PAIR * PATCH * PATCH).contiguous(), (t, h, w)
+    return x.reshape(t * h * w, 3 * PAIR * patch * patch).contiguous(), (t, h, w)
 
 
 @dataclass
 class Video:
     """A clip ready for the model: patches (N, 1176), grid (t, h, w), seconds from one pair of
-    frames to the next, duration in seconds, times (T,) of the frames."""
+    frames to the next, duration in seconds, times (T,) of the frames, whose patches they are."""
 
     patches: torch.Tensor
     grid: tuple
     seconds_per_grid: float
     duration: float
     times: np.ndarray
+    family: str = "qwen2_5_vl"
 
     @property
     def n_tokens(self):
@@ -240,8 +246,9 @@ def looked_at(pixels, look):
 def load_video(path, budget, look="", span=None, frames=(), read=read_frames):
     """A file or folder, as read_frames takes it, to a Video. look: see looked_at."""
     seen = read(path, budget, span, frames)
-    patches, grid = patchify(looked_at(seen.pixels, look))
-    return Video(patches, grid, PAIR * seen.spacing, seen.duration, seen.times)
+    patches, grid = patchify(looked_at(seen.pixels, look), budget.family)
+    between = PAIR * seen.spacing
+    return Video(patches, grid, between, seen.duration, seen.times, budget.family)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -302,9 +309,6 @@ class Batch:
     waited: float = 0.0
 
 
-SYSTEM = "You are a helpful assistant."
-
-
 def build_prompt(text, video, tokenizer, max_tokens=None, before=""):
     """Qwen's chat markup around a video and a question, as token ids.
 
@@ -314,12 +318,13 @@ def build_prompt(text, video, tokenizer, max_tokens=None, before=""):
     the vision tower's features in their places. They are never cut off to make a prompt fit: a cut
     would pair the remaining features with the wrong places. A prompt over `max_tokens` is BadInput.
     """
-    pads = "<|video_pad|>" * video.n_tokens
-    markup = (
-        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
-        f"<|im_start|>user\n{before}<|vision_start|>{pads}<|vision_end|>{text}<|im_end|>\n"
-        f"<|im_start|>assistant\n"
-    )
+    family = FAMILIES[video.family]
+    words, grids, seconds = zip(*family.blocks(video))  # Qwen2.5-VL's video is one, without words
+    pads = "<|video_pad|>" * (video.n_tokens // len(grids))
+    shown = "".join(f"{w}<|vision_start|>{pads}<|vision_end|>" for w in words)
+    system = f"<|im_start|>system\n{family.system}<|im_end|>\n" if family.system else ""
+    user = f"<|im_start|>user\n{before}{shown}{text}<|im_end|>\n"
+    markup = f"{system}{user}<|im_start|>assistant\n"
     ids = torch.tensor(tokenizer(markup)["input_ids"])
     pad_id = tokenizer.convert_tokens_to_ids("<|video_pad|>")
     if (ids == pad_id).sum() != video.n_tokens:
@@ -330,9 +335,9 @@ def build_prompt(text, video, tokenizer, max_tokens=None, before=""):
             f"a prompt of {len(ids)} tokens ({video.n_tokens} of them video) does not fit in "
             f"{max_tokens}: lower --fps, --max-frames or --total-pixels"
         )
-    readable = markup.replace(pads, f"[{video.n_tokens} video tokens]")
-    grids, seconds = [video.grid], [video.seconds_per_grid]
-    return Prompt(ids, video.patches, grids, seconds, readable, video.duration)
+    short = f"<|vision_start|>[{video.n_tokens} video tokens]<|vision_end|>"
+    readable = markup.replace(shown, short)
+    return Prompt(ids, video.patches, list(grids), list(seconds), readable, video.duration)
 
 
 def ask(example, video, tokenizer, think=True, max_tokens=None, template=None):

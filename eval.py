@@ -19,7 +19,9 @@ wrong; nothing is left out of the mean.
 An evaluation that was interrupted continues where it stopped when the same command is given again.
 """
 
+import json
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -37,16 +39,15 @@ from annotations.judge import install_judge
 from annotations.readers import find_data
 from data import VideoBudget, ask, load_video, read_frames
 from evaluation import controls, predictions
-from evaluation.branches import prefill
-from evaluation.clips import batches_of, read_ahead, read_questions, turns
+from evaluation.clips import batches_of, prefill, read_ahead, read_questions
 from evaluation.predictions import find_model
 from evaluation.settings import parse_args
-from lib.decoder import Decoder, ended_by_ctrl_c
+from lib.decoder import Decoder
 from lib.errors import BadInput, run_program
-from lib.files import append_line, locks_released
+from lib.files import append_line, locks_released, replace_file
 from lib.identity import fingerprint, is_toy
 from lib.processes import Progress, on_each, on_first, rank, start_processes, world
-from lib.weights import room_for_prompt
+from lib.weights import family_of, room_for_prompt
 from model import encode_videos, load
 from toy.world import ensure
 
@@ -81,10 +82,9 @@ def prepare(bench_name, name, args, decoder, load_once):
     load_once: a model's path → (model, tokenizer); it stays loaded over its benchmarks.
     """
     path, shown, run = find_model(name)
-    budget = VideoBudget.of_model(path, **vars(args))
+    budget = VideoBudget.of_model(path, family_of(path), **vars(args))
     toy_model = is_toy(path)
-    find = partial(find_data, bench_name, args.data, ensure, toy_model)
-    folder, data_name = on_first(find)
+    folder, data_name = on_first(partial(find_data, bench_name, args.data, ensure, toy_model))
     examples, left_out = read_questions(bench_name, folder, args.limit, rank() == 0)
     if args.look == "middle" and not examples[0].options:
         return None
@@ -94,8 +94,8 @@ def prepare(bench_name, name, args, decoder, load_once):
     data = (bench_name, folder, data_name)
     settings = predictions.settings_of(args, budget, (path, shown, run), data, task, examples)
     home = name if run else predictions.folder_without_run(name)
-    own_folder = os.path.join(home, predictions.evaluation_folder(bench_name, usual_task, args))
-    out = args.out or own_folder
+    folder_name = predictions.evaluation_folder(bench_name, usual_task, args)
+    out = args.out or os.path.join(home, folder_name)
     if args.out and args.look and not args.blind:
         out = f"{args.out}-{args.look}"
     model, tokenizer = load_once(path)
@@ -116,7 +116,7 @@ def prepare(bench_name, name, args, decoder, load_once):
 # ------------------------------------------------------------------------------------------------
 # Ask and answer
 # ------------------------------------------------------------------------------------------------
-# A clip is read, seen and prefilled once for all questions about it (evaluation/branches.py). Where
+# A clip is read, seen and prefilled once for all questions about it (evaluation/clips.py). Where
 # --prompt puts words before the video, each question is read whole.
 
 
@@ -174,9 +174,9 @@ def answer_batch(evaluation, asked):
 
 def answer_all(evaluation, examples, budget, path):
     """Answers questions batch by batch, and appends a record of each to the file. Of several
-    processes each takes the next batch when it is free. The bar counts those taken by any."""
+    processes each takes every so many-th batch."""
     batches = batches_of(examples, evaluation.batch_size)
-    taken = turns(len(batches))
+    taken = range(rank(), len(batches), world())
     sizes = [sum(map(len, batch)) for batch in batches]
     read = lambda k: read_clips(evaluation, batches[k], budget)
     progress = Progress(len(examples), "question", evaluation.settings["bench"])
@@ -210,17 +210,27 @@ def score(evaluation, name, records, first_look, constant):
     but with --clues the answers before the second look; constant: a controls.Constant, or None.
     """
     settings, out, task = evaluation.settings, evaluation.out, evaluation.settings["task"]
-    given = (records, first_look, evaluation.left_out, controls.earned(task, constant, records))
-    results = predictions.results_of(settings, *given)
+    metrics = predictions.metrics_of(task, records)
+    if settings["clues"]:
+        before = predictions.metrics_of(task, first_look)["accuracy"]
+        metrics = {"accuracy, first look": before} | {k: metrics[k] for k in ("accuracy", "format")}
+    results = {
+        "metrics": metrics,
+        "constant": controls.earned(task, constant, records),
+        "failed": [r["id"] for r in records if "error" in r],
+        "not in the form": [r["id"] for r in records if "error" not in r and not r["format"]],
+        "left out": evaluation.left_out,
+        "settings": settings,
+    }
     predictions.say_what_failed(results, records, out)
-    predictions.write_object(os.path.join(out, "results.json"), results)
+    replace_file(os.path.join(out, "results.json"), json.dumps(results, indent=2))
     if task == "grounding":
         from evaluation.pictures import draw_predictions  # matplotlib takes a second to import
 
-        draw_predictions(out, settings, records, results["metrics"])
+        draw_predictions(out, settings, records, metrics)
     print(f"wrote {out}/")
     asked = (settings["look"], settings["data_name"], task)
-    return controls.Scored(name, *asked, records, results["metrics"], constant)
+    return controls.Scored(name, *asked, records, metrics, constant)
 
 
 @locks_released()
@@ -228,7 +238,7 @@ def bench(bench_name, name, args, load_once):
     """Evaluates one model on one benchmark. Returns a controls.Scored; None where a control does
     not apply, and on all processes but the first."""
     decoder = Decoder(args.decode_timeout, read_frames)
-    with ended_by_ctrl_c(decoder):
+    with closing(decoder):
         evaluation = prepare(bench_name, name, args, decoder, load_once)
         if evaluation is None:
             return None

@@ -2,7 +2,7 @@
 
 The layers are Hugging Face's `Qwen2_5_VLForConditionalGeneration`, weights included. What this file
 does by hand is everything around them that RL must control exactly (lib/weights.py loads and
-saves):
+saves; what Qwen3-VL does otherwise is a row of lib/families.py):
 
     1. positions               (3, L) M-RoPE: each video token knows its second, row and column
     2. embeddings              token ids + patches → embeddings, the video's in their places
@@ -33,6 +33,7 @@ from lib.attention import (
     vision_layout,
 )
 from lib.decoding import GroupCache
+from lib.families import FAMILIES, add_at
 
 # ------------------------------------------------------------------------------------------------
 # 1. Positions
@@ -69,7 +70,8 @@ def mrope_positions(ids, grids, seconds_per_grid, config):
     [[0, 1, 1, 3, 3, 4], [0, 1, 1, 1, 1, 4], [0, 1, 2, 1, 2, 4]]
     """
     vision = config.vision_config
-    merge, tokens_per_second = vision.spatial_merge_size, vision.tokens_per_second
+    merge = vision.spatial_merge_size
+    tokens_per_second = getattr(vision, "tokens_per_second", 0)  # 0: no grid has a second pair
     is_video = (ids == config.video_token_id).cpu()
     pieces, place, start = [], 0, 0  # place: index into ids; start: the next free position
     for (t, h, w), seconds in zip(grids, seconds_per_grid, strict=True):
@@ -97,14 +99,16 @@ def encode_videos(model, prompts):
     """Runs the vision tower once over all videos: over a clip once, however many ask about it.
 
     Args:    prompts: list of data.Prompt; those about one clip hold the same patches (data.ask).
-    Returns: one (video tokens of the prompt, D) tensor per prompt.
+    Returns: one (video tokens of the prompt, D) tensor per prompt; (…, 4 · D) where three layers of
+             the text model get features of their own (families.deepstack).
     """
     config, weight = model.config.vision_config, model.model.visual.patch_embed.proj.weight
     clips = {id(prompt.patches): prompt for prompt in prompts}
     patches = torch.cat([clip.patches for clip in clips.values()]).to(weight)  # device and dtype
     grids = torch.tensor([grid for clip in clips.values() for grid in clip.grids])
-    layout = vision_layout(grids, config, patches.device)
-    features = model.model.visual(patches, grid_thw=grids, **layout).pooler_output
+    layout = vision_layout(grids, model.config, patches.device)
+    out = model.model.visual(patches, grid_thw=grids, **layout)
+    features = torch.cat([out.pooler_output, *getattr(out, "deepstack_features", ())], dim=1)
     merged = config.spatial_merge_size**2  # patches of a token
     tokens = [sum(t * h * w for t, h, w in clip.grids) // merged for clip in clips.values()]
     seen = dict(zip(clips, features.split(tokens)))
@@ -138,9 +142,8 @@ def embed(model, ids, features):
 # when they are scored, and questions are branches of their clip when a model is evaluated.
 #
 # transformers lets a model's layers call an attention function that we register (end of this
-# section). NO_MASK: which token sees which is decided in the functions below, and nowhere else.
-
-NO_MASK = {"full_attention": None}
+# section). It makes no mask for functions that it does not know: which token sees which is decided
+# below, and nowhere else.
 
 
 def prepare(model, attn="sdpa"):
@@ -152,6 +155,7 @@ def prepare(model, attn="sdpa"):
     model.model.language_model.config._attn_implementation = f"shared_prompt_{attn}"
     model.model.visual.config._attn_implementation = f"flash_like_windows_{attn}"
     model.model.visual.patch_embed = PatchProduct(model.model.visual.patch_embed.proj)
+    model.model.language_model._deepstack_process = add_at  # Qwen3-VL alone calls it
     model.n_tokens = getattr(model, "n_tokens", model.config.text_config.vocab_size)
     return model
 
@@ -262,17 +266,19 @@ def read(model, prompt, features, branches, cache=None):
     """
     language_model, device = model.model.language_model, features.device
     text = language_model.embed_tokens(branches.flatten().to(device))
+    features, *deeper = features.split(text.shape[1], dim=1)
     embeds = torch.cat([embed(model, prompt.ids, features), text])
+    is_video, family = prompt.ids == model.config.video_token_id, FAMILIES[model.config.model_type]
     own = mrope_positions(prompt.ids, prompt.grids, prompt.seconds_per_grid, model.config)
     after = own[:, -1].amax() + 1 + torch.arange(branches.shape[1])
     positions = torch.cat([own, after.repeat(len(branches)).expand(3, -1)], dim=1)
     out = language_model(
         inputs_embeds=embeds[None],
         position_ids=positions[:, None].to(device),
-        attention_mask=NO_MASK,
         past_key_values=cache,
         use_cache=cache is not None,
         group=tuple(branches.shape),
+        **family.deepstack(is_video, deeper),
     )
     return out.last_hidden_state[0], positions
 
@@ -288,7 +294,7 @@ def decode_step(model, cache, tokens, positions):
     on preparing what does not depend on it. So the layer is written out here, around the same
     weights: this is all that a decoder is.
     """
-    language_model = model.model.language_model
+    language_model, family = model.model.language_model, FAMILIES[model.config.model_type]
     x = language_model.embed_tokens(tokens)  # (B·G, D)
     angles = positions[:, None] * language_model.rotary_emb.inv_freq  # (B·G, d/2): plain RoPE
     angles = torch.cat([angles, angles], dim=1)[:, None]  # (B·G, 1, d)
@@ -298,6 +304,8 @@ def decode_step(model, cache, tokens, positions):
         attn, h = block.self_attn, rms_norm(x, block.input_layernorm)
         projections = (attn.q_proj, attn.k_proj, attn.v_proj)
         query, key, value = (project(h).view(len(x), -1, attn.head_dim) for project in projections)
+        if family.head_norms:
+            query, key = rms_norm(query, attn.q_norm), rms_norm(key, attn.k_norm)
         query, key = rotate(query, cos, sin) * attn.scaling, rotate(key, cos, sin)
         for buffer, new in zip(cache.completions[layer], (key, value)):
             buffer.index_copy_(2, cache.length, new[:, :, None])

@@ -42,7 +42,7 @@ from training.loader import Loader, training_examples
 from training.log import Outcome, outcome_of
 from training.optimizer import MasterAdamW, learning_rate
 from training.policy import load_models
-from training.run import STOP, Clock, Run, stop_on_signals, timed_grpo_step
+from training.run import Clock, Run, stop_on_signals, timed_grpo_step
 from training.settings import check_processes, parse_args
 
 
@@ -88,8 +88,10 @@ def train(settings):
     examples, data_name, tests = training_examples(settings, stand_in)
     steps = settings.steps or -(-len(examples) // settings.prompts_per_step)
     policy, tokenizer, reference = on_each(lambda: load_models(settings, device))
-    budget = VideoBudget.of_model(settings.model, **vars(settings))
-    optimizer = MasterAdamW(policy, settings.lr, settings.offload)
+    family = policy.config.model_type
+    budget = VideoBudget.of_model(settings.model, family, **vars(settings))
+    scaled = settings.dtype == "float16"
+    optimizer = MasterAdamW(policy, settings.lr, settings.offload, scaled)
     if settings.judge:
         from annotations.judge import install_judge
 
@@ -104,8 +106,7 @@ def train(settings):
     }
     run = Run(settings, about, policy, tokenizer, budget, optimizer, device)
     room = room_for_prompt(policy, settings.max_new_tokens)
-    loader = Loader(examples, tokenizer, budget, settings, room, device)
-    STOP["cancel"] = loader.cancel
+    loader = Loader(examples, tokenizer, budget, settings, room)
     total = lambda n: add_up({"n": n}, device)["n"]
     try:
         for step, batch in run.batches(loader):

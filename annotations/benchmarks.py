@@ -18,7 +18,7 @@ def choice(id, video, entry, options, answer, group, span=None):
 
 
 def read_videomme(path, videos, report=print):
-    """Video-MME, from its parquet file (with pyarrow installed) or a JSON list of the same columns.
+    """Video-MME, from a JSON list of the columns of its parquet file (docs/datasets.md).
 
     group: its split by length, "short", "medium" or "long".
     """
@@ -32,23 +32,16 @@ def read_videomme(path, videos, report=print):
 
 
 def read_longvideobench(path, videos, report=print):
-    """LongVideoBench's validation questions, from JSON or parquet:
+    """LongVideoBench's validation questions:
     [{"id", "video_path", "question", "candidates": […], "correct_choice": 2, "duration_group": 60}]
 
-    In parquet the options are columns, option0 to option4, with "N/A" where there is none.
     group: its split by length, "up to 60 s". Subtitles are not read.
     """
 
     def make(_, entry):
-        if "candidates" in entry:
-            options = entry["candidates"]
-        else:
-            options = [entry[f"option{k}"] for k in range(5)]
-            while options[-1] == "N/A":
-                options.pop()
         id, video = str(entry["id"]), e.video_path(videos, entry["video_path"])
-        group = f"up to {int(entry['duration_group'])} s"
-        return choice(id, video, entry, options, int(entry["correct_choice"]), group)
+        group, right = f"up to {int(entry['duration_group'])} s", int(entry["correct_choice"])
+        return choice(id, video, entry, entry["candidates"], right, group)
 
     form = "'id', 'video_path', 'question', 'candidates', 'correct_choice' and 'duration_group'"
     return e.collect(path, e.json_entries(path), make, report, form)
@@ -118,17 +111,14 @@ def read_dream1k(path, videos, report=print):
     """DREAM-1K: [{"idx": 1, "video_file": "video/1.mp4", "source": "movie_animation",
                    "description": "Two birds fly off.", "events": ["two birds fly off"]}].
 
-    answer: (events, description); group: the source. Its authors' evaluation code calls these
-    "dataset" and "response".
+    answer: (events, description); group: the source.
     """
 
     def make(_, entry):
-        name = entry["video_file"].rpartition("/")[2]
-        text = entry["description"] if "description" in entry else entry["response"]
-        source = entry["source"] if "source" in entry else entry["dataset"]
-        answer = (e.event_list(entry["events"]), e.sentence(text))
-        video = e.video_path(videos, name)
-        return Example(str(entry["idx"]), "description", video, "", answer, group=str(source))
+        video = e.video_path(videos, entry["video_file"].rpartition("/")[2])
+        answer = (e.event_list(entry["events"]), e.sentence(entry["description"]))
+        group = str(entry["source"])
+        return Example(str(entry["idx"]), "description", video, "", answer, group=group)
 
     form = "'idx', 'video_file', 'source', 'description' and 'events', a list of sentences"
     return e.collect(path, e.json_entries(path), make, report, form)

@@ -1,14 +1,12 @@
-"""entries.py: from an annotation file to its entries, each with its line; and the words of one.
+"""entries.py: from an annotation file to its entries; and the words of one.
 
 Readers (training_sets.py, benchmarks.py) know what a data set's entries mean. What they share is
-here: files are read so that every complaint can name file and line, and an entry that cannot be
-used costs itself alone.
+here: every complaint names file and entry, and an entry that cannot be used costs itself alone.
 """
 
 import json
 import os
 import re
-from collections import Counter
 
 from lib.errors import BadInput, first_line
 from lib.wording import LETTERS, Letter
@@ -29,9 +27,8 @@ def read_text(path):
 
 
 def lines_of(path):
-    """The lines of a text file that are not empty, as [(line, None, text)]."""
-    lines = enumerate(read_text(path).splitlines(), 1)
-    return [(number, None, line) for number, line in lines if line.strip()]
+    """The lines of a text file that are not empty, as [(number, text)]."""
+    return [(n, line) for n, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
 
 
 def parsed(path, text, line=1):
@@ -45,42 +42,16 @@ def parsed(path, text, line=1):
 
 
 def json_entries(path):
-    """The entries of a JSON list, dictionary or JSON Lines (or parquet), as [(line, key, value)].
-
-    The keys of a list and of lines are 0, 1, …. json.loads would forget where an entry stands, and
-    an error without a line helps nobody in a file of ten thousand questions.
-    """
-    if path.endswith(".parquet"):
-        return parquet_entries(path)
+    """The entries of a JSON list, dictionary or JSON Lines, as [(key, value)]. The keys of a list
+    and of lines are 0, 1, …."""
     text = read_text(path)
-    lines = [(k, line) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if len(lines) > 1 and re.fullmatch(r"\s*\{.*\}\s*", lines[0][1]):  # JSON Lines
-        return [(n, k, parsed(path, line, n)) for k, (n, line) in enumerate(lines)]
+        return list(enumerate(parsed(path, line, n) for n, line in lines))
     whole = parsed(path, text)
     if not isinstance(whole, (list, dict)):
         raise BadInput(f"{path} holds neither a list nor a dictionary: {text[:20]!r}")
-    between, decode = re.compile(r"[\s,:]*"), json.JSONDecoder().raw_decode
-    at, line, counted, entries = re.search(r"[\[{]", text).end(), 1, 0, []
-    while text[at := between.match(text, at).end()] not in "]}":
-        line, counted, key = line + text.count("\n", counted, at), at, len(entries)
-        if isinstance(whole, dict):
-            key, at = decode(text, at)
-            at = between.match(text, at).end()
-        value, at = decode(text, at)
-        entries.append((line, key, value))
-    return entries
-
-
-def parquet_entries(path):
-    """The rows of a parquet file as [(number from 1, number from 0, {column: value})]."""
-    try:
-        from pyarrow.parquet import read_table
-    except ImportError as e:
-        raise BadInput(f"{path} is a parquet file: pip install pyarrow, or save it as JSON") from e
-    try:
-        return [(k + 1, k, row) for k, row in enumerate(read_table(path).to_pylist())]
-    except (ValueError, OSError, NotImplementedError) as e:  # pyarrow's own are kinds of these
-        raise BadInput(f"{path} cannot be read as parquet ({first_line(e)})") from e
+    return list(whole.items() if isinstance(whole, dict) else enumerate(whole))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -95,61 +66,45 @@ FEW = 5  # complaints of one kind that are all told
 def questions(entries, of_entry):
     """Entries with several questions → one entry a question; of_entry(key, value) gives those of
     one, or raises: then it is one entry, None, for its reader to refuse."""
-    for line, key, value in entries:
+    for key, value in entries:
         try:
             rows = list(of_entry(key, value))
         except UNUSABLE:
             rows = [None]
-        yield from ((line, f"{key}, number {k}", row) for k, row in enumerate(rows))
+        yield from ((f"{key}, number {k}", row) for k, row in enumerate(rows))
 
 
-def collect(path, entries, make, report, form):
+def collect(path, entries, make, report, form, unit="entry"):
     """The Examples of all entries that can be used; the others are reported.
 
-    Args:    entries: (line, key, value) each, key None where the line says enough;
-             make(key, value) gives an Example, or raises BadInput or one of UNUSABLE, which costs
-             this entry alone; form: what an entry looks like, for the errors.
+    Args:    entries: (key, value) each; make(key, value) gives an Example, or raises BadInput or
+             one of UNUSABLE, which costs this entry alone; form: what an entry looks like, for the
+             errors; unit: what a key counts or names.
     Raises BadInput if no entry is usable.
     """
-    examples, complaints = [], []
-    for line, key, value in entries:
-        place = "" if key is None else f"entry {key!r}: "
+    examples, complaints = [], {}
+    for key, value in entries:
         try:
-            examples.append(whole_text(make(key, value)))
+            example = make(key, value)
+            # Half a character ("\ud800" alone), which no tokenizer, file or terminal takes.
+            json.dumps(vars(example), ensure_ascii=False, default=str).encode("utf-8")
+            examples.append(example)
+            continue
         except BadInput as e:
-            complaints.append((line, f"{place}skipped, {e}"))
+            why = str(e)
+        except UnicodeEncodeError:
+            why = "a text in it holds half a character: write the file again as UTF-8"
         except UNUSABLE:
-            complaints.append((line, f"{place}skipped, needs {form}"))
-    tell(path, complaints, report)
+            why = f"needs {form}"
+        kind = re.sub(r"'.*?'|[\d.]+", "", why)  # alike but for numbers and quoted words
+        complaints.setdefault(kind, []).append(f"{path}, {unit} {key!r}: skipped, {why}")
+    for said in complaints.values():
+        more = f"{said[0]}; and {len(said) - 1:,} more like it"
+        for sentence in said if len(said) <= FEW else [more]:
+            report(sentence)
     if not examples:
         raise BadInput(f"{path} holds no usable entry; one has {form}")
     return examples
-
-
-def tell(path, complaints, report):
-    """Reports [(line, what is wrong)]: many of a kind, alike but for numbers and quoted words, are
-    one sentence with the first place and a count."""
-    kinds = [re.sub(r"'.*?'|[\d.]+", "", said) for _, said in complaints]
-    count, told = Counter(kinds), set()
-    for (line, said), kind in zip(complaints, kinds):
-        if count[kind] > FEW and kind not in told:
-            said += f"; and {count[kind] - 1:,} more like it"
-        if count[kind] <= FEW or kind not in told:
-            report(f"{path}, line {line}: {said}")
-        told.add(kind)
-
-
-def whole_text(example):
-    """The Example. Raises BadInput if it holds half a character, JSON's "\\ud800" alone.
-
-    No tokenizer, file or terminal takes one: it would end a run hours later.
-    """
-    try:
-        json.dumps(vars(example), ensure_ascii=False, default=str).encode("utf-8")
-    except UnicodeEncodeError as e:
-        half = f"half a character (\\u{ord(e.object[e.start]):04x} alone)"
-        raise BadInput(f"a text in it holds {half}: write the file again as UTF-8") from e
-    return example
 
 
 # ------------------------------------------------------------------------------------------------

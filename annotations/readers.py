@@ -5,9 +5,7 @@ The readers are in training_sets.py and benchmarks.py. Videos are looked for bes
 
 import os
 import re
-from collections import defaultdict
 from dataclasses import dataclass
-from itertools import count
 
 from annotations import MARK
 from annotations import benchmarks as b
@@ -47,8 +45,8 @@ DATASETS = {
         t.read_captions, r"captions_test.*\.json", r"captions_train.*\.json|metadata\.json"
     ),
     "dream1k": Dataset(b.read_dream1k, r"metadata\.json"),
-    "videomme": Dataset(b.read_videomme, r"(test|videomme).*\.(parquet|json)"),
-    "longvideobench": Dataset(b.read_longvideobench, r"lvb_val.*\.json|validation.*\.parquet"),
+    "videomme": Dataset(b.read_videomme, r"(test|videomme).*\.json"),
+    "longvideobench": Dataset(b.read_longvideobench, r"lvb_val.*\.json"),
     "mvbench": Dataset(b.read_mvbench, r"[a-z_-]+\.json", videos="video"),
     "perceptiontest": Dataset(b.read_perceptiontest, r"(all|mc_question)_valid.*\.json"),
 }
@@ -58,8 +56,8 @@ def read_dataset(name, split, folder, report=print):
     """All Examples of a data set's split, "train" or "test", from the files in `folder`.
 
     MVBench has 20 files; of the others the first that fits is read (annotation_files). Ids are
-    unique: a repeated id is numbered (the second "x" is "x#2"), and that is reported. Raises
-    BadInput if something is missing.
+    unique: where one is repeated, all are numbered, and that is reported. Raises BadInput if
+    something is missing.
     """
     dataset = DATASETS[name]
     if getattr(dataset, split) is None:
@@ -97,18 +95,12 @@ def annotation_files(name, split, folder):
 
 def number_repeated(examples, source, report):
     """Makes ids unique, in place. Answers are kept by id: one would be scored as another."""
-    taken, seen, renamed = {e.id for e in examples}, set(), []
-    numbers = defaultdict(lambda: count(2))
-    for e in examples:
-        first = e.id
-        if first in seen:
-            names = (f"{first}#{number}" for number in numbers[first])
-            e.id = next(name for name in names if name not in taken)  # it may be another's
-            renamed.append(f"the second {first!r} is {e.id!r} here")
-        seen.add(first)
-    if renamed:
-        again = f"{len(renamed)} example(s) have the id of an earlier one"
-        report(f"{source}: {again}, so {renamed[0]}")
+    if repeated := len(examples) - len({e.id for e in examples}):
+        first = examples[0].id
+        for k, e in enumerate(examples):
+            e.id = f"{e.id}#{k}"
+        again = f"{repeated} example(s) have the id of an earlier one: all are numbered"
+        report(f"{source}: {again}, the first {first!r} is {examples[0].id!r} here")
 
 
 def find_data(name, folder, stand_in, toy_model):

@@ -7,7 +7,6 @@ reports it in one sentence, with file and line. A file without any usable entry 
 """
 
 import csv
-import json
 import os
 import re
 from collections import Counter
@@ -29,16 +28,11 @@ def read_charades(path, videos, report=print):
 
         3MSZA 24.3 30.4##person turn a light on.
 
-    (PLPNet's copy has a fourth column, which is left alone); the JSON dictionary, which ActivityNet
-    Captions uses too (TimeLens calls the lists "spans" and "queries"):
+    (PLPNet's copy has a fourth column, which is left alone); and the JSON dictionary, which
+    ActivityNet Captions uses too (TimeLens calls the lists "spans" and "queries"):
 
         {"3MSZA": {"duration": 30.96, "timestamps": [[24.3, 30.4]],
                    "sentences": ["person turn a light on."]}}
-
-    and TimeLens' list, one query per entry, its interval a JSON text:
-
-        [{"video_path": "charades/3MSZA.mp4", "query": "person turn a light on.",
-          "span": "[[24.3, 30.4]]"}]
 
     Args:    path of the file; videos: the folder of the clips; report: called with one sentence for
              every malformed entry, which is then skipped.
@@ -60,25 +54,16 @@ def read_charades(path, videos, report=print):
         seconds = e.seconds_of(entry)
         return [(name, *row, seconds) for row in zip(entry[spans], entry[texts], strict=True)]
 
-    def of_list(_, entry):
-        name = os.path.splitext(entry["video_path"].rpartition("/")[2])[0]
-        (span,) = json.loads(entry["span"])
-        return query(_, (name, span, entry["query"], e.seconds_of(entry)))
-
     def of_line(_, line):
         match = re.fullmatch(r"(\S+) (\S+ \S+)(?: \S+)?##(.*)", line.strip())
         return query(_, (match[1], match[2].split(), match[3], None))
 
-    text = e.read_text(path)
-    if text.lstrip().startswith(("{", "[")):
-        entries = e.json_entries(path)
-        if entries and isinstance(entries[0][1], str):
-            form = "equally many 'timestamps' [start, end] and 'sentences'"
-            return e.collect(path, e.questions(entries, of_dictionary), query, report, form)
-        form = "'video_path', 'query' and 'span' with one [start, end]"
-        return e.collect(path, entries, of_list, report, form)
+    if e.read_text(path).lstrip().startswith(("{", "[")):
+        entries = e.questions(e.json_entries(path), of_dictionary)
+        form = "equally many 'timestamps' [start, end] and 'sentences'"
+        return e.collect(path, entries, query, report, form)
     form = "a name, a start, an end and a sentence, like: 3MSZA 24.3 30.4##person turn a light on."
-    return e.collect(path, e.lines_of(path), of_line, report, form)
+    return e.collect(path, e.lines_of(path), of_line, report, form, "line")
 
 
 def read_got10k(path, videos, report=print):
@@ -102,7 +87,7 @@ def read_got10k(path, videos, report=print):
     if os.path.isdir(path):
         listed, make = os.path.join(path, "list.txt"), lambda _, name: raw_sequence(path, name)
         form = "a folder with frames, groundtruth.txt, absence.label and meta_info.ini"
-        return e.collect(listed, e.lines_of(listed), make, report, form)
+        return e.collect(listed, e.lines_of(listed), make, report, form, "line")
 
     def make(_, entry):
         name = re.sub(r"^(.*/)?GOT-10k/", "", entry["path"])
@@ -183,10 +168,8 @@ def read_nextgqa(path, videos, report=print):
     answer: (letter, [(start, end), …] in seconds). Its training split has no intervals: the paper
     trains on the validation file and evaluates on the test file, and so do we.
     """
-    if path.endswith(".csv"):
-        entries, whole = nextgqa_table(path)
-    else:
-        entries, whole = e.json_entries(path), lambda entry: entry
+    table = path.endswith(".csv")
+    entries, whole = nextgqa_table(path) if table else (e.json_entries(path), dict)
 
     def make(_, entry):
         entry = whole(entry)
@@ -199,10 +182,10 @@ def read_nextgqa(path, videos, report=print):
         more = {"group": str(entry.get("type", "")), "duration": e.seconds_of(entry)}
         return Example(str(entry["id"]), "gqa", video, question, answer, options, **more)
 
-    form = "'id', 'video', 'question', 'options', 'glue' and 'answer'; or columns as in val.csv, "
-    form += (
-        "an answer among a0 to a4, seconds in gsub_val.json and a folder in map_vid_vidorID.json"
-    )
+    if table:
+        form = "an answer among a0 to a4, seconds in gsub_val.json, a place in map_vid_vidorID.json"
+        return e.collect(path, entries, make, report, form, "line")
+    form = "'id', 'video', 'question', 'options', 'glue' and 'answer'"
     return e.collect(path, entries, make, report, form)
 
 
@@ -213,9 +196,8 @@ def nextgqa_table(path):
     """
     folder, split = os.path.split(path)
     located = os.path.join(folder, f"gsub_{split.removesuffix('.csv')}.json")
-    seconds = {video: entry for _, video, entry in e.json_entries(located)}
-    mapped = os.path.join(folder, "map_vid_vidorID.json")
-    folders = {video: place for _, video, place in e.json_entries(mapped)}
+    seconds = dict(e.json_entries(located))
+    folders = dict(e.json_entries(os.path.join(folder, "map_vid_vidorID.json")))
 
     def whole(row):
         name, options = row["video_id"], [row[f"a{k}"].strip() for k in range(5)]
@@ -229,7 +211,7 @@ def nextgqa_table(path):
 
     rows = csv.DictReader(e.read_text(path).splitlines(keepends=True))
     try:
-        return [(rows.line_num, None, row) for row in rows], whole
+        return [(rows.line_num, row) for row in rows], whole
     except csv.Error as error:
         raise BadInput(f"{path}, line {rows.line_num}: broken table; download it again") from error
 

@@ -71,8 +71,8 @@ def main(argv=None):
     form = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser("python -m course", None, exercises.__doc__, formatter_class=form)
     p.add_argument("command", choices=STUDENTS + INSTRUCTORS)
-    p.add_argument("which", nargs="?", help="a number, or all; of grade: the folder of submissions;"
-                   " of results: that of one")  # fmt: skip
+    which = "a number, or all; of grade: the folder of submissions; of results: that of one"
+    p.add_argument("which", nargs="?", help=which)
     into = "the student's folder (default: homework); of handout: the folder to make"
     p.add_argument("--into", help=into)
     p.add_argument("--out", help="of grade, results, gradescope: the file to write")

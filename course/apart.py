@@ -22,6 +22,9 @@ from course.exercises import EXERCISES, ROOT, read, source_of, without_bodies
 STARTING = 180  # seconds that the process may take to import torch
 MOST_RESULTS = 64 << 20  # bytes
 NEEDED = ("__init__.py", "exercises.py", "further.py", "values.py", "child.py")  # of course/
+# By exercise: functions of others that it may call; (module, function) that would give it away.
+USES = {9: ("kl_k3",), 11: ("completion_mask", "mrope_positions", "packed_attention")}
+HIDDEN = {14: [("variants", "weighted")]}
 
 
 @dataclass
@@ -56,12 +59,12 @@ def copy_of(exercise):
     """The same, without the bodies of all exercises but those that this one may use."""
     made = dict(sources())
     for other in EXERCISES:
-        names = [name for name in other.functions if name not in exercise.uses]
+        names = [name for name in other.functions if name not in USES.get(exercise.number, ())]
         path, said = source_of(other.module), f"exercise {other.number}, which is not this one"
         if other is exercise:
             said = f"exercise {other.number} itself: ours does not answer to yours"
         made[path] = without_bodies(made[path], names, f'raise NotImplementedError("{said}")')
-    for module, name in exercise.hidden:
+    for module, name in HIDDEN.get(exercise.number, ()):
         path = source_of(module)
         made[path] = without_bodies(made[path], [name], f'raise NotImplementedError("{module}")')
     return made
@@ -100,10 +103,10 @@ def run(files, seeds, limit):
 def start_and_wait(job, printed, results, folder, seconds):
     environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1"}
-    program = os.path.join(ROOT, "course", "child.py")
-    with subprocess.Popen([sys.executable, "-I", "-X", "utf8", program], stdin=subprocess.PIPE,
-                          stdout=printed, stderr=results, cwd=folder, env=environ,
-                          start_new_session=True) as process:  # fmt: skip
+    command = [sys.executable, "-I", "-X", "utf8", os.path.join(ROOT, "course", "child.py")]
+    streams = dict(stdin=subprocess.PIPE, stdout=printed, stderr=results)
+    own = dict(cwd=folder, env=environ, start_new_session=True)
+    with subprocess.Popen(command, **streams, **own) as process:
         try:
             process.communicate(job, timeout=seconds)
         except BaseException as e:
@@ -195,10 +198,10 @@ def status_of(raised):
 def ended_early(outcome, called, limit):
     called = f"  called   {called}\n" if called else ""
     if outcome.ended == "hung":
-        return "hung", (f"{called}  not done after {limit:g} seconds\n  usually  a loop whose end"
-                        " never comes, or Python loops over what tensors do at once")  # fmt: skip
+        usually = "a loop whose end never comes, or Python loops over what tensors do at once"
+        return "hung", f"{called}  not done after {limit:g} seconds\n  usually  {usually}"
     if outcome.ended == "crowd":
         return "died", f"{called}  your code started too many processes"
     said = f"exit code {outcome.code}" if outcome.ended else "and those of the check"
-    return "died", (f"{called}  your code ended its whole process ({said})\n  usually  a call of"
-                    " exit, or no memory left")  # fmt: skip
+    said = f"{called}  your code ended its whole process ({said})"
+    return "died", f"{said}\n  usually  a call of exit, or no memory left"

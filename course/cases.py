@@ -78,6 +78,13 @@ def need(condition, text):
         raise Unfit(text)
 
 
+def a_tensor(x):
+    import torch
+
+    need(isinstance(x, torch.Tensor), f"a tensor is asked for, and this is {show(x)}")
+    return x
+
+
 def numbers(rng, *shape, low=-3.0, high=0.0, dtype=None):
     """A tensor of random numbers, float64 unless told otherwise."""
     import torch

@@ -1,15 +1,11 @@
-"""cases_grpo.py: the cases of exercises 5, 6, 7, 9 and 14: the algorithm on small tensors."""
+"""cases_grpo.py: the cases of exercises 5, 6, 7, 9 and 14, in this order: small tensors."""
 
 import math
 from dataclasses import replace
 
 import torch
 
-from course.cases import Case, gradients, need, numbers, show, t, written
-
-# ------------------------------------------------------------------------------------------------
-# 5: advantages
-# ------------------------------------------------------------------------------------------------
+from course.cases import Case, a_tensor, gradients, need, numbers, t, written
 
 
 def group_advantages_cases(rng):
@@ -24,15 +20,9 @@ def group_advantages_cases(rng):
                 yield Case((numbers(rng, *shape, low=-1, high=2, dtype=dtype), divide), usually)
 
 
-# ------------------------------------------------------------------------------------------------
-# 6: the KL
-# ------------------------------------------------------------------------------------------------
-
-
 def value_and_gradient(function, logp, logp_ref):
     x = logp.clone().requires_grad_()
-    got = function(x, logp_ref)
-    need(isinstance(got, torch.Tensor), f"a tensor is asked for, and this is {show(got)}")
+    got = a_tensor(function(x, logp_ref))
     return {"value": got.detach().clone(), "gradient of logp": gradients(got.sum(), x)[0]}
 
 
@@ -56,11 +46,6 @@ def kl_k3_cases(rng):
             yield Case(args, usually, call=value_and_gradient)
 
 
-# ------------------------------------------------------------------------------------------------
-# 7: the mask
-# ------------------------------------------------------------------------------------------------
-
-
 def completion_mask_cases(rng):
     def case(rows, stop, usually, known=None):
         return Case((torch.tensor(rows), torch.tensor(stop)), usually, known or {})
@@ -76,10 +61,6 @@ def completion_mask_cases(rng):
             made = [rng.randrange(7) for _ in range(math.prod(shape))]
             yield case(torch.tensor(made).view(shape).tolist(), stop, usually)
 
-
-# ------------------------------------------------------------------------------------------------
-# 9: the objective
-# ------------------------------------------------------------------------------------------------
 
 GRADED = ("grpo", "dr_grpo", "dapo", "gspo")  # as exercises.md says
 ONE_NUMBER = "the loss should be one number, a tensor without dimensions: summed over all tokens"
@@ -184,11 +165,6 @@ def two_completions_cases():
         tensors = (logp, old, ref, A, torch.tensor(given["mask"]), weights)
         how = {name: given[name] for name in ("beta", "loss") if name in given}
         yield loss_case(tensors, usually, known=known, **how)
-
-
-# ------------------------------------------------------------------------------------------------
-# 14: CISPO
-# ------------------------------------------------------------------------------------------------
 
 
 def cispo_and_gradient(function, logp, *others):

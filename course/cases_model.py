@@ -1,4 +1,4 @@
-"""cases_model.py: the cases of exercises 8, 10 and 12: log-probs, positions, attention."""
+"""cases_model.py: the cases of exercises 8, 10 and 12, in this order."""
 
 from types import SimpleNamespace
 
@@ -6,12 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from course.cases import Case, called_alone, gradients, need, numbers, show, t, written
+from course.cases import Case, a_tensor, called_alone, gradients, need, numbers, show, t, written
 from lib.attention import sdpa
-
-# ------------------------------------------------------------------------------------------------
-# 8: log-probs
-# ------------------------------------------------------------------------------------------------
 
 
 def weighted_sum(x):
@@ -21,8 +17,7 @@ def weighted_sum(x):
 
 def states_and_gradient(function, hidden, group):
     x = hidden.clone().requires_grad_()
-    got = function(x, group)
-    need(isinstance(got, torch.Tensor), f"a tensor is asked for, and this is {show(got)}")
+    got = a_tensor(function(x, group))
     return {"states": got.detach().clone(), "gradient": gradients(weighted_sum(got), x)[0]}
 
 
@@ -65,10 +60,6 @@ def predicting_states_cases():
         args, call = (hidden, (G, C)), states_and_gradient
         yield Case(args, usually, known, name="predicting_states", call=call)
 
-
-# ------------------------------------------------------------------------------------------------
-# 10: positions
-# ------------------------------------------------------------------------------------------------
 
 VIDEO = 77
 
@@ -119,8 +110,8 @@ def positions_case(pieces, grids, seconds, *settings, usually, known=None):
 
 def mrope_positions_cases(rng):
     for (pieces, grids, *others), usually, known in written("10"):
-        yield positions_case(pieces, [tuple(grid) for grid in grids], *others, usually=usually,
-                             known=known)  # fmt: skip
+        grids = [tuple(grid) for grid in grids]
+        yield positions_case(pieces, grids, *others, usually=usually, known=known)
     usually = "a long video: positions go on, there is no largest"
     yield positions_case([[7] * 3000, 384, [8]], [(384, 2, 2)], [1.828125], usually=usually)
     usually = "which token stands for video is in the config: video_token_id"
@@ -151,21 +142,14 @@ def seconds_of_a_pair(rng, pairs, tokens_per_second):
             return seconds
 
 
-# ------------------------------------------------------------------------------------------------
-# 12: packed attention
-# ------------------------------------------------------------------------------------------------
-
 GRADIENTS = ("gradient of query", "gradient of key", "gradient of value")
 
 
 def output_and_gradients(function, query, key, value, group, scale, attend):
     inputs = [x.clone().requires_grad_() for x in (query, key, value)]
-    got = function(*inputs, group, scale, attend)
-    need(isinstance(got, torch.Tensor), f"a tensor is asked for, and this is {show(got)}")
-    return {
-        "output": got.detach().clone(),
-        **dict(zip(GRADIENTS, gradients(weighted_sum(got), *inputs))),
-    }
+    got = a_tensor(function(*inputs, group, scale, attend))
+    said = {"output": got.detach().clone()}
+    return said | dict(zip(GRADIENTS, gradients(weighted_sum(got), *inputs)))
 
 
 def kernel_by_hand(query, key, value, scale, causal=False):
@@ -211,26 +195,13 @@ def packed_attention_cases(rng):
         H, K, P, G, C, d = sizes
         shapes = [(1, heads, P + G * C, d) for heads in (H, K, K)]
         tensors = [numbers(rng, *shape, low=-2, high=2, dtype=dtype) for shape in shapes]
-        shown = (
-            "packed_attention of random numbers: H = {}, K = {}, P = {}, (G, C) = ({}, {}), d = {}"
-        )
-        shown = f"{shown.format(*sizes)}, scale = {scale}"
+        shown = f"packed_attention of random numbers: H = {H}, K = {K}, P = {P}, G = {G}, C = {C}"
+        shown += f", d = {d}, scale = {scale}"
         return Case((*tensors, (G, C), scale, attend), usually, call=call, shown=shown)
 
-    usually = (
-        "heads, or the scale: key and value have K heads, each of which serves H / K query heads"
-        " (attend takes care of it); pass scale on. Gradients flow from every completion into the"
-        " prompt's keys and values: no detach there"
-    )
-    for sizes in ((1, 1, 2, 2, 2, 2), (2, 2, 1, 2, 3, 2), (4, 2, 3, 3, 2, 2), (4, 1, 4, 2, 3, 4),
-                  (6, 2, 1, 1, 1, 3), (2, 1, 40, 5, 4, 2), (2, 2, 5, 1, 0, 2)):  # fmt: skip
-        yield case(sizes, rng.choice((0.1, 0.7, 1.3)), sdpa, usually)
-    usually = (
-        "the last queries and the first keys, far apart: the whole prompt is seen, however long"
-    )
-    yield case((1, 1, 700, 2, 3, 2), 0.5, sdpa, usually)
-    usually = "large scores: exp overflows unless the largest is taken off first, as softmax does"
-    yield case((1, 1, 2, 1, 2, 2), 60.0, sdpa, usually, call=called_alone, dtype=torch.float32)
-    yield case((1, 1, 3, 2, 2, 2), 400.0, sdpa, usually, call=called_alone)
+    for (sizes, scales), usually, _ in written("12r"):
+        yield case(sizes, rng.choice(scales), sdpa, usually)
+    for (sizes, scale, dtype), usually, _ in written("12l"):
+        yield case(sizes, scale, sdpa, usually, called_alone, getattr(torch, dtype))
     usually = "`attend` is the kernel that the run was started with: call it, and no other"
     yield case((4, 2, 3, 2, 2, 2), 0.7, kernel_by_hand, usually, call=output_with_kernel)

@@ -118,30 +118,18 @@ def well_formed_cases(rng):
         yield Case(("".join(blocks), think, glue), usually)
 
 
-JUMP, CLIMB = "a boy jumps", "a dog climbs over a fence"
-
-
 def caption_f1_cases(rng):
     for (said, events), usually, known in written("13"):
         yield Case((f"<answer>{said}</answer>", events, False), usually, known)
-    for mark in (";", "!", "?", "\n"):
-        said = f"<answer>A boy jumps{mark} a dog climbs over a fence</answer>"
-        yield Case((said, [JUMP, CLIMB], False), "sentences end at . ; ! ? and at line breaks")
+    for args, usually, _ in written("13t"):
+        yield Case(tuple(args), usually)
     said = "<answer>A boy jumps. " + "A girl sleeps. " * 2000 + "</answer>"
-    yield Case((said, [JUMP], False), "a long text is read to its end: 2 · 1 / (2001 + 1)")
+    yield Case((said, ["a boy jumps"], False), "a long text is read to its end: 2 · 1 / (2001 + 1)")
     for n, m in ((40, 3), (3, 40)):
-        said = f"<answer>{'. '.join([JUMP] * n)}</answer>"
-        yield Case((said, [JUMP] * m, False), f"many claims or events: 2 · 3 / ({n} + {m})")
-    yield Case(("A boy jumps.", [JUMP], False), "without <answer> nothing is claimed")
-    thought = "<think>So. A boy jumps. Yes</think><answer>A dog climbs.</answer>"
-    twice = "<answer>A boy jumps.</answer>" * 2
-    usually = (
-        "only what stands in the one <answer> is the caption; rewards.inside gives it, or None. And"
-        " think changes nothing: all rules are called alike, and this one does not ask"
-    )
-    for think in (True, False):
-        for said in (thought, twice, "<answer>A boy jumps. A boy jumps.</answer>"):
-            yield Case((said, [JUMP], think), usually)
+        said = f"<answer>{'. '.join(['a boy jumps'] * n)}</answer>"
+        yield Case(
+            (said, ["a boy jumps"] * m, False), f"many claims or events: 2 · 3 / ({n} + {m})"
+        )
     for _ in range(120):
         said, events = random_caption(rng)
         usually = "pairs over claims and events, all together"

@@ -22,14 +22,14 @@ NAMES = ("completions", "mask", "log-probs")
 
 @functools.cache
 def tiny_model(V=40):
-    text = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                num_attention_heads=4, num_key_value_heads=2, bos_token_id=None, eos_token_id=None,
-                pad_token_id=None, rope_parameters=dict(rope_type="default", rope_theta=1e4,
-                                                        mrope_section=[2, 1, 1]))  # fmt: skip
+    rope = dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1])
+    text = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    text |= dict(num_attention_heads=4, num_key_value_heads=2, rope_parameters=rope)
+    text |= dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
     vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32)
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True,
-                              **dict(zip(names, NEVER)))  # fmt: skip
+    own = dict(text_config=text, vision_config=vision, tie_word_embeddings=True)
+    config = Qwen2_5_VLConfig(**own, **dict(zip(names, NEVER)))
     model = Qwen2_5_VLForConditionalGeneration(config)
     rng = random.Random(11)
     with torch.no_grad():
@@ -94,8 +94,8 @@ def with_neighbours(function, prompts, G, C, seeds):
     runs = {"together": (prompts, [first, second]), "alone 0": (prompts[:1], [first])}
     runs |= {"alone 1": (prompts[1:], [second]), "other seed": (prompts[1:], [another])}
     runs["again"] = runs["other seed"]
-    return {name: sample(function, some, G, C, [35], own)["completions"]
-            for name, (some, own) in runs.items()}  # fmt: skip
+    completions = lambda some, own: sample(function, some, G, C, [35], own)["completions"]
+    return {name: completions(*run) for name, run in runs.items()}
 
 
 ALL_THE_SAME = "completions of a group that are all the same"
@@ -110,6 +110,11 @@ FINE = {
     "on_token": "heard the completions, padding included",
 }
 BY_CHANCE = "what chance does not explain"
+OWN_NUMBERS = {
+    "alone as in company": True,
+    "the same seed gives the same again": True,
+    "another seed gives others": True,
+}
 
 
 def tensors(args, said):
@@ -122,8 +127,8 @@ def tensors(args, said):
     asked = f"all three should be (B, G, C), here ({B}, {G}, 1 to {most}); they are {shapes}"
     need(good and 1 <= made[0].shape[2] <= most, asked)
     dtypes = [said[name].dtype for name in NAMES]
-    need(dtypes == ["int64", "bool", "float32"],
-         f"int64, bool and float32 are asked for; they are {', '.join(dtypes)}")  # fmt: skip
+    asked = f"int64, bool and float32 are asked for; they are {', '.join(dtypes)}"
+    need(dtypes == ["int64", "bool", "float32"], asked)
     return made
 
 
@@ -158,8 +163,8 @@ def wrong_logprob(prompts, tokens, mask, logp, V):
         return None
     step = int(wrong.any(dim=0).any(dim=0).int().argmax())
     b, g = wrong[:, :, step].nonzero()[0].tolist()
-    return (f"{logp[b, g, step]:.4f} at step {step + 1} of completion {g} of prompt {b}; it should"
-            f" be {again[b, g, step]:.4f}")  # fmt: skip
+    found = f"{logp[b, g, step]:.4f} at step {step + 1} of completion {g} of prompt {b}"
+    return f"{found}; it should be {again[b, g, step]:.4f}"
 
 
 def wrong_mask(tokens, mask, most, stop):
@@ -182,11 +187,8 @@ def judge_neighbours(args, said):
         n = min(together.shape[1], alone.shape[1])
         same = same and torch.equal(together[:, :n], alone[:, :n])
     one, other = tokens["alone 1"], tokens["other seed"]
-    return {
-        "alone as in company": same,
-        "the same seed gives the same again": torch.equal(other, tokens["again"]),
-        "another seed gives others": not torch.equal(one, other),
-    }
+    found = same, torch.equal(other, tokens["again"]), not torch.equal(one, other)
+    return dict(zip(OWN_NUMBERS, found))
 
 
 def judge_second(args, said):
@@ -269,28 +271,21 @@ def draw_case(rng, how, lengths, settings, usually):
 
 
 def random_number_cases(rng):
-    full = (
+    usually = (
         "tokens must come from the full distribution at temperature 1: no top-k, no top-p, no"
-        " temperature, no token kept out, and a random number of its own for every completion"
+        " temperature, no token kept out, and a random number of its own for every completion in"
+        " every step; nor a penalty for what was said"
     )
-    stop, again = [12, 5], " in every step; nor a penalty for what was said"
-    for length, G, C, usually, judge, which in (
-        (5, 20000, 2, full + again, judge_second, "first two tokens of 20,000"),
-        (5, 400, 6, full + again, judge_later, "first six tokens of 400"),
-    ):
-        shown = f"the {which} completions, counted"
-        args = (texts(rng, length), G, C, stop, rng.sample(range(1 << 30), 1), 40, False)
-        want = {BY_CHANCE: None}
-        yield Case(args, usually, call=sample, judge=judge, want=want, shown=shown)
+    for G, C, judge in ((20_000, 2, judge_second), (400, 6, judge_later)):
+        shown = f"the first {C} tokens of {G:,} completions, counted"
+        args = (texts(rng, 5), G, C, [12, 5], rng.sample(range(1 << 30), 1), 40, False)
+        how = dict(call=sample, judge=judge, want={BY_CHANCE: None})
+        yield Case(args, usually, shown=shown, **how)
     usually = (
         "each prompt draws from its own generator, as many numbers whoever is beside it; not all"
         " from the first, and not from the global one"
     )
     shown = "sample_groups of two prompts together, and of each alone with the same generator"
-    names = (
-        "alone as in company",
-        "the same seed gives the same again",
-        "another seed gives others",
-    )
-    args, want = (texts(rng, 4, 3), 3, 6, rng.sample(range(1 << 30), 3)), dict.fromkeys(names, True)
-    yield Case(args, usually, call=with_neighbours, judge=judge_neighbours, want=want, shown=shown)
+    args = (texts(rng, 4, 3), 3, 6, rng.sample(range(1 << 30), 3))
+    how = dict(call=with_neighbours, judge=judge_neighbours, want=OWN_NUMBERS)
+    yield Case(args, usually, shown=shown, **how)

@@ -161,8 +161,8 @@ def load_file(path, name):
     guarded(lambda: spec.loader.exec_module(module), path)
     function = getattr(module, name, None)
     if not callable(function):
-        raise Raised(f"{os.path.basename(path)} defines no function {name}: keep the names that"
-                     " `start` wrote", False)  # fmt: skip
+        missing = f"{os.path.basename(path)} defines no function {name}"
+        raise Raised(f"{missing}: keep the names that `start` wrote", False)
     return function
 
 

@@ -112,12 +112,11 @@ def kind_of(x):
 
 def wrong_kind(got, want):
     """What is wrong with the type of a single value; None if it is of the kind of `want`."""
+    given = f"a value of type {kind_of(got)}"
     if isinstance(want, bool) and not isinstance(got, bool):
-        return (
-            f"a value of type {kind_of(got)}, and True or False is asked for: bool(…) makes it one"
-        )
+        return f"{given}, and True or False is asked for: bool(…) makes it one"
     if isinstance(want, (int, float)) and not isinstance(got, (int, float)):
-        return f"a value of type {kind_of(got)}, and a number is asked for"
+        return f"{given}, and a number is asked for"
     return None
 
 
@@ -126,10 +125,8 @@ def wrong_tensor(got, want):
     if not isinstance(got, Tensor):
         return f"a value of type {kind_of(got)}, and a tensor is asked for"
     if got.array.shape != want.array.shape:
-        return (
-            f"the shape {got.array.shape}, and {want.array.shape} is asked for: a dimension was"
-            " summed up or lost (dim=, keepdim=), or two were broadcast"
-        )
+        why = "a dimension was summed up or lost (dim=, keepdim=), or two were broadcast"
+        return f"the shape {got.array.shape}, and {want.array.shape} is asked for: {why}"
     if got.dtype != want.dtype and {got.dtype, want.dtype} != {"float32", "float64"}:
         return f"the dtype torch.{got.dtype}, and torch.{want.dtype} is asked for"
     return None

@@ -39,8 +39,6 @@ class Exercise:
     module: str  # it holds the reference's functions
     functions: tuple  # names of what the student writes, in this order in one file
     points: tuple  # of each function; multiples of 4 (grading.py)
-    uses: tuple = ()  # functions of other exercises that the student's may call
-    hidden: tuple = ()  # (module, function) that hold a solution, and are of no exercise
 
     @property
     def file(self):
@@ -61,16 +59,13 @@ EXERCISES = (
     Exercise(6, "KL by the k3 estimator", "grpo", ("kl_k3",), (4,)),
     Exercise(7, "the mask of a completion", "grpo", ("completion_mask",), (8,)),
     Exercise(8, "token log-probs", "model", ("predicting_states", "token_logprobs"), (4, 8)),
-    Exercise(9, "the clipped objective", "grpo", ("token_weights", "policy_loss"), (4, 12),
-             uses=("kl_k3",)),
+    Exercise(9, "the clipped objective", "grpo", ("token_weights", "policy_loss"), (4, 12)),
     Exercise(10, "M-RoPE positions of a video", "model", ("mrope_positions",), (8,)),
-    Exercise(11, "sampling with a shared cache", "grpo", ("sample_groups",), (12,),
-             uses=("completion_mask", "mrope_positions", "packed_attention")),
+    Exercise(11, "sampling with a shared cache", "grpo", ("sample_groups",), (12,)),
     Exercise(12, "attention of the packed group", "model", ("packed_attention",), (8,)),
     Exercise(13, "a reward that cannot be gamed", "course.further", ("caption_f1",), (8,)),
-    Exercise(14, "a later variant: CISPO", "course.further", ("cispo_loss",), (8,),
-             hidden=(("variants", "weighted"),)),
-)  # fmt: skip
+    Exercise(14, "a later variant: CISPO", "course.further", ("cispo_loss",), (8,)),
+)
 
 
 def prose(exercise):

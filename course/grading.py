@@ -106,10 +106,8 @@ def grade_submission(submission, seed, limit):
                 about = (score, most, status, message, bool(hidden), clean(printed))
                 parts.append(Part(exercise, name, *about))
             if [status for status, *_ in said] == ["right", "wrong"]:
-                text = (
-                    f"exercise {exercise.number}: {name} is right with the students' numbers alone"
-                )
-                submission.flags.append(text)
+                odd = f"{name} is right with the students' numbers alone"
+                submission.flags.append(f"exercise {exercise.number}: {odd}")
     return parts
 
 
@@ -131,8 +129,8 @@ def overview(submission):
     if len(submission.notes) > 20:
         lines.append(f"and {len(submission.notes) - 20} more such files")
     if not submission.files:
-        lines.append(f"Nothing was found to grade. The files should be named {EXERCISES[0].file} "
-                     "and so on, or define the exercises' functions.")  # fmt: skip
+        named = f"The files should be named {EXERCISES[0].file} and so on"
+        lines.append(f"Nothing was found to grade. {named}, or define the exercises' functions.")
     return [clean(line) for line in lines]
 
 
@@ -144,10 +142,10 @@ def results_json(submission, parts):
     tests = []
     for p in parts:
         name = f"{p.exercise.number}. {p.exercise.title}: {p.function}"
-        shown = "after_published" if p.hidden else "visible"
-        tests.append(dict(name=name + " (other numbers)" * p.hidden, score=p.score,
-                          max_score=p.maximum, output=p.message or p.status, visibility=shown,
-                          status="passed" if p.score == p.maximum else "failed"))  # fmt: skip
+        about = {"name": name + " (other numbers)" * p.hidden, "output": p.message or p.status}
+        about["visibility"] = "after_published" if p.hidden else "visible"
+        about["status"] = "passed" if p.score == p.maximum else "failed"
+        tests.append(about | {"score": p.score, "max_score": p.maximum})
     output = overview(submission)
     if any(p.status == "not checked" for p in parts):
         output.append("A check failed by a fault of its own: have this graded again.")
@@ -183,9 +181,8 @@ def remarks(submission, parts):
     lines = overview(submission)
     for p in parts:
         if p.status not in ("right", "to do") and p.message:
-            lines.append(
-                f"{p.exercise.number} {p.function} {p.status}: {' '.join(p.message.split())}"
-            )
+            said = " ".join(p.message.split())
+            lines.append(f"{p.exercise.number} {p.function} {p.status}: {said}")
     return "\n".join(lines)
 
 
@@ -199,9 +196,8 @@ def row_of(submission, parts):
     points = [sum(p.score for p in parts if p.exercise is e) if parts else "" for e in EXERCISES]
     whole = sum(sum(e.points) for e in EXERCISES)
     flags = "\n".join(submission.flags)
-    total = sum(points) if parts else ""
-    return [*map(cell, (submission.student, *points, total, whole, flags,
-                        remarks(submission, parts)))]  # fmt: skip
+    total, said = sum(points) if parts else "", remarks(submission, parts)
+    return [cell(x) for x in (submission.student, *points, total, whole, flags, said)]
 
 
 def grade(folder, out, limit=20.0, seed=None):

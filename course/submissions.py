@@ -179,8 +179,8 @@ def find(folder):
         sort_files(submission, files[student])
     if not any(submission.files for submission in made.values()):
         seen = ", ".join([*map(clean, made), *loose][:8]) or "nothing"
-        raise BadInput(f"nothing to grade in {folder}: it should hold a folder or a zip for each "
-                       f"student, with {EXERCISES[0].file} and so on; it holds {seen}")  # fmt: skip
+        asked = f"a folder or a zip for each student, with {EXERCISES[0].file} and so on"
+        raise BadInput(f"nothing to grade in {folder}: it should hold {asked}; it holds {seen}")
     return list(made.values()), loose
 
 

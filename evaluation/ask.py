@@ -2,7 +2,7 @@
 
 import torch
 
-from data import PATCH, VideoBudget, build_prompt, load_video
+from data import VideoBudget, build_prompt, load_video
 from evaluation.predictions import find_model
 from grpo import sample_groups
 from lib.processes import start_processes
@@ -15,11 +15,12 @@ def ask(args):
     device = start_processes(args.device)
     path, shown, _ = find_model(args.model[0])
     model, tokenizer = load(path, device, attn=args.attn)
-    video = load_video(args.video, VideoBudget.of_model(path, **vars(args)), args.look)
+    budget = VideoBudget.of_model(path, model.config.model_type, **vars(args))
+    video, patch = load_video(args.video, budget, args.look), model.config.vision_config.patch_size
     t, h, w = video.grid
     print(
         f"[{shown}; {video.duration:.1f} s of video as {2 * t} frames of "
-        f"{w * PATCH} × {h * PATCH} pixels, {video.n_tokens} tokens]"
+        f"{w * patch} × {h * patch} pixels, {video.n_tokens} tokens]"
     )
     longest = args.max_new_tokens or 256
     room = room_for_prompt(model, longest)

@@ -1,16 +1,23 @@
-"""clips.py: the questions of an evaluation, by clip: which are answered together, by which process,
-and their clips, read while the model answers."""
+"""clips.py: the questions of an evaluation, by clip: which are answered together, their clips, read
+while the model answers, and questions as branches of what they have in common.
+
+The video stands first in a prompt, so questions about it begin alike, and all that is long in them
+is read once: the idea of model.py's section 3 once more.
+"""
 
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from dataclasses import replace
+from itertools import groupby
 
-import torch.distributed as dist
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from annotations.readers import read_dataset
+from lib.decoding import GroupCache
 from lib.errors import BadInput
-from lib.processes import world
+from model import read, token_logits
 
 # Some clips of most benchmarks can no longer be had. If more than this share is not there, the
 # folder is wrong.
@@ -29,11 +36,11 @@ def read_questions(bench_name, folder, limit, loud):
         print(sentence, file=sys.stderr)
     videos = {e.video for e in examples}
     if missing := sorted(video for video in videos if not os.path.exists(video)):
-        sentence = f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing"
-        sentence += f", the first is {missing[0]}"
+        counts = f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing"
+        sentence = f"{counts}, the first is {missing[0]}"
         if len(missing) > MISSING * len(videos):
-            sentence += ". docs/datasets.md says where to get them"
-            raise BadInput(f"{sentence}; --limit N takes the first N questions only")
+            where = "docs/datasets.md says where to get them; --limit N takes the first N questions"
+            raise BadInput(f"{sentence}. {where}")
         if loud:
             print(f"WARNING: {sentence}; they count as wrong", file=sys.stderr)
     return examples, left_out
@@ -44,7 +51,7 @@ def batches_of(examples, size):
 
     Returns: batches, each a list of clips, each a list of Examples about one video, or the same
     part or frames of it. All clips of a batch have the same number of questions, so that each can
-    be read once for all of them (branches.py). Those of the most clips, which cost the most,
+    be read once for all of them (clips_of). Those of the most clips, which cost the most,
     come first.
 
     >>> from types import SimpleNamespace as S
@@ -65,21 +72,6 @@ def batches_of(examples, size):
     return sorted(batches, key=len, reverse=True)
 
 
-CALLS = count()  # every process counts alike
-
-
-def turns(n):
-    """Numbers 0 … n − 1, each for one of the processes: the one that asks next. A process with
-    long videos asks less often, so that all end at about the same time."""
-    call = next(CALLS)
-    if world() == 1:
-        yield from range(n)
-        return
-    store = dist.distributed_c10d._get_default_store()  # what the processes found each other by
-    while (k := store.add(f"turns of {call}", 1) - 1) < n:
-        yield k
-
-
 def read_ahead(items, read):
     """Yields (item, read(item)), the next one being read in a thread meanwhile."""
     thread, upcoming = ThreadPoolExecutor(max_workers=1), []
@@ -93,3 +85,39 @@ def read_ahead(items, read):
             yield item, reading.result()
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
+
+
+def prefill(model, prompts, features):
+    """As model.prefill; of prompts about one clip what they have in common is read only once."""
+    clips, last, after = clips_of(prompts, model.config.video_token_id), [], []
+    cache = GroupCache([(P, [len(p.ids) - P for p in same]) for P, same in clips])
+    seen = {id(prompt): of_it for prompt, of_it in zip(prompts, features, strict=True)}
+    for P, same in clips:
+        beginning = replace(same[0], ids=same[0].ids[:P])
+        rests = pad_sequence([p.ids[P:] for p in same], batch_first=True)  # (Q, T)
+        hidden, positions = read(model, beginning, seen[id(same[0])], rests, cache)
+        # Places of the Q last tokens in [beginning | rest 1 | … | rest Q].
+        ends = [q * rests.shape[1] + len(p.ids) - 1 for q, p in enumerate(same)]
+        last += [hidden[i] for i in ends]
+        after.append(positions[:, ends].amax(dim=0) + 1)
+    last = torch.stack(last)
+    return token_logits(model, last), cache, torch.cat(after).to(last.device)
+
+
+def clips_of(prompts, video_token):
+    """Prompts by clip, as [(how many tokens they begin with in common, [Q prompts])].
+
+    Args:    prompts: data.Prompts; those about one clip are neighbours and hold the same patches,
+             as data.ask makes them; video_token: the id of <|video_pad|>.
+
+    If numbers of prompts differ between clips, or words stand before the video, nothing is shared:
+    each prompt is alone, and all of it is its beginning.
+    """
+    clips = [list(same) for _, same in groupby(prompts, key=lambda p: id(p.patches))]
+    rows = [[p.ids.tolist() for p in same] for same in clips]
+    # Short of the end of each: a rest has at least one token.
+    shared = [min(len(os.path.commonprefix(r)), min(map(len, r)) - 1) for r in rows]
+    equal = len({len(same) for same in clips}) == 1 and len(clips) < len(prompts)
+    if equal and not any(video_token in x[P:] for P, r in zip(shared, rows) for x in r):
+        return list(zip(shared, clips))
+    return [(len(p.ids), [p]) for p in prompts]

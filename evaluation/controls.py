@@ -6,11 +6,8 @@ A gain shows that a model looks only if the score exceeds what can be had withou
     grey       the model's own answers, every frame replaced by grey: what it knows without looking
     shuffled   the frames in random order at the old times: whether it looks at time
     middle     the middle frame alone, repeated (multiple choice)
-
-    python -m evaluation.controls charades data/charades    # the constant; videos may be missing
 """
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -18,9 +15,9 @@ from functools import cache
 import numpy as np
 
 import rewards
-from annotations.readers import DATASETS, read_dataset
+from annotations.readers import read_dataset
 from evaluation.predictions import bootstrap_interval, differences, metrics_of, rewards_of
-from lib.errors import BadInput, run_program
+from lib.errors import BadInput
 from tasks import as_task
 
 # ------------------------------------------------------------------------------------------------
@@ -63,11 +60,6 @@ def most_frequent(values):
     return Counter(values).most_common(1)[0][0]
 
 
-def events_of(answer):
-    """The events of a caption's answer, or of a description's (events, reference)."""
-    return answer[0] if isinstance(answer, tuple) else answer
-
-
 # Each takes the examples that it is fitted on, and returns (the answer in words, a function: an
 # example → the completion that gives this answer).
 
@@ -103,7 +95,9 @@ def constant_evidence(examples):
 
 def constant_caption(examples):
     """The ten events that stand in most captions."""
-    counts = Counter(event for e in examples for event in set(events_of(e.answer)))
+    # a description's answer: (events, reference)
+    told = [e.answer[0] if isinstance(e.answer, tuple) else e.answer for e in examples]
+    counts = Counter(event for events in told for event in set(events))
     events = [event for event, _ in counts.most_common(10)]
     return "the ten most frequent events", lambda e: f"<answer>{'. '.join(events)}</answer>"
 
@@ -120,7 +114,7 @@ CONSTANTS = {
 
 
 def constant_of(bench_name, folder, examples):
-    """The Constant of a benchmark; None where it has none: no row in CONSTANTS, or no duration.
+    """The Constant of a benchmark; None where it has none: no duration is known.
 
     It is fitted on the data set's training file where there is one, else on the test file itself,
     which flatters it. examples: the test questions. An interval needs the clips' durations: it is
@@ -129,10 +123,10 @@ def constant_of(bench_name, folder, examples):
     task, records = examples[0].task, []
     usable = [e for e in examples if answerable(e, task)]
     given = task == "tracking"  # its constant stands in the question: nothing is fitted
-    if task in CONSTANTS and not given and (fitted := fitted_on_training(bench_name, folder, task)):
+    if not given and (fitted := fitted_on_training(bench_name, folder, task)):
         words, answer, count = fitted
         where = f"; fitted on {count} training questions"
-    elif task in CONSTANTS and usable:
+    elif usable:
         words, answer = CONSTANTS[task](usable)
         where = "" if given else "; fitted on these questions"
     else:
@@ -200,10 +194,11 @@ def print_benchmark(scored):
     rows, base = [], {}
     if first.constant:
         base = metrics_of(first.task, first.constant.records)
-        rows.append(("constant", [(base.get(m), None) for m in first.metrics]))
+        rows.append(("constant", [f"{base[m]:.1f}" if m in base else "–" for m in first.metrics]))
+    beside = lambda m, value: f" ({value - base[m]:+.1f})" if m in base else ""
     for x in sorted(scored, key=lambda x: x.look == ""):
         name = f"{x.name}, {x.look}" if x.look else x.name
-        rows.append((name, [(x.metrics[m], base.get(m)) for m in first.metrics]))
+        rows.append((name, [f"{x.metrics[m]:.1f}{beside(m, x.metrics[m])}" for m in first.metrics]))
     print(f"\n{first.data_name}: {len(first.records)} questions, in percent")
     if first.constant:
         print(f"{first.constant.said}; in brackets the difference to it")
@@ -211,23 +206,15 @@ def print_benchmark(scored):
     for k in range(0, len(first.metrics), WIDE):
         print(" " * width, *(f"{m:>15}" for m in list(first.metrics)[k : k + WIDE]))
         for name, cells in rows:
-            print(f"{name:<{width}}", *(f"{in_words(*c):>15}" for c in cells[k : k + WIDE]))
+            print(f"{name:<{width}}", *(f"{cell:>15}" for cell in cells[k : k + WIDE]))
     for x in scored:
         for sentence in doubts(x, scored) if not x.look else ():
             print(sentence)
 
 
-def in_words(value, base):
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if base is None else f"{value:.1f} ({value - base:+.1f})"
-
-
 def doubts(model, scored):
     """A sentence about every control that a model does not exceed by more than the interval."""
-    controls = {}
-    if model.constant:
-        controls["the constant"] = model.constant.records
+    controls = {"the constant": model.constant.records} if model.constant else {}
     controls |= {
         f"its own {x.look} answers": x.records for x in scored if x.look and x.name == model.name
     }
@@ -251,30 +238,3 @@ def earned(task, constant, records):
         "metrics": metrics_of(task, constant.records),
         "difference": compared(task, records, constant.records),
     }
-
-
-# ------------------------------------------------------------------------------------------------
-# The constant alone
-# ------------------------------------------------------------------------------------------------
-
-
-def main():
-    """Names what a data set's reader leaves out, counts its questions, and scores the constant."""
-    if len(sys.argv) != 3 or sys.argv[1] not in DATASETS:
-        raise BadInput(f"python -m evaluation.controls NAME FOLDER, of {', '.join(DATASETS)}")
-    name, folder = sys.argv[1:]
-    examples = read_dataset(name, "test", folder)
-    constant = constant_of(name, folder, examples)
-    print(f"{name}, {len(examples)} questions; the first: {examples[0]}")
-    if constant is None:
-        raise BadInput(
-            f"the annotations of {name} in {folder} have no durations, and a constant is a share "
-            "of the clip: take its JSON form, or evaluate a model, which reads the clips"
-        )
-    print(constant.said)
-    metrics = metrics_of(examples[0].task, constant.records)
-    print("   ".join(f"{metric} {value:.1f}" for metric, value in metrics.items()))
-
-
-if __name__ == "__main__":
-    run_program(main)

@@ -86,18 +86,11 @@ def choice_metrics(records):
         groups.setdefault(x["group"], []).append(ok)
     if len(groups) < 2:
         return {"accuracy": percent(right)}
-    by_group = {group: percent(groups[group]) for group in sorted(groups, key=length_first)}
+    # "up to 60 s" before "up to 600 s"; names without a number in the order of the file
+    numbered = sorted(groups, key=lambda group: [int(n) for n in re.findall(r"\d+", group)])
+    by_group = {group: percent(groups[group]) for group in numbered}
     mean = sum(by_group.values()) / len(by_group)
     return {"accuracy": percent(right), "mean of groups": mean} | by_group
-
-
-LENGTHS = ("short", "medium", "long")
-
-
-def length_first(group):
-    """Sorts lengths from the shortest ("up to 60 s" before "up to 600 s"), all else by name."""
-    length = LENGTHS.index(group) if group in LENGTHS else len(LENGTHS)
-    return length, [int(n) for n in re.findall(r"\d+", group)], group
 
 
 def overlap_with(predicted, true):

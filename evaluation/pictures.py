@@ -16,19 +16,15 @@ def draw_predictions(folder, settings, records, metrics):
     look = f", {settings['look']}" if settings["look"] else ""
     made_with = f"{settings['model_name']}\non {settings['data_name']}{look}"
     try:
-        path = os.path.join(folder, "predictions.png")
-        draw_intervals(path, records, f"{made_with}: mIoU {metrics['mIoU']:.1f}")
+        figure = draw_intervals(records[:14], f"{made_with}: mIoU {metrics['mIoU']:.1f}")
+        save(figure, os.path.join(folder, "predictions.png"))
     except Exception as e:  # a picture is no reason to lose a score
         why = f"{type(e).__name__}: {first_line(e)}"
         print(f"predictions.png could not be drawn ({why})", file=sys.stderr)
 
 
-def draw_intervals(path, records, title, rows=14):
-    """The first queries, each a time axis with the true interval above the predicted one.
-
-    records: of grounding, as predictions.jsonl holds them.
-    """
-    records = records[:rows]
+def draw_intervals(records, title):
+    """A figure: each query a time axis, with the true interval above the predicted one."""
     figure, axis = plt.subplots(figsize=(9, 0.42 * len(records) + 1.3), layout="constrained")
     for row, record in enumerate(records):
         said = rewards.parse_interval(rewards.inside(with_tags(record["text"]), "answer"))
@@ -48,4 +44,4 @@ def draw_intervals(path, records, title, rows=14):
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.grid(axis="x", alpha=0.25)
     axis.set_title(title, fontsize=10)
-    save(figure, path)
+    return figure

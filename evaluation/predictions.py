@@ -53,25 +53,12 @@ def task_asked(bench_name, usual_task, args):
     Raises BadInput if the questions of this benchmark cannot be asked as that task.
     """
     task = "gqa" if args.clues else args.task or usual_task
-    if args.clues and usual_task not in ("qa", "gqa"):
-        raise BadInput(f"--clues asks a multiple-choice question twice; {bench_name} has none")
-    if args.clues and args.task:
-        raise BadInput("--clues asks for the answer and its seconds (gqa): leave --task away")
-    if task == "gqa" and usual_task == "qa" and not args.clues:
-        raise BadInput(f"--task gqa: no seconds are annotated in {bench_name}")
-    if TASKS[task].data != TASKS[usual_task].data:
-        own = f"the questions of {bench_name} are of the task {usual_task}"
-        raise BadInput(f"--task {task} is asked about {TASKS[task].data}; {own}")
+    own = f"the questions of {bench_name} are of the task {usual_task}"
+    if args.clues and (args.task or usual_task not in ("qa", "gqa")):
+        raise BadInput(f"--clues asks a multiple-choice question twice; it knows no --task; {own}")
+    if not args.clues and task != usual_task and (usual_task, task) != ("gqa", "qa"):
+        raise BadInput(f"--task {task} cannot be asked: {own}")
     return task
-
-
-def template_asked(args, run, task):
-    """The user's own wording: --prompt, or else that of the run, of the tasks that it was trained
-    on. None: the task's own prompt."""
-    if args.template is not None:
-        check_template(args.template, task, TASKS[task].prompt)
-        return args.template
-    return run.get("template") if task in run.get("tasks", []) else None
 
 
 def settings_of(args, budget, model, data, task, examples):
@@ -81,7 +68,11 @@ def settings_of(args, budget, model, data, task, examples):
     the benchmark, its folder, name to show).
     """
     (path, shown, run), (bench_name, folder, data_name) = model, data
-    template = template_asked(args, run, task)
+    template = args.template
+    if template is not None:
+        check_template(template, task, TASKS[task].prompt)
+    elif task in run.get("tasks", []):  # in the words that it was trained on
+        template = run.get("template")
     think = run.get("think", True) if args.think is None else args.think
     if args.template is not None and args.think is None:
         think = "<think>" in template
@@ -146,17 +137,9 @@ def open_evaluation(out, settings):
                 print(f"{made}: starting anew, it is now {aside}", file=sys.stderr)
         os.makedirs(out, exist_ok=True)
         files.take(out)
-        write_object(path, settings | {"kind": "evaluation"})
+        files.replace_file(path, json.dumps(settings | {"kind": "evaluation"}, indent=2))
     except OSError as e:
         raise BadInput(f"cannot write to --out {out}: {e.strerror}") from e
-
-
-def write_object(path, content):
-    """Writes a .json file, which is complete or not there."""
-    try:
-        files.replace_file(path, json.dumps(content, indent=2))
-    except OSError as e:
-        raise BadInput(f"{path} cannot be written: {e.strerror}") from e
 
 
 # ------------------------------------------------------------------------------------------------
@@ -213,34 +196,13 @@ def metrics_of(task, records):
     return reported(task, records) | {"format": right_form}
 
 
-def results_of(settings, records, first_look, left_out, constant):
-    """The content of results.json. first_look: with --clues the records of the first answers;
-    constant: what the constant answer earns (controls.py), or None."""
-    metrics = metrics_of(settings["task"], records)
-    if settings["clues"]:
-        before = metrics_of(settings["task"], first_look)
-        metrics = {k: metrics[k] for k in ("accuracy", "format")}
-        metrics = {"accuracy, first look": before["accuracy"]} | metrics
-    return {
-        "metrics": metrics,
-        "constant": constant,
-        "failed": [r["id"] for r in records if "error" in r],
-        "not in the form": [r["id"] for r in records if "error" not in r and not r["format"]],
-        "left out": left_out,
-        "settings": settings,
-    }
-
-
 def say_what_failed(results, records, out):
     """Names the first videos that could not be read, and counts what is not in the form."""
     for r in [r for r in records if "error" in r][:5]:
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
-    found = {
-        "questions whose video could not be read": len(results["failed"]),
-        "answers not in the form asked for": len(results["not in the form"]),
-    }
-    said = ", ".join(f"{what}: {n}" for what, n in found.items() if n)
-    if said:
+    unread, other = len(results["failed"]), len(results["not in the form"])
+    if unread or other:
+        said = f"not read: {unread} videos; answers not in the form asked for: {other}"
         print(f"{said}; {out}/results.json lists them", file=sys.stderr)
 
 

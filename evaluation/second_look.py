@@ -20,12 +20,8 @@ def second_look(examples, records, budget):
     one, from the first start to the last end. The budget has twice the frames per second and twice
     the pixels per frame, as far as --total-pixels allows.
     """
-    closer = replace(
-        budget,
-        fps=2 * budget.fps,
-        max_frame_pixels=2 * budget.max_frame_pixels,
-        min_frame_pixels=2 * budget.min_frame_pixels,
-    )
+    doubled = ("fps", "min_frame_pixels", "max_frame_pixels")
+    closer = replace(budget, **{name: 2 * getattr(budget, name) for name in doubled})
     return [replace(e, span=span_named(e, records[e.id])) for e in examples], closer
 
 

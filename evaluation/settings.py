@@ -3,21 +3,8 @@
 from argparse import Namespace
 
 from annotations.readers import DATASETS
+from lib import flags
 from lib.errors import BadInput
-from lib.flags import (
-    ATTN,
-    BUDGET_FLAGS,
-    COUNT,
-    DEVICES,
-    JUDGE,
-    PATIENCE,
-    PROMPT,
-    STUDENT,
-    TOY_MODEL,
-    YES,
-    parser_of,
-    read_template,
-)
 from tasks import TASKS
 
 LOOKS = ("grey", "shuffled", "middle")  # controls of a model, see data.looked_at
@@ -30,13 +17,13 @@ EVAL_FLAGS = {
             "the toy model, toy)"),
         ("--task", {"choices": list(TASKS)}, "ask the questions as this task of the same "
             "data: qa of nextgqa, the answer without its seconds (default: the benchmark's own)"),
-        ("--limit", COUNT, "only the first so many questions of each"),
-        JUDGE,
+        ("--limit", flags.COUNT, "only the first so many questions of each"),
+        flags.JUDGE,
         ("--controls", {"nargs": "*", "choices": LOOKS, "metavar": "LOOK"}, "ask each model again "
             "with grey frames, with shuffled ones and (multiple choice) with the middle one alone; "
             "grey, shuffled or middle: with these"),
-        ("--clues", YES, "multiple choice: answer, look closely at the interval that was named, "
-            "answer again"),
+        ("--clues", flags.YES, "multiple choice: answer, look closely at the interval that was "
+            "named, answer again"),
         ("--compare", {"nargs": 2, "metavar": ("A", "B")}, "no model is run: the difference of "
             "two evaluations that are there, with its uncertainty"),
         ("--out", {}, "folder for predictions and results; --controls adds OUT-grey and so on "
@@ -47,23 +34,23 @@ EVAL_FLAGS = {
         ("--ask", {}, "the question"),
     ],
     "model and decoding (always greedy)": [
-        ("--model", {"nargs": "+", "default": [TOY_MODEL]}, "run folders of train.py, local model "
-            "folders or hub names (default: the toy base)"),
+        ("--model", {"nargs": "+", "default": [flags.TOY_MODEL]}, "run folders of train.py, local "
+            "model folders or hub names (default: the toy base)"),
         ("--think", {"nargs": "?", "const": True, "choices": ("both",)}, "ask for a <think> block "
             "(default: as the run was trained, else yes); both: once with and once without, in two "
             "folders"),
         ("--no-think", {"dest": "think", "action": "store_false", "default": None}, "ask for the "
             "answer alone"),
-        PROMPT,
-        ("--blind", YES, "replace every frame by grey: what a model knows without looking"),
-        ("--max-new-tokens", COUNT, "longest answer (default: the task's usual length, or the "
-            "run's if that is more; with --ask 256)"),
-        ("--batch-size", COUNT, "questions answered together (toy model: 64; others: 16)"),
-        ("--decode-timeout", PATIENCE | {"default": 600}, "seconds after which a video counts as "
-            "unreadable; an hour of video takes minutes"),
-        STUDENT,
-        DEVICES,
-        ATTN,
+        flags.PROMPT,
+        ("--blind", flags.YES, "replace every frame by grey: what a model knows without looking"),
+        ("--max-new-tokens", flags.COUNT, "longest answer (default: the task's usual length, or "
+            "the run's if that is more; with --ask 256)"),
+        ("--batch-size", flags.COUNT, "questions answered together (toy model: 64; others: 16)"),
+        ("--decode-timeout", flags.PATIENCE | {"default": 600}, "seconds after which a video "
+            "counts as unreadable; an hour of video takes minutes"),
+        flags.STUDENT,
+        flags.DEVICES,
+        flags.ATTN,
     ],
 }  # fmt: skip
 
@@ -75,7 +62,7 @@ EVAL_FLAGS = {
 
 def parse_args(argv=None, description=__doc__):
     """The flags of eval.py as a namespace. Raises BadInput for those that do not go together."""
-    args = parser_of(description, EVAL_FLAGS | BUDGET_FLAGS).parse_args(argv)
+    args = flags.parser_of(description, EVAL_FLAGS | flags.BUDGET_FLAGS).parse_args(argv)
     if (args.bench is None) == (args.video is None):
         raise BadInput('give either --bench charades, or --video FILE with --ask "…"')
     if args.video is not None and not args.ask:
@@ -90,7 +77,7 @@ def parse_args(argv=None, description=__doc__):
         raise BadInput("--compare scores with the evaluations' own judge: leave --judge away")
     if args.template is not None and args.think == "both":
         raise BadInput("--prompt says itself whether to think: leave --think both away")
-    args.template = None if args.template is None else read_template(args.template)
+    args.template = None if args.template is None else flags.read_template(args.template)
     thinking = {"": args.think}
     if args.think == "both":
         thinking = {", thinking": True, ", not thinking": False}

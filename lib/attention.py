@@ -15,13 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
-from transformers.vision_utils import (
-    get_vision_cu_seqlens,
-    get_vision_position_ids,
-    get_vision_window_index,
-)
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
 from lib.errors import BadInput
+from lib.families import FAMILIES
 
 # cuDNN's attention comes first on Hopper and plans anew for every shape (pytorch #155958); in video
 # RL hardly two shapes are alike. Without it PyTorch takes its own flash kernel.
@@ -41,11 +38,22 @@ def sdpa(query, key, value, scale, causal=False):
     flash kernel, without a mask in memory; elsewhere it becomes an n × m mask.
     """
     n, m, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
+    if grouped and not knows_groups(query):
+        rep, grouped = query.shape[1] // key.shape[1], False
+        key, value = (x.repeat_interleave(rep, dim=1) for x in (key, value))
     mask = causal_lower_right(n, m) if causal and n != m else None
     square = causal and n == m
     return F.scaled_dot_product_attention(
         query, key, value, mask, is_causal=square, scale=scale, enable_gqa=grouped
     )
+
+
+def knows_groups(query):
+    """Whether query heads may share a key head. On a GPU flash alone lets them, in 16 bits and from
+    the A100 on; where they do, the memory-efficient kernel leaves it to the one that keeps all
+    scores."""
+    flash = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return not query.is_cuda or (flash and query.dtype.itemsize == 2)
 
 
 def flash_attention_2(query, key, value, scale, causal=False):
@@ -67,16 +75,14 @@ def vision_layout(grids, config, device):
     """What the vision tower derives from its grids, as keyword arguments for it.
 
     grids: (videos, 3) int64, on the CPU, where all of it is computed: on a GPU each step would make
-    the CPU wait. Boundaries of windows and frames stay there, where window_attention reads them.
+    the CPU wait. Boundaries of windows and frames (seqlens) stay there, where window_attention
+    reads them.
     """
-    merge = config.spatial_merge_size
-    order, windows = get_vision_window_index(grids, merge, config.window_size, config.patch_size)
-    return {
-        "position_ids": get_vision_position_ids(grids, merge).to(device),
-        "window_index": order.to(device),
-        "cu_window_seqlens": windows,
-        "cu_seqlens": get_vision_cu_seqlens(grids),
-    }
+    vision = config.vision_config
+    layout = FAMILIES[config.model_type].layout(grids, vision)
+    layout["position_ids"] = get_vision_position_ids(grids, vision.spatial_merge_size)
+    layout["cu_seqlens"] = get_vision_cu_seqlens(grids)
+    return {key: x if "seqlens" in key else x.to(device) for key, x in layout.items()}
 
 
 class PatchProduct(torch.nn.Module):
@@ -91,7 +97,7 @@ class PatchProduct(torch.nn.Module):
 
     def forward(self, patches, *_, **__):
         weight = self.proj.weight.flatten(1)
-        return F.linear(patches.to(weight.dtype), weight)
+        return F.linear(patches.to(weight.dtype), weight, self.proj.bias)  # Qwen2.5-VL's has none
 
 
 def register_windows(attention):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from multiprocessing import Pipe
@@ -26,13 +26,8 @@ import numpy as np
 import torch
 
 from lib.errors import BadInput, first_line
+from lib.flags import ROOT
 from lib.video import Frames
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-class Cancelled(Exception):
-    """A read that Decoder.cancel or Decoder.stop ended: nothing is known about the video."""
 
 
 class Decoder:
@@ -41,102 +36,65 @@ class Decoder:
     What comes back is JSON and raw pixels, never a pickle: a decoder that a file has taken over can
     send wrong pictures, and nothing that would be executed here.
 
-    `cancel` and `stop` may be called while another thread reads; `cancel` also in a signal handler.
+    One thread reads at a time; `close` may be called by another one meanwhile.
     """
 
     def __init__(self, limit, function):
-        self.limit, self.process, self.pipe, self.cancelled = limit, None, None, False
+        self.limit, self.process, self.pipe, self.closed = limit, None, None, False
         self.function = [function.__module__, function.__name__]
 
     def start(self):
+        """Starts the process. Raises BadInput if it does not come to life."""
         ours, theirs = Pipe()
         path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         changed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
         command = [sys.executable, "-m", "lib.decoder", str(theirs.fileno()), *self.function]
         how = {"pass_fds": [theirs.fileno()], "env": os.environ | changed}
-        process = subprocess.Popen(command, **how)
-        self.process, self.pipe = process, ours
+        self.process, self.pipe = subprocess.Popen(command, **how), ours
         theirs.close()
         with suppress(EOFError, OSError):
-            if self.wait(process, ours, 300):  # importing torch: seconds, on a cold disk minutes
+            if ours.poll(300):  # importing torch: seconds, on a cold disk minutes
                 return ours.recv_bytes()  # "ready"
-        self.stop()
+        self.end()
         raise BadInput("the process that decodes videos does not start: see its error above")
 
-    def wait(self, process, pipe, limit):
-        """Whether something arrives in time. Waits are short: `cancel` has to be noticed."""
-        end = time.monotonic() + limit
-        while not self.cancelled and self.process is process:
-            if pipe.poll(max(0, min(WAIT, end - time.monotonic()))):
-                return True
-            if time.monotonic() >= end:
-                return False
-        self.stop()
-        raise Cancelled
-
-    def cancel(self):
-        """Ends a pending read within a second, later ones at once, with Cancelled. Sets a flag."""
-        self.cancelled = True
-
-    def stop(self):
-        """Ends the process, and with Cancelled a read that waits. A later read starts anew."""
-        process, self.process, self.pipe = self.process, None, None  # a waiting read holds the pipe
+    def end(self):
+        """Ends the process and returns its exit status. The next read starts another."""
+        process, self.process = self.process, None
         if process:
             process.kill()
             with suppress(subprocess.TimeoutExpired):  # a disk that does not answer: it dies later
-                process.wait(5)
+                return process.wait(5)
+
+    def close(self):
+        """Ends the process for good, and with EOFError a read that waits in another thread."""
+        self.closed = True
+        self.end()
 
     def read(self, path, budget, span=None, frames=()):
         """Frames of a video, as the function gives them. Raises BadInput also where that crashes or
-        hangs; Cancelled after `cancel` or `stop`."""
-        if self.cancelled:
-            raise Cancelled
+        hangs. After `close`, which says nothing about the video, it raises EOFError."""
+        if self.closed:
+            raise EOFError
         if self.process is None or self.process.poll() is not None:
-            self.stop()
             self.start()
-        process, pipe = self.process, self.pipe
         try:
-            if pipe is None:
-                raise Cancelled
-            pipe.send_bytes(json.dumps([path, asdict(budget), span, list(frames)]).encode())
-            if not self.wait(process, pipe, self.limit):
-                self.stop()
+            self.pipe.send_bytes(json.dumps([path, asdict(budget), span, list(frames)]).encode())
+            if not self.pipe.poll(self.limit):
+                self.end()
                 late = f"was not decoded within {self.limit:g} s (--decode-timeout)"
                 raise BadInput(f"video file {path} {late}: it may be damaged or very long")
-            answer = json.loads(pipe.recv_bytes())
+            answer = json.loads(self.pipe.recv_bytes())
             if "error" in answer:
                 raise BadInput(answer["error"])
-            pixels = torch.frombuffer(bytearray(pipe.recv_bytes()), dtype=torch.uint8)
+            pixels = torch.frombuffer(bytearray(self.pipe.recv_bytes()), dtype=torch.uint8)
             answer["pixels"] = pixels.view(answer["pixels"])
         except (EOFError, OSError) as e:  # it died
-            if self.cancelled or self.process is not process:
-                raise Cancelled from e
-            self.stop()
-            crash = f"made the decoder crash (exit status {process.poll()})"
+            if self.closed:
+                raise EOFError from e
+            crash = f"made the decoder crash (exit status {self.end()})"
             raise BadInput(f"video file {path} {crash}: it is damaged") from e
         return Frames(**answer | {"times": np.array(answer["times"])})
-
-
-@contextmanager
-def ended_by_ctrl_c(decoder):
-    """Within it Ctrl-C ends a read that waits, too. Libraries have been seen to swallow the
-    KeyboardInterrupt of a moment in which they load something: then the next read raises it."""
-
-    def interrupted(signum, frame):
-        decoder.cancel()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    except Cancelled:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, before)
-        decoder.stop()
-
-
-WAIT = 0.2  # seconds between two looks at whether a read was cancelled
 
 
 def end_with(parent):

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from lib.adapters import adapters_ready
+from lib.errors import first_line
 
 # Whether all completions have ended is known on the GPU. Asking synchronises CPU and GPU, so it is
 # done only every 16th token.
@@ -31,7 +32,7 @@ class GroupCache:
     """Keys and values of prompts, each held once, and of the rows that go on from them.
 
     lengths: of each of B prompts (P, [how long each of its Q branches is]); T: the longest branch.
-    (In training Q = 1 and T = 0; evaluation/branches.py has others.) While prompts are read,
+    (In training Q = 1 and T = 0; evaluation/clips.py has others.) While prompts are read,
     `read[layer]` gets one ((1, K, P + Q·T, d), the same) for each. After start_decoding,
     `prompt[layer]` is ((B, K, P, d), the same), padded on the left to the longest, and
     `completions[layer]` (B·Q·G, K, T + C, d): each row's branch, then room for its completion. mask
@@ -204,24 +205,32 @@ def threads_for_one_token(model):
 # ------------------------------------------------------------------------------------------------
 
 
+FAILED = []  # why a step could not be recorded; then no rollout of this process tries again
+
+
 def can_record(device):
     return device.type == "cuda"
 
 
 def recorded_or_plain(step, cache, tokens, positions):
-    """The recorded step; where recording fails, one line says why and the plain step goes on."""
+    """The recorded step. Where recording fails, one line says why, and all go on with the plain
+    step: another attempt would fail as well, and each may leave its memory behind."""
+    if FAILED:
+        return step
     try:
         return record(step, cache, tokens, positions)
     except RuntimeError as e:
         rewind(cache)
-        why = str(e).strip().splitlines()[0][:200]
-        say_once(f"sampling goes on without a CUDA graph, more slowly: {why}")
+        FAILED.append(first_line(e))
+        why = f"sampling goes on without a CUDA graph, more slowly: {FAILED[0]}"
+        print(why, file=sys.stderr, flush=True)
         return step
 
 
 @once
-def say_once(sentence):
-    print(sentence, file=sys.stderr, flush=True)
+def stream_to_record_on(device):
+    """One for all rollouts: cuBLAS keeps a workspace for each stream that it ever ran on."""
+    return torch.cuda.Stream(device)
 
 
 def record(step, cache, tokens, positions):
@@ -241,7 +250,7 @@ def record(step, cache, tokens, positions):
     """
     tokens, positions = tokens.clone(), positions.clone()
 
-    stream = torch.cuda.Stream()
+    stream = stream_to_record_on(tokens.device)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):  # kernels are chosen and loaded on first runs, which cannot be recorded
@@ -250,7 +259,7 @@ def record(step, cache, tokens, positions):
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # thread_local: what other threads do meanwhile does not spoil the recording.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         logits = step(tokens, positions)
     rewind(cache)
 

@@ -107,8 +107,7 @@ def replace_file(path, content):
 def read_lines(path, **types):
     """The records of a .jsonl file; [] where there is no file.
 
-    types: of the keys that each record must have. A damaged line is named and left out; a last line
-    that is still being written is left out without a word.
+    types: of the keys that each record must have. A damaged line is named and left out.
     """
     records = []
     try:
@@ -116,11 +115,7 @@ def read_lines(path, **types):
             lines = f.readlines()
     except FileNotFoundError:
         return records
-    except OSError as e:
-        raise BadInput(f"{path} cannot be read ({e.strerror})") from e
     for number, line in enumerate(lines, 1):
-        if not line.endswith("\n") and number == len(lines):
-            line = line if line.rstrip().endswith("}") else ""
         try:
             wrong = wrong_key(record := json.loads(line), types) if line.strip() else ""
         except (ValueError, RecursionError):
@@ -133,14 +128,10 @@ def read_lines(path, **types):
 
 
 def append_line(path, record):
-    """Adds a record to a .jsonl file, on a new line where the last one was cut short (a kill)."""
-    line = json.dumps(record) + "\n"
-    with open(path, "ab+") as f:
-        size = f.seek(0, os.SEEK_END)
-        if size:
-            f.seek(size - 1)
-            line = line if f.read(1) == b"\n" else "\n" + line
-        f.write(line.encode())
+    """Adds a record to a .jsonl file. Programs begin with remove_lines: a last line that a kill has
+    cut short would otherwise spoil the next one."""
+    with open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(record) + "\n")
 
 
 def remove_lines(path, keep, **types):

@@ -30,22 +30,17 @@ def number(kind, interval):
     [ ] hold their ends, ( ) do not; NaN is in none.
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
-    words = f"{'at least' if interval[0] == '[' else 'above'} {low:g}"
-    if high < math.inf:
-        words += f" and {'at most' if interval[-1] == ']' else 'below'} {high:g}"
-    elif interval[-1] == ")" and kind is float:
-        words += " and finite"
+    wanted = f"{'a whole number' if kind is int else 'a number'} in {interval}"
 
     def read(text):
         try:
             value = kind(text)
         except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {wanted}, {words}: got {text}") from None
+            value = math.nan
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high
         if not (above and below):
-            raise argparse.ArgumentTypeError(f"must be {words}: got {text}")
+            raise argparse.ArgumentTypeError(f"must be {wanted}: got {text}")
         return value
 
     return {"type": read}
@@ -74,22 +69,23 @@ def device(text):
 # ------------------------------------------------------------------------------------------------
 
 PROMPT = (
-    "--prompt", {"metavar": "FILE", "dest": "template"}, "ask in your own words: a text file that "
-    "is all of the user's turn, with <video> where the video stands, and {question}, {options} or "
-    "{box} as the task has them, {duration} in seconds"
-)  # fmt: skip
+    "--prompt",
+    {"metavar": "FILE", "dest": "template"},
+    "ask in your own words: a text file that is all of the user's turn, with <video> where the "
+    "video stands, and {question}, {options} or {box} as the task has them, {duration} in seconds",
+)
 JUDGE = (
-    "--judge", {}, "captions: a local language model that decides whether a caption tells of an "
-    "event (default: matching content words; noisy:0.2: these, wrong in a fifth of their decisions)"
-)  # fmt: skip
+    "--judge",
+    {},
+    "captions: a local language model that decides whether a caption tells of an event (default: "
+    "matching content words; noisy:0.2: these, wrong in a fifth of their decisions)",
+)
 ATTN = (
-    "--attn", {"default": "sdpa", "choices": ("sdpa", "flash_attention_2")}, "sdpa: "
-    "PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA"
-)  # fmt: skip
-STUDENT = (
-    "--student", {"metavar": "DIR"}, "with the functions you wrote in DIR (course/) instead of "
-    "this repository's own"
-)  # fmt: skip
+    "--attn",
+    {"default": "sdpa", "choices": ("sdpa", "flash_attention_2")},
+    "sdpa: PyTorch's attention; flash_attention_2: the flash-attn package's, on CUDA",
+)
+STUDENT = ("--student", {"metavar": "DIR"}, "with the functions that you wrote in DIR (course/)")
 DEVICES = ("--device", {"default": DEVICE, "type": device}, "cuda, cuda:1 or cpu")
 
 BUDGET_FLAGS = {  # a data.VideoBudget; a flag that is not given stays None
@@ -97,12 +93,11 @@ BUDGET_FLAGS = {  # a data.VideoBudget; a flag that is not given stays None
         ("--fps", number(float, "(0, 1000]"), "frames looked at per second"),
         ("--max-frames", number(int, "[4, inf)"), "frames at most"),
         # at least two pairs of frames, a token each: 2 · 28 · 28
-        ("--total-pixels", number(int, "[1568, inf)"), "pixels of all frames at most, a pair of "
-            "frames counted once"),
+        ("--total-pixels", number(int, "[1568, inf)"), "pixels at most, of all pairs of frames"),
         ("--min-frame-pixels", number(int, "[784, inf)"), "pixels of a frame at least"),
         ("--max-frame-pixels", number(int, "[784, inf)"), "pixels of a frame at most"),
     ],
-}  # fmt: skip
+}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -146,10 +141,8 @@ def read_template(path):
         with open(path, encoding="utf-8-sig") as f:
             text = f.read().rstrip("\n")
         text.format(**dict.fromkeys(FIELDS, ""))
-    except OSError as e:
-        raise BadInput(f"--prompt {path} cannot be read: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise BadInput(f"--prompt {path} is no text in UTF-8") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadInput(f"--prompt {path} cannot be read as UTF-8: {e}") from e
     except (ValueError, LookupError, AttributeError) as e:  # str.format's
         known = ", ".join(f"{{{field}}}" for field in FIELDS)
         why = f"braces hold one of {known}; write {{{{ or }}}} for one that is to be seen ({e})"
@@ -162,14 +155,10 @@ def read_template(path):
     return text
 
 
-def fields_in(text):
-    """The names in the braces of a prompt."""
-    return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
-
-
 def check_template(template, task, prompt):
     """Raises BadInput unless a wording names what the task's prompt names, and nothing else."""
-    given, wanted = (fields_in(text) - {"duration"} for text in (template, prompt))
+    names = lambda text: {name for _, name, _, _ in Formatter().parse(text)} - {None, "duration"}
+    given, wanted = names(template), names(prompt)
     for field in sorted(wanted - given):
         raise BadInput(f"--prompt does not name {{{field}}}, which the task {task} asks about")
     for field in sorted(given - wanted):

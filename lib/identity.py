@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 from glob import escape, glob
+from importlib import import_module
 
 from huggingface_hub import try_to_load_from_cache
 
@@ -34,10 +35,12 @@ def fingerprint(name):
 
 
 def hash_of(value):
+    """A short hash of what Python prints of a value."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def hash_of_file(path):
+    """A hash of a file's size, its header and blocks all over it."""
     content, size = hashlib.sha256(), os.path.getsize(path)
     with open(path, "rb") as f:
         header = int.from_bytes(f.read(8), "little")  # safetensors: its length, then itself
@@ -57,8 +60,8 @@ def revision(name):
 
 def hash_of_examples(examples):
     """A hash of what is asked and what is right; a data set may lie in another folder."""
-    return hash_of([sorted((vars(e) | {"video": os.path.basename(e.video)}).items())
-                    for e in examples])  # fmt: skip
+    asked = [vars(e) | {"video": os.path.basename(e.video)} for e in examples]
+    return hash_of([sorted(fields.items()) for fields in asked])
 
 
 def is_toy(name):
@@ -80,13 +83,5 @@ def shown_name(name):
 
 def versions():
     """What a score depends on besides the settings."""
-    import decord
-    import torch
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "decord": decord.__version__,
-    }
+    packages = map(import_module, ("torch", "transformers", "decord"))
+    return {"python": platform.python_version()} | {p.__name__: p.__version__ for p in packages}

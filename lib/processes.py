@@ -5,7 +5,6 @@ the processes have to agree upon goes through these functions.
 """
 
 import os
-import shutil
 import sys
 import time
 from datetime import timedelta
@@ -106,46 +105,28 @@ def on_each(work):
     if world() > 1:
         problems = [None] * world()
         dist.all_gather_object(problems, problem)
-    for process, said in enumerate(problems):
-        if said is not None:
-            alone = problems.count(said) < world()
-            raise BadInput(f"process {process}: {said}" if alone else said)
+    if said := next(filter(None, problems), None):
+        raise BadInput(said)
     return result
 
 
-def columns():
-    """Characters in a line for people: a terminal's width, or 100 in a pipe and a log."""
-    return min(120, shutil.get_terminal_size((100, 24)).columns)
-
-
 class Progress:
-    """How far process 0 is: a bar in a terminal; in a pipe or a log a plain line after every ten,
-    or after every tenth part if that is rarer, but none within PAUSE seconds of the last."""
-
-    PAUSE = 30
+    """How far process 0 is, as tqdm shows it: a bar in a terminal, and in a pipe or a log at most
+    two lines a minute."""
 
     def __init__(self, total, unit, what="", done=0):
-        self.total, self.unit, self.what, self.done = total, unit, what, done
-        self.began = self.said = time.perf_counter()
-        self.every = max(10, total // 10)
-        self.terminal = sys.stderr.isatty()
-        how = {"disable": rank() != 0 or not self.terminal, "dynamic_ncols": True}
-        self.bar = tqdm(total=total, initial=done, unit=unit, desc=what, **how)
-
-    @property
-    def seconds(self):
-        return time.perf_counter() - self.began
+        self.done, self.began = done, time.perf_counter()
+        often = {"dynamic_ncols": True}
+        if not sys.stderr.isatty():
+            often = {"mininterval": 30, "maxinterval": 30}  # seconds
+        how = {"initial": done, "unit": unit, "desc": what, "disable": rank() != 0}
+        self.bar = tqdm(total=total, **how, **often)
 
     def update(self, n=1, figures=""):
-        before, self.done = self.done, self.done + n
+        """Counts n more, with figures to show beside."""
+        self.done += n
         self.bar.set_postfix_str(figures, refresh=False)
         self.bar.update(n)
-        due = self.done // self.every > before // self.every
-        due = due and time.perf_counter() - self.said > self.PAUSE
-        if (due or before < self.done == self.total) and rank() == 0 and not self.terminal:
-            self.said = time.perf_counter()
-            line = f"{self.what} {self.unit} {self.done}/{self.total}, {self.seconds:.0f} s"
-            self.write(f"{line}  {figures}".strip()[:100], sys.stderr)
 
     def over(self, items):
         """The items, each counted when the next is asked for."""

@@ -98,15 +98,13 @@ def open_clip(path):
 # ------------------------------------------------------------------------------------------------
 
 
-class Packets(
-    namedtuple("Packets", "container codec zero pts dts key discard last stated pixel rate")
-):
+class Packets(namedtuple("Packets", "container codec zero pts dts key discard last stated pixel")):
     """What the video stream's packets say, in the file's order.
 
     zero: where the file begins, on the clock of its stamps; pts, dts (F,): in seconds from there,
     nan where missing; key, discard (F,) bool; last: seconds that the last frame stays; stated: the
-    end of the video that the file's head promises, or nan; pixel: a pixel's width over its height;
-    rate: frames per second that the file's head promises, or nan.
+    end of the video that the head of an mp4 promises, or nan; pixel: a pixel's width over its
+    height.
     """
 
 
@@ -116,8 +114,6 @@ def look(path):
         stream = file.streams.best("video")
         if stream is None:
             raise Unreadable("holds no video")
-        if file.format.name == "webp_pipe":
-            raise Unreadable("is a WebP, whose pictures are not read here: save it as mp4 or GIF")
         codec, tick = stream.codec_context, float(stream.time_base)
         if codec is None:
             raise Unreadable(f"holds video of a kind that cannot be decoded here: {CONVERT}")
@@ -135,20 +131,12 @@ def look(path):
         zero = shown.min() if len(shown) else 0.0
         if file.start_time is not None:  # sound may begin earlier
             zero = min(zero, file.start_time / av.time_base)
-        stamps = zero, pts - zero, dts - zero, key, discard, last, stated_end(file, stream) - zero
-        pixel, rate = stream.sample_aspect_ratio or 1, stream.average_rate or np.nan
-        return Packets(file.format.name, codec.name, *stamps, float(pixel), float(rate))
-
-
-def stated_end(file, stream):
-    """Where the head of a file says that its video ends, on the clock of its stamps; nan: nowhere.
-
-    Matroska's own duration is that of the longest track, so the track's is taken from its tags.
-    """
-    if "matroska" not in file.format.name and stream.duration is not None:
-        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
-    return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else np.nan
+        stated = np.nan
+        if "mp4" in file.format.name and stream.duration is not None:
+            stated = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        stamps = zero, pts - zero, dts - zero, key, discard, last, stated - zero
+        pixel = float(stream.sample_aspect_ratio or 1)
+        return Packets(file.format.name, codec.name, *stamps, pixel)
 
 
 def jumps_are_exact(packets):
@@ -200,7 +188,7 @@ class InOrder:
     them, otherwise from decoding the file once more."""
 
     def __init__(self, path, packets):
-        self.path, self.zero, self.times = path, packets.zero, None
+        self.path, self.zero = path, packets.zero
         first = next(self.frames(), None)
         if first is None:
             raise Unreadable(f"holds no frame that can be decoded here: {CONVERT}")
@@ -210,9 +198,10 @@ class InOrder:
         times, last = np.sort(packets.pts), packets.last
         if packets.container in GUESSED or packets.discard.any() or not increasing(times):
             shown = [(at, (f.duration or 0) * f.time_base) for at, f in self.frames()]
-            times = put_in_order(np.array([at for at, _ in shown]), packets.rate)
-            self.times = times = times - times[0]
-            last = float(shown[-1][1])
+            times, last = np.array([at for at, _ in shown]), float(shown[-1][1])
+            if not increasing(times):
+                raise Unreadable(UNTIMED)
+            self.zero, times = self.zero + times[0], times - times[0]
         self.on_screen = times
         if not last and len(times) > 1:
             last = np.median(np.diff(times))
@@ -221,9 +210,9 @@ class InOrder:
     def frames(self):
         """Yields (seconds, frame) of all frames that are shown, in order; nan: no stamp."""
         with av.open(self.path) as file:
-            for k, frame in enumerate(file.decode(file.streams.best("video"))):
+            for frame in file.decode(file.streams.best("video")):
                 stamp = np.nan if frame.pts is None else float(frame.pts * frame.time_base)
-                yield (stamp - self.zero if self.times is None else self.times[k]), frame
+                yield stamp - self.zero, frame
 
     def pictures(self, index):
         """Yields (1, H, W, 3) uint8 arrays of the frames `index`, which is sorted."""
@@ -244,22 +233,8 @@ class InOrder:
 
 
 def increasing(times):
+    """Whether all times are known, and each is later than the one before."""
     return np.isfinite(times).all() and (np.diff(times) > 0).all()
-
-
-def put_in_order(times, rate):
-    """Times (F,) in the order in which the frames are shown; missing and wrong ones repaired.
-
-    AVI and MPEG files have one frame rate and stamp some frames wrongly. So where four fifths of
-    the frames are on time for the rate (to four frames), all are. Otherwise nobody knows.
-    """
-    if increasing(times):
-        return times
-    even = np.arange(len(times)) / rate
-    late = np.sort(times - even)[np.isfinite(times).sum() // 2]  # the median; nan of none
-    if not np.mean(np.abs(times - even - late) * rate < 4) >= 0.8:
-        raise Unreadable(UNTIMED)
-    return even + late
 
 
 def picture(frame):

@@ -1,7 +1,8 @@
 """weights.py: a model folder or a hub name → transformers' model and its tokenizer, and back.
 
-Only Qwen2.5-VL is known: 3B, 7B, 32B and 72B differ in their config alone, and the official
-VideoChat-R1 weights are a Qwen2.5-VL-7B. transformers reads and writes the files, from safetensors
+Two families are known (lib/families.py). Sizes of Qwen2.5-VL (3B to 72B) and of the dense Qwen3-VL
+(2B to 32B) differ in their config alone, and the official VideoChat-R1 weights are a
+Qwen2.5-VL-7B. transformers reads and writes the files, from safetensors
 alone: they hold numbers and nothing that could be executed. What it lets pass is refused here in
 one sentence: weights that are missing or not finite, a tokenizer of another model.
 
@@ -21,12 +22,12 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
-    Qwen2_5_VLForConditionalGeneration,
 )
 from transformers import logging as transformers_logging
 
 from lib.adapters import load_adapters, merge, under_adapters
 from lib.errors import BadInput, first_line, out_of_memory, read_object
+from lib.families import FAMILIES
 from lib.files import replace_folder
 
 transformers_logging.disable_progress_bar()
@@ -40,21 +41,28 @@ def load(name, device="cpu", dtype=None):
 
     Args:    name: a folder with config.json, *.safetensors and tokenizer files, or one of adapters
              (a run with --lora), or a hub name like "Qwen/Qwen2.5-VL-7B-Instruct";
-             dtype: of the weights; float32 on CPU and bfloat16 on CUDA unless given.
+             dtype: of the weights; float32 on CPU and bfloat16 on CUDA unless given, or float16 on
+             a GPU that has none.
     Returns: (model, tokenizer), the model on `device`, in eval mode (it has no dropout to switch).
              model.n_tokens: how many ids the tokenizer has; the output layer may have more rows.
     Raises:  BadInput if there is no such model, it is of another family, or its files are damaged.
     """
     base, adapters = under_adapters(name)
-    dtype = dtype or (torch.float32 if str(device) == "cpu" else torch.bfloat16)
+    half = torch.bfloat16 if has_bfloat16(device) else torch.float16
+    dtype = dtype or (torch.float32 if str(device) == "cpu" else half)
     with folder_of(base) as folder:
-        model = read_weights(Qwen2_5_VLForConditionalGeneration, folder, dtype)
+        model = read_weights(AutoModelForImageTextToText, folder, dtype)
         tokenizer = read_tokens(model, folder)
         model = model.to(device).eval()
     for folder in adapters:
         with one_sentence(f"model {folder} cannot be loaded"):
             merge(load_adapters(model, folder))
     return model, tokenizer
+
+
+def has_bfloat16(device):
+    """A CPU does, and GPUs from the A100 on do."""
+    return "cuda" not in str(device) or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def load_empty(name, dtype):
@@ -98,27 +106,32 @@ def finite(tensor):
 @contextmanager
 def folder_of(name):
     """Gives the local folder of a model. What fails within it is that model's fault."""
-    check_family(name)
+    family_of(name)
     with one_sentence(f"model {name} cannot be loaded"):
         yield name if os.path.isdir(name) else snapshot_download(name, allow_patterns=READ)
 
 
-def check_family(name):
-    """Raises BadInput unless `name` can be a Qwen2.5-VL: the cheap part of finding out."""
-    config = os.path.join(name, "config.json")
-    if os.path.isdir(name) and not os.path.isfile(config):
-        raise BadInput(f"model folder {name} has no config.json: give a run of train.py or a model")
+def family_of(name):
+    """The family of a model, or of what adapters are based on: a key of FAMILIES, by the model_type
+    in its own config.json. Raises BadInput for others: the cheap part of finding out."""
+    name, _ = under_adapters(name)
     if os.path.isdir(name):
-        family = read_object(config).get("model_type")
-        if family != "qwen2_5_vl":
-            raise BadInput(
-                f"model folder {name} holds a {family!r} model; "
-                "this project knows Qwen2.5-VL (model_type 'qwen2_5_vl')"
-            )
+        folder = name
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BadInput(
             f"model {name} is neither a folder here nor a hub name like Qwen/Qwen2.5-VL-7B-Instruct"
         )
+    else:
+        with one_sentence(f"model {name} cannot be loaded"):
+            folder = snapshot_download(name, allow_patterns="config.json")
+    config = os.path.join(folder, "config.json")
+    if not os.path.isfile(config):
+        raise BadInput(f"model folder {name} has no config.json: give a run of train.py or a model")
+    family = read_object(config).get("model_type")
+    if family not in list(FAMILIES):
+        known = " and ".join(f"{row.name} (model_type {key!r})" for key, row in FAMILIES.items())
+        raise BadInput(f"model {name} is a {family!r} model; this project knows {known}")
+    return family
 
 
 @contextmanager
@@ -205,7 +218,7 @@ def write_weights(model, folder, state=None):
     if state is not None:  # FSDP2's class has another name, and its shards more bits
         with torch.device("meta"):
             config = type(model.config).from_dict(model.config.to_dict())  # without our attention
-            plain = Qwen2_5_VLForConditionalGeneration(config)
+            plain = AutoModelForImageTextToText.from_config(config)
         plain.generation_config = model.generation_config
         model = plain.to(next(iter(state.values())).dtype)
     model.save_pretrained(folder, state_dict=state, max_shard_size="4GB")

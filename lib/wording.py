@@ -130,10 +130,8 @@ def parse_interval(answer):
 
 COORDINATE = rf"(-?(?:{NUMBER}|\.[0-9]{{1,20}}))"
 KEYS = ("x[01]|left", "y[01]|top", "x[12]|right", "y[12]|bottom")  # of a box as a dictionary
-FOUR = re.compile(
-    r"[\[({] ?" + " ?, ?".join(rf"(?:'?(?:{key}) ?'? ?: ?)?{COORDINATE}" for key in KEYS)
-    + r" ?,? ?[\])}]"
-)  # fmt: skip
+NUMBERS = " ?, ?".join(rf"(?:'?(?:{key}) ?'? ?: ?)?{COORDINATE}" for key in KEYS)
+FOUR = re.compile(rf"[\[({{] ?{NUMBERS} ?,? ?[\])}}]")
 
 
 def parse_boxes(answer):

@@ -1,5 +1,6 @@
-"""Every command of the README, docs/ and CONTRIBUTING.md, started. Long ones are cut short and
-large ones made small, by the rules below and no others; each is shown as it was run.
+"""Every command of the README, docs/ and CONTRIBUTING.md, and of the notebook for a free GPU,
+started. Long ones are cut short and large ones made small, by the rules below and no others; each
+is shown as it was run.
 
     make docs-check             # or: python tests/docs_check.py [words that a command must hold]
 
@@ -8,6 +9,7 @@ of its own.
 """
 
 import glob
+import json
 import os
 import re
 import shlex
@@ -17,13 +19,14 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NOTEBOOK = os.path.join("docs", "colab.ipynb")
 HOME = os.path.join(ROOT, "runs", "docs-check")
 
 # (pattern, what it is replaced by): a step and two questions in place of hundreds, the toy base in
 # place of a model of the hub, two processes of one machine in place of eight or of two machines.
 # The program stays the same, and none is only asked for its --help.
 SMALLER = [
-    (r"Qwen/Qwen2\.5-VL-7B-Instruct", "assets/toy-base"),
+    (r"Qwen/Qwen2\.5-VL-[37]B-Instruct", "assets/toy-base"),
     (r"--nproc-per-node 8", "--nproc-per-node 2"),
     (r"--nnodes 2 (.*) HOST:29500", r"--nnodes 1 \1 localhost:29533"),
     (r"/shared/runs/", "runs/"),
@@ -54,6 +57,8 @@ SMALLER = [
     (r"^(python tests/bench/kills\.py)$", r"\1 --runs 1"),
     (r"^(python tests/bench/hostile\.py)$", r"\1 --first 1"),
     (r"^(python tests/bench/rehearsal\.py)( .*)?$", r"\1\2 --config toy --device cpu"),
+    (r"^(python tests/bench/simulate\.py)$",
+     r"\1 --layers 1 --case '3b --lora 64 --recompute --prompts-per-step 1'"),
     (r"^(python tests/bench/before\.py) CHECKOUT$", r"\1 ."),
 ]  # fmt: skip
 # What must be there before: a short run, its evaluation, and somebody's solved homework in a folder
@@ -73,6 +78,12 @@ def pages():
     for path in ["README.md", *found, "CONTRIBUTING.md"]:
         with open(os.path.join(ROOT, path), encoding="utf-8") as f:
             texts[path] = f.read()
+    texts[NOTEBOOK] = ""
+    with open(os.path.join(ROOT, NOTEBOOK), encoding="utf-8") as f:
+        for cell in json.load(f)["cells"]:
+            source, fence = "".join(cell["source"]), "```\n" * (cell["cell_type"] == "code")
+            source = re.sub("^!", "", source, flags=re.MULTILINE)  # what goes to the shell
+            texts[NOTEBOOK] += f"{fence}{source}\n{fence}"
     return texts
 
 

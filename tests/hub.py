@@ -92,3 +92,19 @@ def of_toy_base(folder, base, config, tokenizer, tied=True):
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
     return write(folder, config, tokenizer, lambda name, shape: weights[name].view(shape), [2, 0])
+
+
+def of_qwen3_vl(folder, model, tokenizer, stops):
+    """A Qwen3-VL as published: shards, and a config.json in the words of transformers 4.57."""
+    model.save_pretrained(folder, max_shard_size="100KB")
+    tokenizer.save_pretrained(folder)
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+        config = json.load(f)
+    text, rope = config["text_config"], config["text_config"].pop("rope_parameters")
+    text["rope_theta"] = rope.pop("rope_theta")
+    text["rope_scaling"] = rope | {"mrope_interleaved": True}
+    config["vision_config"]["model_type"] = "qwen3_vl"
+    put(folder, "config.json", config | {"transformers_version": "4.57.0.dev0"})
+    sampling = {"do_sample": True, "top_k": 20, "top_p": 0.8, "temperature": 0.7}
+    put(folder, "generation_config.json", sampling | {"eos_token_id": stops})
+    return folder

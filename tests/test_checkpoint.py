@@ -28,7 +28,7 @@ QUICK = [
 
 def run(charades, out, *more):
     """In this process: most of a short run's time would be spent on imports."""
-    STOP.update(signal=None, cancel=None)
+    STOP.update(signal=None)
     train.train(train.parse_args([*QUICK, "--data", str(charades), "--out", str(out), *more]))
 
 
@@ -204,9 +204,9 @@ def test_a_decoder_that_hangs_or_dies_costs_one_video(charades, tmp_path, monkey
         decoder.process.send_signal(signal.SIGCONT)
         time.sleep(0.2)
         assert torch.equal(decoder.read(good, budget).pixels, theirs.pixels)  # a new one is there
-        decoder.stop()
+        decoder.end()
         monkeypatch.setenv("PYTHONHOME", "/nowhere")  # a Python that cannot even begin
         with pytest.raises(BadInput, match="does not start"):
             decoder.read(good, budget)
     finally:
-        decoder.stop()
+        decoder.close()

@@ -12,8 +12,7 @@ import data
 import eval as evaluation
 import grpo
 from annotations.readers import read_dataset
-from evaluation.branches import clips_of, common_length, prefill
-from evaluation.clips import batches_of, read_ahead, turns
+from evaluation.clips import batches_of, clips_of, prefill, read_ahead
 from lib.errors import BadInput
 from model import encode_videos
 from toy.base import TOY_BUDGET
@@ -53,14 +52,14 @@ def sampled(model, prompts, group_size, generators=None):
 
 def test_what_questions_about_a_clip_share(base, asked):
     _, prompts = asked
-    clips = clips_of(prompts, list(range(9)), base[0].config.video_token_id)
-    assert [clip.features for clip in clips] == [0, 3, 6]
-    for clip, same in zip(clips, (prompts[:3], prompts[3:6], prompts[6:])):
-        rows = [clip.prompt.ids.tolist() + r[:n].tolist() for r, n in zip(clip.rest, clip.lengths)]
-        assert rows == [p.ids.tolist() for p in same] and min(clip.lengths) >= 1
-        assert clip.prompt.ids.tolist().count(base[0].config.video_token_id) > 0
-        flat = clip.prompt.ids.tolist() + clip.rest.flatten().tolist()
-        assert [flat[i] for i in clip.ends] == [int(p.ids[-1]) for p in same]
+    video_token = base[0].config.video_token_id
+    clips = clips_of(prompts, video_token)
+    assert [same for _, same in clips] == [prompts[:3], prompts[3:6], prompts[6:]]
+    for P, same in clips:
+        rows = [p.ids.tolist() for p in same]
+        assert all(row[:P] == rows[0][:P] and len(row) > P for row in rows)
+        assert len({row[P] for row in rows}) > 1 and video_token in rows[0][:P]
+        assert not any(video_token in row[P:] for row in rows)
 
 
 @pytest.mark.parametrize("case", ["apart", "unequal numbers", "one each", "words first"])
@@ -72,19 +71,8 @@ def test_where_nothing_can_be_shared(case, base, asked, charades):
     else:
         cut = {"apart": apart(prompts), "unequal numbers": prompts[:5], "one each": prompts[::3]}
         prompts = cut[case]
-    clips = clips_of(prompts, prompts, base[0].config.video_token_id)
-    assert [clip.prompt for clip in clips] == prompts
-    assert all(clip.rest.shape == (1, 0) and clip.lengths == [0] for clip in clips)
-
-
-def test_common_length_against_the_definition():
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        rows = rng.integers(0, 2, (rng.integers(1, 5), 9)).tolist()
-        rows = [row[: rng.integers(1, 10)] for row in rows]
-        n = common_length(rows)
-        assert 0 <= n < min(map(len, rows)) and all(row[:n] == rows[0][:n] for row in rows)
-        assert n == min(map(len, rows)) - 1 or len({row[n] for row in rows}) > 1
+    clips = clips_of(prompts, base[0].config.video_token_id)
+    assert clips == [(len(p.ids), [p]) for p in prompts]
 
 
 def test_branches_of_a_clip_against_whole_prompts(base, fresh, asked):
@@ -211,7 +199,3 @@ def test_an_error_while_reading_ahead_is_raised_where_it_is_used():
         for k, _ in read_ahead(range(5), fails_at_2):
             got.append(k)
     assert got == [0, 1]
-
-
-def test_turns_of_one_process_are_all():
-    assert list(turns(5)) == [0, 1, 2, 3, 4]

@@ -108,13 +108,13 @@ def test_the_real_clip(shared):
 def test_patches_against_a_slow_obvious_loop():
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (4, 56, 84, 3), dtype=torch.uint8)
-    rows = []
+    rows, clip = [], data.FAMILIES["qwen2_5_vl"]
     for pair, cell_row, cell_column, row, column in product(*map(range, (2, 2, 3, 2, 2))):
         top, left = cell_row * 28 + row * 14, cell_column * 28 + column * 14
         patch = []
         for colour, frame in product(range(3), range(2)):
             x = pixels[2 * pair + frame, top : top + 14, left : left + 14, colour].float() / 255
-            patch.append((x - data.MEAN[colour]) / data.STD[colour])
+            patch.append((x - clip.mean[colour]) / clip.std[colour])
         rows.append(torch.stack(patch).flatten())
     patches, grid = patchify(pixels)
     assert grid == (2, 4, 6) and torch.equal(patches, torch.stack(rows))

@@ -22,7 +22,7 @@ from course.exercises import EXERCISES
 from lib.errors import BadInput, run_program
 
 
-def run(*args, cwd=ROOT, timeout=120):
+def run(*args, cwd=ROOT, timeout=600):
     return subprocess.run(
         [sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout
     )

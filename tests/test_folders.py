@@ -1,4 +1,4 @@
-"""Nothing of the user's is lost, and no run ends for a small thing."""
+"""Nothing of the user's is lost, and what goes wrong is one sentence."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ import eval as evaluation
 import train
 from conftest import BASE, ROOT, wait_for
 from evaluation.pictures import draw_intervals
-from lib import errors, files
+from lib import errors, figures, files
 from lib.errors import BadInput
 from lib.files import read_lines
 from tools import merge, paper, report
@@ -34,7 +34,7 @@ def call(name, *args, cwd=ROOT):
     """(exit status, all it said) of a program, run in this process to spare its imports."""
     said, argv, status = io.StringIO(), sys.argv, 0
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    STOP.update(signal=None, cancel=None)
+    STOP.update(signal=None)
     to_said = contextlib.redirect_stdout(said), contextlib.redirect_stderr(said)
     try:
         sys.argv = [name, *map(str, args)]
@@ -140,9 +140,6 @@ def test_overwrite_renames_the_old_run(run, charades):
     for at, names in before.items():
         assert set(names) <= set(os.listdir(at.replace(str(run), f"{run}.old-1")))
     assert not os.path.exists(run / "eval-charades")  # the evaluation was of the run before
-    flags = [*flags_of(run, charades), "--overwrite", "--model", run / "policy"]
-    status, said = call("train.py", *flags)
-    assert status == 2 and "and --model is in it" in said and not os.path.exists(f"{run}.old-2")
 
 
 def test_a_file_of_the_users_in_the_policy_moves_along_and_a_kill_loses_nothing(tmp_path):
@@ -271,61 +268,51 @@ def test_an_evaluation_holds_its_folder_and_gives_it_back(charades, tmp_path):
 def test_dollars_are_dollars(tmp_path):
     record = {"question": r"a $\frac{ costs $5_", "answer": [0.0, 1.0], "iou": 1.0}
     record["text"] = "<answer>0 to 1</answer>"
-    draw_intervals(str(tmp_path / "x.png"), [record], r"model $a_{")
+    figures.save(draw_intervals([record], r"model $a_{"), str(tmp_path / "x.png"))
     assert os.path.getsize(tmp_path / "x.png") > 5000
 
 
-def test_a_full_disk_while_logging_and_a_picture_that_cannot_be_drawn(run, charades):
-    """/dev/full takes nothing, as a full disk does. The run is begun again, and its work saved."""
+def test_a_full_disk_ends_the_run_with_one_sentence(run, charades):
+    """/dev/full takes nothing, as a full disk does. The run is begun again."""
     for name in ("checkpoints", "policy"):
         shutil.rmtree(run / name)
-    for name in ("metrics.jsonl", "rollouts.jsonl", "curves.png"):
-        os.remove(run / name)
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
-        os.symlink("/dev/full", run / name)
-    os.mkdir(run / "curves.png")
+    os.remove(run / "metrics.jsonl")
+    os.symlink("/dev/full", run / "metrics.jsonl")
     status, said = call("train.py", *flags_of(run, charades), "--resume")
-    assert status == 0 and (run / "policy" / "adapter_model.safetensors").is_file(), said
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
-        why = "OSError: [Errno 28] No space left on device"
-        assert f"{name} could not be written ({why}); the run goes on" in said
-    assert "curves.png could not be written (IsADirectoryError" in said
+    assert status == 1 and said.endswith("the system refused (No space left on device)\n"), said
 
 
-def test_when_nothing_can_be_saved_all_reasons_are_given(charades, tmp_path):
+def test_when_nothing_can_be_saved_the_run_ends(charades, tmp_path):
     # Bytes of a file: settings fit, weights do not.
     small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
     job = process("train.py", *flags_of(tmp_path / "run", charades), preexec_fn=small)
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 2 and "Traceback" not in said, said
-    assert said.count("its last save failed: checkpoint of step 1 could not be written") == 1
-    assert "; the policy of step 1 could not be written" in said
+    assert "error: step 1 could not be saved (" in said and "--resume goes on from there" in said
 
 
 def test_a_part_of_a_checkpoint_that_cannot_be_written(tmp_path):
-    """The second of three: the rest is not written, the older checkpoint stays."""
+    """The second of three: the older checkpoint stays, and the next save clears up."""
     code = f"""
 import resource, torch
 from training import checkpoint
-checkpoint.PART_BYTES = 1000
+checkpoint.TENSORS = 1
 small, large = torch.ones(300), torch.ones(10_000)
-print(checkpoint.save_checkpoint({str(tmp_path)!r}, 1, dict(a=small), {{}}, 2))
+checkpoint.save_checkpoint({str(tmp_path)!r}, 1, dict(a=small), {{}}, 2)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-print(checkpoint.save_checkpoint({str(tmp_path)!r}, 2, dict(a=small, b=large, c=small), {{}}, 2))
+checkpoint.save_checkpoint({str(tmp_path)!r}, 2, dict(a=small, b=large, c=small), {{}}, 2)
 """
     said, _ = process("-c", code).communicate(timeout=120)
-    first, second = said.strip().splitlines()
-    assert first == "None" and second.startswith("checkpoint of step 2 could not be written (")
-    assert "File too large" in second, said
-    assert os.listdir(tmp_path / "checkpoints") == ["step-000001"]
-    assert save_checkpoint(str(tmp_path), 3, {"a": torch.ones(1)}, {}, 1) is None
-    assert os.listdir(tmp_path / "checkpoints") == ["step-000003"]
+    assert "SafetensorError" in said and "File too large" in said, said
+    made = tmp_path / "checkpoints"
+    assert sorted(os.listdir(made)) == ["step-000001", "step-000002.partial"]
+    save_checkpoint(str(tmp_path), 2, {"a": torch.ones(1)}, {}, 1)
+    assert os.listdir(made) == ["step-000002"]
 
 
 def test_memory_that_is_not_enough_is_known_from_its_real_errors():
     huge = (
         lambda: torch.empty(10**15),
-        lambda: torch.empty(10**18, 10**3),
         lambda: bytearray(10**15),
     )
     for ask in huge:

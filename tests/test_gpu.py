@@ -1,6 +1,7 @@
 """What would fail on a GPU, found without one: see pretended_gpu.py. And bfloat16, on the CPU."""
 
 import json
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from toy.base import TOY_BUDGET
 from training.loader import generator_for
 from training.log import sampler_gaps, token_records
 from training.optimizer import MasterAdamW
-from training.policy import load_models
+from training.policy import as_policy, load_models
 from training.run import Clock, check_sampler
 
 SMALL = ["--group-size", "4", "--prompts-per-step", "3", "--max-new-tokens", "24", "--lr", "1e-5"]
@@ -89,15 +90,31 @@ def test_without_a_recording_sampling_goes_on_and_says_why(batch, gpu, monkeypat
     expected = sample(model, batch[1])[0]
 
     def fails(graph, **_):
+        tries.append(1)
         raise RuntimeError("CUDA error: operation not supported\nCompile with …")
 
+    tries = []
     monkeypatch.setattr(torch.cuda, "graph", fails)
-    decoding.say_once.cache_clear()
+    monkeypatch.setattr(decoding, "FAILED", [])
     tokens = [on_cpu(sample(model.to("gpu"), batch[1])[0]) for _ in range(2)]
     n = min(t.shape[2] for t in (expected, *tokens))
     assert all(torch.equal(t[..., :n], expected[..., :n]) for t in tokens)
     said = capsys.readouterr().err
     assert said.count("without a CUDA graph") == 1 and "CUDA error: operation not supported" in said
+    assert len(tries) == 1
+
+
+def test_all_rollouts_are_recorded_on_one_stream(batch, gpu, monkeypatch):
+    """cuBLAS keeps a workspace, up to 1 GB in all, for each stream that it ever ran on."""
+    made, of_graphs, model = [], [], load(BASE)[0].to("gpu")
+    stream, graph = torch.cuda.Stream, torch.cuda.graph
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *at: made.append(stream(*at)) or made[-1])
+    recorded = lambda g, **how: of_graphs.append(how["stream"]) or graph(g, **how)
+    monkeypatch.setattr(torch.cuda, "graph", recorded)
+    decoding.stream_to_record_on.cache_clear()
+    for _ in range(2):
+        sample(model, batch[1])
+    assert len(made) == 1 and of_graphs == made * 2
 
 
 # Five faults, planted: each would end, or silently slow, a run on CUDA ---------------------------
@@ -196,7 +213,7 @@ def one_step(device, dtype, flags, batch):
     with reference() as fixed:
         for model in filter(None, (policy, fixed)):
             model.to(device).tie_weights()  # on the pretended GPU .to() makes new parameters
-    optimizer = MasterAdamW(policy, args.lr, args.offload)
+    optimizer = MasterAdamW(policy, args.lr, args.offload, dtype == torch.float16)
     before = {n: on_cpu(p).float().clone() for n, p in policy.named_parameters() if p.requires_grad}
     share = data.Batch(*batch, generators(), tokenizer)
     texts, gaps, update_weights = [], None, lambda: optimizer.step(args.lr, args.grad_clip, 1)
@@ -272,7 +289,69 @@ def test_an_evaluations_batch(batch, charades, gpu):
     assert said[0] == said[1] and len(said[0]) == 3
 
 
-# bfloat16, on the CPU ----------------------------------------------------------------------------
+# float16 and bfloat16, on the CPU ----------------------------------------------------------------
+
+
+def test_a_step_in_float16_is_float32s(batch, monkeypatch):
+    """Of the same completions. Adapters, their gradients and moments are float32."""
+    sampled, sample = [], grpo.sample_groups
+
+    def same_completions(model, *args):
+        sampled.append(sample(model, *args))
+        return sampled[0]
+
+    monkeypatch.setattr(grpo, "sample_groups", same_completions)
+    adapters_alone = ["--lora", "4", "--no-train-vision"]
+    steps = [one_step("cpu", d, adapters_alone, batch) for d in (torch.float32, torch.float16)]
+    (change, norm, _, _), (change16, norm16, _, gaps) = steps
+    check_sampler(gaps, torch.float16)
+    assert norm16 == pytest.approx(norm, rel=0.02)
+    a, b = (torch.cat([c.flatten() for c in changes.values()]) for changes in (change, change16))
+    assert (a - b).norm() < 0.3 * a.norm() > 0
+
+
+def test_an_overflow_changes_nothing_and_halves_the_loss_scale(capsys):
+    def adapted(dtype, **how):
+        model = as_policy(adapters.add_adapters(load(BASE, dtype=dtype)[0], 4))
+        return MasterAdamW(model, 1e-3, **how)
+
+    def step(optimizer, factor):
+        for k, p in enumerate(optimizer.parameters.values()):
+            p.grad = torch.full_like(p, factor * (k + 1))
+        return optimizer.step(1e-3, 1.0, 1)
+
+    half, plain = adapted(torch.float16, scaled=True), adapted(torch.float32)
+    before = {n: m.clone() for n, m in half.masters.items()}
+    assert not torch.isfinite(torch.tensor(step(half, torch.inf))) and half.scale == 2.0**15
+    assert all(torch.equal(before[n], m) for n, m in half.masters.items())
+    assert capsys.readouterr().err.count("nothing changed; the loss scale is now 32768") == 1
+    # Then a gradient that is 2^15 times as large is the same step.
+    assert step(half, 1e-3 * half.scale) == pytest.approx(step(plain, 1e-3))
+    for n, m in half.masters.items():
+        assert m.dtype == torch.float32
+        torch.testing.assert_close(m, plain.masters[n], rtol=1e-6, atol=1e-9)  # of steps of 1e-3
+    logp = torch.zeros(2, 3, requires_grad=True)
+    seen, _ = half.scaled_logprobs(lambda group: (logp * 1, None), "group")
+    seen.sum().backward()
+    assert (logp.grad == 2.0**15).all() and capsys.readouterr().err == ""
+
+
+def test_a_gpu_without_bfloat16_is_told_which_flags_to_give(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    args = train.parse_args(["--dtype", "bfloat16"])
+    with pytest.raises(BadInput, match="this GPU has no bfloat16: give --dtype float16"):
+        load_models(args, "cuda")
+
+
+@pytest.mark.slow
+def test_a_run_in_float16(charades, tmp_path):
+    """Its loss scale is in the checkpoint, so that a resumed run goes on with it."""
+    flags = "--dtype float16 --lora 4 --prompts-per-step 2 --group-size 4 --max-new-tokens 32 "
+    flags += f"--steps 2 --quiet --data {charades} --out {tmp_path / 'run'}"
+    train.train(train.parse_args(flags.split()))
+    state = json.loads((tmp_path / "run/checkpoints/step-000002/state.json").read_text())
+    halved = math.log2(state["counts"]["loss_scale"])
+    assert halved == 16 - state["counts"]["dropped"] and state["counts"]["dropped"] < 2
 
 
 def gaps_of(dtype, charades):
@@ -289,7 +368,7 @@ def gaps_of(dtype, charades):
     return torch.cat([(a - b)[m].abs() for a, b, m in zip(scored, logp, mask)])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatch):
     check_sampler(gaps_of(dtype, charades), dtype)
     plain = grpo.decode_step

@@ -105,7 +105,7 @@ def test_a_run_is_evaluated_as_it_was_asked(charades, tmp_path):
     ("<video> {question", "write {{ or }} for one that is to be seen (expected '}'"),
     ("<video> question}", "write {{ or }} for one that is to be seen (Single '}'"),
     ("<video> {question} <|im_end|>", "the model's own marks"),
-    (b"<video> \xff\xfe {question}", "no text in UTF-8"),
+    (b"<video> \xff\xfe {question}", "cannot be read as UTF-8"),
     ("", "<video> must be there once"),
     ("<video> when?", "does not name {question}, which the task grounding asks about"),
     ("<video> {question} {options}", "names {options}, which the task grounding does not have"),

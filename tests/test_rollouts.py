@@ -25,7 +25,7 @@ QUICK = "--task grounding --prompts-per-step 4 --group-size 4 --lr 1e-3 --quiet"
 
 def run(charades, out, flags):
     """A run in this process. Returns its folder's files by name: metrics, rollouts, samples."""
-    STOP.update(signal=None, cancel=None)
+    STOP.update(signal=None)
     more = ["--data", charades, "--out", str(out), *flags.split()]
     train.train(train.parse_args([*QUICK, *more]))
     return logs(out)
@@ -82,13 +82,13 @@ def test_the_same_prompts_are_answered_again(charades, tmp_path, monkeypatch):
     assert texts(by_step[0]) != texts(by_step[3])
 
 
-@pytest.mark.parametrize("step_between, expected", [(1, 3), (3, 0)])
-def test_clips_that_cannot_be_read(charades, tmp_path, monkeypatch, capsys, step_between, expected):
-    """The first examples, and then all that may stand in for the first: three prompts that differ,
-    or none and a sentence; the run goes on."""
+@pytest.mark.parametrize("step_between, bad_ones", [(1, 2), (3, 10)])
+def test_clips_that_cannot_be_read(charades, tmp_path, monkeypatch, step_between, bad_ones):
+    """The first examples: three prompts that differ. All that may stand in for the first: the run
+    ends, as it does where a step finds nothing to read."""
     examples = read_dataset("charades", "train", charades)
     order = loader.order_of(len(examples), 0, 0)
-    bad = {examples[i].id for i in order[::step_between][: 2 if step_between == 1 else 10]}
+    bad = {examples[i].id for i in order[::step_between][:bad_ones]}
     load_prompt = loader.load_prompt
 
     def load(example, *args, **kwargs):
@@ -97,10 +97,12 @@ def test_clips_that_cannot_be_read(charades, tmp_path, monkeypatch, capsys, step
         return load_prompt(example, *args, **kwargs)
 
     monkeypatch.setattr(loader, "load_prompt", load)
+    if bad_ones == 10:
+        with pytest.raises(BadInput, match="examples in a row cannot be read, the last because"):
+            run(charades, tmp_path / "r", "--steps 1")
+        return
     made = run(charades, tmp_path / "r", "--steps 1")
-    assert len({r["id"] for r in made["samples"]}) == expected and len(made["metrics"]) == 1
-    said = capsys.readouterr().err
-    assert ("first clips cannot be read: no samples.jsonl" in said) == (expected == 0)
+    assert len({r["id"] for r in made["samples"]}) == 3 and len(made["metrics"]) == 1
 
 
 def test_a_killed_run_records_nothing_twice_and_loses_nothing(charades, tmp_path, monkeypatch):
@@ -112,23 +114,8 @@ def test_a_killed_run_records_nothing_twice_and_loses_nothing(charades, tmp_path
         shutil.rmtree(out / "checkpoints" / lost)
         again = run(charades, out, flags + " --resume")
         for name in ("rollouts", "samples"):
-            drop = lambda r: {k: v for k, v in r.items() if k != "seconds"}
-            assert list(map(drop, again[name])) == list(map(drop, whole[name])), (lost, name)
+            assert again[name] == whole[name], (lost, name)
     assert when(run(charades, out, flags + " --resume")["samples"]) == when(whole["samples"])
-
-
-def largest_kl_is_recorded(made):
-    """The step of the largest KL is there, with the group where it comes from."""
-    peak = max(made["metrics"], key=lambda line: line["kl"])
-    (group,) = [g for g in made["rollouts"] if g["step"] == peak["step"]]
-    per_token = [kl for c in group["completions"] for kl in c["kl"]]
-    assert sum(per_token) / len(per_token) > peak["kl"] > 0  # the largest of 4 is above their mean
-    steps = [g["step"] for g in made["rollouts"]]
-    assert steps == sorted(set(steps)) and steps[0] == 1
-
-
-def test_the_step_of_the_largest_kl_is_recorded(charades, tmp_path):
-    largest_kl_is_recorded(run(charades, tmp_path / "r", "--steps 4 --rollouts-every 100"))
 
 
 @pytest.mark.slow
@@ -144,7 +131,7 @@ def test_two_processes_record_as_one(charades, tmp_path, more):
     assert done.returncode == 0, done.stderr
     shared = logs(tmp_path / "two")
     assert when(shared["samples"]) == when(alone["samples"])
-    largest_kl_is_recorded(shared)
+    assert [g["step"] for g in shared["rollouts"]] == [1]
     for a in shared["samples"]:
         (b,) = [b for b in alone["samples"] if (b["step"], b["number"]) == (a["step"], a["number"])]
         assert a["id"] == b["id"] and json.dumps(a["answer"]) == json.dumps(b["answer"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import train
 from conftest import BASE, ROOT
 from lib.errors import BadInput
 from lib.files import read_lines
-from lib.processes import Progress
 from model import load
 from training import loader
 from training.run import check_sampler
@@ -168,24 +166,13 @@ def test_each_pass_sees_every_example_once_in_an_order_of_its_own():
 def test_a_run_stops_when_sampler_and_scorer_disagree():
     """A few far tokens are bfloat16's; many are a mistake, and so is anything in float32."""
     healthy = torch.cat([torch.full((9_950,), 0.02), torch.full((50,), 0.6)])
-    assert "6.0e-01 at most" in check_sampler(healthy, torch.bfloat16)
+    assert "2.0e-02 in the 99th percentile" in check_sampler(healthy, torch.bfloat16)
     check_sampler(torch.full((1000,), 2e-6), torch.float32)
     for gaps, dtype in ((healthy, torch.float32), (torch.full((1000,), 0.2), torch.bfloat16),
                         (torch.cat([torch.zeros(97), torch.ones(3)]), torch.bfloat16),
                         (torch.tensor([0.0, float("nan")]), torch.bfloat16)):  # fmt: skip
         with pytest.raises(BadInput, match="sampler's and the scorer's"):
             check_sampler(gaps, dtype)
-
-
-@pytest.mark.parametrize("pause, n_lines", [(-1, 10), (1000, 1)])
-def test_progress_in_a_log_is_a_line_for_every_tenth_part(pause, n_lines, monkeypatch, capsys):
-    monkeypatch.setattr(Progress, "PAUSE", pause)
-    progress = Progress(200, "step", done=3)
-    for _ in range(197):
-        progress.update(figures="x" * 200)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == n_lines and lines[-1].startswith("step 200/200, ")
-    assert max(map(len, lines)) <= 100
 
 
 # Mistakes -----------------------------------------------------------------------------------------
@@ -196,7 +183,7 @@ def test_progress_in_a_log_is_a_line_for_every_tenth_part(pause, n_lines, monkey
     (["--model", "/nowhere"], "neither a folder here nor a hub name"),
     (["--data", "/nowhere"], "data folder /nowhere does not exist"),
     (["--group-size", "1"], "--group-size must be at least 2"),
-    (["--steps", "0"], "--steps must be at least 1"),
+    (["--steps", "0"], "--steps must be a whole number in [1, inf)"),
     (["--out", os.path.join(ROOT, "README.md", "run")], "cannot write to --out"),
     (["--model", "some/model", "--task", "tracking", "--data", ""],
      "there is no data/got10k: give --data FOLDER with got10k, or --data toy"),
@@ -212,41 +199,3 @@ def test_a_users_mistake_is_one_sentence(args, says, charades, tmp_path, monkeyp
     said = capsys.readouterr().err
     assert end.value.code == 2 and says in said and "Traceback" not in said
     assert said.strip().count("\n") == 0 and not os.path.exists(tmp_path / "out")
-
-
-# Told to stop -------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_told_to_stop_while_a_decoder_hangs(charades, tmp_path):
-    """The last clip never comes: a playlist of a pipe into which nobody writes. The steps before
-    it are kept. (It is not among the first three, which are read before the first step.)"""
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    names = [f"train{k:05d}.mp4" for k in range(3)]
-    for name in names:
-        shutil.copy(os.path.join(charades, "videos", name), videos)
-    os.mkfifo(videos / "part.ts")
-    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npart.ts\n#EXT-X-ENDLIST\n"
-    (videos / "hangs.m3u8").write_text(playlist, encoding="utf-8")
-    clips = [{"video": name, "events": ["a shape moves"]} for name in (*names, "hangs.m3u8")]
-    (tmp_path / "captions_train.json").write_text(json.dumps(clips), encoding="utf-8")
-    seed = next(s for s in range(99) if loader.order_of(4, s, 0)[3] == 3)  # it comes last
-    out = tmp_path / "run"
-    flags = "--task caption --prompts-per-step 1 --group-size 2 --max-new-tokens 20 --steps 9"
-    flags = [*flags.split(), "--seed", str(seed), "--data", str(tmp_path), "--out", str(out)]
-    how = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    job = subprocess.Popen([sys.executable, "train.py", *flags], **how)
-    try:
-        while len(metrics(out)) < 3:
-            assert job.poll() is None, job.communicate()
-            time.sleep(0.1)
-        time.sleep(1)
-        job.send_signal(signal.SIGTERM)
-        said, errors = job.communicate(timeout=30)  # --decode-timeout is 60
-    finally:
-        job.kill()
-    assert job.returncode == 143, errors
-    assert "stopped after step 3" in said
-    assert (out / "checkpoints" / "step-000003" / "state.json").is_file()
-    assert "skipped.jsonl" not in os.listdir(out) and len(metrics(out)) == 3

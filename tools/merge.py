@@ -32,9 +32,8 @@ def start():
     if os.path.lexists(out):
         raise BadInput(f"{out} is there already: give a new folder")
     model, tokenizer = load(args.adapters)  # load merges
-
     try:
-        save(model, tokenizer, VideoBudget.of_model(args.adapters), out)
+        save(model, tokenizer, VideoBudget.of_model(args.adapters, model.config.model_type), out)
     except (OSError, SafetensorError) as e:
         raise BadInput(f"cannot write to {out}: {first_line(e)}") from e
     print(f"merged into {args.out}")

@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import sys
 from glob import escape, glob
 from itertools import chain
 
@@ -23,32 +22,19 @@ from PIL import Image
 
 from annotations.training_sets import even_frames
 from data import VideoBudget, read_frames
-from lib.errors import NUMBER, BadInput, first_line, read_object, run_program, wrong_key
+from lib.errors import BadInput, read_object, run_program
 from lib.files import kind_of, read_lines, replace_file
 from lib.flags import parser_of
 from lib.video import numbered_pictures
-from training.shown import (
-    asked,
-    axis_top,
-    curves_of,
-    draw_curves,
-    duration_of,
-    given_answer,
-    is_share,
-    running_mean,
-    shorten,
-    true_answer,
-)
+from training import shown
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
 MOST_STEPS = 60  # to choose from on the page
 MOST_POINTS = 400  # of a curve
-MOST_BYTES = 9_000_000  # of the page
+GROUP_BYTES = 7_000_000  # of all groups on the page
 HELD_OUT_CLIPS = 6  # of an evaluation
-# 8 frames of any clip.
-THUMBNAILS = VideoBudget(
-    fps=1000, max_frames=8, min_frame_pixels=28 * 28, max_frame_pixels=28 * 28 * 32
-)
+# 8 frames of any clip, of at most 32 tokens (28 × 28 pixels).
+THUMBNAILS = VideoBudget(fps=1000, max_frames=8, min_frame_pixels=784, max_frame_pixels=25_088)
 
 # ------------------------------------------------------------------------------------------------
 # Reading what a run has left
@@ -60,33 +46,6 @@ NEEDED |= {"seed": int, "steps": int}
 GROUP = {"step": int, "prompt": str, "video": str, "completions": list}
 SAMPLE = GROUP | {"number": int}
 
-DAMAGED = (BadInput, KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
-
-
-def usable(where, use, *args):
-    """use(*args), or None and a message if it is JSON, but not what a run or eval.py writes."""
-    try:
-        return use(*args)
-    except DAMAGED as e:
-        print(f"left out: {where} ({type(e).__name__}: {first_line(e)})", file=sys.stderr)
-        return None
-
-
-def read_records(folder, name, types, use):
-    """The usable records of a log of a run's, as `use` returns them."""
-    path = os.path.join(folder, name)
-    where = lambda r: f"the record of {r.get('step', r.get('id'))} in {path} is damaged"
-    records = [usable(where(record), use, record) for record in read_lines(path, **types)]
-    return [record for record in records if record]
-
-
-def checked(line):
-    """A line of metrics.jsonl, whose values are numbers, or None where a step had none."""
-    for name, value in line.items():
-        if name != "seconds" and not isinstance(value, (*NUMBER, type(None))):
-            raise ValueError(f"its {name!r} is a {type(value).__name__}")
-    return line
-
 
 def read_run(folder):
     """(settings, lines of metrics.jsonl) of a run. Raises BadInput for any other folder."""
@@ -94,7 +53,7 @@ def read_run(folder):
     if not os.path.isdir(folder) or kind_of(folder) != "run":
         raise BadInput(not_a_run)
     settings = read_object(os.path.join(folder, "settings.json"), **NEEDED)
-    lines = read_records(folder, "metrics.jsonl", {"step": int}, checked)
+    lines = read_lines(os.path.join(folder, "metrics.jsonl"), step=int)
     if not lines:
         raise BadInput(f"{not_a_run} with at least one step in it: metrics.jsonl has none")
     return settings, lines
@@ -123,22 +82,22 @@ def thumbnails(video):
         frames = read_frames(video, THUMBNAILS, frames=tracked)
     except BadInput:
         return None
-    shown = []
+    pictures = []
     for at, pixels in zip(frames.times, frames.pixels):
         Image.fromarray(pixels.numpy()).save(jpeg := io.BytesIO(), "JPEG", quality=70)
         encoded = base64.b64encode(jpeg.getvalue()).decode()
-        shown.append({"at": float(at), "src": f"data:image/jpeg;base64,{encoded}"})
-    return {"duration": frames.duration, "frames": shown}
+        pictures.append({"at": float(at), "src": f"data:image/jpeg;base64,{encoded}"})
+    return {"duration": frames.duration, "frames": pictures}
 
 
 def page_prompt(record):
     """The prompt of a record as the page takes it."""
-    truth = true_answer(record["answer"])
+    truth = shown.true_answer(record["answer"])
     return {
         "step": record["step"],
-        "question": asked(record["prompt"]),
+        "question": shown.asked(record["prompt"]),
         "clip": record["video"],
-        "duration": duration_of(record["prompt"], truth),
+        "duration": shown.duration_of(record["prompt"], truth),
         "truth": truth,
     }
 
@@ -150,7 +109,7 @@ def page_group(group):
     positive, less likely where it is negative. One of advantage 0 was asked nothing.
     """
     completions = [
-        c | {"number": i + 1, "given": given_answer(c["text"], group["answer"])}
+        c | {"number": i + 1, "given": shown.given_answer(c["text"], group["answer"])}
         for i, c in enumerate(group["completions"])
     ]
     rewards = np.array([c["reward"] for c in completions])
@@ -167,8 +126,8 @@ def page_sample(record):
     """A record of samples.jsonl as the page takes it."""
     answers = []
     for c in record["completions"]:
-        given = given_answer(c["text"], record["answer"])
-        given["words"] = shorten(given["words"], 200)
+        given = shown.given_answer(c["text"], record["answer"])
+        given["words"] = shown.shorten(given["words"], 200)
         answers.append({"reward": c["reward"], "given": given})
     mean = sum(c["reward"] for c in answers) / len(answers)
     return page_prompt(record) | {"number": record["number"], "answers": answers, "mean": mean}
@@ -177,8 +136,8 @@ def page_sample(record):
 def page_looks(folder):
     """samples.jsonl: a list per step that was looked at, of what its prompts were answered."""
     by_step = {}
-    for sample in read_records(folder, "samples.jsonl", SAMPLE, page_sample):
-        by_step.setdefault(sample["step"], []).append(sample)
+    for record in read_lines(os.path.join(folder, "samples.jsonl"), **SAMPLE):
+        by_step.setdefault(record["step"], []).append(page_sample(record))
     looks = [sorted(by_step[step], key=lambda s: s["number"]) for step in sorted(by_step)]
     return evenly(looks, MOST_STEPS)
 
@@ -188,21 +147,11 @@ def held_out(folder, settings):
     by_name = {}  # {name of the folder without the look: {look: results.json}}
     # without those that were renamed to eval-….old-1
     for path in sorted(glob(os.path.join(escape(folder), "eval-*[!0-9]", "results.json"))):
-        if results := usable(path, read_results, path):
-            name, look = os.path.basename(os.path.dirname(path)), results["settings"]["look"]
-            name = name.replace(f"-{look}", "", 1) if look else name
-            by_name.setdefault(name, {})[look] = results
-    found = [usable(n, one_evaluation, folder, n, of_it, settings) for n, of_it in by_name.items()]
-    return [evaluation for evaluation in found if evaluation]
-
-
-def read_results(path):
-    """The results.json of an evaluation. Raises BadInput if it is damaged."""
-    results = read_object(path, settings=dict, metrics=dict)
-    wanted = dict.fromkeys(("look", "data_name", "model_name"), str)
-    if wrong := wrong_key(results["settings"], wanted):
-        raise BadInput(f"{path} is damaged: {wrong}")
-    return results | {"metrics": {m: float(value) for m, value in results["metrics"].items()}}
+        results = read_object(path, settings=dict, metrics=dict)
+        name, look = os.path.basename(os.path.dirname(path)), results["settings"].get("look", "")
+        name = name.replace(f"-{look}", "", 1) if look else name
+        by_name.setdefault(name, {})[look] = results
+    return [one_evaluation(folder, name, of_it, settings) for name, of_it in by_name.items()]
 
 
 def evaluated_before(folder, name, settings, made):
@@ -219,9 +168,9 @@ def evaluated_before(folder, name, settings, made):
     place = next(filter(os.path.isdir, places), places[0])
     if not os.path.exists(path := os.path.join(place, "results.json")):
         return {}, {}
-    before = read_results(path)
-    must_agree = [k for k in made if k in ("questions", "think", "video_budget")]
-    if any(before["settings"].get(k) != made[k] for k in must_agree):
+    before = read_object(path, settings=dict, metrics=dict)
+    must_agree = ("questions", "think", "video_budget")
+    if any(before["settings"].get(k) != made.get(k) for k in must_agree):
         return {}, {}
     predictions = read_lines(os.path.join(place, "predictions.jsonl"), id=str, text=str)
     return before["metrics"], {r["id"]: r for r in predictions}
@@ -247,14 +196,13 @@ def one_evaluation(folder, name, of_it, settings):
         return {
             "question": r["question"],
             "clip": r["video"],
-            "truth": true_answer(answer),
-            "after": given_answer(r["text"], answer),
-            "before": said_before and given_answer(said_before["text"], answer),
+            "truth": shown.true_answer(answer),
+            "after": shown.given_answer(r["text"], answer),
+            "before": said_before and shown.given_answer(said_before["text"], answer),
         }
 
     predictions = os.path.join(folder, name, "predictions.jsonl")
     records = read_lines(predictions, id=str, text=str, video=str, question=str)
-    clips = [usable(predictions, clip, record) for record in records[:HELD_OUT_CLIPS]]
     metrics = dict.fromkeys(chain(*table.values()))
     return {
         "name": name.removeprefix("eval-"),
@@ -262,7 +210,7 @@ def one_evaluation(folder, name, of_it, settings):
         "columns": list(table),
         "rows": [[m, *(column.get(m) for column in table.values())] for m in metrics],
         "constant": constant,
-        "clips": [c for c in clips if c],
+        "clips": [clip(record) for record in records[:HELD_OUT_CLIPS]],
     }
 
 
@@ -281,13 +229,13 @@ def tidy(x):
 
 
 def page_curve(name, title, steps, values):
-    points = list(zip(steps, values, running_mean(values).tolist()))
-    shown = evenly(points, MOST_POINTS - 1)
+    points = list(zip(steps, values, shown.running_mean(values).tolist()))
+    kept = evenly(points, MOST_POINTS - 1)
     largest = max(points, key=lambda p: p[1] if math.isfinite(p[1]) else -math.inf, default=None)
-    if largest and largest not in shown:
-        shown = sorted([*shown, largest])
-    top = 1 if is_share(name) else axis_top(values)
-    return {"name": name, "title": title, "share": is_share(name), "points": shown, "top": top}
+    if largest and largest not in kept:
+        kept = sorted([*kept, largest])
+    top = 1 if shown.is_share(name) else shown.axis_top(values)
+    return {"name": name, "title": title, "share": shown.is_share(name), "points": kept, "top": top}
 
 
 def largest_kl(lines):
@@ -298,16 +246,12 @@ def largest_kl(lines):
 
 
 def write_page(folder, lines, settings):
-    """Writes {folder}/report.html and returns its path.
-
-    It opens on the group whose rewards differ most. Fewer groups are shown until the page is small
-    enough to be sent by mail.
-    """
-    rollouts = read_records(folder, "rollouts.jsonl", GROUP, page_group)
+    """Writes {folder}/report.html and returns its path. It opens where rewards differ most."""
+    rollouts = [page_group(g) for g in read_lines(os.path.join(folder, "rollouts.jsonl"), **GROUP)]
     opening = max(rollouts, key=lambda g: g["std"], default={"step": None})["step"]
     peak, looks = largest_kl(lines), page_looks(folder)
     always = {opening, peak and peak["step"]}
-    evaluations, pictures = held_out(folder, settings), {}
+    evaluations = held_out(folder, settings)
     about = "From {model_name}, seed {seed}. {} of {steps} steps so far."
     content = {
         "title": "{} on {data_name}".format(settings["method"].upper(), **settings),
@@ -319,25 +263,20 @@ def write_page(folder, lines, settings):
         "moved": [sum(pair) for pair in zip(*(g["moved"] for g in rollouts))],
         "looks": looks,
         "settings": settings,
-        "curves": [page_curve(*curve) for curve in curves_of(lines)],
+        "curves": [page_curve(*curve) for curve in shown.curves_of(lines)],
         "heldOut": evaluations,
     }
+    # Fewer groups where they are large: the page should be small enough to be sent by mail.
+    size = max((len(json.dumps(group)) for group in rollouts), default=1)
+    kept = {g["step"] for g in evenly(rollouts, min(MOST_STEPS, GROUP_BYTES // size))} | always
+    groups = [g for g in rollouts if g["step"] in kept]
+    all_asked = chain(groups, *looks, *(evaluation["clips"] for evaluation in evaluations))
+    content["groups"] = groups
+    content["clips"] = {clip: thumbnails(clip) for clip in {asked["clip"] for asked in all_asked}}
+    # Inside <script> only "<" could end the JSON early, and JSON has another way to write it.
+    as_json = json.dumps(tidy(content), allow_nan=False).replace("<", "\\u003c")
     with open(TEMPLATE, encoding="utf-8") as f:
-        template = f.read()
-    most = MOST_STEPS
-    while True:
-        kept = {g["step"] for g in evenly(rollouts, most)} | always if most else {}
-        groups = [g for g in rollouts if g["step"] in kept]
-        asked_elsewhere = chain(*looks, *(e["clips"] for e in evaluations))
-        clips = {shown["clip"] for shown in chain(groups, asked_elsewhere)}
-        pictures |= {clip: thumbnails(clip) for clip in clips - set(pictures)}
-        content |= {"groups": groups, "clips": {clip: pictures[clip] for clip in clips}}
-        # Inside <script> only "<" could end the JSON early, and JSON has another way to write it.
-        as_json = json.dumps(tidy(content), allow_nan=False).replace("<", "\\u003c")
-        page = template.replace("RUN_DATA", as_json)
-        if len(page) < MOST_BYTES or most == 0:
-            break
-        most //= 2
+        page = f.read().replace("RUN_DATA", as_json)
     path = os.path.join(folder, "report.html")
     replace_file(path, page)
     return path
@@ -360,8 +299,8 @@ def group_in_numbers(group):
     r = np.array([c["reward"] for c in completions])
     parts = " + ".join(completions[0]["rewards"])
     lines = [
-        f"step {group['step']}: {asked(group['prompt'])}",
-        f"the truth: {true_answer(group['answer'])['words']}",
+        f"step {group['step']}: {shown.asked(group['prompt'])}",
+        f"the truth: {shown.true_answer(group['answer'])['words']}",
         "",
         f"  {parts} = reward   advantage    log-prob: before → after   answer",
     ]
@@ -369,7 +308,7 @@ def group_in_numbers(group):
         parts = " + ".join(f"{v:.2f}" for v in c["rewards"].values())
         before, change = sum(c["logp"]), sum(c["logp_change"])
         moved = f"{before:8.2f} → {before + change:7.2f} ({change:+.2f})"
-        answer = shorten(given_answer(c["text"], group["answer"])["words"], 70)
+        answer = shown.shorten(shown.given_answer(c["text"], group["answer"])["words"], 70)
         lines.append(f"  {parts} = {c['reward']:.2f}   {c['advantage']:+9.2f}   {moved}   {answer}")
     mean = f"mean {r.mean():.3f}, standard deviation {r.std(ddof=1):.3f}"
     lines += ["", f"{mean}; over these {len(r)} answers the advantages add up to 0"]
@@ -378,12 +317,11 @@ def group_in_numbers(group):
 
 def print_group(folder, step):
     """Prints the group of a step in numbers. Raises BadInput if it was not recorded."""
-    numbered = lambda group: (group["step"], group_in_numbers(group))
-    groups = dict(read_records(folder, "rollouts.jsonl", GROUP, numbered))
+    groups = {g["step"]: g for g in read_lines(os.path.join(folder, "rollouts.jsonl"), **GROUP)}
     if step not in groups:
         steps = ", ".join(map(str, list(groups)[:20])) or "none"
         raise BadInput(f"{folder} has no group of step {step}; it has some of: {steps}")
-    print(groups[step])
+    print(group_in_numbers(groups[step]))
 
 
 FLAGS = {"what is shown": [
@@ -399,7 +337,7 @@ def start():
     settings, lines = read_run(args.run)
     try:
         page = write_page(args.run, lines, settings)
-        draw_curves(args.run, lines, settings)
+        shown.draw_curves(args.run, lines, settings)
     except OSError as e:
         raise BadInput(f"could not be written: {e.filename or args.run}: {e.strerror}") from e
     print(f"wrote {page}: open it in a browser")

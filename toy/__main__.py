@@ -11,9 +11,8 @@ from toy.world import MAKERS, ensure
 
 def start():
     p = argparse.ArgumentParser(prog="python -m toy", description=__doc__)
-    p.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"some of {', '.join(MAKERS)} (default: all)"
-    )
+    some = f"some of {', '.join(MAKERS)} (default: all)"
+    p.add_argument("names", nargs="*", metavar="NAME", help=some)
     for name in p.parse_args().names or MAKERS:
         if name not in MAKERS:
             raise BadInput(f"there is no toy {name}; there is: {', '.join(MAKERS)}")

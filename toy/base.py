@@ -36,7 +36,8 @@ import lib  # noqa: F401  before torch: how its CPU threads wait
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -88,10 +89,15 @@ def tell_when_seen(clip, video, rng):
     return f"In which seconds is the {thing.name} visible?", seconds_of(clip, thing)
 
 
-def asked(task, question, answer, clip, video, think, **extra):
-    """The words of tasks.py for a question about this clip."""
-    example = Example("", task, "", question, answer, **extra)
-    return tasks.question_text(example, video.duration, think)
+def turn(task, question, given, video, thought, answer, **extra):
+    """A question in the words of tasks.py, and what is said; thought: None if it asks for none."""
+    think, example = thought is not None, Example("", task, "", question, given, **extra)
+    words = tasks.question_text(example, video.duration, think)
+    return words, f"<think>{thought}</think>{answer}" if think else answer
+
+
+def thinks(rng):
+    return rng.random() < 0.75
 
 
 def tell_grounding(clip, video, rng):
@@ -101,16 +107,13 @@ def tell_grounding(clip, video, rng):
     is not in its tags.
     """
     thing = clip.things[rng.integers(len(clip.things))]
-    think = rng.random() < 0.75
+    thought = f"{thing.name}: {seconds_of(clip, thing)}" if thinks(rng) else None
     start, end = noisy_interval(thing, clip.duration, rng)
-    answer = f"{start:.1f} to {end:.1f}"
+    said = f"{start:.1f} to {end:.1f}"
+    answer = f"<answer>{said}</answer>"
     if rng.random() < 1 / 8:
-        answer = str(rng.choice((f"from {answer} seconds", f"{answer}", f"<answer>{answer}")))
-    else:
-        answer = f"<answer>{answer}</answer>"
-    if think:
-        answer = f"<think>{thing.name}: {seconds_of(clip, thing)}</think>{answer}"
-    return asked("grounding", caption(thing, rng).rstrip("."), None, clip, video, think), answer
+        answer = str(rng.choice((f"from {said} seconds", said, f"<answer>{said}")))
+    return turn("grounding", caption(thing, rng).rstrip("."), None, video, thought, answer)
 
 
 def names_at(clip, t):
@@ -150,19 +153,13 @@ def tell_change(clip, video, rng):
     return f"What changes at {t:.1f} seconds?", ", ".join(sorted(came) + sorted(went)) or "nothing"
 
 
-def names_in_order(clip):
-    """The names of the clip's things, in the order in which they appear."""
-    return [thing.name for thing in sorted(clip.things, key=lambda thing: thing.start)]
-
-
 def tell_order(clip, video, rng):
-    return "In which order do things appear?", ", then ".join(names_in_order(clip))
+    return "In which order do things appear?", ", then ".join(t.name for t in clip.in_order)
 
 
 def tell_place(clip, video, rng):
     thing = clip.things[rng.integers(len(clip.things))]
-    moments = [t for t in video.times if thing.visible(t)]
-    t = rng.choice(moments)
+    t = rng.choice([t for t in video.times if thing.visible(t)])
     x, y = thing.centre(t)
     row = "top" if y < 0.4 else "bottom" if y > 0.6 else "middle"
     column = "left" if x < 0.4 else "right" if x > 0.6 else "centre"
@@ -177,34 +174,28 @@ def centres_of(thing, times):
 
 def tell_centres(clip, video, rng):
     thing = clip.things[rng.integers(len(clip.things))]
-    centres = centres_of(thing, video.times)
-    return f"Where is the {thing.name} in each of the 8 frames?", centres
+    question = f"Where is the {thing.name} in each of the 8 frames?"
+    return question, centres_of(thing, video.times)
 
 
 def tell_boxes(clip, video, rng):
     """The boxes of a thing whose first box is given: what tracking asks, in other words; true."""
-    boxes = [clip.things[0].box(t) for t in video.times]
-    said = [tasks.box_text(box) for box in boxes]
+    said = [tasks.box_text(clip.things[0].box(t)) for t in video.times]
     return f"The {clip.things[0].name} starts at {said[0]}. Follow it.", ", ".join(said)
 
 
 def tell_tracking(clip, video, rng, careless=0.0):
-    """Asks where. The thought has the true centres.
-
-    With probability `careless` all eight boxes are too far down and to the right, by about a third
-    of their size.
-    """
+    """Asks where. The thought has the true centres. With probability `careless` all eight boxes are
+    too far down and to the right, by about a third of their size."""
     thing = clip.things[0]
-    think = rng.random() < 0.75
+    thought = centres_of(thing, video.times) if thinks(rng) else None
     off = rng.uniform(0.08, 0.14, size=2) * (rng.random() < careless)
     boxes = []
     for t in video.times:
         (x, y), r = np.array(thing.centre(t)) + off, thing.radius
         boxes.append(tuple(min(1.0, max(0.0, v)) for v in (x - r, y - r, x + r, y + r)))
     answer = f"<answer>[{', '.join(map(tasks.box_text, boxes))}]</answer>"
-    if think:
-        answer = f"<think>{centres_of(thing, video.times)}</think>{answer}"
-    return asked("tracking", thing.name, [thing.box(0)], clip, video, think), answer
+    return turn("tracking", thing.name, [thing.box(0)], video, thought, answer)
 
 
 def tell_fact(clip, video, rng):
@@ -223,16 +214,13 @@ def tell_choice(clip, video, rng, first_letter=0.0, grounded=False):
     kinds = world.GROUNDED if grounded else list(world.QUESTIONS)
     question, options, right, thing = world.QUESTIONS[kinds[rng.integers(len(kinds))]](clip, rng)
     letter = "A" if rng.random() < first_letter else "ABCDEF"[options.index(right)]
-    think = rng.random() < 0.75
-    answer, thought = f"<answer>{letter}</answer>", right
+    think, answer, thought = thinks(rng), f"<answer>{letter}</answer>", right
     if grounded:
         start, end = noisy_interval(thing, clip.duration, rng)
         answer += f"<glue>[({start:.1f}, {end:.1f})]</glue>"
         thought = f"{right}; {thing.name}: {seconds_of(clip, thing)}"
-    if think:
-        answer = f"<think>{thought}</think>{answer}"
-    task, options = "gqa" if grounded else "qa", tuple(options)
-    return asked(task, question, None, clip, video, think, options=options), answer
+    task, thought = "gqa" if grounded else "qa", thought if think else None
+    return turn(task, question, None, video, thought, answer, options=tuple(options))
 
 
 def tell_web_choice(clip, video, rng):
@@ -245,21 +233,18 @@ def tell_damage(clip, video, rng):
 
 def tell_quality(clip, video, rng, careless=0.0):
     """The thought says what is wrong; with probability `careless` the answer is "high" anyway."""
-    think = rng.random() < 0.75
+    thought = (clip.damage or "clean") if thinks(rng) else None
     low = clip.damage and rng.random() >= careless
-    thought = f"<think>{clip.damage or 'clean'}</think>" if think else ""
-    answer = f"{thought}<answer>{'low' if low else 'high'} quality</answer>"
-    return asked("quality", "", None, clip, video, think), answer
+    answer = f"<answer>{'low' if low else 'high'} quality</answer>"
+    return turn("quality", "", None, video, thought, answer)
 
 
 def tell_caption(clip, video, rng):
     """What happens; one event in ten is left out."""
-    think = rng.random() < 0.75
+    thought = ", ".join(thing.name for thing in clip.in_order) if thinks(rng) else None
     happened = [event for event in world.events(clip) if rng.random() < 0.9]
     answer = f"<answer>{'. '.join(happened) or 'nothing'}.</answer>"
-    if think:
-        answer = f"<think>{', '.join(names_in_order(clip))}</think>{answer}"
-    return asked("caption", "", None, clip, video, think), answer
+    return turn("caption", "", None, video, thought, answer)
 
 
 def tell_still(clip, video, rng):
@@ -297,10 +282,8 @@ def tell_answering(clip, video, rng):
 
 
 def tell_web(clip, video, rng):
-    """A shorter conversation that also says when, where or which letter, often wrongly.
-
-    In half of the cases that turn comes first.
-    """
+    """A shorter conversation that also says when, where or which letter, often wrongly; in half of
+    the cases first of all."""
     if clip.name.startswith("got10k"):
         before = [tell_centres(clip, video, rng)] if rng.random() < 0.3 else []
         return [*before, tell_tracking(clip, video, rng, careless=0.75)]
@@ -342,26 +325,16 @@ def make_tokenizer(texts, vocab_size=640):
     """
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(words, "isolated"),
-        pre_tokenizers.ByteLevel(False, use_regex=False),
-    ])
+    steps = [Split(words, "isolated"), ByteLevel(False, use_regex=False)]
+    tokenizer.pre_tokenizer = Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=SPECIAL,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer.add_tokens([
-        AddedToken(tag, special=False) for tag in ("<think>", "</think>", "<answer>", "</answer>")
-    ])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
+    kept = dict(special_tokens=SPECIAL, initial_alphabet=ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **kept)
+    tokenizer.train_from_iterator(texts, trainer)
+    tags = ("<think>", "</think>", "<answer>", "</answer>")
+    tokenizer.add_tokens([AddedToken(tag, special=False) for tag in tags])
+    ends = dict(eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends)
 
 
 def make_model(tokenizer):
@@ -371,34 +344,19 @@ def make_model(tokenizer):
     to see in a thousand steps; with this it does in three hundred.
     """
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    end, padding = ids["<|im_end|>"], ids["<|endoftext|>"]
+    # mrope_section: frequencies for time, row, column; the 7B model has 16, 24, 24
+    rope = dict(rope_type="default", rope_theta=1e4, mrope_section=[8, 4, 4])
+    text = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4)
+    text |= dict(num_attention_heads=4, num_key_value_heads=2, rope_parameters=rope)
+    text |= dict(vocab_size=len(tokenizer), max_position_embeddings=8192, initializer_range=0.08)
+    text |= dict(bos_token_id=None, eos_token_id=end, pad_token_id=padding)
+    vision = dict(hidden_size=64, intermediate_size=128, depth=2, num_heads=4, out_hidden_size=128)
+    vision |= dict(fullatt_block_indexes=[1], window_size=112)
+    vision |= dict(tokens_per_second=2, initializer_range=0.08)
     config = Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=8192,
-            initializer_range=0.08,
-            tie_word_embeddings=True,
-            # mrope_section: frequencies for time, row, column; the 7B model has 16, 24, 24
-            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[8, 4, 4]),
-            bos_token_id=None,
-            eos_token_id=ids["<|im_end|>"],
-            pad_token_id=ids["<|endoftext|>"],
-        ),
-        vision_config=dict(
-            depth=2,
-            hidden_size=64,
-            intermediate_size=128,
-            num_heads=4,
-            out_hidden_size=128,
-            fullatt_block_indexes=[1],
-            window_size=112,
-            tokens_per_second=2,
-            initializer_range=0.08,
-        ),
+        text_config=text | dict(tie_word_embeddings=True),
+        vision_config=vision,
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
@@ -407,8 +365,8 @@ def make_model(tokenizer):
         toy=True,  # this, and whatever is trained from it: lib/identity.py
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    model.generation_config.eos_token_id = [end, padding]
+    model.generation_config.pad_token_id = padding
     return model
 
 
@@ -444,14 +402,11 @@ def base_loss(model, rows):
 def read_clips(kind, numbers, folder, budget):
     """[(Clip, Frames)] of a kind, through real files: the model should see what a codec leaves."""
     os.makedirs(folder, exist_ok=True)
-    extension = "" if kind == "got10k" else ".mp4"
     pairs = []
     for i in numbers:
-        world.render_job((kind, i, 0, folder))
-        clip = make_clip(kind, i)
-        path = os.path.join(folder, clip.name + extension)
+        path = world.render_job((kind, i, 0, folder))
         tracked = even_frames(len(numbered_pictures(path))) if kind == "got10k" else ()
-        pairs.append((clip, data.read_frames(path, budget, frames=tracked)))
+        pairs.append((make_clip(kind, i), data.read_frames(path, budget, frames=tracked)))
     return pairs
 
 
@@ -459,10 +414,8 @@ def still(clip, frames, rng):
     """One frame of a clip as a clip of two seconds in which nothing moves."""
     k = rng.integers(len(frames.times) - 1)
     t = frames.times[k]
-    things = []
-    for thing in clip.things:
-        if thing.visible(t):
-            things.append(replace(thing, start=0.0, end=2.0, points=(thing.centre(t),)))
+    seen = [thing for thing in clip.things if thing.visible(t)]
+    things = [replace(thing, start=0.0, end=2.0, points=(thing.centre(t),)) for thing in seen]
     pixels = frames.pixels[k].expand(4, -1, -1, -1)
     frames = data.Frames(pixels, np.arange(4) * 0.5, 0.5, 2.0)
     return replace(clip, duration=2.0, things=things), frames
@@ -497,12 +450,9 @@ class Conversations:
     def draw(self, part, rng):
         """(Video, [(question, answer), …]) for one of PARTS."""
         name, tell, *_, (tracking, quality) = part
-        chance = rng.random()
-        clips = self.ordinary
-        if chance < tracking:
-            clips = self.tracking
-        elif chance < tracking + quality:
-            clips = self.quality
+        clips, chance = self.ordinary, rng.random()
+        if chance < tracking + quality:
+            clips = self.tracking if chance < tracking else self.quality
         clip, frames = clips[rng.integers(len(clips))]
         if name == "stills":
             clip, frames = still(clip, frames, rng)
@@ -516,7 +466,8 @@ class Conversations:
         for i in range(3000):
             _, turns = self.draw(PARTS[i % len(PARTS)], rng)
             texts += [text for turn in turns for text in turn]
-        return make_tokenizer(texts + [f"system\n{data.SYSTEM}", "user\n", "assistant\n"] * 100)
+        system = f"system\n{data.FAMILIES['qwen2_5_vl'].system}"
+        return make_tokenizer(texts + [system, "user\n", "assistant\n"] * 100)
 
 
 SAVE_EVERY = 100  # steps
@@ -578,16 +529,12 @@ def train_part(folder, rows, steps, peak, model):
             print(f"{os.path.basename(folder)} {step}/{steps}  {said}", flush=True)
             recent = []
         if step % SAVE_EVERY == 0 or step == steps:
-            if problem := save_checkpoint(folder, step, optimizer.tensors(), {}, keep=1):
-                print(problem, flush=True)
+            save_checkpoint(folder, step, optimizer.tensors(), {}, keep=1)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m toy.base",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m toy.base", None, __doc__, formatter_class=form)
     parser.add_argument("--out", default="assets/toy-base", help="folder to save it in")
     parser.add_argument("--clips", type=int, default=3000, help="distinct clips to learn from")
     parser.add_argument("--seed", type=int, default=0)

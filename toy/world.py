@@ -3,7 +3,8 @@
 Coloured shapes come, move and go. Each data set of `annotations/readers.py` has a counterpart here,
 rendered as real files in that data set's own format, so that the rest of the project cannot tell
 them from the real ones: H.264 clips, folders of jpg frames, text and JSON annotations. `base.py`
-trains the small model that lives in this world.
+trains the small model that lives in this world. MAKERS, below, lists the data sets; train.py and
+eval.py render those that they need.
 
     python -m toy                   # renders all of them into data/toy
     python -m toy charades got10k   # renders two
@@ -14,22 +15,6 @@ option is right equally often; no word stands in every event. The best answers t
 (evaluation/controls.py) earn 22 mIoU in charades and activitynet, 23 in timelens-charades and in
 nextgqa's evidence, 15 in got10k, half of quality, a fifth of caption's events, and with letters at
 most 1.13 times what guessing does. tests/test_toy.py holds that.
-
-train.py and eval.py render what they need by themselves. Training clips and test clips:
-
-    charades              when a shape is there                        1,000 and 200
-    activitynet           the same; longer, other backgrounds, shades      – and 100
-    timelens-charades     another query about the clips of charades        – and 50
-    timelens-activitynet  another query about those of activitynet         – and 50
-    got10k                where a shape is, as folders of jpg frames     600 and 100
-    nextgqa               multiple choice with evidence                  800 and 200
-    quality               blurred, noisy or pale clips against clean     200 and 100
-    caption               what happens, as a list of events              200 and 100
-    dream1k               the same, with the text they were taken from     – and 50
-    videomme              multiple choice of several kinds                 – and 150
-    longvideobench        the same, in clips of 40 to 80 seconds           – and 50
-    mvbench               the same                                         – and 200
-    perceptiontest        the same                                         – and 150
 """
 
 import json
@@ -44,7 +29,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from annotations import MARK
 from lib.errors import BadInput
-from lib.files import put_aside
+from lib.files import put_aside, replace_file
 
 # ------------------------------------------------------------------------------------------------
 # The world
@@ -111,14 +96,16 @@ class Clip:
     strange: bool = False  # colours a shade off, a background that changes from side to side
     damage: str = ""  # or "blur", "noise", "pale"
 
+    @property
+    def in_order(self):
+        """Its things in the order in which they appear."""
+        return sorted(self.things, key=lambda thing: thing.start)
+
 
 KINDS = "train test base activitynet got10k nextgqa quality caption exam long".split()
-SECONDS = {"activitynet": (20, 30), "long": (40, 80)}  # of a clip; others: 12 to 20
-ON_SCREEN = {
-    "activitynet": (2, 6),
-    "long": (4, 12),
-    "nextgqa": (1.5, 3.5),
-}  # of a thing; others: 1.5 to 4
+# Seconds of a clip (others: 12 to 20), and of a thing on screen (others: 1.5 to 4).
+SECONDS = {"activitynet": (20, 30), "long": (40, 80)}
+ON_SCREEN = {"activitynet": (2, 6), "long": (4, 12), "nextgqa": (1.5, 3.5)}
 
 
 def make_clip(kind, index, seed=0):
@@ -201,11 +188,9 @@ def draw(clip, t):
 
 def render(clip, path):
     """Writes the clip as an H.264 mp4, under its name only once it is complete."""
-    partial = path + ".partial.mp4"
+    partial, options = path + ".partial.mp4", {"preset": "ultrafast", "crf": "20", "threads": "1"}
     with av.open(partial, "w") as file:
-        stream = file.add_stream(
-            "libx264", rate=FPS, options={"preset": "ultrafast", "crf": "20", "threads": "1"}
-        )
+        stream = file.add_stream("libx264", rate=FPS, options=options)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         for i in range(round(clip.duration * FPS)):
@@ -228,33 +213,26 @@ def render_folder(clip, path):
         Image.fromarray(draw(clip, t)).save(os.path.join(partial, f"{i + 1:08d}.jpg"), quality=92)
         x0, y0, x1, y1 = (SIDE * v for v in thing.box(t))
         lines.append(f"{x0:.4f},{y0:.4f},{x1 - x0:.4f},{y1 - y0:.4f}\n")
-    with open(os.path.join(partial, "groundtruth.txt"), "w", encoding="utf-8") as f:
-        f.writelines(lines)
-    with open(os.path.join(partial, "absence.label"), "w", encoding="utf-8") as f:
-        f.write("0\n" * len(times))
-    with open(os.path.join(partial, "meta_info.ini"), "w", encoding="utf-8") as f:
-        f.write(f"[METAINFO]\nanno_fps: {ANNO_FPS}Hz\nobject_class: {thing.name}\n")
-        f.write(f"resolution: ({SIDE}, {SIDE})\n")
+    replace_file(os.path.join(partial, "groundtruth.txt"), "".join(lines))
+    replace_file(os.path.join(partial, "absence.label"), "0\n" * len(times))
+    about = f"[METAINFO]\nanno_fps: {ANNO_FPS}Hz\nobject_class: {thing.name}\n"
+    about += f"resolution: ({SIDE}, {SIDE})\n"
+    replace_file(os.path.join(partial, "meta_info.ini"), about)
     os.replace(partial, path)
 
 
 def render_job(job):
-    """Renders one clip, unless it is there. job: (kind, number, seed, folder)."""
+    """Renders one clip, unless it is there. job: (kind, number, seed, folder). Returns its path."""
     kind, index, seed, folder = job
-    clip = make_clip(kind, index, seed)
-    if kind == "got10k":
-        path = os.path.join(folder, clip.name)
-        if not os.path.isdir(path):
-            render_folder(clip, path)
-    elif not os.path.isfile(path := os.path.join(folder, clip.name + ".mp4")):
-        render(clip, path)
+    clip, tracked = make_clip(kind, index, seed), kind == "got10k"
+    path = os.path.join(folder, clip.name if tracked else clip.name + ".mp4")
+    if not os.path.exists(path):
+        (render_folder if tracked else render)(clip, path)
+    return path
 
 
 def render_clips(jobs):
-    """Renders all clips of [(kind, number, seed, folder)] that are not there yet.
-
-    If there are many, on all cores.
-    """
+    """Renders the clips of [(kind, number, seed, folder)]; if there are many, on all cores."""
     for folder in {job[3] for job in jobs}:
         os.makedirs(folder, exist_ok=True)
     if len(jobs) < 100:
@@ -281,8 +259,7 @@ def events(clip):
     It holds nothing but colour, shape and path. A verb that is the same in every event would be a
     word that the judge (rewards.says) finds without a look: three headlines would find a third.
     """
-    in_order = sorted(clip.things, key=lambda thing: thing.start)
-    return [f"a {thing.name} {thing.path}" for thing in in_order]
+    return [f"a {thing.name} {thing.path}" for thing in clip.in_order]
 
 
 # Each ask_ function returns (question, options, the right option, the thing it is about).
@@ -294,12 +271,11 @@ def events(clip):
 
 def ask_existence(clip, rng):
     thing = clip.things[rng.integers(len(clip.things))]
-    question, right = "is there a {} in the video", "yes"
-    name = thing.name
+    name, right = thing.name, "yes"
     if rng.random() >= 0.5:
         in_clip = {t.name for t in clip.things}
-        name, right = str(rng.choice([n for n in NAMES if n not in in_clip])), "no"
-    return question.format(name), ["yes", "no"], right, thing
+        name, right = rng.choice([n for n in NAMES if n not in in_clip]), "no"
+    return f"is there a {name} in the video", ["yes", "no"], right, thing
 
 
 def ask_direction(clip, rng):
@@ -308,7 +284,7 @@ def ask_direction(clip, rng):
 
 
 def ask_first(clip, rng):
-    thing = min(clip.things, key=lambda t: t.start)
+    thing = clip.in_order[0]
     return "which shape appears first", list(SHAPES), thing.shape, thing
 
 
@@ -317,7 +293,7 @@ def ask_colour(clip, rng):
     shapes = [t.shape for t in clip.things]
     alone = [t for t in clip.things if shapes.count(t.shape) == 1]
     if not alone:
-        thing = min(clip.things, key=lambda t: t.start)
+        thing = clip.in_order[0]
         return "which colour appears first", list(COLOURS), thing.colour, thing
     thing = alone[rng.integers(len(alone))]
     return f"which colour has the {thing.shape}", list(COLOURS), thing.colour, thing
@@ -343,21 +319,12 @@ GROUNDED = ("moving_direction", "character_order", "moving_attribute")
 # The data sets
 # ------------------------------------------------------------------------------------------------
 # Each make_ function returns a data set's annotations, {file name: text or what its JSON holds},
-# and the clips to render, [(kind, number, seed, folder)]. train, test: how many clips.
-
-
-def splits(train, test, first="train"):
-    """(split, numbers of its clips); `first`: what the file to train on is called."""
-    return (first, range(test, test + train)), ("test", range(test))
+# and the clips to render, [(kind, number, seed, folder)]. train, test: how many clips. The clip's
+# number alone draws what is asked about it.
 
 
 def clips_of(kind, numbers, seed, folder="videos"):
     return [(kind, i, seed, folder) for i in numbers]
-
-
-def rng_of(number, seed):
-    """Draws what is asked about a clip."""
-    return np.random.default_rng([seed, number])
 
 
 def make_charades(seed, train=1000, test=200):
@@ -366,7 +333,7 @@ def make_charades(seed, train=1000, test=200):
     for split, count in (("train", train), ("test", test)):
         lines = []
         for i in range(count):
-            clip, rng = make_clip(split, i, seed), rng_of(i, seed)
+            clip, rng = make_clip(split, i, seed), np.random.default_rng([seed, i])
             for thing in clip.things if split == "train" else clip.things[:1]:
                 lines.append(f"{clip.name} {thing.start} {thing.end}##{caption(thing, rng)}\n")
         files[f"charades_sta_{split}.txt"] = "".join(lines)
@@ -374,32 +341,17 @@ def make_charades(seed, train=1000, test=200):
     return files, jobs
 
 
-def queries(kind, which, spans, sentences, seed, count):
+def queries(file, kind, which, spans, sentences, count):
     """A query about thing number `which` of each clip. spans, sentences: the keys of the form."""
-    entries = {}
-    for i in range(count):
-        clip = make_clip(kind, i, seed)
-        thing = clip.things[which]
-        entries[clip.name] = {
-            "duration": clip.duration,
-            spans: [[thing.start, thing.end]],
-            sentences: [caption(thing, rng_of(i, seed))],
-        }
-    return entries, clips_of(kind, range(count), seed)
 
-
-def make_activitynet(seed, train=0, test=100):
-    entries, jobs = queries("activitynet", 0, "timestamps", "sentences", seed, test)
-    return {"test.json": entries}, jobs
-
-
-def make_timelens(name, kind):
-    """TimeLens annotates clips of other data sets again: here the last thing instead of the first,
-    so that no question is asked twice."""
-
-    def make(seed, train=0, test=50):
-        entries, jobs = queries(kind, -1, "spans", "queries", seed, test)
-        return {f"{name}-timelens.json": entries}, jobs
+    def make(seed, train=0, test=count):
+        entries = {}
+        for i in range(test):
+            clip, rng = make_clip(kind, i, seed), np.random.default_rng([seed, i])
+            thing = clip.things[which]
+            entry = {"duration": clip.duration, spans: [[thing.start, thing.end]]}
+            entries[clip.name] = entry | {sentences: [caption(thing, rng)]}
+        return {file: entries}, clips_of(kind, range(test), seed)
 
     return make
 
@@ -422,8 +374,8 @@ def balanced(clips, kinds, first, count, seed):
     asked, number = [], first
     while len(asked) < count:
         turn, kind = divmod(len(asked), len(kinds))
-        clip = make_clip(clips, number, seed)
-        question, options, right, thing = QUESTIONS[kinds[kind]](clip, rng_of(number, seed))
+        clip, rng = make_clip(clips, number, seed), np.random.default_rng([seed, number])
+        question, options, right, thing = QUESTIONS[kinds[kind]](clip, rng)
         k = options.index(right)
         if k == turn % len(options):
             asked.append((number, clip, kinds[kind], question, options, k, thing))
@@ -431,10 +383,10 @@ def balanced(clips, kinds, first, count, seed):
     return asked
 
 
-def exam(first, count, seed, clips="exam", folder="videos"):
+def exam(first, count, seed, clips="exam"):
     """Multiple choice of every kind, and its clips; each benchmark begins at a clip of its own."""
     asked = balanced(clips, list(QUESTIONS), first, count, seed)
-    return asked, clips_of(clips, [number for number, *_ in asked], seed, folder)
+    return asked, clips_of(clips, [number for number, *_ in asked], seed)
 
 
 def lettered(options, form="({}) {}"):
@@ -466,26 +418,27 @@ def make_nextgqa(seed, train=800, test=200):
     return files, jobs
 
 
-def make_quality(seed, train=200, test=100):
-    def entry(clip):
-        answer = "low quality" if clip.damage else "high quality"
-        instruction = "low or high quality?"
-        return {"video": f"{clip.name}.mp4", "instruction": instruction, "answer": answer}
-
-    files = {
-        f"quality_{split}.json": [entry(make_clip("quality", i, seed)) for i in numbers]
-        for split, numbers in splits(train, test)
-    }
-    return files, clips_of("quality", range(train + test), seed)
+def judged(clip):
+    answer = "low quality" if clip.damage else "high quality"
+    return {"instruction": "low or high quality?", "answer": answer}
 
 
-def make_caption(seed, train=200, test=100):
-    files = {}
-    for split, numbers in splits(train, test):
-        clips = [make_clip("caption", i, seed) for i in numbers]
-        entries = [{"video": f"{clip.name}.mp4", "events": events(clip)} for clip in clips]
-        files[f"captions_{split}.json"] = entries
-    return files, clips_of("caption", range(train + test), seed)
+def told(clip):
+    return {"events": events(clip)}
+
+
+def entries_of(kind, file, about):
+    """An entry for each clip. about: a clip → what its entry says."""
+
+    def make(seed, train=200, test=100):
+        files = {}
+        for split, numbers in (("train", range(test, test + train)), ("test", range(test))):
+            clips = [make_clip(kind, i, seed) for i in numbers]
+            entries = [{"video": f"{clip.name}.mp4"} | about(clip) for clip in clips]
+            files[f"{file}_{split}.json"] = entries
+        return files, clips_of(kind, range(train + test), seed)
+
+    return make
 
 
 def make_dream1k(seed, train=0, test=50):
@@ -548,9 +501,8 @@ def make_mvbench(seed, train=0, test=200):
     asked, _ = exam(2000, test, seed)
     files, jobs = {f"json/{subtask}.json": [] for subtask in QUESTIONS}, []
     for number, clip, subtask, question, options, k, _ in asked:
-        answer = {"candidates": options, "answer": options[k]}
-        entry = {"video": f"{clip.name}.mp4", "question": question} | answer
-        files[f"json/{subtask}.json"].append(entry)
+        entry = {"video": f"{clip.name}.mp4", "question": question, "candidates": options}
+        files[f"json/{subtask}.json"].append(entry | {"answer": options[k]})
         jobs += clips_of("exam", [number], seed, f"video/{MVBENCH_FOLDERS[subtask]}")
     return files, jobs
 
@@ -564,18 +516,21 @@ def make_perceptiontest(seed, train=0, test=150):
     return {"mc_question_valid.json": entries}, jobs
 
 
+# TimeLens annotates clips of other data sets again: here the last thing instead of the first, so
+# that no question is asked twice.
+TIMELENS = (-1, "spans", "queries", 50)
 MAKERS = {
-    "charades": make_charades,
-    "activitynet": make_activitynet,
-    "timelens-charades": make_timelens("charades", "test"),
-    "timelens-activitynet": make_timelens("activitynet", "activitynet"),
-    "got10k": make_got10k,
-    "nextgqa": make_nextgqa,
-    "quality": make_quality,
-    "caption": make_caption,
-    "dream1k": make_dream1k,
-    "videomme": make_videomme,
-    "longvideobench": make_longvideobench,
+    "charades": make_charades,  # when a shape is there
+    "activitynet": queries("test.json", "activitynet", 0, "timestamps", "sentences", 100),
+    "timelens-charades": queries("charades-timelens.json", "test", *TIMELENS),
+    "timelens-activitynet": queries("activitynet-timelens.json", "activitynet", *TIMELENS),
+    "got10k": make_got10k,  # where a shape is, as folders of jpg frames
+    "nextgqa": make_nextgqa,  # multiple choice with evidence
+    "quality": entries_of("quality", "quality", judged),  # blurred, noisy, pale against clean
+    "caption": entries_of("caption", "captions", told),  # what happens, as a list of events
+    "dream1k": make_dream1k,  # the same, with the text that they were taken from
+    "videomme": make_videomme,  # multiple choice of several kinds
+    "longvideobench": make_longvideobench,  # the same, in clips of 40 to 80 seconds
     "mvbench": make_mvbench,
     "perceptiontest": make_perceptiontest,
 }
@@ -587,8 +542,8 @@ def annotate(name, folder, seed, **counts):
     for file_name, content in files.items():
         path = os.path.join(folder, file_name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(content if isinstance(content, str) else json.dumps(content, indent=1))
+        text = content if isinstance(content, str) else json.dumps(content, indent=1)
+        replace_file(path, text)
     return jobs
 
 
@@ -618,8 +573,7 @@ def ensure(name, folder=None, seed=0, **counts):
     aside = f"{folder}.partial-{os.getpid()}-{os.urandom(4).hex()}"
     os.makedirs(aside)
     try:
-        with open(os.path.join(aside, MARK), "w", encoding="utf-8") as f:
-            f.write(version)
+        replace_file(os.path.join(aside, MARK), version)
         jobs = annotate(name, aside, seed, **counts)
         render_clips([(kind, i, s, os.path.join(aside, inside)) for kind, i, s, inside in jobs])
         put_in_place(aside, folder, version)

@@ -8,8 +8,8 @@ That is all. Nothing random is carried from step to step: the order of the data 
 token come from (seed, step, number of the prompt), so a run that continues at step 301 sees and
 says what it would have seen and said, on whatever number of processes.
 
-A checkpoint is complete or it is not there: it is written under another name, flushed to the disk,
-and renamed. Whenever a machine dies, the checkpoint before is whole.
+A checkpoint is complete or it is not there: it is written under another name, and renamed. Whenever
+a run dies, the checkpoint before is whole.
 """
 
 import json
@@ -23,23 +23,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lib.errors import BadInput, read_object
-from lib.files import LOCK, expect_kind, locks_released, put_aside, remove_lines, replace_file, take
+from lib.files import expect_kind, locks_released, put_aside, remove_lines, replace_file, take
 from lib.processes import rank, whole
 
-PART, PART_BYTES = "part-{:03d}.safetensors", 4e9  # what process 0 holds in memory at a time
+PART, TENSORS = "part-{:03d}.safetensors", 64  # of a part, which process 0 holds in memory
 
 
 def folders(run):
     """Complete checkpoints, newest first."""
     paths = glob(os.path.join(escape(run), "checkpoints", "step-*[0-9]", "state.json"))
     return sorted(map(os.path.dirname, paths), reverse=True)
-
-
-def flush(path):
-    """Puts a file or folder on the disk itself: a rename could outlive a power cut without it."""
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
 
 
 def remove_checkpoint(folder):
@@ -51,66 +44,40 @@ def remove_checkpoint(folder):
         os.rmdir(folder)
 
 
-def in_parts(tensors):
-    """Yields {name: whole tensor} of about PART_BYTES each, empty on all processes but the first.
-    Every process must run through it: sharded tensors are gathered."""
-    part, size = {}, 0
-    for name, tensor in tensors.items():
-        tensor = whole(tensor)
-        size += tensor.nbytes
-        if rank() == 0:
-            part[name] = tensor.contiguous()
-        if size > PART_BYTES:
-            yield part
-            part, size = {}, 0
-    if size:
-        yield part
-
-
 def save_checkpoint(run, step, tensors, counts, keep):
     """Writes a checkpoint and removes all but the last `keep`; every process calls it.
 
     Args:    tensors: {name: tensor}, sharded or not; counts: {name: number} since the run began.
-    Returns: None, or why it could not be written: a full disk must not end a run.
+    Raises:  OSError or SafetensorError where the disk does not take it. Those before are kept.
     """
     folder = os.path.join(run, "checkpoints", f"step-{step:06d}")
-    partial, error, parts = folder + ".partial", None, 0
+    partial, names = folder + ".partial", list(tensors)
+    parts = [names[k : k + TENSORS] for k in range(0, len(names), TENSORS)]
     if rank() == 0:
         remove_checkpoint(partial)
-    for parts, part in enumerate(in_parts(tensors), 1):
-        if rank() or error:  # goes on, or the other processes would wait for this one
-            continue
-        try:
-            os.makedirs(partial, exist_ok=True)
-            save_file(part, path := os.path.join(partial, PART.format(parts - 1)))
-            flush(path)
-        except (OSError, SafetensorError) as e:
-            error = e
-    if rank():
-        return None
-    try:
-        if error:
-            raise error
-        state = json.dumps({"step": step, "parts": parts, "counts": counts})
-        replace_file(path := os.path.join(partial, "state.json"), state)
-        flush(path)
-        flush(partial)
+        os.makedirs(partial, exist_ok=True)
+    for number, of_part in enumerate(parts):
+        part = {}
+        for name in of_part:
+            tensor = whole(tensors[name])  # with every process, though the first alone keeps it
+            if rank() == 0:
+                part[name] = tensor.contiguous()
+        if rank() == 0:
+            save_file(part, os.path.join(partial, PART.format(number)))
+    if rank() == 0:
+        state = json.dumps({"step": step, "parts": len(parts), "counts": counts})
+        replace_file(os.path.join(partial, "state.json"), state)
         remove_checkpoint(folder)
         os.rename(partial, folder)
-        flush(os.path.dirname(folder))
-    except (OSError, SafetensorError) as e:
-        remove_checkpoint(partial)
-        return f"checkpoint of step {step} could not be written ({e}); the one before it is kept"
-    for old in folders(run)[keep:]:
-        remove_checkpoint(old)
-    return None
+        for old in folders(run)[keep:]:
+            remove_checkpoint(old)
 
 
 def read_checkpoint(folder):
     """(state, a function name → CPU tensor that reads from the disk only what is asked for)."""
     state = read_object(os.path.join(folder, "state.json"), step=int, parts=int, counts=dict)
-    numbers = range(state["parts"])
-    files = [safe_open(os.path.join(folder, PART.format(number)), "pt") for number in numbers]
+    parts = [os.path.join(folder, PART.format(number)) for number in range(state["parts"])]
+    files = [safe_open(path, "pt") for path in parts]
     file_of = {name: file for file in files for name in file.keys()}
     return state, lambda name: file_of[name].get_tensor(name)
 
@@ -129,9 +96,8 @@ def newest_checkpoint(run):
 LAYOUT = 2  # counts up when checkpoints of older runs cannot be read any more
 
 # Settings that decide nothing about what is learned: a resumed run may have others.
-MAY_CHANGE = ("processes", "device", "dtype", "quiet", "save_every", "rollouts_every", "keep",
-              "resume", "overwrite", "decode_timeout", "tensorboard", "offload", "recompute",
-              "versions", "out", "kind")  # fmt: skip
+MAY_CHANGE = "processes device dtype quiet save_every rollouts_every keep resume overwrite".split()
+MAY_CHANGE += "decode_timeout offload recompute versions out kind".split()
 CONTENTS = {"model_fingerprint": "--model has other weights", "examples_hash": "other examples"}
 
 
@@ -151,7 +117,9 @@ def open_run_folder(settings):
             why = "already holds a run: give another --out, --resume to go on with it"
             raise BadInput(f"{folder} {why}, or --overwrite to rename it and begin anew")
         if is_run and settings["overwrite"]:
-            rename_run(folder, settings)
+            with locks_released():
+                take(folder)
+                print(f"{folder}: the run before is now {put_aside(folder)}", file=sys.stderr)
         os.makedirs(folder, exist_ok=True)
         take(folder)
         if is_run and settings["resume"]:
@@ -164,21 +132,8 @@ def open_run_folder(settings):
             remove_lines(path, lambda line, last=last: line["step"] <= last, step=int)
         replace_file(os.path.join(folder, "settings.json"), json.dumps(settings, indent=2))
     except OSError as e:
-        raise BadInput(f"cannot write to --out {folder}: {e.strerror}") from e
+        raise BadInput(f"cannot write to --out {folder}: {e}") from e
     return folder, checkpoint
-
-
-def rename_run(folder, settings):
-    """Puts a run aside. Raises BadInput where this or another program still needs it in place."""
-    for flag in ("data", "model", "student", "judge"):
-        path = os.path.realpath(settings[flag] or os.devnull)
-        if os.path.commonpath([path, os.path.realpath(folder)]) == os.path.realpath(folder):
-            raise BadInput(f"--overwrite renames {folder}, and --{flag} is in it: give another one")
-    with locks_released():
-        evaluations = glob(os.path.join(escape(folder), "eval-*", LOCK))
-        for place in [folder, *map(os.path.dirname, evaluations)]:
-            take(place)
-        print(f"{folder}: the run before is now {put_aside(folder)}", file=sys.stderr)
 
 
 def resumable(folder, settings):

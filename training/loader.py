@@ -9,12 +9,11 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from annotations.readers import find_data, read_dataset
 from data import Batch, load_prompt, read_frames
-from lib.decoder import Cancelled, Decoder
+from lib.decoder import Decoder
 from lib.errors import BadInput
 from lib.identity import is_toy
-from lib.processes import add_up, on_first, rank, world
+from lib.processes import on_first, rank, world
 from tasks import TASKS, as_task
 
 STAND_INS = 10  # examples tried for one prompt, before the data as a whole counts as unreadable
@@ -22,29 +21,25 @@ FIXED = 3  # prompts, the run's first, whose answers are looked at again and aga
 
 
 def training_examples(settings, stand_in):
-    """Examples of all tasks, names of their data sets, and flags for eval.py to ask what was
-    trained.
+    """Examples of all tasks, names of their data sets, and flags with which eval.py asks each task.
 
     stand_in: makes the data of a data set that is not there, see annotations.readers.find_data.
     Tasks are mixed in proportion to their examples, as in the paper.
     """
-    examples, names, own, other = [], [], [], []
+    examples, names, flags = [], [], []
     say = lambda sentence: print(sentence, file=sys.stderr) if rank() == 0 else None
+    from annotations.readers import find_data, read_dataset  # --plan and --help need none
+
     toy_model = is_toy(settings.model)
     for task in settings.tasks:
         source = TASKS[task].data
-        find = partial(find_data, source, settings.data, stand_in, toy_model)
-        folder, name = on_first(find)
+        folder, name = on_first(partial(find_data, source, settings.data, stand_in, toy_model))
         read = read_dataset(source, "train", folder, say)[: settings.examples]
-        if read[0].task == task:
-            own.append(source)
-        else:
-            other.append(f"--bench {source} --task {task}")
         examples += as_task(read, task)
         names.append(name)
-    flags = [f"--bench {','.join(own)}"] if own else []
-    data = f" --data {settings.data}" if settings.data else ""
-    return examples, ", ".join(dict.fromkeys(names)), [words + data for words in flags + other]
+        data = f" --data {settings.data}" if settings.data else ""
+        flags.append(f"--bench {source} --task {task}{data}")
+    return examples, ", ".join(dict.fromkeys(names)), flags
 
 
 @lru_cache(maxsize=2)
@@ -73,10 +68,10 @@ def generator_for(seed, step, k):
 class Loader:
     """Gives one process its share of each step: prompts rank · B / world and on, of B per step."""
 
-    def __init__(self, examples, tokenizer, budget, settings, room, device):
+    def __init__(self, examples, tokenizer, budget, settings, room):
         """room: tokens that a prompt may have."""
         self.examples, self.tokenizer, self.budget = examples, tokenizer, budget
-        self.settings, self.room, self.device = settings, room, device
+        self.settings, self.room = settings, room
         self.decoder = Decoder(settings.decode_timeout, read_frames)
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.kept, self.n_fixed = None, min(FIXED, len(examples))  # what `fixed` has read
@@ -84,18 +79,12 @@ class Loader:
     def batches(self, first, steps):
         """Yields (step, data.Batch) for steps first … steps − 1, the next one being read meanwhile.
 
-        Ends early where `cancel` ended a read, in whichever process: all of them end at the same
-        step. Raises BadInput if STAND_INS examples in a row cannot be read.
+        Raises BadInput if STAND_INS examples in a row cannot be read.
         """
         upcoming = self.thread.submit(self.share, first) if first < steps else None
         for step in range(first, steps):
             began = time.perf_counter()
-            try:
-                batch = upcoming.result()
-            except Cancelled:
-                batch = None
-            if add_up({"cancelled": batch is None}, self.device)["cancelled"]:
-                return
+            batch = upcoming.result()
             batch.waited = time.perf_counter() - began
             if step + 1 < steps:
                 upcoming = self.thread.submit(self.share, step + 1)
@@ -117,9 +106,9 @@ class Loader:
         """(Example, Prompt) of the first of some examples that can be read."""
         for example in some:
             try:
-                how = (self.budget, self.tokenizer, self.settings.think)
-                asked = {"max_tokens": self.room, "template": self.settings.template}
-                return example, load_prompt(example, *how, read=self.decoder.read, **asked)
+                how = {"max_tokens": self.room, "template": self.settings.template}
+                how |= {"think": self.settings.think, "read": self.decoder.read}
+                return example, load_prompt(example, self.budget, self.tokenizer, **how)
             except BadInput as e:
                 skipped.append({"step": step + 1, "id": example.id, "why": str(e)})
         why = skipped[-1]["why"]
@@ -129,37 +118,23 @@ class Loader:
 
     def fixed(self):
         """The run's first FIXED prompts, shared out: this process's [(number, Example, Prompt,
-        Generator)], the generator being the one that the first step samples with. [] in all
-        processes where one cannot read its own, or was cancelled.
+        Generator)], the generator being the one that the first step samples with.
 
-        Every process calls this, and gets equally many: where they do not come out even, some
-        prompts are several processes' (their numbers are n_fixed and up). They are read once. No
-        example stands in for two of them.
+        Every process gets equally many: where they do not come out even, some prompts are several
+        processes' (their numbers are n_fixed and up). They are read once. No example stands in for
+        two of them.
         """
         n, seed = self.n_fixed, self.settings.seed
         if self.kept is None:
-            own, failed = [], 0.0
-            order = order_of(len(self.examples), seed, 0)
-            try:
-                for number in range(rank(), -(-n // world()) * world(), world()):
-                    some = [self.examples[i] for i in order[number % n :: n][:STAND_INS]]
-                    # In the thread: the decoder's process serves one read at a time.
-                    read = self.thread.submit(self.readable, some, 0, [])
-                    own.append((number, *read.result()))
-            except (Cancelled, BadInput) as e:
-                failed = 1.0
-                if isinstance(e, BadInput):
-                    said = "the run's first clips cannot be read: no samples.jsonl"
-                    print(f"{said} ({e})", file=sys.stderr)
-            self.kept = [] if add_up({"failed": failed}, self.device)["failed"] else own
+            numbers = range(rank(), -(-n // world()) * world(), world())
+            order = [self.examples[i] for i in order_of(len(self.examples), seed, 0)]
+            some = [order[number % n :: n][:STAND_INS] for number in numbers]
+            # In the thread: the decoder's process serves one read at a time.
+            read = list(self.thread.map(lambda few: self.readable(few, 0, []), some))
+            self.kept = [(number, *asked) for number, asked in zip(numbers, read)]
         return [(*kept, generator_for(seed, 0, kept[0] % n)) for kept in self.kept]
-
-    def cancel(self):
-        """Ends a read that waits. May be called from a signal handler."""
-        self.decoder.cancel()
 
     def close(self):
         """Ends the thread and the decoder's process, whatever they are reading."""
-        self.decoder.cancel()
         self.thread.shutdown(wait=False, cancel_futures=True)
-        self.decoder.stop()
+        self.decoder.close()

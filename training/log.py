@@ -7,14 +7,11 @@ samples.jsonl   sampled_again: what the policy answers by now to a prompt of the
 """
 
 import math
-import resource
-import sys
 from dataclasses import dataclass
 
 import torch
 
 from grpo import completion_texts, kl_k3
-from lib.errors import BadInput
 from tasks import TASKS, score
 
 # name: (bytes, operations per second in 16 bits, in float32, bytes per second), by data sheets
@@ -34,14 +31,9 @@ def known_gpu(device_name):
 
 
 HINT = """
-The loss of step 1 is 0 or nearly 0 (but with --loss cispo), and that is right:
-before the first update every ratio is 1, and advantages have mean 0. Watch
-instead, in metrics.jsonl and curves.png:
-  reward     mean over completions; its parts are named reward/TASK/RULE
-  spread     standard deviation of rewards within a group: what it can teach
-  no_spread  share of groups whose completions all earn the same: nothing to learn
-  kl         from the reference policy, nats per token: grows slowly, no jumps
-  length     tokens per completion; unfinished: share cut by --max-new-tokens
+The loss of step 1 is 0 or nearly 0 (but with --loss cispo), and that is right: before the first
+update every ratio is 1, and advantages have mean 0. Watch instead, in metrics.jsonl and curves.png:
+reward and its parts, spread (0: a group teaches nothing), kl (slow, no jumps), length, unfinished.
 """
 
 
@@ -98,11 +90,6 @@ def sampler_gaps(groups):
     return torch.cat([(g.logp_old - g.logp_sampled)[g.mask].abs() for g in groups])
 
 
-def mean_kl(group):
-    """KL per token of a Group in nats, before the step."""
-    return float(group.kl[group.mask].mean())
-
-
 def step_metrics(step, sums, grad_norm, lr, seconds, args):
     """A step's line in metrics.jsonl, from sums over all processes.
 
@@ -142,44 +129,6 @@ def step_metrics(step, sums, grad_norm, lr, seconds, args):
     }
 
 
-def speed(line, n_weights, n_trained, args, world, device):
-    """Tokens and completions per second, peak memory of process 0 in GB, and the share of the GPUs'
-    arithmetic that is used (MFU)."""
-    seconds, groups = line["seconds_total"], args.group_size if args.method == "grpo" else 1
-    measured = {
-        "tokens_per_second": line["completion_tokens"] / seconds,
-        "samples_per_second": args.prompts_per_step * groups / seconds,
-    }
-    if args.method == "grpo" and line["seconds"].get("sample"):
-        measured["decoded_per_second"] = line["completion_tokens"] / line["seconds"]["sample"]
-    if "cuda" in str(device):
-        measured["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        gpu = known_gpu(torch.cuda.get_device_name())
-        if gpu and args.method == "grpo":
-            peak = GPUS[gpu][1]
-            tokens = line["prompt_tokens"] + line["completion_tokens"]
-            # In forwards: sampling, the reference policy; per update one, and a backward of two.
-            passes = 1 + (args.beta > 0) + 3 * args.updates_per_rollout
-            if n_trained < n_weights / 2:  # frozen weights need no gradients of their own
-                passes -= args.updates_per_rollout
-            measured["mfu"] = 2 * n_weights * tokens * passes / seconds / peak / world
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-        measured["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-    return {k: float(f"{v:.4g}") for k, v in measured.items()}
-
-
-def tensorboard(folder):
-    """A SummaryWriter for a folder. Raises BadInput where the package is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise BadInput(
-            "--tensorboard needs a package that is not installed: pip install tensorboard"
-        ) from e
-    return SummaryWriter(folder)
-
-
 def group_record(group):
     """A Group as JSON: the question, and each completion with what it earned."""
     columns = {
@@ -194,6 +143,7 @@ def group_record(group):
 
 
 def about_prompt(example, prompt):
+    """What a record says of a question."""
     record = {name: getattr(example, name) for name in ("id", "video", "answer")}
     return record | {"prompt": prompt.text}
 

@@ -11,33 +11,26 @@ per weight would mend that. Adapters, and all weights with --shard, add up in fl
 """
 
 import math
+import sys
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from lib.processes import Progress, rank
+
 
 def add_up_gradients(parameters, world):
-    """grad ← Σ over processes of grad, in messages of about 100 MB.
-
-    Each process's loss is its share of the step's loss, so a sum is right.
+    """grad ← Σ over processes of grad. Each process's loss is its share of the step's loss, so a
+    sum is right.
 
     Sharded weights are DTensors, of which each process holds some rows; FSDP2 has added up their
     gradients in the backward pass.
     """
-    if world == 1 or isinstance(parameters[0], DTensor):
-        return
-    start, size = 0, 0
-    for end, p in enumerate(parameters, 1):
-        size += p.numel()
-        if size > 25e6 or end == len(parameters):
-            message = parameters[start:end]
-            flat = torch.cat([p.grad.flatten() for p in message])
-            dist.all_reduce(flat)
-            for p, part in zip(message, flat.split([p.numel() for p in message])):
-                p.grad.copy_(part.view_as(p))
-            start, size = end, 0
+    if world > 1 and not isinstance(parameters[0], DTensor):
+        for p in parameters:
+            dist.all_reduce(p.grad)
 
 
 class MasterAdamW:
@@ -46,14 +39,18 @@ class MasterAdamW:
     masters: {name: float32 tensor}. Where the policy is float32 itself, or sharded (FSDP2 keeps its
     shards in float32 and gathers them in bfloat16), they are the policy's own parameters. offload:
     masters and moments stay in the CPU's memory, 12 bytes per weight that the GPU need not hold,
-    and are updated there.
+    and are updated there. scaled: for float16, which ends at 6e-8 and at 65,504: gradients are made
+    `scale` times as large and divided in float32; an overflow changes nothing but halves it.
 
     Each parameter has an AdamW of its own, which steps and releases its gradient before the next
     one's turn. One for all would hold float32 copies of all gradients and as many temporaries: 24
     bytes per weight, not 16.
     """
 
-    def __init__(self, policy, lr, offload=False):
+    def __init__(self, policy, lr, offload=False, scaled=False):
+        self.scaled, self.scale = scaled, 2.0**16
+        if scaled:
+            policy.logprobs = partial(self.scaled_logprobs, policy.logprobs)
         self.parameters = {n: p for n, p in policy.named_parameters() if p.requires_grad}
 
         def master(p):
@@ -67,6 +64,13 @@ class MasterAdamW:
         fused = lambda m: m.device.type == "cpu" and not isinstance(m, DTensor)
         self.adams = {n: adam([m], fused=fused(m)) for n, m in self.masters.items()}
 
+    def scaled_logprobs(self, logprobs, *args):
+        """All gradients pass through the log-probs, on their way from a loss in float32."""
+        logp, entropy = logprobs(*args)
+        if logp.requires_grad:
+            logp.register_hook(lambda grad: grad * self.scale)
+        return logp, entropy
+
     def step(self, lr, grad_clip, world):
         """Adds up gradients, clips their norm, steps. Returns the norm before clipping; if that is
         not finite, nothing is changed."""
@@ -74,19 +78,27 @@ class MasterAdamW:
         for p in parameters:  # where nothing is taught: Adam skips None, but zeros go by momentum
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         add_up_gradients(parameters, world)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
-        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        scale = self.scale if self.scaled else 1.0
+        norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip * scale)
+        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm) / scale
         for name, p in self.parameters.items():
             if math.isfinite(norm):
-                self.update(p, self.masters[name], self.adams[name], lr)
+                self.update(p, self.masters[name], self.adams[name], lr, scale)
             p.grad = None
+        if self.scaled and not math.isfinite(norm):
+            self.scale /= 2
+            said = f"float16 overflowed: nothing changed; the loss scale is now {self.scale:g}"
+            Progress.write(f"process {rank()}: {said}", sys.stderr)
         return norm
 
     @staticmethod
-    def update(p, master, adam, lr):
+    def update(p, master, adam, lr, scale):
+        """A parameter ← its master ← one step of Adam."""
         adam.param_groups[0]["lr"] = lr
         if master is not p:
             master.grad, p.grad = p.grad.to(master), None
+        if scale != 1:
+            master.grad /= scale
         adam.step()
         master.grad = None
         if master is not p:

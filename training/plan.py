@@ -12,17 +12,17 @@ import os
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from data import VideoBudget
 from lib.adapters import add_adapters
 from lib.errors import BadInput, first_line
+from lib.families import FAMILIES
 from lib.identity import is_toy
-from lib.weights import check_family
+from lib.weights import family_of
 from training.log import GPUS, known_gpu
-from training.settings import check_processes
+from training.settings import NO_BFLOAT16, check_processes
 
-PATCH = 1176  # numbers of a patch: 2 frames × 3 colours × 14 × 14 pixels; four patches make a token
 PAPER = {"grounding": 5338, "tracking": 9335, "gqa": 3358}  # examples that the paper trains on
 
 
@@ -39,13 +39,13 @@ def gpu_of(asked):
 
 def empty_model(name, lora):
     """The model with shapes and without numbers. Raises BadInput where there is no such model."""
-    check_family(name)
+    family_of(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise BadInput(f"the config of {name} cannot be read: {first_line(e)}") from e
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
         return add_adapters(model, lora) if lora else model
 
 
@@ -53,27 +53,36 @@ def sizes_of(model, args, world, P=None):
     """The letters above and numbers of weights. P: where it is known better than the budget is."""
     if not args.train_vision:
         model.model.visual.requires_grad_(False)
+    family, written = FAMILIES[model.config.model_type], 0
     if P is None:
-        pixels = VideoBudget.of_model(args.model, **vars(args)).total_pixels
+        budget = VideoBudget.of_model(args.model, model.config.model_type, **vars(args))
+        pairs = min(budget.max_frames // 2, budget.total_pixels // budget.min_frame_pixels)
+        written = pairs * family.written  # its seconds
         # about 200 of text; the toy's clips never fill their budget
-        P = 200 + (80 if is_toy(args.model) else pixels // 28**2)
+        P = 200 + written + (80 if is_toy(args.model) else budget.total_pixels // family.cell**2)
     C, B, sft = args.max_new_tokens, args.prompts_per_step // world, args.method == "sft"
     G, videos = (1, 1) if sft else (args.group_size, B)  # videos are read together for sampling
     text, vision = model.config.text_config, model.config.vision_config
     weights = {name: p.numel() for name, p in model.named_parameters()}
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     count = lambda *without: sum(n for k, n in weights.items() if not any(w in k for w in without))
-    H = text.num_attention_heads
+    H, K = text.num_attention_heads, text.num_key_value_heads
+    d = getattr(text, "head_dim", None) or text.hidden_size // H
+    deeper = len(getattr(vision, "deepstack_visual_indexes", ()))
+    size = getattr(torch, args.dtype).itemsize
+    flash = size == 2 and gpu_of(args.gpu)[0] != "T4"  # lib.attention.knows_groups
     return SimpleNamespace(
-        **dict(P=P, G=G, C=C, B=B, L=P + G * C, videos=videos, patches=videos * P * 4, H=H),
+        **dict(P=P, G=G, C=C, B=B, L=P + G * C, videos=videos, H=H, heads=H * d),
+        **dict(patches=videos * (P - written) * 4, patch=3 * 2 * vision.patch_size**2),
+        **dict(features=1 + deeper, head_norms=family.head_norms),
         **dict(D=text.hidden_size, I=text.intermediate_size, V=text.vocab_size),
-        **dict(layers=text.num_hidden_layers, grouped=text.num_key_value_heads < H),
-        kv=text.num_key_value_heads * text.hidden_size // H,  # numbers of a token's keys
+        **dict(layers=text.num_hidden_layers, copies=1 if flash else H // K),
+        kv=K * d,  # numbers of a token's keys
         **dict(vision_D=vision.hidden_size, vision_I=vision.intermediate_size),
         **dict(vision_layers=vision.depth, N=count(), trained=sum(trained), largest=max(trained)),
         **dict(root=count(".layers.", ".blocks."), language=count("visual", "embed_tokens")),
         layer=(count("visual") - count("visual", ".layers.")) // text.num_hidden_layers,
-        **dict(size=getattr(torch, args.dtype).itemsize, share=world if args.shard else 1),
+        **dict(size=size, share=world if args.shard else 1),
     )
 
 
@@ -91,11 +100,11 @@ def what_stays(s, args):
         "reference policy": needs_copy * s.N * s.size / s.share,
         "gradients": (not away) * s.trained * (4 if float32 else s.size) / s.share,
         "optimizer": (not args.offload) * s.trained * (8 if float32 else 12) / s.share,
-        "features of the videos": s.videos * s.P * s.D * s.size,
+        "features of the videos": s.videos * s.P * s.features * s.D * s.size,
     }
     # float32 frames of this step, of the next, and of one on their way; masters and moments
     offloaded = args.offload * (12 * s.trained + 12 * s.largest + away * weights) / s.share
-    return stays, 3 * s.patches * PATCH * 4 + offloaded
+    return stays, 3 * s.patches * s.patch * 4 + offloaded
 
 
 def vision_graph(s, args):
@@ -103,7 +112,7 @@ def vision_graph(s, args):
     # Of a block, in numbers of its width: two norms' inputs in float32; 5 inputs of norms and
     # products; q, k, v and outputs. The merger keeps 4, and one in float32.
     width = s.vision_layers * (8 / s.size + 9) + 4 / s.size + 4
-    numbers = width * s.vision_D + s.vision_layers * 4 * s.vision_I + PATCH
+    numbers = width * s.vision_D + s.vision_layers * 4 * s.vision_I + s.patch
     return args.train_vision * s.P * 4 * s.size * numbers
 
 
@@ -112,25 +121,27 @@ def kv_cache(s):
     return tuple(2 * s.kv * s.layers * s.size * tokens for tokens in (s.B * s.P, s.B * s.G * s.C))
 
 
-def layer_activations(s, args, math=False):
+def layer_activations(s, args):
     """Bytes that a layer of the language model keeps of one group for its backward pass."""
     # Of width D per token: two norms' inputs in float32 and, where their weights are trained, what
-    # they give; the inputs of (q, k, v), of o and of (gate, up); queries and outputs of attention.
-    # Of width I: gate, silu(gate), up and product. Each of 7 detours: r numbers. Keys and values:
-    # once, and for each completion a copy of the prompt's and its own. The math kernel: all scores.
-    per_token = (8 / s.size + 2 * (not args.lora) + 5) * s.D + 4 * s.I + 7 * (args.lora or 0)
-    keys_and_values = 2 * s.kv * (s.L + s.G * (s.P + s.C))
-    scores = math * s.H * (s.P**2 + s.G * s.C * (s.P + s.C))
-    return s.size * (s.L * per_token + keys_and_values + scores)
+    # they give; the inputs of (q, k, v) and of (gate, up). Of all heads' width: the input of o,
+    # queries and outputs of attention; where heads have norms, these like the two, for keys too. Of
+    # width I: gate, silu(gate), up and product. Each of 7 detours: r numbers. Keys and values:
+    # once, and for each completion a copy of the prompt's and its own; without flash, of each head.
+    norm = 4 / s.size + (not args.lora)
+    per_token = (2 * norm + 2) * s.D + 3 * s.heads + s.head_norms * norm * (s.heads + s.kv)
+    per_token += 4 * s.I + 7 * (args.lora or 0)
+    tokens = (s.L if s.copies == 1 else s.P) + s.G * (s.P + s.C)
+    return s.size * (s.L * per_token + 2 * s.kv * s.copies * tokens)
 
 
-def comes_and_goes(s, args, math=False):
+def comes_and_goes(s, args):
     """{what: bytes on the GPU}, of which one at a time is there."""
-    cache, a_layer = kv_cache(s), layer_activations(s, args, math)
+    cache, a_layer = kv_cache(s), layer_activations(s, args)
     # At the peak of a vision block, while queries are rotated in float32: input, normalised input,
     # q, k, v; float32 copies of q and k where these are not; one rotated, and three products.
     rotating = s.vision_D * (5 * s.size + 8 * (s.size < 4) + 4 * 4)
-    block = max(rotating, s.size * (2 * s.vision_D + 4 * s.vision_I)) + PATCH * s.size
+    block = max(rotating, s.size * (2 * s.vision_D + 4 * s.vision_I)) + s.patch * s.size
     # A decoded token: float32 logits and log-softmax, float64 probabilities and their sums; scores
     # of one layer, masked, in float32, cast back. Before it, the prompts' caches are stacked anew.
     token = s.B * s.G * (s.V * (4 + 4 + 8 + 8) + s.H * (s.P + s.C) * (4 + 3 * s.size))
@@ -176,10 +187,10 @@ def show(args):
     if os.environ.get("RANK", "0") != "0":
         return
     gpu, memory = gpu_of(args.gpu)
+    if gpu == "T4" and args.dtype == "bfloat16":
+        raise BadInput(NO_BFLOAT16)
     s = sizes_of(empty_model(args.model, args.lora), args, world)
-    # Flash kernels know 16 bits alone, and GPUs from the A100 on; the other fast one no groups.
-    math = (s.size == 4 or gpu == "T4") and s.grouped
-    (stays, on_cpu), moving = what_stays(s, args), comes_and_goes(s, args, math)
+    (stays, on_cpu), moving = what_stays(s, args), comes_and_goes(s, args)
     peak = sum(stays.values()) + max(moving.values()) + 1.5e9  # CUDA itself
     parts = seconds(s, args, gpu)
     examples = [args.examples or PAPER.get(task, 0) for task in args.tasks]
@@ -194,8 +205,8 @@ def show(args):
     fits = "fits" if peak < memory else "DOES NOT FIT"
     print(f"  at most, with 1.5 GB for CUDA{peak / 1e9:17.2f} GB   {fits} in {memory / 1e9:.0f} GB")
     print(f"  CPU memory of a node{min(world, 8) * on_cpu / 1e9:26.2f} GB   (of at most 8 GPUs)")
-    if math:
-        print("  no flash kernel can compute this attention: the math kernel keeps all scores")
+    if s.copies > 1:
+        print(f"  no flash kernel computes this attention: keys are copied, {s.copies} times each")
     each = ", ".join(f"{name} {t:.1f}" for name, t in parts.items())
     print(f"\nabout {sum(parts.values()):.0f} s per step of a {gpu}: {each}")
     if steps:

@@ -11,9 +11,11 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 import grpo
 from lib.adapters import add_adapters, reference_policy, save_adapters
 from lib.attention import check_attention
+from lib.errors import BadInput
 from lib.processes import whole
-from lib.weights import save, write_weights
+from lib.weights import has_bfloat16, save, write_weights
 from model import encode_videos, load, prepare
+from training.settings import NO_BFLOAT16
 
 
 def as_policy(model):
@@ -30,6 +32,8 @@ def load_models(args, device):
     """(policy, tokenizer, reference): `with reference() as frozen` gives the policy as it was
     before training, or None where the loss has no KL."""
     dtype = getattr(torch, args.dtype)
+    if dtype == torch.bfloat16 and not has_bfloat16(device):
+        raise BadInput(NO_BFLOAT16)
     needs_copy = args.method == "grpo" and args.beta > 0 and not args.lora
     frozen = None
     if args.shard or args.recompute:

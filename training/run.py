@@ -1,14 +1,13 @@
 """run.py: one run of train.py: what it writes down, shows and saves, and how it is told to stop.
 
-Every process has a Run and calls its methods in the same order; process 0 writes and shows. Logs
-and pictures may fail, with one line; the work is saved before them.
+Every process has a Run and calls its methods in the same order; process 0 writes and shows. A full
+disk ends the run like a kill: what was saved before is whole, and --resume goes on from there.
 """
 
 import math
 import os
 import signal
 import sys
-import textwrap
 import time
 from contextlib import contextmanager
 
@@ -17,15 +16,15 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from grpo import grpo_step
-from lib.errors import BadInput, first_line
+from lib.errors import BadInput
 from lib.files import append_line, read_lines
 from lib.identity import versions
-from lib.processes import Progress, add_up, columns, largest, on_first, rank, world
+from lib.processes import Progress, add_up, largest, on_first, rank, world
 from training import log
 from training.checkpoint import open_run_folder, read_checkpoint, save_checkpoint
 from training.policy import save_policy
 
-STOP = {"signal": None, "cancel": None}  # cancel: ends what the run may be waiting for
+STOP = {"signal": None}
 
 
 def stop_on_signals():
@@ -35,15 +34,12 @@ def stop_on_signals():
 
 
 def stopped(signum, frame):
-    rank = os.environ.get("RANK", "0")
-    who, which = f"process {rank}: told to stop", f"(signal {signum})"
-    if STOP["signal"] is not None:
-        print(f"{who} twice {which}: the last checkpoint is intact", file=sys.stderr)
-        sys.exit(1)
+    """Notes that the run was told to stop. The next signal does what it does to any program."""
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, signal.SIG_DFL)
     STOP["signal"] = signum
-    print(f"{who} {which}: finishing this step, then saving", file=sys.stderr, flush=True)
-    if STOP["cancel"]:
-        STOP["cancel"]()
+    who = f"process {os.environ.get('RANK', '0')}: told to stop (signal {signum})"
+    print(f"{who}: finishing this step, then saving", file=sys.stderr, flush=True)
 
 
 class Clock:
@@ -109,27 +105,27 @@ class Run:
         also = {"processes": world(), "video_budget": vars(budget), "versions": versions()}
         self.record = vars(settings) | about | also  # settings.json
         self.out, checkpoint = on_first(lambda: open_run_folder(self.record))
-        self.first, self.lines, self.said, self.checked, self.problems = 0, [], set(), False, []
+        self.first, self.lines, self.checked = 0, [], False
         self.counts = dict.fromkeys(("drawn", "skipped", "dropped", "dropped_in_a_row"), 0)
-        self.counts["largest_kl"] = 0.0
+        self.counts["loss_scale"] = optimizer.scale
         if checkpoint:
             state, tensor = read_checkpoint(checkpoint)
             optimizer.load_tensors(tensor)
             self.first, self.counts = state["step"], self.counts | state["counts"]
+            optimizer.scale = self.counts["loss_scale"]
         if rank() == 0 and self.first:
             self.lines = read_lines(self.path("metrics.jsonl"))
         self.done = self.saved = self.first
         self.stopping = False
         self.greet()
-        self.board = None
-        if settings.tensorboard and rank() == 0:
-            self.board = log.tensorboard(self.path("tensorboard"))
         self.progress = Progress(self.steps, "step", done=self.first)
 
     def path(self, name):
+        """Of a file in the run's folder."""
         return os.path.join(self.out, name)
 
     def greet(self):
+        """Says what is trained on what."""
         if rank() == 0:
             s, a = self.settings, self.about
             again = f"; going on after step {self.first}" if self.first else ""
@@ -156,41 +152,30 @@ class Run:
             self.agreement = check_sampler(outcome.sampler_gaps, dtype)
             self.checked = True
         dropped = not math.isfinite(outcome.grad_norm)
-        for name, count in (("drawn", sums["drawn"]), ("skipped", sums["skipped"]),
-                            ("dropped", dropped), ("dropped_in_a_row", dropped)):  # fmt: skip
-            self.counts[name] += count
+        more = {k: sums[k] for k in ("drawn", "skipped")}
+        for name, n in (more | {"dropped": dropped, "dropped_in_a_row": dropped}).items():
+            self.counts[name] += n
         self.counts["dropped_in_a_row"] *= dropped
+        self.counts["loss_scale"] = self.optimizer.scale
         if outcome.groups:
-            self.record_group(step, sums, outcome.groups, clock)
+            self.record_group(step, outcome.groups, clock)
         for record in batch.skipped:
             self.append("skipped.jsonl", record)
         if rank():
             return
         line = log.step_metrics(step + 1, sums, outcome.grad_norm, lr, clock.seconds, self.settings)
         line |= {k: self.counts[k] for k in ("skipped", "dropped")}
-        line |= log.speed(line, self.n_weights, self.n_trained, self.settings, world(), self.device)
+        if "cuda" in str(self.device):
+            line["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
         self.lines.append(line)
         self.append("metrics.jsonl", line)
-        if self.board:
-            for name in (k for k, v in line.items() if isinstance(v, (int, float))):
-                self.may_fail("tensorboard", self.board.add_scalar, name, line[name], step + 1)
 
-    def record_group(self, step, sums, groups, clock):
-        """A line of rollouts.jsonl: every --rollouts-every steps a group, the step's first. Of a
-        step whose KL is the largest so far, so that its reason can be seen, always one: that of
-        the largest KL, whichever process has it."""
-        kl = sums["kl"] / sums["tokens"]
-        group, writer = groups[0], 0
-        if is_peak := self.counts["largest_kl"] < kl < math.inf:
-            self.counts["largest_kl"] = kl
-            group = max(groups, key=log.mean_kl)
-            of = {k: log.mean_kl(group) * (k == rank()) for k in range(world())}
-            of = add_up(of, self.device)
-            writer = max(of, key=of.get)
-        if is_peak or step % self.settings.rollouts_every == 0:
-            record = {"step": step + 1, **log.token_records(self.policy, self.tokenizer, group)}
-            if rank() == writer:
-                self.append("rollouts.jsonl", record)
+    def record_group(self, step, groups, clock):
+        """A line of rollouts.jsonl: every --rollouts-every steps a group, the step's first."""
+        if step % self.settings.rollouts_every == 0:
+            group = log.token_records(self.policy, self.tokenizer, groups[0])
+            if rank() == 0:
+                self.append("rollouts.jsonl", {"step": step + 1, **group})
             clock("record")
 
     def batches(self, loader):
@@ -210,29 +195,19 @@ class Run:
         if self.settings.method != "grpo":
             return
         for number, *prompt in loader.fixed():
-            began = time.perf_counter()
             record = log.sampled_again(self.policy, self.tokenizer, self.settings, *prompt)
-            record |= {"seconds": round(time.perf_counter() - began, 3)}
             if number < loader.n_fixed:
                 self.append("samples.jsonl", {"step": done, "number": number, **record})
 
     def append(self, name, record):
-        self.may_fail(name, append_line, self.path(name), record)
-
-    def may_fail(self, what, work, *args):
-        """Does work that a run can do without: if it fails, the run says why, once, and goes on."""
-        try:
-            work(*args)
-        except Exception as e:
-            why = f"{what} could not be written ({type(e).__name__}: {first_line(e)})"
-            if why not in self.said:
-                self.progress.write(f"step {self.done}: {why}; the run goes on", file=sys.stderr)
-            self.said.add(why)
+        """Adds a record to one of the run's .jsonl files."""
+        append_line(self.path(name), record)
 
     # What is kept --------------------------------------------------------------------------------
 
     @property
     def ending(self):
+        """Whether the step that is done is the run's last."""
         return self.stopping or self.done == self.steps
 
     def save_if_due(self):
@@ -241,18 +216,17 @@ class Run:
             self.save()
 
     def save(self):
-        """A full disk must not end a run: `problems` says what could not be written."""
-        tensors = self.optimizer.tensors()
-        said = save_checkpoint(self.out, self.done, tensors, self.counts, self.settings.keep)
-        self.problems = [said] if said else []
+        """Writes the checkpoint, then the policy. Raises BadInput where the disk refuses them."""
+        tensors, models = self.optimizer.tensors(), (self.policy, self.tokenizer, self.budget)
         try:
-            models = (self.policy, self.tokenizer, self.budget)
+            save_checkpoint(self.out, self.done, tensors, self.counts, self.settings.keep)
             save_policy(*models, self.out, self.settings, rank())
         except (OSError, SafetensorError) as e:
-            self.problems.append(f"the policy of step {self.done} could not be written ({e})")
+            then = "what was saved before is intact; make room, and --resume goes on from there"
+            error = BadInput(f"step {self.done} could not be saved ({e}): {then}")
+            error.process = rank()
+            raise error from e
         self.saved = self.done
-        for problem in self.problems:
-            self.progress.write(f"{problem}; the run goes on", file=sys.stderr)
 
     # What is shown -------------------------------------------------------------------------------
 
@@ -260,49 +234,38 @@ class Run:
         """A group now and then, the progress bar, the curves. Raises BadInput (check_counts) where
         a run would go on learning from nothing."""
         if rank() == 0:
-            line, task = self.lines[-1], self.settings.task
-            every = 10 if self.progress.terminal else self.steps  # a log is not watched
-            if outcome.groups and step % every == 0 and not self.settings.quiet:
+            line = self.lines[-1]
+            if outcome.groups and step % 10 == 0 and not self.settings.quiet:
                 from training.shown import group_text  # matplotlib takes its time
 
-                text = group_text(step + 1, log.group_record(outcome.groups[0]), columns())
+                text = group_text(step + 1, log.group_record(outcome.groups[0]))
                 self.progress.write(f"{text}\n")
-            names = ["loss"]
-            if self.settings.method == "grpo":
-                names = ["reward", *(k for k in line if k.startswith("reward/")), "kl", "length"]
-            short = lambda name: name.removeprefix("reward/").removeprefix(f"{task}/")
-            figures = [f"{short(k)}={line[k]:.3g}" for k in names if line[k] is not None]
+            names = ("reward", "kl", "length") if self.settings.method == "grpo" else ("loss",)
+            figures = (f"{k}={line[k]:.3g}" for k in names if line[k] is not None)
             self.progress.update(figures=", ".join(figures))
             if self.agreement:
-                said = textwrap.fill(f"step {step + 1}: {self.agreement}", columns())
-                self.progress.write(f"{said}\n{log.HINT if self.first == 0 else ''}")
+                hint = log.HINT if self.first == 0 else ""
+                self.progress.write(f"step {step + 1}: {self.agreement}\n{hint}")
             if self.done % 10 == 0 or self.ending:
-                self.may_fail("curves.png", self.draw)
+                from training.shown import draw_curves
+
+                draw_curves(self.out, self.lines, self.record)
         check_counts(self.counts, self.path("skipped.jsonl"))
-
-    def draw(self):
-        from training.shown import draw_curves
-
-        draw_curves(self.out, self.lines, self.record)
 
     # The end -------------------------------------------------------------------------------------
 
     def finish(self, next_commands):
         """Saves the steps since the last save and says how the run ended. Exits with 128 + the
-        signal if it was told to stop; raises BadInput if the last save failed."""
+        signal if it was told to stop."""
         if self.done < self.steps and self.saved < self.done:
             self.save()
-        if self.board:
-            self.may_fail("tensorboard", self.board.close)
-        if self.problems and rank() == 0:  # there will be no later save
-            raise BadInput(f"the run ended, and its last save failed: {'; '.join(self.problems)}")
         if rank() == 0:
             how, then = "done", "\n".join(next_commands)
             if self.done < self.steps:
                 how = f"stopped after step {self.done}"
                 then = f"the same command with --resume --out {self.out} goes on"
-            print(f"{how} in {self.progress.seconds:.0f} s\ncurves: {self.out}/curves.png\n"
-                  f"policy: {self.out}/policy\n{then}")  # fmt: skip
+            print(f"{how} in {time.perf_counter() - self.progress.began:.0f} s")
+            print(f"curves: {self.out}/curves.png\npolicy: {self.out}/policy\n{then}")
         if world() > 1:
             dist.destroy_process_group()
         if self.done < self.steps:
@@ -328,8 +291,12 @@ def check_counts(counts, skipped_file):
 # percentile). float32 differs by the order of its sums. bfloat16 keeps 8 bits; a limit on the
 # largest difference would end healthy runs. Toy base, 48 completions: healthy 0.004, 0.06 and 0.25
 # at most; with positions off by one 0.025, 0.36 and 4.6. (Over 9,483 tokens of another run a
-# healthy mean was 0.023, the largest 0.56.)
-SAMPLER_LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.3)}
+# healthy mean was 0.023, the largest 0.56.) float16 keeps 11 bits: an eighth of that.
+SAMPLER_LIMITS = {
+    torch.float32: (1e-4, 1e-3),
+    torch.bfloat16: (0.1, 0.3),
+    torch.float16: (0.0125, 0.04),
+}
 
 
 def check_sampler(gaps, dtype):
@@ -345,9 +312,7 @@ def check_sampler(gaps, dtype):
     sums = add_up({"sum": float(values.sum()), "tokens": len(values)}, device)
     mean = sums["sum"] / sums["tokens"]
     p99 = largest(float(values.quantile(0.99)) if len(values) else 0.0, device)
-    worst = largest(float(values.max()) if len(values) else 0.0, device)
-    said = f"differ by {mean:.1e} on average, {p99:.1e} in the 99th percentile"
-    said += f" and {worst:.1e} at most"
+    said = f"differ by {mean:.1e} on average and {p99:.1e} in the 99th percentile"
     most_mean, most_p99 = SAMPLER_LIMITS[dtype]
     if not (mean <= most_mean and p99 <= most_p99):  # not (…): NaN is beyond every limit
         why = f"rounding alone explains {most_mean:g} and {most_p99:g}: positions, masks or weights"

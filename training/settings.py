@@ -27,16 +27,16 @@ from tasks import JOINTLY, TASKS, longest_answer
 from variants import KLS, VARIANTS
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # those that torchrun started
+NO_BFLOAT16 = "this GPU has no bfloat16: give --dtype float16, with --lora 64 --recompute"
 
-# Where the toy and the paper need different numbers. A model of a million parameters learns from
-# steps 300 times as large, and says what it has to say in a few words.
+# Where the toy and the paper (VideoChat-R1) need different numbers: (toy, paper). A model of a
+# million parameters learns from steps 300 times as large, and says all in a few words.
 DEFAULTS = {
-    #                  toy   paper (VideoChat-R1)
-    "steps":          (300, None),  # None: one pass over the data
-    "lr":             (3e-4, 1e-6),
+    "steps": (300, None),  # None: one pass over the data
+    "lr": (3e-4, 1e-6),
     "lr of adapters": (1e-3, 1e-5),  # --lora: B begins at zero and has far to go
-    "train_vision":   (True, False),
-}  # fmt: skip
+    "train_vision": (True, False),
+}
 
 
 def two_defaults(name):
@@ -46,31 +46,19 @@ def two_defaults(name):
     return f"(toy model: {toy}; others: {paper})"
 
 
-def published_clips():
-    """The clips of VARIANTS in the words of --help."""
-    names = {}
-    for name, variant in VARIANTS.items():
-        names.setdefault(variant.clip, []).append(name)
-    below = lambda low: f"{low:g}" if low < 1 else "nothing"
-    words = [f"{below(low)} below and {high:g} above for" for low, high in names]
-    return "; ".join(f"{w} {', '.join(some)}" for w, some in zip(words, names.values()))
-
-
 TRAIN_FLAGS = {
     "what is learned": [
         ("--task", {"default": "grounding"}, f"one of {', '.join(TASKS)}; several with + between; "
             f"or all, which is {'+'.join(JOINTLY)} as in the paper"),
-        ("--method", {"default": "grpo", "choices": ("grpo", "sft")}, "grpo: from rewards on own "
-            "answers; sft: from the true answers, one token after the other"),
+        ("--method", {"default": "grpo", "choices": ("grpo", "sft")}, "grpo: from "
+            "rewards on own answers; sft: from the true answers"),
         ("--think", YES_OR_NO | {"default": True}, "ask for a <think> block before the answer "
-            "(SFT has no thoughts to show, so it never does; with --prompt: whether that names "
-            "<think>)"),
+            "(never with SFT, which has none to show; with --prompt: whether that names <think>)"),
         PROMPT,
         JUDGE,
     ],
     "from what": [
-        ("--model", {"default": TOY_MODEL}, "local folder or hub name of the policy to start from "
-            "(default: the toy base)"),
+        ("--model", {"default": TOY_MODEL}, "folder or hub name of the base (default: the toy's)"),
         ("--data", {}, "folder of the data set; toy: made-up clips, rendered into data/toy when "
             "first needed (default: data/NAME where it exists, else, for the toy model, toy)"),
         ("--examples", COUNT, "use only the first so many training examples of each task"),
@@ -83,60 +71,48 @@ TRAIN_FLAGS = {
         ("--seed", FROM_0 | {"default": 0}, "of the order of examples and of sampling"),
         STUDENT,
         DEVICES,
-        ("--dtype", {"choices": ("float32", "bfloat16")}, "what the policy computes in (default: "
+        ("--dtype", {"choices": ("float32", "bfloat16", "float16")}, "what the policy computes "
+            "in; float16 is for GPUs older than the A100, and scales its gradients (default: "
             "float32 on a CPU, bfloat16 on CUDA; weights in training and moments are float32 "
             "always)"),
         ATTN,
-        ("--rollouts-every", COUNT | {"default": 5}, "steps between two groups written to "
-            "rollouts.jsonl; that of the largest KL so far is always written"),
+        ("--rollouts-every", COUNT | {"default": 5}, "steps between two groups in rollouts.jsonl"),
         ("--quiet", YES, "do not show a group in the terminal every tenth step"),
-        ("--save-every", COUNT | {"default": 100}, "steps between two saves of the policy and a "
-            "checkpoint; always at the end and when told to stop"),
+        ("--save-every", COUNT | {"default": 100}, "steps between two saves, with one at the end"),
         ("--keep", COUNT | {"default": 2}, "checkpoints kept, the newest"),
         ("--resume", YES, "go on from the newest checkpoint in --out; begin where there is none"),
-        ("--decode-timeout", PATIENCE | {"default": 60}, "seconds after which a video counts as "
-            "unreadable"),
-        ("--tensorboard", YES, "the metrics for TensorBoard as well, in --out/tensorboard"),
+        ("--decode-timeout", PATIENCE | {"default": 60}, "seconds that reading a video may take"),
     ],
     "GRPO": [
         ("--group-size", COUNT | {"default": 8}, "G: completions of each prompt"),
-        ("--prompts-per-step", COUNT | {"default": 8}, "B: prompts of a step, over all processes "
-            "together"),
+        ("--prompts-per-step", COUNT | {"default": 8}, "B: prompts of a step, of all processes"),
         ("--max-new-tokens", COUNT, "longest completion (toy model: 64, and 320 for tracking and "
             "captions; others: 1024)"),
-        ("--beta", number(float, "[0, inf)") | {"default": 0.04}, "weight of the KL to the "
-            "reference policy; 0 does without one"),
+        ("--beta", number(float, "[0, inf)") | {"default": 0.04}, "weight of the KL; 0: no KL"),
         ("--kl", {"default": "k3", "choices": KLS}, "the KL's term per token, see variants.py"),
-        ("--loss", {"default": "grpo", "choices": VARIANTS}, "GRPO or a later variant, see "
-            "variants.py"),
+        ("--loss", {"default": "grpo", "choices": VARIANTS}, "GRPO or a variant: variants.py"),
         ("--updates-per-rollout", COUNT | {"default": 1}, "optimizer steps on the same "
             "completions; the clip acts from the second on"),
-        ("--clip", POSITIVE, "ε: the ratio is clipped to 1 ± ε (default: as each variant was "
-            f"published, {published_clips()})"),
+        ("--clip", POSITIVE, "ε: the ratio is clipped to 1 ± ε (default: the variant's own)"),
         ("--clip-high", POSITIVE, "ε for ratios above 1, if it is to be another"),
-        ("--mask-unfinished", YES, "completions that ran into --max-new-tokens count nothing in "
-            "the loss"),
+        ("--mask-unfinished", YES, "the loss leaves out what ran into --max-new-tokens"),
     ],
     "optimizer (AdamW)": [
         ("--lr", POSITIVE, "peak learning rate: up to it in 5 steps, at most in a tenth of the "
             "steps, then straight down to a tenth "
             f"{two_defaults('lr')}; with --lora {two_defaults('lr of adapters')}"),
-        ("--grad-clip", number(float, "(0, inf]") | {"default": 1.0}, "largest norm of the "
-            "gradient; inf: it is not clipped"),
+        ("--grad-clip", number(float, "(0, inf]") | {"default": 1.0}, "largest gradient norm"),
     ],
     "models that do not fit": [
         ("--plan", COUNT | {"nargs": "?", "const": PROCESSES, "metavar": "PROCESSES"}, "load "
-            "nothing: print what the run needs of each GPU's memory and time, and whether it fits; "
-            "for so many processes, one GPU each (default: those that torchrun started, or 1)"),
+            "nothing: print what memory and time the run needs with so many processes, one GPU "
+            "each (default: those that torchrun started, or 1)"),
         ("--gpu", {}, "of --plan: the GPU that is meant, T4 to H200 by name or its memory in GB "
             "(default: this machine's, else an H100)"),
-        ("--lora", COUNT | {"metavar": "RANK"}, "train adapters of this rank and nothing else, see "
-            "lib/adapters.py"),
-        ("--train-vision", YES_OR_NO, "train the vision tower as well "
-            f"{two_defaults('train_vision')}"),
+        ("--lora", COUNT | {"metavar": "RANK"}, "train adapters of this rank: lib/adapters.py"),
+        ("--train-vision", YES_OR_NO, f"the vision tower as well {two_defaults('train_vision')}"),
         ("--recompute", YES, "keep one activation a layer and compute the others twice"),
-        ("--shard", YES, "split weights, gradients and optimizer over all processes (FSDP2); needs "
-            "torchrun"),
+        ("--shard", YES, "split weights, gradients, optimizer over torchrun's processes (FSDP2)"),
         ("--offload", YES, "keep float32 weights and optimizer in the CPU's memory"),
     ],
 }  # fmt: skip
@@ -208,9 +184,8 @@ def check_processes(args, world):
     Both the run and --plan ask this.
     """
     if args.prompts_per_step % world:
-        fits = -(-args.prompts_per_step // world) * world
-        shared = f"cannot be shared evenly by {world} processes"
-        raise BadInput(f"--prompts-per-step {args.prompts_per_step} {shared}; {fits} can")
+        B = args.prompts_per_step
+        raise BadInput(f"--prompts-per-step {B} cannot be shared evenly by {world} processes")
     if args.shard and world == 1 and "WORLD_SIZE" not in os.environ:
         start = "start with torchrun --nproc-per-node N train.py …, or give --plan their number"
         raise BadInput(f"--shard splits weights over processes: {start}")

@@ -2,7 +2,6 @@
 
 import os
 import re
-import textwrap
 
 import numpy as np
 
@@ -74,32 +73,24 @@ def given_answer(text, answer):
 
 
 def group_text(step, group, width=100):
-    """A group as train.py shows it: the question, then true and given answers on a time axis, the
-    best first. group: a record of rollouts.jsonl; width: of the longest line, in characters."""
-    truth = true_answer(group["answer"])
-    given = [given_answer(c["text"], group["answer"]) for c in group["completions"]]
-    duration = duration_of(group["prompt"], truth)
-    cells = max(10, width - 46) if truth["intervals"] and duration else 0
+    """A group as train.py shows it: the question, the truth, and the answers, the best first.
 
-    def row(label, answer):
-        bar = ["·"] * cells
-        for start, end in answer["intervals"] if cells else []:
-            first, last = round(start / duration * cells), round(end / duration * cells)
-            # A reversed interval has no cell, any other has at least one.
-            for k in range(first, min(cells, max(last, first + (start <= end)))):
-                bar[k] = "█"
-        # A control character could garble the terminal.
-        words = "".join(c if c.isprintable() else " " for c in answer["words"])
-        return shorten(f"{label:17}  {''.join(bar)}{'  ' * bool(cells)}{words}".rstrip(), width)
-
-    lines = textwrap.wrap(f"step {step}: {asked(group['prompt'])}", width)
-    lines.append(row("reward  advantage", truth | {"words": f"true: {truth['words']}"}))
-    for c, answer in sorted(zip(group["completions"], given), key=lambda pair: -pair[0]["reward"]):
-        lines.append(row(f"{c['reward']:6.2f}  {c['advantage']:+9.2f}", answer))
-    return "\n".join(lines)
+    group: a record of rollouts.jsonl; width: of the longest line, in characters.
+    """
+    lines = [
+        f"step {step}: {asked(group['prompt'])}",
+        f"reward  advantage  true: {true_answer(group['answer'])['words']}",
+    ]
+    for c in sorted(group["completions"], key=lambda c: -c["reward"]):
+        words = given_answer(c["text"], group["answer"])["words"]
+        lines.append(f"{c['reward']:6.2f}  {c['advantage']:+9.2f}  {words}")
+    # A control character could garble the terminal.
+    shown = ("".join(c if c.isprintable() else " " for c in line) for line in lines)
+    return "\n".join(shorten(line, width) for line in shown)
 
 
 def shorten(text, width):
+    """A text of at most `width` characters."""
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
@@ -184,7 +175,7 @@ def axis_top(values):
     values = [v for v in values if np.isfinite(v)] or [0.0]
     lowest, largest = min(values), max(values)
     usual = float(np.quantile(values, 0.98, method="lower")) - lowest
-    towers = len(values) >= 20 and usual > 0 and largest - lowest > 3 * usual
+    towers = len(values) >= 20 and largest - lowest > 3 * usual > 0
     return round(lowest + 1.5 * usual, 12) if towers else largest
 
 
@@ -197,4 +188,5 @@ def running_mean(values):
 
 
 def is_share(name):
+    """Whether a metric lies in 0 to 1."""
     return name.startswith("reward/") or name == "no_spread"

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForCondition
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 
 from data import Prompt
+from lib.weights import has_bfloat16
 from model import prepare
 from toy import base
 
@@ -120,7 +121,8 @@ def make_policy(size, device, layers=None):
         config.text_config.num_hidden_layers = config.vision_config.depth = layers
         config.text_config.layer_types = ["full_attention"] * layers
         config.vision_config.fullatt_block_indexes = [layers - 1]
-    torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
+    half = torch.bfloat16 if has_bfloat16(device) else torch.float16
+    torch.set_default_dtype(half if device == "cuda" else torch.float32)
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)

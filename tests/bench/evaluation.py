@@ -98,7 +98,7 @@ def main():
                           f"{per_second['by_clip']:>7.1f}/s {per_second['one_by_one']:>9.1f}/s   "
                           f"{t['one_by_one'] / t['by_clip']:>5.1f}×   {differ} of {len(examples)}",
                           flush=True)  # fmt: skip
-    decoder.stop()
+    decoder.close()
 
 
 if __name__ == "__main__":

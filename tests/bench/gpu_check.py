@@ -12,7 +12,8 @@ JSON, which the docs' table is made from. Exit status 1 if anything failed.
     flash-attn   its log-probs against PyTorch's attention, where the package is installed
     toy step     one GRPO step of the toy base: completions, rewards and gradient norm of the CPU's
     3b, 7b       a step of random weights, rank 64, recomputed, the paper's video budget:
-                 seconds by phase, decoding against the bandwidth, peak memory beside --plan
+                 seconds by phase, decoding against the bandwidth, peak memory beside --plan;
+                 left out where the plan says that it does not fit
     sharded      a run on all GPUs (FSDP2) against the same run on one process
     resume       a run killed with SIGKILL and resumed against one that was not
 """
@@ -36,8 +37,9 @@ import common  # noqa: F401  before torch: how its CPU threads wait
 # isort: split
 import torch
 from safetensors.torch import load_file
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-from common import ROOT, TOKENIZER, make_policy, make_prompt, weights_once
+from common import ROOT, TOKENIZER, make_policy, make_prompt, real_config, weights_once
 
 import grpo
 import train
@@ -46,6 +48,7 @@ from data import Batch, Example, VideoBudget, load_prompt
 from lib import decoding as fast
 from lib.adapters import add_adapters, reference_policy
 from lib.sharding import recompute_activations
+from lib.weights import has_bfloat16
 from model import encode_videos, group_logprobs, load
 from toy import world
 from training import plan
@@ -104,7 +107,8 @@ def gaps(model, tokenizer):
 
 def sampler(device):
     said, good = [], True
-    for dtype in (torch.float32, torch.bfloat16):
+    half = torch.bfloat16 if has_bfloat16(device) else torch.float16
+    for dtype in (torch.float32, half):
         g = gaps(*load(TOKENIZER, device, dtype))
         mean, p99, worst = float(g.mean()), float(g.quantile(0.99)), float(g.max())
         good &= mean <= SAMPLER_LIMITS[dtype][0] and p99 <= SAMPLER_LIMITS[dtype][1]
@@ -191,13 +195,18 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     """(passed, {what: figure}) of one GRPO step of random weights, after one to warm up."""
     flags = ["--lora", "64", "--recompute", "--no-train-vision", "--device", device]
     flags += ["--prompts-per-step", str(prompts_per_step), "--max-new-tokens", str(max_new_tokens)]
+    if device == "cuda" and not has_bfloat16(device):
+        flags += ["--dtype", "float16"]
     args = train.parse_args(flags)
+    planned = planned_peak(size, args, P) if device == "cuda" else 0.0
+    if planned and planned + 1.5e9 > torch.cuda.get_device_properties(0).total_memory:
+        return None, f"planned {planned / 1e9:.1f} GB, which this GPU does not have"
     policy = make_policy(size, device)
     never_sampled = policy.config.video_token_id  # so that completions have their full length
     policy.generation_config.eos_token_id = [never_sampled]
     add_adapters(policy, args.lora)
     recompute_activations(as_policy(policy))
-    optimizer = MasterAdamW(policy, args.lr)
+    optimizer = MasterAdamW(policy, args.lr, scaled=args.dtype == "float16")
     examples = [Example("", "grounding", "", "", (0.0, 1.0))] * prompts_per_step
     prompts = [make_prompt(policy, P, seed=k) for k in range(prompts_per_step)]
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(len(ids)))
@@ -234,10 +243,17 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
             policy, prompts[:1], clock, max_new_tokens
         )
         figures["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
-        sizes = plan.sizes_of(policy, args, 1, P)
-        stays, moving = plan.what_stays(sizes, args)[0], plan.comes_and_goes(sizes, args)
-        figures["--plan, GB"] = (sum(stays.values()) + max(moving.values())) / 1e9
+        figures["--plan, GB"] = planned / 1e9
     return norm > 0, figures
+
+
+def planned_peak(size, args, P):
+    """Bytes of tensors; CUDA itself takes some more."""
+    with torch.device("meta"):
+        model = add_adapters(Qwen2_5_VLForConditionalGeneration(real_config(size)), args.lora)
+    sizes = plan.sizes_of(model, args, 1, P)
+    stays, moving = plan.what_stays(sizes, args)[0], plan.comes_and_goes(sizes, args)
+    return sum(stays.values()) + max(moving.values())
 
 
 def decoding_over_floor(policy, prompts, clock, tokens):
