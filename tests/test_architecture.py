@@ -56,7 +56,7 @@ def test_few_modules_stand_behind_train():
 def test_the_house_is_small():
     lines = lambda paths: [len(p.read_text(encoding="utf-8").splitlines()) for p in paths]
     assert max(lines(CHAPTERS)) <= 430 and sum(lines(CHAPTERS)) <= 2330
-    assert sum(lines(PATHS)) <= 13_900 and sum(lines(Path(ROOT, "tests").rglob("*.py"))) <= 12_500
+    assert sum(lines(PATHS)) <= 13_600 and sum(lines(Path(ROOT, "tests").rglob("*.py"))) <= 12_500
     for module, tree in TREES.items():
         for f in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
             own = [a for a in f.args.args + f.args.kwonlyargs if a.arg != "self"]
