@@ -82,12 +82,12 @@ def prepare(bench_name, name, args, decoder, load_once):
     load_once: a model's path → (model, tokenizer); it stays loaded over its benchmarks.
     """
     path, shown, run = find_model(name)
-    budget = VideoBudget.of_model(path, family_of(path), **vars(args))
     toy_model = is_toy(path)
     folder, data_name = on_first(partial(find_data, bench_name, args.data, ensure, toy_model))
     examples, left_out = read_questions(bench_name, folder, args.limit, rank() == 0)
     if args.look == "middle" and not examples[0].options:
         return None
+    budget = VideoBudget.of_model(path, family_of(path), **vars(args))
     usual_task = examples[0].task
     task = predictions.task_asked(bench_name, usual_task, args)
     examples = tasks.as_task(examples, task)

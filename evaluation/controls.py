@@ -114,13 +114,15 @@ CONSTANTS = {
 
 
 def constant_of(bench_name, folder, examples):
-    """The Constant of a benchmark; None where it has none: no duration is known.
+    """The Constant of a benchmark; None where it has none: a task of no row above, no duration.
 
     It is fitted on the data set's training file where there is one, else on the test file itself,
     which flatters it. examples: the test questions. An interval needs the clips' durations: it is
     fitted where they are annotated, and a clip without one gets no answer, which counts as wrong.
     """
     task, records = examples[0].task, []
+    if task not in CONSTANTS:
+        return None
     usable = [e for e in examples if answerable(e, task)]
     given = task == "tracking"  # its constant stands in the question: nothing is fitted
     if not given and (fitted := fitted_on_training(bench_name, folder, task)):

@@ -328,7 +328,7 @@ ADAPTERS = {
     "alpha is text": (fields(CONFIG, lora_alpha="8"), "lora_alpha = 8"),
     "another arithmetic": (fields(CONFIG, use_rslora=True), "use_rslora"),
     "a base not there": (fields(CONFIG, base_model_name_or_path="/nowhere"), "neither a folder"),
-    "no base": (fields(CONFIG, base_model_name_or_path=None), "no 'base_model_name_or_path'"),
+    "no base": (fields(CONFIG, base_model_name_or_path=None), "'base_model_name_or_path' is None"),
     "config cut": (text(CONFIG, "{"), "adapter_config.json is damaged"),
     "no numbers": (without("adapter_model.safetensors"), UNREADABLE),
     "half the numbers": (cut(0.5, "adapter_model.safetensors"), UNREADABLE),

@@ -157,7 +157,7 @@ def fit_axis(axis, name, steps, values):
     if is_share(name):
         axis.set_ylim(-0.02, 1.02)
         return
-    top, bottom = axis_top(values), np.nanmin(values)
+    top, bottom = axis_top(values), min(filter(np.isfinite, values), default=0.0)
     if above := [step for step, value in zip(steps, values) if value > top]:
         axis.set_ylim(bottom - 0.04 * (top - bottom), top)
         axis.plot(above, [top] * len(above), "^", color="tab:red", markersize=5, clip_on=False)
