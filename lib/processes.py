@@ -111,22 +111,26 @@ def on_each(work):
 
 
 class Progress:
-    """How far process 0 is, as tqdm shows it: a bar in a terminal, and in a pipe or a log at most
-    two lines a minute."""
+    """How far process 0 is: a bar in a terminal; in a pipe or a log a plain line after every ten,
+    or after every tenth part if that is rarer."""
 
     def __init__(self, total, unit, what="", done=0):
-        self.done, self.began = done, time.perf_counter()
-        often = {"dynamic_ncols": True}
-        if not sys.stderr.isatty():
-            often = {"mininterval": 30, "maxinterval": 30}  # seconds
-        how = {"initial": done, "unit": unit, "desc": what, "disable": rank() != 0}
-        self.bar = tqdm(total=total, **how, **often)
+        self.total, self.unit, self.what, self.done = total, unit, what, done
+        self.began, self.every = time.perf_counter(), max(10, total // 10)
+        self.terminal = sys.stderr.isatty()
+        how = {"disable": rank() != 0 or not self.terminal, "dynamic_ncols": True}
+        self.bar = tqdm(total=total, initial=done, unit=unit, desc=what, **how)
 
     def update(self, n=1, figures=""):
         """Counts n more, with figures to show beside."""
-        self.done += n
+        before, self.done = self.done, self.done + n
         self.bar.set_postfix_str(figures, refresh=False)
         self.bar.update(n)
+        due = self.done // self.every > before // self.every or before < self.done == self.total
+        if due and rank() == 0 and not self.terminal:
+            seconds = time.perf_counter() - self.began
+            line = f"{self.what} {self.unit} {self.done}/{self.total}, {seconds:.0f} s"
+            self.write(f"{line}  {figures}".strip()[:100], sys.stderr)
 
     def over(self, items):
         """The items, each counted when the next is asked for."""

@@ -317,4 +317,4 @@ def check_sampler(gaps, dtype):
     if not (mean <= most_mean and p99 <= most_p99):  # not (…): NaN is beyond every limit
         why = f"rounding alone explains {most_mean:g} and {most_p99:g}: positions, masks or weights"
         raise BadInput(f"the sampler's and the scorer's log-probs {said}; {why} disagree")
-    return f"the log-probs of sampling (token by token) and scoring (one forward) {said}: rounding."
+    return f"log-probs of sampling and of scoring {said}: rounding."
