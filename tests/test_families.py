@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_plan import bytes_kept
-from test_scale import launch
+from test_scale import launch, relative_distance
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
@@ -304,8 +304,8 @@ def test_a_sharded_run_takes_the_steps_of_one(folder, charades, tmp_path, monkey
     run(train, monkeypatch, *flags, tmp_path / "one")
     done = launch(2, "train.py", *flags, tmp_path / "two", "--shard", "--recompute")
     assert done.returncode == 0, done.stderr
-    a, b = (weights(tmp_path / name / "policy") for name in ("one", "two"))
-    assert all((a[name] - b[name]).abs().max() < 1e-5 for name in a)
+    # As in test_scale: of one weight alone Adam's first step can be that of a rounded gradient.
+    assert relative_distance(tmp_path / "one", tmp_path / "two") < 1e-5
 
 
 def test_another_family_is_one_sentence_that_names_those_known(tmp_path):
