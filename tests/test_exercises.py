@@ -36,7 +36,13 @@ def written(folder, solved=True):
 # The grader ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [e.number for e in EXERCISES])
+LONG = (8, 9, 11)  # these train or sample: half a minute to three
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(e.number, marks=[pytest.mark.slow] * (e.number in LONG)) for e in EXERCISES],
+)
 def test_wrong_solutions_are_rejected_by_name_and_right_ones_pass(number):
     results = wrong_solutions.try_all(number)
     assert not [result for result in results if result[2]]
