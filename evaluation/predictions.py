@@ -202,9 +202,10 @@ def say_what_failed(results, records, out):
     for r in [r for r in records if "error" in r][:5]:
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
     unread, other = len(results["failed"]), len(results["not in the form"])
-    if unread or other:
-        said = f"not read: {unread} videos; answers not in the form asked for: {other}"
-        print(f"{said}; {out}/results.json lists them", file=sys.stderr)
+    said = [f"videos not read: {unread}"] * bool(unread)
+    said += [f"answers not in the form asked for: {other}"] * bool(other)
+    if said:
+        print(f"{'; '.join(said)}; {out}/results.json lists them", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------
