@@ -275,7 +275,7 @@ def read(model, prompt, features, branches, cache=None):
     out = language_model(
         inputs_embeds=embeds[None],
         position_ids=positions[:, None].to(device),
-        past_key_values=cache,
+        cache=cache,
         use_cache=cache is not None,
         group=tuple(branches.shape),
         **family.deepstack(is_video, deeper),

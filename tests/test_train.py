@@ -65,7 +65,7 @@ def test_a_run_leaves_all_that_it_promises(one_process):
         assert line["reward"] == pytest.approx(parts, rel=1e-6)
     assert lines[0]["kl"] < 1e-6 < lines[2]["kl"]  # at first the policy is the reference policy
     said = " ".join((done.stderr + done.stdout).split())
-    assert "(one forward) differ by" in said and "The loss of step 1 is 0" in said
+    assert "of scoring differ by" in said and "The loss of step 1 is 0" in said
     with open(os.path.join(out, "settings.json"), encoding="utf-8") as f:
         settings = json.load(f)
     assert settings["seed"] == 0 and settings["versions"]["torch"] == torch.__version__
