@@ -43,10 +43,8 @@ def answer_of(task, record):
 
 def told(task, records):
     """These predictions, {id: record}, as they would be had the model answered what it thought."""
-    texts = {name: answer_of(task, record) for name, record in records.items()}
-    return {
-        name: record
-        | {"text": texts[name]}
-        | rewards_of(task, texts[name], record["answer"], think=False)
-        for name, record in records.items()
-    }
+    made = {}
+    for name, record in records.items():
+        text = answer_of(task, record)
+        made[name] = record | {"text": text} | rewards_of(task, text, record["answer"], think=False)
+    return made

@@ -48,7 +48,7 @@ class MasterAdamW:
     """
 
     def __init__(self, policy, lr, offload=False, scaled=False):
-        self.scaled, self.scale = scaled, 2.0**16
+        self.scaled, self.scale = scaled, 2.0**16 if scaled else 1.0
         if scaled:
             policy.logprobs = partial(self.scaled_logprobs, policy.logprobs)
         self.parameters = {n: p for n, p in policy.named_parameters() if p.requires_grad}
@@ -78,12 +78,11 @@ class MasterAdamW:
         for p in parameters:  # where nothing is taught: Adam skips None, but zeros go by momentum
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         add_up_gradients(parameters, world)
-        scale = self.scale if self.scaled else 1.0
-        norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip * scale)
-        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm) / scale
+        norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip * self.scale)
+        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm) / self.scale
         for name, p in self.parameters.items():
             if math.isfinite(norm):
-                self.update(p, self.masters[name], self.adams[name], lr, scale)
+                self.update(p, self.masters[name], self.adams[name], lr, self.scale)
             p.grad = None
         if self.scaled and not math.isfinite(norm):
             self.scale /= 2
