@@ -2,16 +2,17 @@
 
 One step (grpo_step, at the end, is all of it), with the README's numbers:
 
-    1. sample       a group of G completions for each of B prompts, from the policy as it is now
+    1. sample       a group of G completions for each of B prompts, from the policy (the model in
+                    training) as it is now
     2. reward       each completion (rewards.py)
     3. advantage    how much better than its own group each completion did
     4. log-probs    of every token under the policy (with gradient) and the frozen reference policy
     5. loss         raise the log-probs of completions with positive advantage, lower the others,
                     no further than the clip allows and not far from the reference policy (KL)
 
-PPO, the method before it, trains a second network to estimate how good an answer to this prompt
-*should* be. Here the group's mean says it, and the KL stands in the loss, not in the reward.
-What later papers changed is in variants.py, a row each.
+PPO (Proximal Policy Optimization), the method before it, trains a second network to estimate how
+good an answer to this prompt *should* be. Here the group's mean says it, and the KL stands in the
+loss, not in the reward. What later papers changed is in variants.py, a row each.
 
 Of model.py: `prefill` reads the prompts and returns logits (B, V), a cache of keys and values, and
 the next positions; `decode_step` adds one token to every completion; `group_logprobs` scores a
@@ -52,7 +53,8 @@ def sample_groups(
     on_token=None,
     begun=None,
 ):
-    """Samples a group of completions for each prompt, at temperature 1, from the full distribution.
+    """Samples a group of completions for each prompt, at temperature 1, from the full distribution
+    (with generators=None: greedily).
 
     No top-k, no top-p: the log-probs that training computes are those of the full distribution, and
     tokens must come from the distribution they are scored under.
@@ -60,8 +62,8 @@ def sample_groups(
     Args:    prompts: B of them; features: their videos' features; stop_ids: tokens that end a
              completion; generators: B torch.Generators of the CPU, one per prompt, so that a
              prompt's completions depend neither on what else is in the batch nor on the device;
-             None for greedy decoding; on_token: called with the tokens of each step, for streaming;
-             begun: what prefill gave, where the prompts have been read already.
+             on_token: called with the B·G tokens of each place, for streaming; begun: prefill's
+             result, if the caller has already read the prompts.
     Returns: completions (B, G, C) int64, padded with stop_ids[0]; mask (B, G, C) bool, True up to
              and including the stop token: it is sampled and trained like any other, or the policy
              would never learn when to stop; log-probs (B, G, C) float32 as sampled, 0 outside the
@@ -94,7 +96,7 @@ def sample_groups(
                 on_token(token)
             alive = alive & ~torch.isin(token, stop)
             logits = next_logits(token, position + step, alive) if step + 1 < C else None
-            if logits is None:  # all have ended
+            if logits is None:  # all have ended, or the last token is drawn
                 break
     mask = completion_mask(tokens, stop)
     longest = int(mask.any(dim=0).sum())
@@ -155,9 +157,9 @@ def group_advantages(rewards, divide_by_std=True):
     Returns: advantages (…, G). Their mean is 0; a group of equal rewards gives exactly 0: it
              teaches nothing.
 
-    std is the sample standard deviation (n − 1), as in the reference code.
-    (Only differences count, so the first reward is taken off before the mean: the rounded mean of
-    eight equal float32 numbers may differ from them, and 1e-7 / 1e-4 is no longer small.)
+    std is the sample standard deviation (n − 1), as in the paper's code.
+    (The first reward is subtracted beforehand, so that equal rewards become exact zeros. Their
+    float32 mean could be 1e-7 off, and 1e-7 / 1e-4 would be an advantage of 0.001.)
 
     >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 0.0]).double()).round(decimals=2).tolist()
     [0.87, -0.87, 0.87, -0.87]
@@ -182,8 +184,9 @@ def kl_k3(logp, logp_ref):
     E[exp(Δ) − 1 − Δ] = E[−Δ] = KL(p ‖ p_ref).
 
     Its *gradient* is that of the other KL: E[(1 − p_ref/p) ∇log p] = −Σ p_ref ∇log p =
-    ∇KL(p_ref ‖ p). Near the reference the two pull alike; far from it k3 pulls harder towards what
-    the policy has forgotten. The paper has it so; `--kl` has others (KLS in variants.py).
+    ∇KL(p_ref ‖ p) (Σ p ∇log p = ∇ Σ p = 0). Near the reference the two pull alike; far from it k3
+    pulls harder towards what the policy has forgotten. The paper has it so; `--kl` has others (KLS
+    in variants.py).
 
     >>> k3 = kl_k3(torch.tensor([-1.0, -1.0]).double(), torch.tensor([-1.0, -2.0]))
     >>> k3.round(decimals=4).tolist()
@@ -197,10 +200,10 @@ def token_weights(mask, loss, max_new_tokens, n_completions, n_tokens):
     """How much each token counts in the step's loss: 1 / (length · n_completions), a mean over the
     tokens of each completion, then over completions.
 
-    Args:    mask (…, G, C): True on a completion's own tokens; loss: a row of variants.py, which
-             may weigh otherwise (dr_grpo: 1 / (max_new_tokens · n_completions); dapo: 1 /
+    Args:    mask (…, G, C): True on a completion's own tokens; loss: the name of a row of VARIANTS,
+             which may weigh otherwise (dr_grpo: 1 / (max_new_tokens · n_completions); dapo: 1 /
              n_tokens); n_completions, n_tokens: of the whole step, over all prompts and processes,
-             so that losses of parts simply add up.
+             so that the losses of groups and processes add up to the step's.
     Returns: weights (…, G, C), 0 outside the mask.
 
     >>> mask = torch.tensor([[True, True, True, True], [True, False, False, False]])
@@ -235,17 +238,18 @@ def policy_loss(
 
     Args:    logp (G, C) with gradient; logp_old (G, C) under the policy that sampled;
              logp_ref (G, C) under the reference policy, or None when β = 0; advantages (G,);
-             mask (G, C); weights (G, C) from token_weights; loss: a row of variants.py, which may
-             take another ratio (gspo: of the completion, exp(mean(logp − logp_old))) or another
-             objective; estimator: of the KL, a row of KLS.
+             mask (G, C); weights (G, C) from token_weights; loss: the name of a row of VARIANTS,
+             which may take another ratio (gspo: of the completion, exp(mean(logp − logp_old))) or
+             another objective; estimator: of the KL, the name of a row of KLS (--kl).
     Returns: the scalar loss, and per-token tensors (G, C) without gradient: "kl" and "clipped"
              (True where the clip stopped the gradient; for cispo: where grpo's would have).
 
-    Why min and clip: once ρ has moved past the clip in the direction that A asks for, min picks the
-    constant, and the gradient is 0. In the other direction min keeps ρ A: mistakes are always
-    corrected. At the first update after sampling ρ = 1 everywhere, so with the weights above the
-    loss is −mean(A) = 0 (plus β · KL); where longer completions weigh more it need not be 0. Its
-    gradient is not 0 either way: d(ρ A) = A · d logp.
+    Why min and clip: once ρ has moved past the clip in the direction that A asks for (A > 0: above
+    1 + ε; A < 0: below 1 − ε), the clipped term is the smaller one. It does not depend on logp: the
+    gradient is 0. In the other direction min keeps ρ A: mistakes are always corrected. At the first
+    update after sampling ρ = 1 everywhere, so with the weights above the loss is −mean(A) = 0 (plus
+    β · KL); where longer completions weigh more it need not be 0. Its gradient is not 0 either way:
+    d(ρ A) = A · d logp.
 
     >>> logp, A = torch.tensor([[0.0], [0.0]]).requires_grad_(), torch.tensor([1.0, -1.0])
     >>> mask, half = torch.ones(2, 1).bool(), torch.full((2, 1), 0.5)
@@ -268,8 +272,8 @@ def policy_loss(
     if logp_ref is not None:
         ref = torch.where(mask, logp_ref, 0.0)
         kl = KLS[estimator](kl_k3(own, ref), ref - own, of_tokens)
-    total = -(weights * (objective - beta * kl)).sum()
-    return total, {"kl": kl.detach(), "clipped": (clipped_ratio * A < ratio * A) & mask}
+    per_token = {"kl": kl.detach(), "clipped": (clipped_ratio * A < ratio * A) & mask}
+    return -(weights * (objective - beta * kl)).sum(), per_token
 
 
 # ------------------------------------------------------------------------------------------------
@@ -279,24 +283,24 @@ def policy_loss(
 
 @dataclass
 class Group:
-    """One prompt with its G completions, cut to the longest of them: what the step makes of it."""
+    """A prompt, its G completions (padded to the longest), and what the step computes for them."""
 
-    example: object
-    prompt: object
-    texts: list
-    completions: torch.Tensor  # (G, C), as mask, the log-probs, weights, entropy and kl
-    mask: torch.Tensor
-    logp_sampled: torch.Tensor  # by the sampler
+    example: object  # data.Example
+    prompt: object  # data.Prompt
+    texts: list  # G strings
+    completions: torch.Tensor  # (G, C) int64
+    mask: torch.Tensor  # (G, C) bool
+    logp_sampled: torch.Tensor  # (G, C), by sample_groups
     finished: torch.Tensor  # (G,): which have a stop token
-    features: torch.Tensor = None  # of the video, where the vision tower is frozen
-    scores: list = None  # each completion's rewards by name
+    features: torch.Tensor = None  # (video tokens, D), where the vision tower is frozen
+    scores: list = None  # G dicts: each completion's rewards by name
     rewards: torch.Tensor = None  # (G,): their sums
     advantages: torch.Tensor = None  # (G,)
-    weights: torch.Tensor = None
-    logp_ref: torch.Tensor = None
-    logp_old: torch.Tensor = None  # by the scorer, before the first update, as entropy and kl
-    entropy: torch.Tensor = None  # in nats
-    kl: torch.Tensor = None
+    weights: torch.Tensor = None  # (G, C)
+    logp_ref: torch.Tensor = None  # (G, C)
+    logp_old: torch.Tensor = None  # (G, C), by logprobs before the first update, as entropy and kl
+    entropy: torch.Tensor = None  # (G, C), in nats
+    kl: torch.Tensor = None  # (G, C)
     loss: float = 0.0  # its share of the step's, summed over the updates
     clipped: int = 0  # tokens whose gradient the clip stopped; 0 in the first update: ρ = 1
 
@@ -305,34 +309,35 @@ def grpo_step(policy, reference, batch, settings, update_weights, total):
     """One step of GRPO on this process's prompts.
 
     Args:    policy: a model with methods features (encode_videos), sample (sample_groups) and
-             logprobs (below); reference: `with reference() as frozen` gives the reference policy;
-             batch: a data.Batch; settings: train.py's; update_weights: takes the optimizer's step
-             on the gradients that have added up, clears them, and returns their norm; total: a
-             number → its sum over all processes.
+             logprobs (below; training/policy.py binds them); reference: `with reference() as
+             frozen` gives the reference policy; batch: a data.Batch; settings: train.py's;
+             update_weights: takes the optimizer's step on the gradients that have added up, clears
+             them, and returns their norm; total: a number → its sum over all processes.
     Returns: its Groups, and the norm of its last gradient.
     """
-    s, groups = settings, sampled_groups(policy, batch, settings)  # 1. sample
-    for g in groups:
+    s = settings
+    groups = sampled_groups(policy, batch, settings)  # 1. sample
+    for g in groups:  # 2. reward
         g.scores = [score(g.example.task, t, g.example.answer, s.think) for t in g.texts]
         rewards = [sum(scores.values()) for scores in g.scores]
-        g.rewards = torch.tensor(rewards, device=g.mask.device)  # 2. reward
-    compare(groups, s, total)  # 3. advantage
+        g.rewards = torch.tensor(rewards, device=g.mask.device)
+    set_advantages(groups, s, total)  # 3. advantage, and each token's weight
     if s.beta > 0:
         with reference() as frozen:
-            score_by_reference(frozen, groups)  # 4. log-probs
+            reference_logprobs(frozen, groups)  # 4. log-probs under the reference policy
     for update in range(s.updates_per_rollout):
         for g in groups:
-            logp, entropy = policy.logprobs(g, g.features)
-            if update == 0:  # the policy is still the one that sampled
+            logp, entropy = policy.logprobs(g, g.features)  # 4. log-probs under the policy
+            if update == 0:  # the policy is still the one that sampled: ρ is exactly 1
                 g.logp_old, g.entropy = logp.detach(), entropy
             tensors = (logp, g.logp_old, g.logp_ref, g.advantages, g.mask, g.weights)
             how = (s.clip, s.clip_high, s.beta, s.loss, s.kl)
-            loss, per_token = policy_loss(*tensors, *how)
-            loss.backward()  # 5. loss: gradients of the groups add up
+            loss, per_token = policy_loss(*tensors, *how)  # 5. loss
+            loss.backward()  # gradients of the groups add up
             g.kl = per_token["kl"] if update == 0 else g.kl
             g.clipped += int(per_token["clipped"].sum())
             g.loss += loss.item()
-        grad_norm = update_weights()
+        grad_norm = update_weights()  # the weights change
     return groups, grad_norm
 
 
@@ -353,12 +358,13 @@ def sampled_groups(policy, batch, settings):
     return groups
 
 
-def compare(groups, settings, total):
+def set_advantages(groups, settings, total):
     """3.: the advantages of all groups of the step, and how much each token counts.
 
     settings.mask_unfinished (DAPO §3.4): a completion that ran out of room says nothing of what it
-    would have earned, and counts nothing. As in TRL, dapo and cispo then leave its tokens out of
-    n_tokens as well, while the others go on dividing by all completions.
+    would have earned, and its tokens weigh 0. Its reward still counts in the group's mean. As in
+    TRL, dapo and cispo then leave its tokens out of n_tokens as well, while the others go on
+    dividing by all completions.
     """
     variant = VARIANTS[settings.loss]
     if variant.advantages:
@@ -375,8 +381,9 @@ def compare(groups, settings, total):
 
 
 @torch.no_grad()
-def score_by_reference(frozen, groups):
-    """4., without gradient: so a vision tower that is trained runs once over all videos."""
+def reference_logprobs(frozen, groups):
+    """4. for the reference policy, without gradient. Features of a frozen tower are the policy's
+    own; where the tower is trained, the reference's tower runs here, once over all videos."""
     seen = [g.features for g in groups]
     if seen[0] is None:
         seen = frozen.features([g.prompt for g in groups])

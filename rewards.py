@@ -1,7 +1,8 @@
 """rewards.py: from a completion's text to its rewards.
 
-The whole teaching signal of this project is in this file, and it is plain Python on strings. Nobody
-labels completions and no model judges them: a rule reads the answer and compares it with the truth.
+The whole teaching signal is in this file and in lib/wording.py, which reads the answers: plain
+Python on strings. Nobody labels completions, and no model judges them (except captions with
+--judge): a rule reads the answer and compares it with the truth.
 
 An answer is read twice, because form and content ask for opposite things:
 
@@ -11,9 +12,9 @@ An answer is read twice, because form and content ask for opposite things:
              model that was never taught the form would otherwise score too low, and all that
              training seems to gain would be obedience.
 
-Both are *total*: any string at all gives a number in [0, 1], in time that grows with its length
-alone. A policy under training will produce every string you did not think of, and one exception
-ends a run of days.
+Both ways of reading are *total*: any string at all gives a number in [0, 1], in time that grows
+with its length alone. A policy under training will produce every string you did not think of, and
+one exception ends a run of days.
 
 What a completion looks like, and what it earns for the true interval (12.0, 18.0):
 
@@ -54,7 +55,7 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
 NUMBER = r"[0-9]{1,6}(?:\.[0-9]{1,6})?"
 PAIR = rf"\(\s*{NUMBER}\s*,\s*{NUMBER}\s*\)"
 BOX = r"\[\s*" + r"\s*,\s*".join([NUMBER] * 4) + r"\s*\]"
-SHORT = r"(?=[\s\S]{0,1000}\Z)"  # a list of more than 1,000 characters is none
+SHORT = r"(?=[\s\S]{0,1000}\Z)"  # text of more than 1,000 characters does not match
 
 INTERVAL = re.compile(rf"{NUMBER}\s+to\s+{NUMBER}")
 INTERVALS = re.compile(rf"{SHORT}\[\s*{PAIR}(\s*,\s*{PAIR}){{0,{MOST_INTERVALS - 1}}}\s*\]")
@@ -84,11 +85,12 @@ def well_formed(text, think, glue=False):
     )
 
 
-def in_form(text, think, answer, glue=None):
+def in_form(text, think, answer_form, glue_form=None):
     """1.0 if the tags are right and what is inside them matches the patterns, else 0.0."""
-    good = well_formed(text, think, glue is not None)
-    good = good and answer.fullmatch(inside(text, "answer"))
-    return float(bool(good and (glue is None or glue.fullmatch(inside(text, "glue")))))
+    good = well_formed(text, think, glue_form is not None)
+    good = good and answer_form.fullmatch(inside(text, "answer"))
+    good = good and (glue_form is None or glue_form.fullmatch(inside(text, "glue")))
+    return float(bool(good))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -109,6 +111,7 @@ def inside(text, tag):
     """
     before, _, rest = text.partition("<think>")
     _, closed, after = rest.rpartition("</think>")
+    # First what stands outside the thought, then all of it.
     for part in (before + after if closed else text, text):
         if part.count(f"<{tag}>") == 1 == part.count(f"</{tag}>"):
             found, closed, _ = part.partition(f"<{tag}>")[2].partition(f"</{tag}>")
@@ -126,8 +129,8 @@ def temporal_iou(a, b):
 
     IoU = max(0, min(ends) − max(starts)) / (max(ends) − min(starts)). An interval that ends where
     it starts, or before, holds nothing: 0. (With both lengths above 0 the union is too, so nothing
-    is divided by 0. The hull is the union whenever the intersection is not empty; otherwise IoU is
-    0.)
+    is divided by 0. From the first start to the last end is the union whenever the two overlap;
+    otherwise IoU is 0.)
 
     >>> temporal_iou((0, 4), (2, 6))    # 2 seconds of 6
     0.3333333333333333
@@ -215,7 +218,7 @@ def content_words(text):
 
 
 def says(caption, event):
-    """The embedded judge: does one sentence of the caption hold three quarters of the event's
+    """The built-in judge: does one sentence of the caption hold three quarters of the event's
     content words?
 
     It knows no synonyms and no negation. It is here because it is deterministic, needs no second
@@ -269,7 +272,7 @@ def choice_format(text, answer, think):
 
 
 def choice_accuracy(text, answer, think):
-    """1.0 for the right letter; answer: it, as a Letter where it is known how many are on offer."""
+    """1.0 for the right letter; answer: it; a Letter also knows how many options there are."""
     on_offer = getattr(answer, "on_offer", ON_OFFER)
     return float(parse_letter(inside(text, "answer"), on_offer) == answer)
 

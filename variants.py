@@ -1,16 +1,17 @@
 """variants.py: what later papers changed about GRPO, a row each (`train.py --loss NAME`).
 
-Each row names only what differs from grpo.py; nothing given means as there. Four things can differ:
+Each row names only what differs; a field left out means: as in grpo.py. Four things can differ:
 
-    advantages   a function (groups, compare, total) that sets g.advantages of the step's Groups;
-                 compare: grpo.group_advantages; total: a number → its sum over all processes
+    advantages   a function (groups, group_advantages, total) that sets g.advantages of the step's
+                 Groups; group_advantages: that of grpo.py; total: a number → its sum over all
+                 processes
     weights      (mask (…, G, C) as numbers, max_new_tokens, n_completions, n_tokens) → how much
-                 each token counts; the last two are of the whole step: losses of parts add up
+                 each token counts; the last two are of the whole step, so that losses add up
     log_ratio    (log ρ (G, C), mask) → log ρ (G, C), the ratio that is clipped
     objective    (clip(ρ), A, log-probs) → what is maximised, per token (G, C)
 
 To add one: a function of what it changes, a row with its source, and a test (tests/test_grpo.py).
-rloo is the shortest example.
+Short examples: dapo changes one thing, rloo two.
 """
 
 from dataclasses import dataclass
@@ -22,27 +23,28 @@ import torch
 # ------------------------------------------------------------------------------------------------
 
 
-def undivided(groups, compare, total):
+def undivided(groups, group_advantages, total):
     """A_i = r_i − mean(r). Division by the std blows up the differences of groups that are nearly
     all right or all wrong."""
     for g in groups:
-        g.advantages = compare(g.rewards, divide_by_std=False)
+        g.advantages = group_advantages(g.rewards, divide_by_std=False)
 
 
-def leave_one_out(groups, compare, total):
+def leave_one_out(groups, group_advantages, total):
     """A_i = r_i − mean of the others' rewards = G / (G − 1) · (r_i − mean(r)): what a completion is
     compared with does not depend on itself."""
     for g in groups:
         G = len(g.rewards)
-        g.advantages = compare(g.rewards, divide_by_std=False) * G / (G - 1)
+        g.advantages = group_advantages(g.rewards, divide_by_std=False) * G / (G - 1)
 
 
-def each_reward_alone(groups, compare, total):
+def each_reward_alone(groups, group_advantages, total):
     """A_i = Σ_k (r_ik − mean(r_k)) / (std(r_k) + 1e-4) over the rewards k, then divided by its std
-    over the whole step (its mean is 0): in a sum of rewards, the widest drowns the others."""
+    over the whole step (its mean is 0). In grpo's sum of rewards, the reward with the widest spread
+    drowns the others."""
     for g in groups:
         rewards = torch.tensor([list(scores.values()) for scores in g.scores]).T  # (n_rewards, G)
-        g.advantages = compare(rewards.to(g.rewards)).sum(dim=0)
+        g.advantages = group_advantages(rewards.to(g.rewards)).sum(dim=0)
     n = total(sum(len(g.advantages) for g in groups))
     squares = total(sum(float(g.advantages.square().sum()) for g in groups))
     for g in groups:
@@ -54,9 +56,9 @@ def each_reward_alone(groups, compare, total):
 # ------------------------------------------------------------------------------------------------
 
 
-def by_room(mask, max_new_tokens, n_completions, n_tokens):
-    """1 / (max_new_tokens · n_completions): no division by length, so a long wrong answer is not
-    punished less per token."""
+def by_limit(mask, max_new_tokens, n_completions, n_tokens):
+    """1 / (max_new_tokens · n_completions). In grpo a token of a longer completion weighs less, so
+    a long wrong answer is punished less per token; not here."""
     return mask / (max_new_tokens * n_completions)
 
 
@@ -99,12 +101,13 @@ class Variant:
     weights: object = None
     log_ratio: object = None
     objective: object = None
-    clip: tuple = (0.2, 0.2)  # ε below and above, as published; 1 below is no lower clip, as ρ > 0
+    # ε below and above, as published; a lower ε of 1 clips nothing: ρ is always above 0
+    clip: tuple = (0.2, 0.2)
 
 
 VARIANTS = {
     "grpo": Variant("2402.03300 §4.1"),
-    "dr_grpo": Variant("2503.20783", advantages=undivided, weights=by_room),
+    "dr_grpo": Variant("2503.20783", advantages=undivided, weights=by_limit),
     "dapo": Variant("2503.14476 §3", weights=by_token, clip=(0.2, 0.28)),
     "gspo": Variant("2507.18071", log_ratio=of_the_completion, clip=(3e-4, 4e-4)),
     "cispo": Variant("2506.13585 (MiniMax-M1)", weights=by_token, objective=weighted,
@@ -116,12 +119,12 @@ VARIANTS = {
 
 # The KL term per token (`--kl`), from k3 (grpo.kl_k3), Δ = logp_ref − logp and log ρ. The value of
 # each estimates KL(policy ‖ reference) (k2 with a little bias); what its gradient pulls towards
-# differs. Run on Σ p · term over all tokens of a distribution (tests/test_grpo.py):
+# differs (tests/test_grpo.py checks it on Σ p · term over all tokens). It is the gradient …
 KLS = {
-    # that of KL(reference ‖ policy): the paper's
+    # … of KL(reference ‖ policy): the paper's
     "k3": lambda k3, delta, log_ratio: k3,
-    # that of KL(policy ‖ reference), as the ratio's own gradient is in it (arXiv 2512.02556)
+    # … of KL(policy ‖ reference), as the ratio's own gradient is in it (arXiv 2512.02556)
     "k3-ratio": lambda k3, delta, log_ratio: k3 * log_ratio.exp(),
-    # that of KL(policy ‖ reference), where the policy is still the one that sampled
+    # … of KL(policy ‖ reference), where the policy is still the one that sampled
     "k2": lambda k3, delta, log_ratio: delta.square() / 2,
 }

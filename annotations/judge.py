@@ -84,7 +84,7 @@ def load_judge(name, device):
 
 
 def noisy_judge(rate):
-    """The embedded judge, but wrong in a share `rate` of its decisions, always in the same ones.
+    """The built-in judge, but wrong in a share `rate` of its decisions, always in the same ones.
 
     For experiments: how good must a judge be? Which decisions are wrong hangs on the caption's and
     the event's letters alone, so a run can be repeated.

@@ -59,7 +59,7 @@ def test_log_odds_are_those_of_the_softmax(folder):
 def test_judge_takes_the_place_of_the_embedded_one(folder, monkeypatch):
     monkeypatch.setattr(rewards, "judge", judge.load_judge(folder, "cpu"))
     events = ["a red circle moves up", "a blue square moves up"]
-    # The embedded judge says 0
+    # The built-in judge says 0
     assert rewards.caption_recall("<answer>nothing.</answer>", events, False) == 0.5
     # Who says nothing has told of nothing.
     assert rewards.caption_recall("<answer></answer>", events, False) == 0.0
