@@ -272,7 +272,7 @@ def choice_format(text, answer, think):
 
 
 def choice_accuracy(text, answer, think):
-    """1.0 for the right letter; answer: it; a Letter also knows how many options there are."""
+    """1.0 for the right letter; answer: that letter; a Letter knows how many are on offer."""
     on_offer = getattr(answer, "on_offer", ON_OFFER)
     return float(parse_letter(inside(text, "answer"), on_offer) == answer)
 
