@@ -36,13 +36,13 @@ def read_questions(bench_name, folder, limit, loud):
         print(sentence, file=sys.stderr)
     videos = {e.video for e in examples}
     if missing := sorted(video for video in videos if not os.path.exists(video)):
-        counts = f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing"
-        sentence = f"{counts}, the first is {missing[0]}"
+        counts = f"{bench_name} lacks {len(missing)} of its {len(videos)} videos"
+        sentence = f"{counts}, {missing[0]} for one"
         if len(missing) > MISSING * len(videos):
             where = "docs/datasets.md says where to get them; --limit N takes the first N questions"
             raise BadInput(f"{sentence}. {where}")
         if loud:
-            print(f"WARNING: {sentence}; they count as wrong", file=sys.stderr)
+            print(f"WARNING: {sentence}; each counts as wrong", file=sys.stderr)
     return examples, left_out
 
 

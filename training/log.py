@@ -31,9 +31,10 @@ def known_gpu(device_name):
 
 
 HINT = """
-The loss of step 1 is 0 or nearly 0 (but with --loss cispo), and that is right: before the first
-update every ratio is 1, and advantages have mean 0. Watch instead, in metrics.jsonl and curves.png:
-reward and its parts, spread (0: a group teaches nothing), kl (slow, no jumps), length, unfinished.
+The loss of step 1 is 0 or nearly 0 (but with --loss cispo), and that is right:
+before the first update every ratio is 1, and advantages have mean 0. Watch
+instead, in metrics.jsonl and curves.png: reward and its parts, spread (0: a
+group teaches nothing), kl (slow, no jumps), length, unfinished.
 """
 
 

@@ -197,8 +197,8 @@ def show(args):
     steps = args.steps or (-(-sum(examples) // args.prompts_per_step) if all(examples) else 0)
     print(
         f"{args.model}: {s.N / 1e9:.2f} billion weights, {s.trained / 1e9:.3f} trained, computed in"
-        f" {args.dtype}; {world} process(es), one {gpu} each\na step of one process: {s.B} prompts "
-        f"of at most {s.P:,} tokens, {s.G} completions of at most {s.C:,} each\n"
+        f" {args.dtype}; processes: {world}, with one {gpu} each\na step of one process: {s.B} "
+        f"prompts of at most {s.P:,} tokens, {s.G} completions of at most {s.C:,} each\n"
     )
     for what, n in (stays | moving).items():
         print(f"  {what:<38}{n / 1e9:8.2f} GB" + "   (comes and goes)" * (what in moving))
