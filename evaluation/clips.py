@@ -1,5 +1,5 @@
-"""clips.py: the questions of an evaluation, by clip: which are answered together, their clips, read
-while the model answers, and questions as branches of what they have in common.
+"""clips.py: the questions of an evaluation, by clip: which of them are answered together, clips that
+are read while the model answers, and questions about one clip, which share their beginning.
 
 The video stands first in a prompt, so questions about it begin alike, and all that is long in them
 is read once: the idea of model.py's section 3 once more.
@@ -88,7 +88,7 @@ def read_ahead(items, read):
 
 
 def prefill(model, prompts, features):
-    """As model.prefill; of prompts about one clip what they have in common is read only once."""
+    """As model.prefill, but prompts about one clip share what they have in common, read once."""
     clips, last, after = clips_of(prompts, model.config.video_token_id), [], []
     cache = GroupCache([(P, [len(p.ids) - P for p in same]) for P, same in clips])
     seen = {id(prompt): of_it for prompt, of_it in zip(prompts, features, strict=True)}

@@ -200,8 +200,9 @@ def print_benchmark(scored):
         rows.append((f"{x.name}, {x.look}" if x.look else x.name, x.metrics))
 
     def cell(m, metrics):
-        gain = m in KEY_METRICS and m in base and metrics is not base
-        return f"{metrics[m]:.1f}" + f" ({metrics[m] - base[m]:+.1f})" * gain
+        if m in KEY_METRICS and m in base and metrics is not base:
+            return f"{metrics[m]:.1f} ({metrics[m] - base[m]:+.1f})"
+        return f"{metrics[m]:.1f}"
 
     print(f"\n{first.data_name}: {len(first.records)} questions, in percent")
     if first.constant:

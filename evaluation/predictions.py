@@ -203,9 +203,8 @@ def say_what_failed(results, records, out):
     for r in [r for r in records if "error" in r][:5]:
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
     unread, other = len(results["failed"]), len(results["not in the form"])
-    said = [f"videos not read: {unread}"] * bool(unread)
-    said += [f"answers not in the form asked for: {other}"] * bool(other)
-    print("; ".join([f"wrote {out}/results.json", *said]))
+    said = [f"wrote {out}/", *[f"videos not read: {unread}"] * bool(unread)]
+    print("; ".join([*said, *[f"answers not in the right form: {other}"] * bool(other)]))
 
 
 # ------------------------------------------------------------------------------------------------

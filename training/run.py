@@ -122,7 +122,7 @@ class Run:
         self.progress = Progress(self.steps, "step", done=self.first)
 
     def path(self, name):
-        """Of a file in the run's folder."""
+        """The path of a file in the run's folder."""
         return os.path.join(self.out, name)
 
     def greet(self):
@@ -177,8 +177,8 @@ class Run:
             clock("record")
 
     def batches(self, loader):
-        """The loader's (step, batch), and before the first step, every SAMPLED_EVERY steps and
-        after the last a look at what the policy answers to the same few prompts."""
+        """Yields the loader's (step, batch). Before the first step, every SAMPLED_EVERY steps and
+        after the last, it records the policy's answers to the same few prompts."""
         for step, batch in loader.batches(self.first, self.steps):
             if step % SAMPLED_EVERY == 0:
                 self.record_samples(step, loader)
@@ -187,9 +187,9 @@ class Run:
             self.record_samples(self.done, loader)
 
     def record_samples(self, done, loader):
-        """Lines of samples.jsonl, one per fixed prompt: its number, and what is answered after
-        `done` steps. Always with the same random numbers, so that answers change because the policy
-        did. They are not the training's, which goes on as if nobody had looked."""
+        """Adds a line to samples.jsonl per fixed prompt: its number, and the answers after `done`
+        steps. The random numbers are always the same, so answers change because the policy did;
+        they are not the training's, which goes on as if nobody had looked."""
         if self.settings.method != "grpo":
             return
         for number, *prompt in loader.fixed():
