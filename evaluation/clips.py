@@ -1,5 +1,5 @@
-"""clips.py: the questions of an evaluation, by clip: which of them are answered together, clips that
-are read while the model answers, and questions about one clip, which share their beginning.
+"""clips.py: the questions of an evaluation, in batches that are answered together. Clips are read
+while the model answers, and questions about one clip share their beginning.
 
 The video stands first in a prompt, so questions about it begin alike, and all that is long in them
 is read once: the idea of model.py's section 3 once more.
