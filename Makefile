@@ -31,19 +31,14 @@ demo: .venv/installed
 	@$(TWO) eval.py --bench charades --device cpu --model assets/toy-base runs/demo --controls grey
 
 BROWSER = $$(command -v chromium || command -v chromium-browser || command -v google-chrome)
-SCREEN = $(BROWSER) --headless --no-sandbox --disable-gpu --hide-scrollbars --allow-file-access-from-files
-PAGE = file://$(abspath $(RUN))
 pictures: .venv/installed
 	$(BIN)/python -m tools.moving $(RUN)
 	$(BIN)/python -m tools.report $(RUN)
 	$(BIN)/python -m tools.curves
-	cp $(RUN)/learning.gif $(RUN)/curves.png $(RUN)/eval-charades/predictions.png assets/
+	cp $(RUN)/learning.gif assets/
 	cp runs/curves/*.png assets/curves/
-	@[ "$(BROWSER)" ] || { echo "assets/report-*.png are not made anew: they need Chromium or Chrome"; exit 2; }
-	$(SCREEN) --window-size=1280,900 --screenshot=assets/report-laptop.png $(PAGE)/report.html
-	$(SCREEN) --window-size=1280,900 --blink-settings=preferredColorScheme=0 --screenshot=assets/report-dark.png $(PAGE)/report.html
-	echo '<body style="margin: 0"><iframe src="report.html" width=390 height=844 style="border: 0">' > $(RUN)/phone.html
-	$(SCREEN) --window-size=390,844 --screenshot=assets/report-phone.png $(PAGE)/phone.html
+	@[ "$(BROWSER)" ] || { echo "assets/report-laptop.png is not made anew: it needs Chromium or Chrome"; exit 2; }
+	$(BROWSER) --headless --no-sandbox --disable-gpu --hide-scrollbars --allow-file-access-from-files --window-size=1280,900 --screenshot=assets/report-laptop.png file://$(abspath $(RUN))/report.html
 
 paper: .venv/installed
 	$(BIN)/python -m tools.paper 1 --seeds 0
