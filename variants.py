@@ -117,14 +117,14 @@ VARIANTS = {
     "rloo": Variant("2402.14740", advantages=leave_one_out, weights=by_sum),
 }  # fmt: skip
 
-# The KL term per token (`--kl`), from k3 (grpo.kl_k3), Δ = logp_ref − logp and log ρ. The value of
-# each estimates KL(policy ‖ reference) (k2 with a little bias); what its gradient pulls towards
-# differs (tests/test_grpo.py checks it on Σ p · term over all tokens). It is the gradient …
+# The KL term per token (`--kl`), from k3 (grpo.kl_k3), Δ = logp_ref − logp and log ρ. All values
+# estimate KL(policy ‖ reference) (k2 with a little bias), but their gradients pull differently, as
+# Σ p · term over all tokens of a distribution shows (tests/test_grpo.py). Each row's gradient is …
 KLS = {
-    # … of KL(reference ‖ policy): the paper's
+    # … that of KL(reference ‖ policy): the paper's
     "k3": lambda k3, delta, log_ratio: k3,
-    # … of KL(policy ‖ reference), as the ratio's own gradient is in it (arXiv 2512.02556)
+    # … that of KL(policy ‖ reference), as the ratio's own gradient is in it (arXiv 2512.02556)
     "k3-ratio": lambda k3, delta, log_ratio: k3 * log_ratio.exp(),
-    # … of KL(policy ‖ reference), where the policy is still the one that sampled
+    # … that of KL(policy ‖ reference), where the policy is still the one that sampled
     "k2": lambda k3, delta, log_ratio: delta.square() / 2,
 }
