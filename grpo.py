@@ -361,9 +361,9 @@ def sampled_groups(policy, batch, settings):
 def set_advantages(groups, settings, total):
     """3.: the advantages of all groups of the step, and how much each token counts.
 
-    settings.mask_unfinished (DAPO §3.4): what a completion that ran out of room would have earned is
-    unknown, so its tokens weigh 0. Its reward still counts in the group's mean. As in TRL, dapo and
-    cispo then leave its tokens out of n_tokens as well, while the others go on dividing by all
+    settings.mask_unfinished (DAPO §3.4): nobody knows what a completion that ran out of room would
+    have earned, so its tokens weigh 0. Its reward still counts in the group's mean. As in TRL, dapo
+    and cispo then leave its tokens out of n_tokens as well, while the others go on dividing by all
     completions.
     """
     variant = VARIANTS[settings.loss]
