@@ -79,7 +79,7 @@ def test_adding_a_task_is_adding_a_row(tmp_path, charades):
     with open(tmp_path / "runs" / "new" / "metrics.jsonl", encoding="utf-8") as f:
         assert "reward/length/close" in f.readline()
     said, out = run("eval.py --bench charades --task length --limit 2 --model runs/new"), "runs/new"
-    assert "close          format" in said
+    assert "close  format" in said
     assert os.path.isfile(tmp_path / out / "eval-charades-length" / "results.json")
 
 
