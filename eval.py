@@ -234,21 +234,19 @@ def score(evaluation, name, records, first_look, constant):
 
 
 @locks_released()
-def bench(bench_name, name, args, load_once):
+def bench(bench_name, name, args, decoder, load_once):
     """Evaluates one model on one benchmark. Returns a controls.Scored; None where a control does
     not apply, and on all processes but the first."""
-    decoder = Decoder(args.decode_timeout, read_frames)
-    with closing(decoder):
-        evaluation = prepare(bench_name, name, args, decoder, load_once)
-        if evaluation is None:
-            return None
-        examples, budget = evaluation.examples, evaluation.budget
-        records = first_look = answer(evaluation, examples, budget, "predictions.jsonl")
-        if args.clues:
-            from evaluation.second_look import second_look
+    evaluation = prepare(bench_name, name, args, decoder, load_once)
+    if evaluation is None:
+        return None
+    examples, budget = evaluation.examples, evaluation.budget
+    records = first_look = answer(evaluation, examples, budget, "predictions.jsonl")
+    if args.clues:
+        from evaluation.second_look import second_look
 
-            examples, budget = second_look(examples, {r["id"]: r for r in first_look}, budget)
-            records = answer(evaluation, examples, budget, "predictions-second-look.jsonl")
+        examples, budget = second_look(examples, {r["id"]: r for r in first_look}, budget)
+        records = answer(evaluation, examples, budget, "predictions-second-look.jsonl")
     if rank() != 0:
         return None
     for e, record in zip(evaluation.examples, records):
@@ -269,10 +267,11 @@ def run_benchmarks(args):
     if args.judge:
         install_judge(args.judge, device)
     scored = {name: [] for name in args.benches}
-    for model in args.model:
-        load_once = cache(lambda path: on_each(lambda: load(path, device, attn=args.attn)))
-        for way, name in product(args.ways, args.benches):
-            scored[name].append(bench(name, model, way, load_once))
+    with closing(Decoder(args.decode_timeout, read_frames)) as decoder:
+        for model in args.model:
+            load_once = cache(lambda path: on_each(lambda: load(path, device, attn=args.attn)))
+            for way, name in product(args.ways, args.benches):
+                scored[name].append(bench(name, model, way, decoder, load_once))
     for rows in scored.values() if rank() == 0 else ():
         controls.print_benchmark([row for row in rows if row])
     if world() > 1:
