@@ -75,11 +75,8 @@ def write(folder, config, tokenizer, tensor, stops, dtype=torch.float32, part=1e
         place |= dict.fromkeys(names, file)
     total = sum(shape.numel() for shape in sizes.values()) * dtype.itemsize
     tokenizer.save_pretrained(folder)
-    put(
-        folder,
-        "model.safetensors.index.json",
-        {"metadata": {"total_size": total}, "weight_map": place},
-    )
+    index = {"metadata": {"total_size": total}, "weight_map": place}
+    put(folder, "model.safetensors.index.json", index)
     put(folder, "generation_config.json", GENERATION | {"eos_token_id": stops})
     put(folder, "config.json", flat_config(config, dtype))
     return folder
