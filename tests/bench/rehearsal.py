@@ -3,7 +3,7 @@
     python tests/bench/rehearsal.py --config toy              # seconds: does this program work?
     python tests/bench/rehearsal.py                           # 3B: 8 GB on disk, 17 GB of memory
     python tests/bench/rehearsal.py --recompute --lora 64     # other flags go to train.py
-    python tests/bench/rehearsal.py --recompute --dtype bfloat16  # 9 GB of memory
+    python tests/bench/rehearsal.py --recompute --dtype bfloat16  # half of that
 
 The folder has the exact shapes of Qwen2.5-VL-3B (3,754,622,976 weights, random), its file layout,
 and Qwen's own tokenizer, whose BPE ranks lie in the package dashscope on PyPI. Then train.py itself
