@@ -1,4 +1,5 @@
-# make demo    the main job: GRPO on the toy world, then the score before and after (9 minutes of CPU time, once installed)
+# make demo    the main job: GRPO on the toy world, then the score before and after (4 minutes of CPU time, once installed)
+# make pictures     every picture of the README and docs/, from that run and seven short ones (RUN=runs/demo)
 # make paper   table 1 of the paper on the toy, seed 0: SFT against GRPO on every toy benchmark (tools/paper.py has them all)
 # make test    the tests; GPUs are hidden from them unless TEST_GPU=1 is set
 # make test-all     those, and the slow ones
@@ -12,20 +13,32 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo paper test test-slow test-all lint format docs-check gpu-check simulate base
+RUN ?= runs/demo
+TWO = OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2
+.PHONY: demo pictures paper test test-slow test-all lint format docs-check gpu-check simulate base
 
 .venv/installed: requirements.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
+	@echo "making .venv and installing requirements.txt (1.4 GB)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
 
 # On the CPU whatever GPUs there are: two processes would share one, and its launches take longer than this model's products.
 demo: .venv/installed
-	@echo "demo: a model of 1.1 million weights, on the CPU, in two processes (a GPU is not asked for)"
-	@echo "demo, 1 of 2: made-up clips, and training on them"
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 train.py --task grounding --device cpu --steps 200 --out runs/demo --overwrite $$([ -t 1 ] || echo --quiet)
-	@echo "demo, 2 of 2: the model before and after answers 200 questions, and once more with grey frames"
-	$(BIN)/python eval.py --bench charades --device cpu --model assets/toy-base runs/demo --controls grey
+	@echo "demo, 1 of 2: two processes render clips and train 1.1 million weights on them (no GPU)"
+	@$(TWO) train.py --task grounding --device cpu --steps 100 --save-every 20 --keep 5 --out runs/demo --overwrite $$([ -t 1 ] || echo --quiet)
+	@echo "demo, 2 of 2: 200 questions to the model before and after, and again with grey frames"
+	@$(TWO) eval.py --bench charades --device cpu --model assets/toy-base runs/demo --controls grey
+
+BROWSER = $$(command -v chromium || command -v chromium-browser || command -v google-chrome)
+pictures: .venv/installed
+	$(BIN)/python -m tools.moving $(RUN)
+	$(BIN)/python -m tools.report $(RUN)
+	$(BIN)/python -m tools.curves
+	cp $(RUN)/learning.gif assets/
+	cp runs/curves/*.png assets/curves/
+	@[ "$(BROWSER)" ] || { echo "assets/report-laptop.png is not made anew: it needs Chromium or Chrome"; exit 2; }
+	$(BROWSER) --headless --no-sandbox --disable-gpu --hide-scrollbars --allow-file-access-from-files --window-size=1280,900 --screenshot=assets/report-laptop.png file://$(abspath $(RUN))/report.html
 
 paper: .venv/installed
 	$(BIN)/python -m tools.paper 1 --seeds 0
@@ -62,4 +75,4 @@ simulate: .venv/installed
 	$(BIN)/python tests/bench/simulate.py $(ARGS)
 
 base: .venv/installed
-	$(BIN)/torchrun --nproc-per-node 2 -m toy.base
+	$(TWO) -m toy.base

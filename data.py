@@ -232,8 +232,8 @@ class Video:
 
 
 def looked_at(pixels, look):
-    """Frames (T, H, W, 3) as a control shows them, at the old times: "grey" (what a model still
-    answers then, it knows without looking), "shuffled" (in an order drawn once), "middle" (one
+    """Frames (T, H, W, 3) as a control shows them, at the old times: "grey" (its answers then
+    show what a model knows without looking), "shuffled" (in an order drawn once), "middle" (one
     frame, repeated); "" leaves them as they are."""
     if look == "grey":
         return torch.full_like(pixels, 128)

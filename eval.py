@@ -10,11 +10,11 @@
     python eval.py --video clip.mp4 --ask "When does the red circle appear?"
     python eval.py --help                                # every setting and its default
 
-Above every score stands what the best constant answer earns (evaluation/controls.py). A score is
-saved in results.json with the prompt, frames, pixels, decoding, versions, data and weights it was
-made with, and every single answer stands in predictions.jsonl. A model that was not trained is
-scored by the same code under the same settings. Whatever cannot be read as an answer counts as
-wrong; nothing is left out of the mean.
+The table begins with the score of the best constant answer (evaluation/controls.py). results.json
+holds a score together with the prompt, frames, pixels, decoding, versions, data and weights that
+made it; predictions.jsonl holds every single answer. The same code under the same settings scores a
+model that was not trained. An answer that cannot be read counts as wrong; no question is left out
+of the mean.
 
 An evaluation that was interrupted continues where it stopped when the same command is given again.
 """
@@ -102,11 +102,8 @@ def prepare(bench_name, name, args, decoder, load_once):
     settings["weights"] = on_first(partial(fingerprint, path))
     on_first(lambda: predictions.open_evaluation(out, settings))
     if rank() == 0:
-        print(
-            f"model: {shown}   data: {data_name}, {len(examples)} questions\n"
-            f"frames: {budget.fps:g} a second, at most {budget.max_frames}   "
-            f"think: {settings['think']}{f'   FRAMES: {args.look}' if args.look else ''}"
-        )
+        look = f", {args.look}" if args.look else ""
+        print(f"{shown}: {len(examples)} questions of {data_name}{look}")
     together = args.batch_size or (64 if toy_model else 16)
     return Evaluation(
         examples, budget, settings, out, left_out, model, tokenizer, decoder, together
@@ -173,8 +170,8 @@ def answer_batch(evaluation, asked):
 
 
 def answer_all(evaluation, examples, budget, path):
-    """Answers questions batch by batch, and appends a record of each to the file. Of several
-    processes each takes every so many-th batch."""
+    """Answers questions batch by batch, and appends a record of each to the file. Each of W
+    processes takes every W-th batch."""
     batches = batches_of(examples, evaluation.batch_size)
     taken = range(rank(), len(batches), world())
     sizes = [sum(map(len, batch)) for batch in batches]
@@ -222,13 +219,12 @@ def score(evaluation, name, records, first_look, constant):
         "left out": evaluation.left_out,
         "settings": settings,
     }
-    predictions.say_what_failed(results, records, out)
     replace_file(os.path.join(out, "results.json"), json.dumps(results, indent=2))
     if task == "grounding":
         from evaluation.pictures import draw_predictions  # matplotlib takes a second to import
 
         draw_predictions(out, settings, records, metrics)
-    print(f"wrote {out}/")
+    predictions.say_what_failed(results, records, out)
     asked = (settings["look"], settings["data_name"], task)
     return controls.Scored(name, *asked, records, metrics, constant)
 

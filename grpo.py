@@ -13,7 +13,7 @@ PPO, the method before it, trains a second network to estimate how good an answe
 *should* be. Here the group's mean says it, and the KL stands in the loss, not in the reward.
 What later papers changed is in variants.py, a row each.
 
-Of model.py: `prefill` reads the prompts and returns logits (B, V), a cache of keys and values, and
+From model.py: `prefill` reads the prompts and returns logits (B, V), a cache of keys and values and
 the next positions; `decode_step` adds one token to every completion; `group_logprobs` scores a
 group. `fast_decoding` makes decode_step fast and changes no number (skip it at first).
 
@@ -356,9 +356,9 @@ def sampled_groups(policy, batch, settings):
 def compare(groups, settings, total):
     """3.: the advantages of all groups of the step, and how much each token counts.
 
-    settings.mask_unfinished (DAPO §3.4): a completion that ran out of room says nothing of what it
-    would have earned, and counts nothing. As in TRL, dapo and cispo then leave its tokens out of
-    n_tokens as well, while the others go on dividing by all completions.
+    settings.mask_unfinished (DAPO §3.4): the reward of a completion that ran out of room is
+    unknown, so it counts nothing. As in TRL, dapo and cispo then leave its tokens out of n_tokens
+    as well, while the others go on dividing by all completions.
     """
     variant = VARIANTS[settings.loss]
     if variant.advantages:

@@ -5,8 +5,8 @@ labels completions and no model judges them: a rule reads the answer and compare
 
 An answer is read twice, because form and content ask for opposite things:
 
-- *form*     is read strictly. What a rule pays for is what the policy becomes: a format rule that
-             accepts two <answer> blocks teaches to answer twice;
+- *form*     is read strictly, because the policy learns whatever a rule pays for: a format rule
+             that accepts two <answer> blocks teaches it to answer twice;
 - *content*  is read as a person would. "From 12.5 s to 17.8 s." says when, in whatever form. A
              model that was never taught the form would otherwise score too low, and all that
              training seems to gain would be obedience.
@@ -15,7 +15,7 @@ Both are *total*: any string at all gives a number in [0, 1], in time that grows
 alone. A policy under training will produce every string you did not think of, and one exception
 ends a run of days.
 
-What a completion looks like, and what it earns for the true interval (12.0, 18.0):
+Four completions, and their rewards for the true interval (12.0, 18.0):
 
     "<think>She sits down.</think><answer>12.54 to 17.83</answer>"   format 1, iou 0.88
     "<answer>It happens from 12.54 to 17.83 seconds.</answer>"       format 0, iou 0.88

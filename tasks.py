@@ -119,7 +119,7 @@ def score(task, text, answer, think):
 
 
 def paid(task, name, text, answer, think):
-    """What one rule pays. Raises BadInput unless that is a number from 0 to 1: NaN, say, would
+    """The reward of one rule. Raises BadInput unless it is a number from 0 to 1: NaN, say, would
     silence the step."""
     reward = TASKS[task].rules[name](text, answer, think)
     if not isinstance(reward, Real) or not 0 <= reward <= 1:

@@ -13,7 +13,7 @@ What a run leaves in its folder:
     rollouts.jsonl    now and then one group in full: prompt, completions, rewards, advantages, and
                       of each token its log-prob, its change and its KL (tools.report shows them)
     samples.jsonl     what three prompts, always the same, are answered every 25 steps
-    curves.png        redrawn as the run goes
+    curves.png        redrawn every minute
     policy/           the trained model in Hugging Face format, for eval.py or from_pretrained
     checkpoints/      what --resume needs
     skipped.jsonl     examples whose video could not be read, and why

@@ -114,9 +114,9 @@ VARIANTS = {
     "rloo": Variant("2402.14740", advantages=leave_one_out, weights=by_sum),
 }  # fmt: skip
 
-# The KL term per token (`--kl`), from k3 (grpo.kl_k3), Δ = logp_ref − logp and log ρ. The value of
-# each estimates KL(policy ‖ reference) (k2 with a little bias); what its gradient pulls towards
-# differs. Run on Σ p · term over all tokens of a distribution (tests/test_grpo.py):
+# The KL term per token (`--kl`), from k3 (grpo.kl_k3), Δ = logp_ref − logp and log ρ. All values
+# estimate KL(policy ‖ reference) (k2 with a little bias), but their gradients pull differently, as
+# Σ p · term over all tokens of a distribution shows (tests/test_grpo.py). Each row's gradient is
 KLS = {
     # that of KL(reference ‖ policy): the paper's
     "k3": lambda k3, delta, log_ratio: k3,

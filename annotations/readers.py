@@ -55,7 +55,7 @@ DATASETS = {
 def read_dataset(name, split, folder, report=print):
     """All Examples of a data set's split, "train" or "test", from the files in `folder`.
 
-    MVBench has 20 files; of the others the first that fits is read (annotation_files). Ids are
+    MVBench has 20 files; for the others the first that fits is read (annotation_files). Ids are
     unique: where one is repeated, all are numbered, and that is reported. Raises BadInput if
     something is missing.
     """

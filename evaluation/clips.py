@@ -1,5 +1,5 @@
-"""clips.py: the questions of an evaluation, by clip: which are answered together, their clips, read
-while the model answers, and questions as branches of what they have in common.
+"""clips.py: the questions of an evaluation, in batches that are answered together. Clips are read
+while the model answers, and questions about one clip share their beginning.
 
 The video stands first in a prompt, so questions about it begin alike, and all that is long in them
 is read once: the idea of model.py's section 3 once more.
@@ -36,13 +36,13 @@ def read_questions(bench_name, folder, limit, loud):
         print(sentence, file=sys.stderr)
     videos = {e.video for e in examples}
     if missing := sorted(video for video in videos if not os.path.exists(video)):
-        counts = f"{len(missing)} of the {len(videos)} videos of {bench_name} are missing"
-        sentence = f"{counts}, the first is {missing[0]}"
+        counts = f"{bench_name} lacks {len(missing)} of its {len(videos)} videos"
+        sentence = f"{counts}, {missing[0]} for one"
         if len(missing) > MISSING * len(videos):
             where = "docs/datasets.md says where to get them; --limit N takes the first N questions"
             raise BadInput(f"{sentence}. {where}")
         if loud:
-            print(f"WARNING: {sentence}; they count as wrong", file=sys.stderr)
+            print(f"WARNING: {sentence}; each counts as wrong", file=sys.stderr)
     return examples, left_out
 
 
@@ -88,7 +88,7 @@ def read_ahead(items, read):
 
 
 def prefill(model, prompts, features):
-    """As model.prefill; of prompts about one clip what they have in common is read only once."""
+    """As model.prefill, but prompts about one clip share what they have in common, read once."""
     clips, last, after = clips_of(prompts, model.config.video_token_id), [], []
     cache = GroupCache([(P, [len(p.ids) - P for p in same]) for P, same in clips])
     seen = {id(prompt): of_it for prompt, of_it in zip(prompts, features, strict=True)}

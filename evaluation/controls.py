@@ -8,6 +8,7 @@ A gain shows that a model looks only if the score exceeds what can be had withou
     middle     the middle frame alone, repeated (multiple choice)
 """
 
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -160,7 +161,7 @@ def fitted_on_training(bench_name, folder, task):
 # The table
 # ------------------------------------------------------------------------------------------------
 
-WIDE = 6  # figures in a row of the table
+WIDE = 79  # characters of a row
 KEY_METRICS = ("mIoU", "overlap", "accuracy", "recall")  # those that a gain is told of
 
 
@@ -193,25 +194,32 @@ def print_benchmark(scored):
     scored: a list of Scored. The difference to the constant stands in brackets.
     """
     first = scored[0]
-    rows, base = [], {}
-    if first.constant:
-        base = metrics_of(first.task, first.constant.records)
-        rows.append(("constant", [f"{base[m]:.1f}" if m in base else "–" for m in first.metrics]))
-    beside = lambda m, value: f" ({value - base[m]:+.1f})" if m in base else ""
+    base = metrics_of(first.task, first.constant.records) if first.constant else {}
+    rows = [("constant", base)] * bool(base)
     for x in sorted(scored, key=lambda x: x.look == ""):
-        name = f"{x.name}, {x.look}" if x.look else x.name
-        rows.append((name, [f"{x.metrics[m]:.1f}{beside(m, x.metrics[m])}" for m in first.metrics]))
+        rows.append((f"{x.name}, {x.look}" if x.look else x.name, x.metrics))
+
+    def cell(m, metrics):
+        if m in KEY_METRICS and m in base and metrics is not base:
+            return f"{metrics[m]:.1f} ({metrics[m] - base[m]:+.1f})"
+        return f"{metrics[m]:.1f}"
+
     print(f"\n{first.data_name}: {len(first.records)} questions, in percent")
     if first.constant:
-        print(f"{first.constant.said}; in brackets the difference to it")
+        print(f"{first.constant.said}\nin brackets: the difference to the constant")
     width = max(len(name) for name, _ in rows)
-    for k in range(0, len(first.metrics), WIDE):
-        print(" " * width, *(f"{m:>15}" for m in list(first.metrics)[k : k + WIDE]))
-        for name, cells in rows:
-            print(f"{name:<{width}}", *(f"{cell:>15}" for cell in cells[k : k + WIDE]))
+    lines = empty = [name.ljust(width) for name in ("", *(name for name, _ in rows))]
+    for m in first.metrics:
+        column = [m, *(cell(m, metrics) if m in metrics else "–" for _, metrics in rows)]
+        width = max(map(len, column)) + 2
+        if lines != empty and len(lines[0]) + width > WIDE:
+            print(*lines, sep="\n")
+            lines = empty
+        lines = [line + text.rjust(width) for line, text in zip(lines, column)]
+    print(*lines, sep="\n")
     for x in scored:
         for sentence in doubts(x, scored) if not x.look else ():
-            print(sentence)
+            print(textwrap.fill(sentence, WIDE))
 
 
 def doubts(model, scored):

@@ -26,8 +26,8 @@ def at_least(name, values, thresholds):
 
 
 def reported(task, records):
-    """{name: percent}; of a task that is not in METRICS, the mean of every rule that pays for more
-    than the form: accuracy of quality, recall of captions."""
+    """{name: percent}. A task that is not in METRICS reports the mean of every rule that pays for
+    more than the form: accuracy of quality, recall of captions."""
     if task in METRICS:
         return METRICS[task](records)
     return {
@@ -78,8 +78,8 @@ def right_letter(record, letter):
 
 
 def choice_metrics(records):
-    """Accuracy over all questions; where they are of several groups (MVBench's sub-tasks,
-    Video-MME's lengths), of each and the mean of these."""
+    """Accuracy over all questions. Where there are several groups (MVBench's sub-tasks, Video-MME's
+    lengths), the accuracy of each group and the mean of these follow."""
     right = [right_letter(x, x["answer"]) for x in records]
     groups = {}
     for ok, x in zip(right, records):

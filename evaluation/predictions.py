@@ -198,14 +198,13 @@ def metrics_of(task, records):
 
 
 def say_what_failed(results, records, out):
-    """Names the first videos that could not be read, and counts what is not in the form."""
+    """Says where the results are; names the first videos that could not be read, and counts what
+    is not in the form."""
     for r in [r for r in records if "error" in r][:5]:
         print(f"counted as wrong: {r['id']}: {r['error']}", file=sys.stderr)
     unread, other = len(results["failed"]), len(results["not in the form"])
-    said = [f"videos not read: {unread}"] * bool(unread)
-    said += [f"answers not in the form asked for: {other}"] * bool(other)
-    if said:
-        print(f"{'; '.join(said)}; {out}/results.json lists them", file=sys.stderr)
+    said = [f"wrote {out}/", *[f"videos not read: {unread}"] * bool(unread)]
+    print("; ".join([*said, *[f"answers not in the right form: {other}"] * bool(other)]))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -34,8 +34,8 @@ EVAL_FLAGS = {
         ("--ask", {}, "the question"),
     ],
     "model and decoding (always greedy)": [
-        ("--model", {"nargs": "+", "default": [flags.TOY_MODEL]}, "run folders of train.py, local "
-            "model folders or hub names (default: the toy base)"),
+        ("--model", {"nargs": "+", "default": [flags.TOY_MODEL]}, "run folders of train.py, "
+            "folders or hub names of Qwen2.5-VL or Qwen3-VL (default: the toy base)"),
         ("--think", {"nargs": "?", "const": True, "choices": ("both",)}, "ask for a <think> block "
             "(default: as the run was trained, else yes); both: once with and once without, in two "
             "folders"),
@@ -65,8 +65,8 @@ def parse_args(argv=None, description=__doc__):
     args = flags.parser_of(description, EVAL_FLAGS | flags.BUDGET_FLAGS).parse_args(argv)
     if (args.bench is None) == (args.video is None):
         raise BadInput('give either --bench charades, or --video FILE with --ask "…"')
-    if args.video is not None and not args.ask:
-        raise BadInput('--video needs a question: --ask "…"')
+    if (args.video is None) != (args.ask is None):
+        raise BadInput('--video FILE and --ask "…" belong together: give both')
     args.benches = [] if args.bench is None else args.bench.split(",")
     if args.bench == "all":
         args.benches = list(DATASETS)

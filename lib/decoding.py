@@ -2,7 +2,7 @@
 
 Sampling calls `decode_step` (model.py) once per token. On a GPU most of that time goes into
 starting kernels; on a CPU, into completions that have long ended and threads that wait for each
-other. What is done about it changes no number, so grpo.py does not have to know:
+other. These remedies change no number, so grpo.py does not have to know of them:
 
     all    sharded weights are gathered once (gathered), adapters cast once (adapters_ready)
     GPU    the step is recorded once as a CUDA graph and replayed (record)

@@ -40,8 +40,8 @@ def windows(grids, config):
 
 
 def places(grids, config):
-    """A learned embedding per place, of a square table that is stretched over the frame: of each
-    patch its four neighbours there, and their shares."""
+    """A square table of learned embeddings is stretched over the frame. Returned are the four
+    neighbours of each patch in that table, and their shares."""
     from transformers.vision_utils import get_vision_interpolation_indices_and_weights as places_of
 
     side, merge = int(config.num_position_embeddings**0.5), config.spatial_merge_size
@@ -50,8 +50,8 @@ def places(grids, config):
 
 
 def deepstack(is_video, deeper):
-    """What the text model is given beside the embeddings (DeepStack, arXiv 2406.04334): features
-    of three earlier layers of the tower, for its own first three layers to add at these places."""
+    """DeepStack (arXiv 2406.04334): the text model's first three layers add features of three
+    earlier layers of the tower, at the places of the video's tokens."""
     at = is_video.nonzero()[:, 0].to(deeper[0].device)  # counted on the CPU: nothing waits
     return {"visual_pos_masks": at, "deepstack_visual_embeds": deeper}
 

@@ -21,10 +21,10 @@ BLOCKS, BLOCK = 64, 1 << 16  # of a large file so many blocks are read, each of 
 def fingerprint(name):
     """A short text that tells a model's weights from others, in a fraction of a second.
 
-    Of a folder, of adapters with their base: sizes, safetensors headers and 64 evenly spaced blocks
-    of 64 KiB of each file, so a copy of the folder has the same. Files up to 8 MiB are read whole.
-    In larger ones a change that lies between the blocks is missed: a few numbers edited by hand,
-    or a flipped bit; training moves all of them. Of a hub's model: the revision that is loaded.
+    It is made of a folder's sizes, safetensors headers and 64 evenly spaced blocks of 64 KiB per
+    file (adapters: also their base's), so a copy of the folder has the same. Files up to 8 MiB are
+    read whole. In larger ones a change between the blocks is missed: a few numbers edited by hand,
+    or a flipped bit; training moves all of them. A model of the hub is told by its revision.
     """
     base, adapters = under_adapters(name)
     parts = [] if os.path.isdir(base) else [base, revision(base)]

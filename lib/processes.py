@@ -43,7 +43,7 @@ def start_processes(device, patience=timedelta(minutes=30)):
         raise BadInput(f"--device {device} is one GPU, and processes need one each: give cuda")
     if device == "cuda":
         if on_machine > torch.cuda.device_count():
-            gpus = f"{torch.cuda.device_count()} GPU(s) for {on_machine} processes of this machine"
+            gpus = f"GPUs here: {torch.cuda.device_count()}, processes: {on_machine}"
             raise BadInput(f"{gpus}: give torchrun --nproc-per-node one for each GPU")
         device = f"cuda:{local}"
         torch.cuda.set_device(device)

@@ -36,8 +36,8 @@ from lib.weights import load, load_empty, under_adapters
 def recompute_activations(policy):
     """Keeps only each language layer's input, and computes the rest again in the backward pass.
 
-    A third more arithmetic. Of a layer's activations, 2 · D bytes per token remain (its input, in
-    16 bits) of about 34 · D (arXiv 2205.05198, table 2, for an MLP 4 · D wide; plan.py counts
+    This costs a third more arithmetic. A layer keeps 2 · D bytes per token (its input, in 16 bits)
+    instead of about 34 · D (arXiv 2205.05198, table 2, for an MLP 4 · D wide; plan.py counts
     Qwen2.5-VL's).
     """
     for layer in policy.model.language_model.layers:

@@ -67,7 +67,7 @@ def opened(path):
     is_folder = os.path.isdir(path)
     what = f"folder {path}" if is_folder else f"video file {path}"
     if not is_folder and not os.path.isfile(path):  # a pipe would be waited for
-        raise BadInput(f"{what} does not exist: check the path, or --data")
+        raise BadInput(f"{what} does not exist: check the path")
     try:
         clip = Folder(path) if is_folder else open_clip(path)
         clip.on_screen[0] = 0.0

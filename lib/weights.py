@@ -2,11 +2,11 @@
 
 Two families are known (lib/families.py). Sizes of Qwen2.5-VL (3B to 72B) and of the dense Qwen3-VL
 (2B to 32B) differ in their config alone, and the official VideoChat-R1 weights are a
-Qwen2.5-VL-7B. transformers reads and writes the files, from safetensors
-alone: they hold numbers and nothing that could be executed. What it lets pass is refused here in
-one sentence: weights that are missing or not finite, a tokenizer of another model.
+Qwen2.5-VL-7B. transformers reads and writes the files, from safetensors alone: they hold numbers
+and nothing that could be executed. Two faults that it lets pass are refused here in one sentence:
+weights that are missing or not finite, and a tokenizer of another model.
 
-What comes back is transformers' plain model; model.load prepares it for this project's attention.
+`load` returns transformers' plain model; model.load prepares it for this project's attention.
 """
 
 import os

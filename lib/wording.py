@@ -227,7 +227,7 @@ def parse_letter(answer, on_offer=ON_OFFER):
 
 
 def parse_phrase(answer):
-    """A phrase in small letters without marks; of a sentence about low or high quality, its
+    """A phrase in small letters without marks. A sentence about low or high quality becomes its
     verdict.
 
     >>> parse_phrase("The quality is High."), parse_phrase("not high"), parse_phrase("low or high")

@@ -112,7 +112,7 @@ def test_other_settings_do_not_continue_old_predictions(evaluated, charades, tmp
     out = shutil.copytree(evaluated[0], tmp_path / "blind")
     done = ask(charades, out, "--blind")
     assert done.returncode == 0 and "other settings (look)" in done.stderr
-    assert "FRAMES: grey" in done.stdout and len(records(out)) == 6
+    assert ", grey\n" in done.stdout and len(records(out)) == 6
 
 
 def test_a_damaged_video_counts_as_wrong_and_is_named(charades, tmp_path):
@@ -137,14 +137,14 @@ def test_the_real_clip_and_annotations(shared, tmp_path):
     assert done.returncode == 0, done.stderr
     ids = [r["id"] for r in records(tmp_path / "out")]
     assert len(ids) == 6 and all("OHOFG" in id for id in ids)
-    assert "model: toy base" in done.stdout and "\ntoy base  " in done.stdout
-    assert f"data: charades ({shared}), 6 questions" in done.stdout
+    assert f"toy base: 6 questions of charades ({shared})" in done.stdout
+    assert "\ntoy base  " in done.stdout
 
 
 def test_missing_clips_are_named_before_anything_is_done(shared, tmp_path):
     done = ask(shared, tmp_path / "out")
     assert done.returncode == 2 and "docs/datasets.md says where to get them" in done.stderr
-    assert "19 of the 20 videos of charades are missing" in done.stderr
+    assert "charades lacks 19 of its 20 videos" in done.stderr
     assert not os.path.exists(tmp_path / "out")
 
 
@@ -154,7 +154,7 @@ def test_a_clip_that_can_no_longer_be_had_counts_as_wrong_and_is_listed(tmp_path
     os.remove(gone.video)
     done = ask(folder, tmp_path / "out", "--max-new-tokens", 8)  # 8 tokens are too few
     assert done.returncode == 0 and gone.id in done.stderr
-    assert "WARNING: 1 of the 10 videos of charades are missing" in done.stderr
+    assert "WARNING: charades lacks 1 of its 10 videos" in done.stderr
     results = results_of(tmp_path / "out")
     assert results["failed"] == [gone.id] and len(results["not in the form"]) == 9
     assert len(records(tmp_path / "out")) == 10
@@ -273,8 +273,9 @@ def test_comparing_two_evaluations(charades, tmp_path):
     ([], "--bench charades, or --video"),
     (["--bench", ""], "--bench  is unknown"),
     (["--bench", "juggling"], "--bench juggling is unknown"),
-    (["--video", "nowhere.mp4", "--ask", "what?"], "nowhere.mp4 does not exist"),
-    (["--video", "x.mp4"], "needs a question"),
+    (["--video", "nowhere.mp4", "--ask", "what?"], "nowhere.mp4 does not exist: check the path\n"),
+    (["--video", "x.mp4"], "belong together"),
+    (["--bench", "charades", "--ask", "what?"], "belong together"),
     (["--bench", "charades", "--data", "/nowhere"], "data folder /nowhere does not exist"),
     (["--bench", "charades", "--limit", "0"], "--limit must be a whole number in [1, inf)"),
     (["--bench", "charades", "--task", "gqa", "--model", BASE],

@@ -156,7 +156,7 @@ def test_thinking_and_not_in_one_table(charades, tmp_path):
             settings = results_of(folder)["settings"]
             assert settings["think"] is think and len(records(folder)) == 3
             assert ("<think>" in settings["prompt"]) is think
-        rows = done.stdout.split("in brackets the difference to it")[1]  # both in one table
+        rows = done.stdout.split("in brackets: the difference")[1]  # both in one table
         assert ", thinking " in rows and ", not thinking " in rows
         done = run(*shared, "--compare", *[tmp_path / "asked-twice"] * 2, "--think", "both")
         assert done.returncode == 0 and done.stdout.count("3 questions") == 2, done.stderr

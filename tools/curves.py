@@ -10,6 +10,7 @@ The rule's overlap is what the run was paid for. In "gamed" the true overlap is 
 import os
 import subprocess
 import sys
+from functools import cache
 
 from lib.errors import BadInput, run_program
 from lib.figures import plt, save
@@ -45,6 +46,7 @@ FLAGS = {"what is made": [
 ]}  # fmt: skip
 
 
+@cache
 def train(name, out, steps):
     """(metrics, true overlaps of a group per step) of a case. A finished run is not run again."""
     run = os.path.join(out, name)

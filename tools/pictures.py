@@ -30,8 +30,8 @@ def panels_of(folder):
 
 
 def draw_runs(lines):
-    """A figure of three panels; lines: {label: [what panels_of gives, of each seed]}. Steps that
-    not all seeds of a line have are left out."""
+    """A figure of three panels. lines: {label: [panels_of(run) of each seed]}. A step that one
+    seed of the line lacks is left out."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for axis, name in zip(axes, PANELS):
         all_steps, all_values = [], []

@@ -1,4 +1,4 @@
-"""report.py: what a run looks like: a page to click through, its curves, and one group as text.
+"""report.py: shows a run as a page to click through, with its curves, or one group as text.
 
     python -m tools.report runs/demo      # writes runs/demo/report.html and curves.png
     python -m tools.report runs/demo 1    # prints the group of step 1 in numbers
@@ -40,7 +40,7 @@ THUMBNAILS = VideoBudget(fps=1000, max_frames=8, min_frame_pixels=784, max_frame
 # Reading what a run has left
 # ------------------------------------------------------------------------------------------------
 
-# What the page needs: of settings.json, of a record of rollouts.jsonl, of one of samples.jsonl.
+# Keys that the page needs: in settings.json, in a record of rollouts.jsonl and of samples.jsonl.
 NEEDED = dict.fromkeys(("method", "data_name", "model_name", "model"), str)
 NEEDED |= {"seed": int, "steps": int}
 GROUP = {"step": int, "prompt": str, "video": str, "completions": list}
@@ -134,7 +134,7 @@ def page_sample(record):
 
 
 def page_looks(folder):
-    """samples.jsonl: a list per step that was looked at, of what its prompts were answered."""
+    """samples.jsonl as a list per step that was looked at: the answers to its prompts."""
     by_step = {}
     for record in read_lines(os.path.join(folder, "samples.jsonl"), **SAMPLE):
         by_step.setdefault(record["step"], []).append(page_sample(record))
@@ -177,10 +177,10 @@ def evaluated_before(folder, name, settings, made):
 
 
 def one_evaluation(folder, name, of_it, settings):
-    """One evaluation of a run, for the page: a table with the base model's figures before the
-    run's, the constant's and the controls' behind them (evaluation/controls.py), and some clips.
+    """One evaluation of a run, for the page: a table and some clips. The table's columns are the
+    base model, the run, the constant and the controls (evaluation/controls.py).
 
-    name: of its folder; of_it: {look: results.json}, of the evaluation ("") and of its controls.
+    name: the folder's; of_it: {look: results.json}; "" is the evaluation, other looks its controls.
     """
     made = next(iter(of_it.values()))["settings"]
     before, earlier = evaluated_before(folder, name, settings, made)

@@ -476,8 +476,8 @@ SAVE_EVERY = 100  # steps
 def train_base(out, clips, seed, most_steps, after=None):
     """Trains the base model on `clips` clips that are in no other data set, and saves it in `out`.
 
-    most_steps: of each part; after: a model that sees already, of which "answering" and what
-    follows are trained. Checkpoints are kept in {out}.training, a folder for each part: a part
+    most_steps: of each part; after: a model that sees already, so that training begins with the
+    part "answering". Checkpoints are kept in {out}.training, a folder for each part: a part
     whose folder is removed, with those after it, is trained again. No state of a random generator
     is among them: what is told depends on seed, process, part and step alone.
     """

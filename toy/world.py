@@ -289,7 +289,7 @@ def ask_first(clip, rng):
 
 
 def ask_colour(clip, rng):
-    """The colour of a shape that is there once; if no shape is, of the thing that comes first."""
+    """Asks for the colour of a shape that is there once, or else of the thing that comes first."""
     shapes = [t.shape for t in clip.things]
     alone = [t for t in clip.things if shapes.count(t.shape) == 1]
     if not alone:

@@ -1,12 +1,12 @@
-"""checkpoint.py: what a run must keep to go on as if it had never stopped.
+"""checkpoint.py: the files from which a run goes on after it was stopped.
 
     RUN/checkpoints/step-000300/
         part-000.safetensors, …  float32 weights and Adam's two moments of every trained parameter
         state.json               the step, the number of parts, counters; written last
 
 That is all. Nothing random is carried from step to step: the order of the data and every sampled
-token come from (seed, step, number of the prompt), so a run that continues at step 301 sees and
-says what it would have seen and said, on whatever number of processes.
+token come from (seed, step, number of the prompt), so a run that continues at step 301 goes on
+exactly as if it had not stopped, on whatever number of processes.
 
 A checkpoint is complete or it is not there: it is written under another name, and renamed. Whenever
 a run dies, the checkpoint before is whole.

@@ -3,7 +3,7 @@
 metrics.jsonl   step_sums of every process are added up (Run.log), so that step_metrics are means of
                 the whole step, however many processes shared it
 rollouts.jsonl  token_records: a group, and what the step did to each of its tokens
-samples.jsonl   sampled_again: what the policy answers by now to a prompt of the run's first
+samples.jsonl   sampled_again: the policy's answers, by now, to one of the run's first prompts
 """
 
 import math
@@ -31,9 +31,10 @@ def known_gpu(device_name):
 
 
 HINT = """
-The loss of step 1 is 0 or nearly 0 (but with --loss cispo), and that is right: before the first
-update every ratio is 1, and advantages have mean 0. Watch instead, in metrics.jsonl and curves.png:
-reward and its parts, spread (0: a group teaches nothing), kl (slow, no jumps), length, unfinished.
+The loss of step 1 is 0 or nearly 0 (but with --loss cispo), and that is right:
+before the first update every ratio is 1, and advantages have mean 0. Watch
+instead, in metrics.jsonl and curves.png: reward and its parts, spread (0: a
+group teaches nothing), kl (slow, no jumps), length, unfinished.
 """
 
 
@@ -93,9 +94,9 @@ def sampler_gaps(groups):
 def step_metrics(step, sums, grad_norm, lr, seconds, args):
     """A step's line in metrics.jsonl, from sums over all processes.
 
-    kl, entropy: mean per token in nats, before the step's first update; sampler_gap: the same of
-    |sampler's log-prob − scorer's|. clip_share: share of tokens
-    whose gradient the clip stopped, in the updates after the first. Run.log adds two counts since
+    kl, entropy: mean per token in nats, before the step's first update; sampler_gap: that of
+    |sampler's log-prob − scorer's|; clip_share: the share of tokens whose gradient was clipped, in
+    the updates after the first. Run.log adds two counts since
     the run began: skipped, videos that could not be read; dropped, steps that changed nothing
     because their gradient was NaN or infinite.
     """
@@ -175,8 +176,8 @@ def token_records(policy, tokenizer, group):
 
 @torch.no_grad()
 def sampled_again(policy, tokenizer, settings, example, prompt, generator):
-    """A group that is sampled to be looked at: the policy's G answers to a prompt, with what they
-    earn.
+    """Samples a group that nothing is learned from: the policy's G answers to a prompt, and their
+    rewards.
 
     One prompt at a time, so that it needs no more memory than a step. Where weights are sharded,
     every process must call this.

@@ -25,7 +25,7 @@ def add_up_gradients(parameters, world):
     """grad ← Σ over processes of grad. Each process's loss is its share of the step's loss, so a
     sum is right.
 
-    Sharded weights are DTensors, of which each process holds some rows; FSDP2 has added up their
+    Sharded weights are DTensors: each process holds some of their rows. FSDP2 has added up their
     gradients in the backward pass.
     """
     if world > 1 and not isinstance(parameters[0], DTensor):

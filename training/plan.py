@@ -2,7 +2,7 @@
 
     python train.py --model Qwen/Qwen2.5-VL-7B-Instruct --lora 64 --recompute --plan --gpu 24
 
-The memory of a GPU is what stays through a step and the largest of four things that come and go.
+A GPU's memory holds things that stay through a step, and the largest of four that come and go.
 
 Letters as in model.py; B: prompts of one process, L = P + G·C, D: hidden size, I: of the MLP, H:
 heads, N: weights, size: bytes of a number that is computed in.
@@ -109,7 +109,7 @@ def what_stays(s, args):
 
 def vision_graph(s, args):
     """Bytes that --train-vision keeps of one group's video for the backward pass."""
-    # Of a block, in numbers of its width: two norms' inputs in float32; 5 inputs of norms and
+    # A block keeps, in numbers of its width: two norms' inputs in float32; 5 inputs of norms and
     # products; q, k, v and outputs. The merger keeps 4, and one in float32.
     width = s.vision_layers * (8 / s.size + 9) + 4 / s.size + 4
     numbers = width * s.vision_D + s.vision_layers * 4 * s.vision_I + s.patch
@@ -136,7 +136,7 @@ def layer_activations(s, args):
 
 
 def comes_and_goes(s, args):
-    """{what: bytes on the GPU}, of which one at a time is there."""
+    """{name: bytes on the GPU}; only one of them is there at a time."""
     cache, a_layer = kv_cache(s), layer_activations(s, args)
     # At the peak of a vision block, while queries are rotated in float32: input, normalised input,
     # q, k, v; float32 copies of q and k where these are not; one rotated, and three products.
@@ -197,8 +197,8 @@ def show(args):
     steps = args.steps or (-(-sum(examples) // args.prompts_per_step) if all(examples) else 0)
     print(
         f"{args.model}: {s.N / 1e9:.2f} billion weights, {s.trained / 1e9:.3f} trained, computed in"
-        f" {args.dtype}; {world} process(es), one {gpu} each\na step of one process: {s.B} prompts "
-        f"of at most {s.P:,} tokens, {s.G} completions of at most {s.C:,} each\n"
+        f" {args.dtype}; processes: {world}, with one {gpu} each\na step of one process: {s.B} "
+        f"prompts of at most {s.P:,} tokens, {s.G} completions of at most {s.C:,} each\n"
     )
     for what, n in (stays | moving).items():
         print(f"  {what:<38}{n / 1e9:8.2f} GB" + "   (comes and goes)" * (what in moving))

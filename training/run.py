@@ -105,7 +105,8 @@ class Run:
         also = {"processes": world(), "video_budget": vars(budget), "versions": versions()}
         self.record = vars(settings) | about | also  # settings.json
         self.out, checkpoint = on_first(lambda: open_run_folder(self.record))
-        self.first, self.lines, self.checked = 0, [], False
+        self.first, self.lines, self.agreement = 0, [], None
+        self.drawn = time.perf_counter()
         self.counts = dict.fromkeys(("drawn", "skipped", "dropped", "dropped_in_a_row"), 0)
         self.counts["loss_scale"] = optimizer.scale
         if checkpoint:
@@ -121,19 +122,18 @@ class Run:
         self.progress = Progress(self.steps, "step", done=self.first)
 
     def path(self, name):
-        """Of a file in the run's folder."""
+        """The path of a file in the run's folder."""
         return os.path.join(self.out, name)
 
     def greet(self):
         """Says what is trained on what."""
         if rank() == 0:
             s, a = self.settings, self.about
-            again = f"; going on after step {self.first}" if self.first else ""
+            again = f", going on after step {self.first}" if self.first else ""
             print(
-                f"{s.method} on {s.task}: {self.steps} steps on {world()} process(es), "
-                f"{self.device}\n"
-                f"model: {a['model_name']}, {self.n_weights:,} parameters, {self.n_trained:,} "
-                f"trained\ndata: {a['data_name']}, {a['examples']} examples\n"
+                f"{s.method} on {s.task}: {self.steps} steps, processes: {world()} ({self.device})"
+                f"\nmodel: {a['model_name']}, {self.n_weights:,} weights, {self.n_trained:,} "
+                f"trained\ndata: {a['data_name']}, {a['examples']} examples; "
                 f"run folder {self.out}{again}"
             )
 
@@ -146,11 +146,9 @@ class Run:
         sums["stop"] = float(STOP["signal"] is not None)
         sums = add_up(sums, self.device)
         self.stopping, self.done = bool(sums["stop"]), step + 1
-        self.agreement = None
-        if not self.checked and outcome.groups:
+        if self.agreement is None and outcome.groups:
             dtype = getattr(torch, self.settings.dtype)
             self.agreement = check_sampler(outcome.sampler_gaps, dtype)
-            self.checked = True
         dropped = not math.isfinite(outcome.grad_norm)
         more = {k: sums[k] for k in ("drawn", "skipped")}
         for name, n in (more | {"dropped": dropped, "dropped_in_a_row": dropped}).items():
@@ -179,8 +177,8 @@ class Run:
             clock("record")
 
     def batches(self, loader):
-        """The loader's (step, batch), and before the first step, every SAMPLED_EVERY steps and
-        after the last a look at what the policy answers to the same few prompts."""
+        """Yields the loader's (step, batch). Before the first step, every SAMPLED_EVERY steps and
+        after the last, it records the policy's answers to the same few prompts."""
         for step, batch in loader.batches(self.first, self.steps):
             if step % SAMPLED_EVERY == 0:
                 self.record_samples(step, loader)
@@ -189,9 +187,9 @@ class Run:
             self.record_samples(self.done, loader)
 
     def record_samples(self, done, loader):
-        """Lines of samples.jsonl, one per fixed prompt: its number, and what is answered after
-        `done` steps. Always with the same random numbers, so that answers change because the policy
-        did. They are not the training's, which goes on as if nobody had looked."""
+        """Adds a line to samples.jsonl per fixed prompt: its number, and the answers after `done`
+        steps. The random numbers are always the same, so answers change because the policy did;
+        they are not the training's, which goes on as if nobody had looked."""
         if self.settings.method != "grpo":
             return
         for number, *prompt in loader.fixed():
@@ -243,12 +241,12 @@ class Run:
             names = ("reward", "kl", "length") if self.settings.method == "grpo" else ("loss",)
             figures = (f"{k}={line[k]:.3g}" for k in names if line[k] is not None)
             self.progress.update(figures=", ".join(figures))
-            if self.agreement:
-                hint = log.HINT if self.first == 0 else ""
-                self.progress.write(f"step {step + 1}: {self.agreement}\n{hint}")
-            if self.done % 10 == 0 or self.ending:
+            if self.agreement and step == self.first and not self.settings.quiet:
+                self.progress.write(f"{self.agreement}\n{log.HINT if step == 0 else ''}")
+            if self.ending or time.perf_counter() - self.drawn > 60:  # drawing takes a second
                 from training.shown import draw_curves
 
+                self.drawn = time.perf_counter()
                 draw_curves(self.out, self.lines, self.record)
         check_counts(self.counts, self.path("skipped.jsonl"))
 
@@ -264,8 +262,8 @@ class Run:
             if self.done < self.steps:
                 how = f"stopped after step {self.done}"
                 then = f"the same command with --resume --out {self.out} goes on"
-            print(f"{how} in {time.perf_counter() - self.progress.began:.0f} s")
-            print(f"curves: {self.out}/curves.png\npolicy: {self.out}/policy\n{then}")
+            took = f"{how} in {time.perf_counter() - self.progress.began:.0f} s"
+            print(f"{took}; curves: {self.out}/curves.png; policy: {self.out}/policy\n{then}")
         if world() > 1:
             dist.destroy_process_group()
         if self.done < self.steps:
@@ -317,4 +315,4 @@ def check_sampler(gaps, dtype):
     if not (mean <= most_mean and p99 <= most_p99):  # not (…): NaN is beyond every limit
         why = f"rounding alone explains {most_mean:g} and {most_p99:g}: positions, masks or weights"
         raise BadInput(f"the sampler's and the scorer's log-probs {said}; {why} disagree")
-    return f"log-probs of sampling and of scoring {said}: rounding."
+    return f"log-probs of sampling and of scoring\n{said}: rounding."

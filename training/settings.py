@@ -58,7 +58,8 @@ TRAIN_FLAGS = {
         JUDGE,
     ],
     "from what": [
-        ("--model", {"default": TOY_MODEL}, "folder or hub name of the base (default: the toy's)"),
+        ("--model", {"default": TOY_MODEL}, "the base: folder or hub name of a Qwen2.5-VL or a "
+            "Qwen3-VL (default: the toy's)"),
         ("--data", {}, "folder of the data set; toy: made-up clips, rendered into data/toy when "
             "first needed (default: data/NAME where it exists, else, for the toy model, toy)"),
         ("--examples", COUNT, "use only the first so many training examples of each task"),
@@ -77,7 +78,7 @@ TRAIN_FLAGS = {
             "always)"),
         ATTN,
         ("--rollouts-every", COUNT | {"default": 5}, "steps between two groups in rollouts.jsonl"),
-        ("--quiet", YES, "do not show a group in the terminal every tenth step"),
+        ("--quiet", YES, "show neither a group every tenth step nor the hint of step 1"),
         ("--save-every", COUNT | {"default": 100}, "steps between two saves, with one at the end"),
         ("--keep", COUNT | {"default": 2}, "checkpoints kept, the newest"),
         ("--resume", YES, "go on from the newest checkpoint in --out; begin where there is none"),

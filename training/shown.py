@@ -72,7 +72,7 @@ def given_answer(text, answer):
     }
 
 
-def group_text(step, group, width=100):
+def group_text(step, group, width=79):
     """A group as train.py shows it: the question, the truth, and the answers, the best first.
 
     group: a record of rollouts.jsonl; width: of the longest line, in characters.

@@ -186,7 +186,7 @@ def annotation_files():
     }
     ask = "eval.py --data d --bench"
     for what, change, says in (
-        ("whole, but no video is there", lambda b: b, "1 of the 1 videos of .* are missing"),
+        ("whole, but no video is there", lambda b: b, "lacks 1 of its 1 videos"),
         ("empty", lambda b: b"", "broken JSON|no usable entry"),
         ("cut", lambda b: b[:-4], "broken JSON"),
         ("binary", lambda b: b"\xff\xfe\x00\x80" * 10, "not a UTF-8 text"),
