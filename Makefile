@@ -26,7 +26,7 @@ TWO = OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2
 # On the CPU whatever GPUs there are: two processes would share one, and its launches take longer than this model's products.
 demo: .venv/installed
 	@echo "demo, 1 of 2: two processes render clips and train 1.1 million weights on them (no GPU)"
-	@$(TWO) train.py --task grounding --device cpu --steps 100 --save-every 20 --keep 5 --out runs/demo --overwrite $$([ -t 1 ] || echo --quiet)
+	@$(TWO) train.py --task grounding --device cpu --steps 80 --save-every 20 --keep 4 --out runs/demo --overwrite $$([ -t 1 ] || echo --quiet)
 	@echo "demo, 2 of 2: 200 questions to the model before and after, and again with grey frames"
 	@$(TWO) eval.py --bench charades --device cpu --model assets/toy-base runs/demo --controls grey
 

@@ -301,8 +301,8 @@ class Group:
     logp_old: torch.Tensor = None  # (G, C), by logprobs before the first update, as entropy and kl
     entropy: torch.Tensor = None  # (G, C), in nats
     kl: torch.Tensor = None  # (G, C)
-    loss: float = 0.0  # its share of the step's, summed over the updates
-    clipped: int = 0  # tokens whose gradient the clip stopped; 0 in the first update: ρ = 1
+    loss: torch.Tensor = 0.0  # its share of the step's, summed over the updates
+    clipped: torch.Tensor = 0  # tokens whose gradient the clip stopped; in the first update ρ = 1
 
 
 def grpo_step(policy, reference, batch, settings, update_weights, total):
@@ -335,8 +335,8 @@ def grpo_step(policy, reference, batch, settings, update_weights, total):
             loss, per_token = policy_loss(*tensors, *how)  # 5. loss
             loss.backward()  # gradients of the groups add up
             g.kl = per_token["kl"] if update == 0 else g.kl
-            g.clipped += int(per_token["clipped"].sum())
-            g.loss += loss.item()
+            g.clipped += per_token["clipped"].sum()  # no .item(), which would wait for the GPU
+            g.loss += loss.detach()
         grad_norm = update_weights()  # the weights change
     return groups, grad_norm
 

@@ -297,7 +297,7 @@ def decode_step(model, cache, tokens, positions):
     language_model, family = model.model.language_model, FAMILIES[model.config.model_type]
     x = language_model.embed_tokens(tokens)  # (B·G, D)
     angles = positions[:, None] * language_model.rotary_emb.inv_freq  # (B·G, d/2): plain RoPE
-    angles = torch.cat([angles, angles], dim=1)[:, None]  # (B·G, 1, d)
+    angles = torch.cat([-angles, angles], dim=1)[:, None]  # (B·G, 1, d), as rotate has it
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     cache.mask.index_fill_(1, cache.prompt_length + cache.length, 0.0)
     for layer, block in enumerate(language_model.layers):
@@ -322,9 +322,9 @@ def rms_norm(x, norm):
 
 
 def rotate(x, cos, sin):
-    """Rotary embedding (arXiv 2104.09864 §3.4.2): numbers i and i + d/2 of a head turn together."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
+    """Rotary embedding (arXiv 2104.09864 §3.4.2): numbers i and i + d/2 of a head turn together, by
+    minus an angle and by the angle: cos is the same for both, sin has the two signs."""
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 def decode_attention(query, completions, prompt, mask):
@@ -346,13 +346,13 @@ def decode_attention(query, completions, prompt, mask):
     to_completion = by_prompt(rows @ completions[0].transpose(2, 3))
     scores = torch.cat([to_prompt, to_completion], dim=3)  # (B, K, G·rep, P + C)
     scores = scores.unflatten(2, (G, rep)) + mask.view(B, 1, G, 1, -1)
-    weights = scores.softmax(dim=4, dtype=torch.float32).to(query.dtype).flatten(2, 3)
+    weights = scores.softmax(dim=4).flatten(2, 3)  # summed in float32 within the kernel
 
     def by_row(x):  # and back
         return x.view(B, K, G, rep, -1).transpose(1, 2).reshape(B * G, K, rep, -1)
 
     from_prompt = by_row(weights[..., :P] @ prompt[1])
-    from_completion = by_row(weights[..., P:].contiguous()) @ completions[1]
+    from_completion = by_row(weights[..., P:]) @ completions[1]
     return (from_prompt + from_completion).flatten(1)
 
 

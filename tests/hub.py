@@ -9,7 +9,11 @@ import os
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 GENERATION = {"do_sample": True, "repetition_penalty": 1.05, "temperature": 0.000001}
 
@@ -71,11 +75,8 @@ def write(folder, config, tokenizer, tensor, stops, dtype=torch.float32, part=1e
         place |= dict.fromkeys(names, file)
     total = sum(shape.numel() for shape in sizes.values()) * dtype.itemsize
     tokenizer.save_pretrained(folder)
-    put(
-        folder,
-        "model.safetensors.index.json",
-        {"metadata": {"total_size": total}, "weight_map": place},
-    )
+    index = {"metadata": {"total_size": total}, "weight_map": place}
+    put(folder, "model.safetensors.index.json", index)
     put(folder, "generation_config.json", GENERATION | {"eos_token_id": stops})
     put(folder, "config.json", flat_config(config, dtype))
     return folder
@@ -94,7 +95,35 @@ def of_toy_base(folder, base, config, tokenizer, tied=True):
     return write(folder, config, tokenizer, lambda name, shape: weights[name].view(shape), [2, 0])
 
 
-def of_qwen3_vl(folder, model, tokenizer, stops):
+VISION = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
+          "vision_start_token_id": "<|vision_start|>",
+          "vision_end_token_id": "<|vision_end|>"}  # fmt: skip
+
+
+def tiny_qwen3_vl(tokenizer, tied):
+    """transformers' Qwen3-VL with every part that the large ones have: grouped heads of a size of
+    their own, DeepStack of three layers, a table of places smaller than a frame. No weight is left
+    at 0 or 1, where a part that is missing would not show."""
+    config = Qwen3VLConfig(
+        text_config=dict(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=5,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=24, tie_word_embeddings=tied,
+            max_position_embeddings=8192, eos_token_id=2,
+            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[4, 4, 4])),
+        vision_config=dict(
+            depth=4, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64,
+            num_position_embeddings=9, deepstack_visual_indexes=[0, 1, 2]),
+        **{name: tokenizer.convert_tokens_to_ids(mark) for name, mark in VISION.items()},
+        tie_word_embeddings=tied)  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(config).eval()
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    model.generation_config.eos_token_id = [2, 0]
+    return model
+
+
+def of_qwen3_vl(folder, model, tokenizer):
     """A Qwen3-VL as published: shards, and a config.json in the words of transformers 4.57."""
     model.save_pretrained(folder, max_shard_size="100KB")
     tokenizer.save_pretrained(folder)
@@ -106,5 +135,6 @@ def of_qwen3_vl(folder, model, tokenizer, stops):
     config["vision_config"]["model_type"] = "qwen3_vl"
     put(folder, "config.json", config | {"transformers_version": "4.57.0.dev0"})
     sampling = {"do_sample": True, "top_k": 20, "top_p": 0.8, "temperature": 0.7}
-    put(folder, "generation_config.json", sampling | {"eos_token_id": stops})
+    stops = {"eos_token_id": model.generation_config.eos_token_id}
+    put(folder, "generation_config.json", sampling | stops)
     return folder

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from test_plan import bytes_kept
 from test_scale import launch, relative_distance
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
@@ -28,43 +27,15 @@ from evaluation.clips import prefill as prefill_branches
 from lib import attention
 from lib.errors import BadInput
 from model import encode_videos, group_logprobs, load, mrope_positions, prefill, prepare
-from pretended_gpu import installed
 from tasks import TASKS
 from tools import merge
 from training.plan import layer_activations, sizes_of
-
-STOPS = [2, 0]
-VISION = ("image_pad", "video_pad", "vision_start", "vision_end")
-
-
-def plain_model(tokenizer, tied):
-    """transformers' Qwen3-VL with every part that the large ones have: grouped heads of a size of
-    their own, DeepStack of three layers, a table of places smaller than a frame. No weight is left
-    at 0 or 1, where a part that is missing would not show."""
-    id_of = lambda mark: tokenizer.convert_tokens_to_ids(f"<|{mark}|>")
-    config = Qwen3VLConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=5,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=24, tie_word_embeddings=tied,
-            max_position_embeddings=8192, eos_token_id=STOPS[0],
-            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[4, 4, 4])),
-        vision_config=dict(
-            depth=4, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64,
-            num_position_embeddings=9, deepstack_visual_indexes=[0, 1, 2]),
-        **{f"{mark.removesuffix('_pad')}_token_id": id_of(mark) for mark in VISION},
-        tie_word_embeddings=tied)  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(config).eval()
-    for p in model.parameters():
-        p.data += 0.1 * torch.randn_like(p)
-    model.generation_config.eos_token_id = STOPS
-    return model
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def pair(request, base):
     """(ours, transformers') with the same weights."""
-    plain = plain_model(base[1], request.param)
+    plain = hub.tiny_qwen3_vl(base[1], request.param)
     return prepare(copy.deepcopy(plain)), plain
 
 
@@ -98,7 +69,7 @@ def inputs_of(model, prompts, ids):
 
 def never(model):
     """The tokens that are not sampled."""
-    return [getattr(model.config, f"{mark.removesuffix('_pad')}_token_id") for mark in VISION]
+    return [getattr(model.config, name) for name in hub.VISION]
 
 
 def plain_logprobs(model, prompts, ids, completion):
@@ -141,9 +112,9 @@ def test_packed_group_is_transformers_forward(pair, prompts, n_videos):
 
 def test_greedy_tokens_are_those_of_generate(pair, prompts):
     """Three clips of different sizes, answered together here and one by one there."""
-    ours, plain = pair
+    (ours, plain), longest = pair, (1, 12, pair[0].generation_config.eos_token_id)
     with torch.no_grad():
-        said = grpo.sample_groups(ours, prompts, encode_videos(ours, prompts), 1, 12, STOPS)
+        said = grpo.sample_groups(ours, prompts, encode_videos(ours, prompts), *longest)
     how = dict(do_sample=False, max_new_tokens=12, suppress_tokens=never(plain))
     for prompt, row, own in zip(prompts, said[0][:, 0], said[1][:, 0]):
         wanted = plain.generate(**inputs_of(plain, [prompt], prompt.ids), **how)
@@ -223,21 +194,6 @@ def test_questions_about_one_clip_share_it(pair, videos, base):
     assert len(ours[1].lengths) == 3 and len(theirs[1].lengths) == 9
 
 
-def test_a_pretended_gpu_samples_the_same_and_does_not_wait(base, prompts, monkeypatch):
-    model, how = prepare(plain_model(base[1], True)), (3, 12, STOPS)
-    sample = lambda seen: grpo.sample_groups(model, prompts, seen, *how)[0].to("cpu")
-    with torch.no_grad():
-        wanted = sample(encode_videos(model, prompts))
-        with installed(monkeypatch) as gpu:
-            before = model.to("gpu") and gpu.waits
-            features = encode_videos(model, prompts)
-            assert gpu.waits - before <= 12
-            got, before = sample(features), gpu.waits
-            group_logprobs(model, prompts[0], features[0], wanted[0])
-            assert gpu.waits - before <= 6 + 5  # what travels to it, and a mask per layer
-    assert torch.equal(got[..., : wanted.shape[2]], wanted)
-
-
 # In the programs ----------------------------------------------------------------------------------
 
 SMALL = "--fps 2 --max-frames 8 --min-frame-pixels 2048 --max-frame-pixels 4096".split()
@@ -248,8 +204,8 @@ STEPS += ["--steps", "2", "--save-every", "1"]
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def folder(request, base, tmp_path):
-    model = plain_model(base[1], request.param)
-    return hub.of_qwen3_vl(str(tmp_path / "hub"), model, base[1], STOPS)
+    model = hub.tiny_qwen3_vl(base[1], request.param)
+    return hub.of_qwen3_vl(str(tmp_path / "hub"), model, base[1])
 
 
 def weights(name):
@@ -327,7 +283,7 @@ def test_the_papers_budget_is_as_many_tokens_of_another_size(tmp_path):
 def test_plan_counts_what_autograd_keeps_of_it(base, videos, monkeypatch):
     """With attention as on a GPU: in float32 each head has a copy of its keys."""
     monkeypatch.setattr(attention, "knows_groups", lambda query: False)
-    model, completions = prepare(plain_model(base[1], True)), torch.ones(4, 32).long()
+    model, completions = prepare(hub.tiny_qwen3_vl(base[1], True)), torch.ones(4, 32).long()
     args = train.parse_args([*STEPS, "--model", BASE, "--max-new-tokens", "32"])
     model.model.visual.requires_grad_(False)
     prompt = data.build_prompt("When? " * 100, videos[0], base[1])

@@ -12,16 +12,20 @@ import torch
 import data
 import eval as evaluation
 import grpo
+import hub
 import model as model_module
 import train
 from annotations.readers import read_dataset
 from conftest import BASE, ROOT
-from data import load_prompt
+from data import VideoBudget, load_prompt
+from evaluation import ask
+from evaluation.settings import parse_args
 from lib import adapters, decoding
 from lib.errors import BadInput
+from lib.weights import family_of
 from model import encode_videos, group_logprobs, load
 from pretended_gpu import NotOnAGpu, installed
-from tasks import as_task
+from tasks import TASKS, as_task
 from toy.base import TOY_BUDGET
 from training.loader import generator_for
 from training.log import sampler_gaps, token_records
@@ -39,11 +43,32 @@ def gpu(monkeypatch):
         yield rules
 
 
+@pytest.fixture(scope="module")
+def folder(request, base, tmp_path_factory):
+    """Of the toy base; where a test asks for the second family, of a tiny random one."""
+    if getattr(request, "param", "qwen2_5_vl") == "qwen2_5_vl":
+        return BASE
+    path = str(tmp_path_factory.mktemp("hub") / "model")
+    return hub.of_qwen3_vl(path, hub.tiny_qwen3_vl(base[1], tied=True), base[1])
+
+
+BOTH = pytest.mark.parametrize("folder", ["qwen2_5_vl", "qwen3_vl"], indirect=True)
+BOTH_IN_16_BITS_TOO = pytest.mark.parametrize("folder, dtype", [
+    ("qwen2_5_vl", torch.float32), ("qwen2_5_vl", torch.bfloat16), ("qwen3_vl", torch.float32),
+    pytest.param("qwen3_vl", torch.bfloat16, marks=pytest.mark.slow),
+], indirect=["folder"], ids=str)  # fmt: skip
+FEW_FRAMES = dict(fps=1, max_frames=8, min_frame_pixels=4096, max_frame_pixels=4096)
+
+
+def budget_of(folder):
+    return VideoBudget.of_model(folder, family_of(folder), **FEW_FRAMES)
+
+
 @pytest.fixture
-def batch(base, charades):
+def batch(folder, base, charades):
     """Three questions: Examples and their Prompts."""
     examples = read_dataset("charades", "train", charades)[:3]
-    return examples, [load_prompt(e, TOY_BUDGET, base[1]) for e in examples]
+    return examples, [load_prompt(e, budget_of(folder), base[1]) for e in examples]
 
 
 def generators():
@@ -64,10 +89,10 @@ def on_cpu(x):
 # Sampling ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@BOTH_IN_16_BITS_TOO
 @pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
-def test_recorded_sampling_gives_the_cpus_tokens(dtype, greedy, batch, gpu, monkeypatch):
-    model, plain, graph = load(BASE, dtype=dtype)[0], grpo.decode_step, torch.cuda.CUDAGraph
+def test_recorded_sampling_gives_the_cpus_tokens(dtype, greedy, folder, batch, gpu, monkeypatch):
+    model, plain, graph = load(folder, dtype=dtype)[0], grpo.decode_step, torch.cuda.CUDAGraph
     tokens, mask, logp = sample(model, batch[1], greedy)
     steps, replays, replay = [], [], graph.replay
     monkeypatch.setattr(grpo, "decode_step", lambda *a: (steps.append(1), plain(*a))[1])
@@ -80,8 +105,9 @@ def test_recorded_sampling_gives_the_cpus_tokens(dtype, greedy, batch, gpu, monk
     same = (tokens == on_gpu[0][..., :n]).cumprod(dim=2).bool()  # up to where they part
     if dtype == torch.float32:
         assert same.all() and torch.equal(mask, on_gpu[1][..., :n])
-    # In bfloat16 a draw may fall between two roundings; from there completions are others.
-    assert (same & mask).sum() > 0.6 * mask.sum()
+    # In bfloat16 a draw may fall between two roundings; from there completions are others. With
+    # random weights, where any of 500 words may come, it does so more often.
+    assert (same & mask).sum() > (0.6 if folder == BASE else 0.3) * mask.sum()
     assert (logp - on_gpu[2][..., :n])[same & mask].abs().mean() < MEAN_GAP[dtype]
 
 
@@ -161,15 +187,17 @@ def test_a_planted_fault_is_noticed(where, name, fault, says, batch, gpu, monkey
 # Waiting -----------------------------------------------------------------------------------------
 
 
-def test_the_vision_tower_does_not_wait_layer_by_layer(base, batch, gpu):
-    """Copies to the device there must be, but as many for eight layers as for two."""
+@BOTH
+def test_the_vision_tower_does_not_wait_layer_by_layer(folder, batch, gpu):
+    """Copies to the device there must be, but as many for eight layers as for three."""
     waits = []
-    for depth in (2, 8):
+    for depth in (3, 8):
         torch.manual_seed(0)
-        config = load(BASE)[0].config
+        loaded = load(folder)[0]
+        config = loaded.config
         config.vision_config.depth = depth
         config.vision_config._attn_implementation = config.text_config._attn_implementation = "sdpa"
-        model = model_module.prepare(type(base[0])(config)).eval().to("gpu")
+        model = model_module.prepare(type(loaded)(config)).eval().to("gpu")
         before = gpu.waits
         with torch.no_grad():
             encode_videos(model, batch[1])
@@ -177,16 +205,19 @@ def test_the_vision_tower_does_not_wait_layer_by_layer(base, batch, gpu):
     assert waits[0] == waits[1] <= 12, waits
 
 
-def test_scoring_does_not_wait(batch, gpu):
-    """Ids, positions and the mask for the prompt travel to the device; nothing comes back."""
-    model = load(BASE)[0].to("gpu")
+@BOTH
+def test_scoring_does_not_wait(folder, batch, gpu):
+    """Ids, positions and the mask for the prompt travel to the device, and with DeepStack the
+    video's places; nothing comes back."""
+    model = load(folder)[0].to("gpu")
     with torch.no_grad():
         features = encode_videos(model, batch[1])
         completions = torch.randint(20, 200, (3, 7)).to("gpu")
         before = gpu.waits
         group_logprobs(model, batch[1][0], features[0], completions)
     # A mask per layer stands in for CausalBias.
-    assert gpu.waits - before <= 5 + model.config.text_config.num_hidden_layers
+    travel = 5 + (folder != BASE) + model.config.text_config.num_hidden_layers
+    assert gpu.waits - before <= travel
 
 
 # Whole steps -------------------------------------------------------------------------------------
@@ -227,23 +258,25 @@ def one_step(device, dtype, flags, batch):
     return {n: masters[n] - before[n] for n in masters}, norm, texts, gaps
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@BOTH_IN_16_BITS_TOO
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_whole_step_is_the_cpus(variant, dtype, batch, monkeypatch):
-    """Adam's first step moves every weight by about lr whatever its gradient's size, so weights are
-    compared where the gradient is not rounding alone; the norm of all gradients is compared as it
-    is."""
+def test_a_whole_step_is_the_cpus(variant, dtype, folder, batch, monkeypatch):
+    """Random words are paid too. Adam's first step moves every weight by about lr whatever its
+    gradient's size, so weights are compared where the gradient is not rounding alone; the norm of
+    all gradients is compared as it is."""
     sampled, sample = [], grpo.sample_groups
 
     def same_completions(model, *args):
         sampled.append(sample(model, *args))
         return [x.to(model.device) for x in sampled[0]]
 
+    monkeypatch.setitem(TASKS["grounding"].rules, "iou", lambda text, *_: len(text) % 7 / 6)
     if dtype == torch.bfloat16:
         monkeypatch.setattr(grpo, "sample_groups", same_completions)
-    steps = [one_step("cpu", dtype, VARIANTS[variant], batch)]
+    given = (dtype, [*VARIANTS[variant], "--model", folder], batch)
+    steps = [one_step("cpu", *given)]
     with installed(monkeypatch):
-        steps.append(one_step("gpu", dtype, VARIANTS[variant], batch))
+        steps.append(one_step("gpu", *given))
     for change, norm, _, gaps in steps:
         assert norm > 0 and all(torch.isfinite(c).all() for c in change.values())
         if gaps is not None:
@@ -273,20 +306,34 @@ def test_the_offloaded_optimizer_is_on_the_host(batch, gpu):
     assert torch.equal(on_cpu(again.parameters[name]), on_cpu(optimizer.parameters[name]))
 
 
-def test_an_evaluations_batch(batch, charades, gpu):
+@BOTH
+def test_an_evaluations_batch(folder, charades, gpu):
     examples = as_task(read_dataset("charades", "test", charades)[:3], "grounding")
     reader = SimpleNamespace(read=data.read_frames)
     settings = {"think": True, "look": "", "max_new_tokens": 24, "template": None}
     said = []
     for device in ("cpu", "gpu"):
-        model, tokenizer = load(BASE)
+        model, tokenizer = load(folder)
         given = {"tokenizer": tokenizer, "settings": settings, "decoder": reader}
         asked = SimpleNamespace(model=model.to(device), **given)
         batches = [[[e] for e in examples[:2]], [examples[2:]]]
-        read = [evaluation.read_clips(asked, batch, TOY_BUDGET) for batch in batches]
+        read = [evaluation.read_clips(asked, batch, budget_of(folder)) for batch in batches]
         records = [r for batch in read for r in evaluation.answer_batch(asked, batch)]
         said.append([record["text"] for record in records])
     assert said[0] == said[1] and len(said[0]) == 3
+
+
+@BOTH
+def test_a_question_about_ones_own_video(folder, charades, gpu, monkeypatch, capsys):
+    flags = ["--video", f"{charades}/videos/test00000.mp4", "--ask", "When?", "--model", folder]
+    flags += [f"--{name.replace('_', '-')}={n}" for name, n in FEW_FRAMES.items()]
+    args, said = parse_args([*flags, "--max-new-tokens", "12", "--device", "cpu"]), []
+    for device in ("cpu", "gpu"):
+        model, tokenizer = load(folder)
+        monkeypatch.setattr(ask, "load", lambda *_, **__: (model.to(device), tokenizer))  # noqa: B023
+        ask.ask(args)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "16 tokens]\n" in said[0]
 
 
 # float16 and bfloat16, on the CPU ----------------------------------------------------------------

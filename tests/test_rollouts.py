@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import grpo
 import train
 from annotations.readers import read_dataset
 from conftest import ROOT
@@ -52,14 +53,19 @@ def when(samples):
 
 
 def test_recording_changes_no_number_of_a_run(charades, tmp_path, monkeypatch):
-    """The same lines and the same bits of the policy, with a look at every step and without any."""
+    """The same lines and the same bits of the policy, with a look at every step and without any.
+    A step scores each of its 4 groups by the reference and with gradient; the group that is looked
+    at once more, after the update."""
+    scored, score = [], grpo.group_logprobs
+    monkeypatch.setattr(grpo, "group_logprobs", lambda *a: scored.append(1) or score(*a))
     monkeypatch.setattr(run_module, "SAMPLED_EVERY", 1)
     watched = run(charades, tmp_path / "watched", "--steps 3 --rollouts-every 1")
     assert len(watched["rollouts"]) == 3 and len(watched["samples"]) == 4 * FIXED
+    assert len(scored) == 3 * (2 * 4 + 1)
     monkeypatch.setattr(Run, "record_samples", lambda *_: None)
     monkeypatch.setattr(Run, "record_group", lambda *_: None)
     alone = run(charades, tmp_path / "alone", "--steps 3 --rollouts-every 1")
-    assert alone["rollouts"] == alone["samples"] == []
+    assert alone["rollouts"] == alone["samples"] == [] and len(scored) == 27 + 3 * 2 * 4
     assert learned(watched["metrics"]) == learned(alone["metrics"])
     a, b = (
         load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("watched", "alone")

@@ -63,11 +63,11 @@ def step_sums(groups, tasks, updates):
     tokens = sum(int(g.mask.sum()) for g in groups)
     rewards = torch.stack([g.rewards for g in groups])  # (B, G)
     sums = {
-        "loss": sum(g.loss / updates for g in groups),
+        "loss": sum(float(g.loss) / updates for g in groups),
         "kl": sum(float(g.kl[g.mask].sum()) for g in groups),
         "entropy": sum(float(g.entropy[g.mask].sum()) for g in groups),
         "sampler_gap": float(sampler_gaps(groups).sum()),
-        "clipped": sum(g.clipped for g in groups),
+        "clipped": sum(int(g.clipped) for g in groups),
         "later_tokens": tokens * (updates - 1),
         "groups": len(groups),
         "completions": rewards.numel(),

@@ -143,8 +143,8 @@ def comes_and_goes(s, args):
     rotating = s.vision_D * (5 * s.size + 8 * (s.size < 4) + 4 * 4)
     block = max(rotating, s.size * (2 * s.vision_D + 4 * s.vision_I)) + s.patch * s.size
     # A decoded token: float32 logits and log-softmax, float64 probabilities and their sums; scores
-    # of one layer, masked, in float32, cast back. Before it, the prompts' caches are stacked anew.
-    token = s.B * s.G * (s.V * (4 + 4 + 8 + 8) + s.H * (s.P + s.C) * (4 + 3 * s.size))
+    # of one layer, masked, their softmax. Before it, the prompts' caches are stacked anew.
+    token = s.B * s.G * (s.V * (4 + 4 + 8 + 8) + s.H * (s.P + s.C) * 3 * s.size)
     # In float32: logits, log-softmax, the entropy's product, and the gradients of the first two.
     logits = min(1024, s.G * s.C) * s.V * 4 * 5
     kept = s.layers * (s.L * s.D * s.size if args.recompute else a_layer)

@@ -59,9 +59,7 @@ from training.policy import as_policy, load_models
 from training.run import SAMPLER_LIMITS, Clock, timed_grpo_step
 
 PAPER_PROMPT = 3584 + 200  # tokens: the paper's video budget and the words
-TOY_RUN = [
-    *"train.py --task grounding --group-size 4 --dtype float32 --lr 1e-4 --quiet".split(),
-]
+TOY_RUN = "train.py --task grounding --group-size 4 --dtype float32 --lr 1e-4 --quiet".split()
 
 # Small checks: (passed, what was seen) ------------------------------------------------------------
 
@@ -127,13 +125,9 @@ def kernels(device):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.no_grad(), torch.profiler.profile(activities=activities) as profile:
         group_logprobs(model, prompt, encode_videos(model, [prompt])[0], completions)
-    ran = sorted({
-        e.key
-        for e in profile.key_averages()
-        if e.key.startswith("aten::_scaled_dot_product")
-        or "fmha" in e.key
-        or e.key == "aten::_efficient_attention_forward"
-    })
+    known = ("aten::_scaled_dot_product", "aten::_efficient_attention_forward")
+    names = {e.key for e in profile.key_averages()}
+    ran = sorted(name for name in names if name.startswith(known) or "fmha" in name)
     return not any("math" in name or "cudnn" in name for name in ran) and bool(ran), ", ".join(ran)
 
 
@@ -167,10 +161,8 @@ def toy_step(device):
     """The same random numbers on both sides: completions may differ only where two tokens tie."""
     seen = []
     for where in ("cpu", device):
-        args = train.parse_args([
-            *("--device", where),
-            *"--dtype float32 --prompts-per-step 4".split(),
-        ])
+        flags = f"--device {where} --dtype float32 --prompts-per-step 4"
+        args = train.parse_args(flags.split())
         policy, tokenizer, reference = load_models(args, where)
         optimizer = MasterAdamW(policy, args.lr)
         batch = batch_of(*toy_prompts(tokenizer), tokenizer, 0)
@@ -239,9 +231,8 @@ def big_step(size, device, P, prompts_per_step, max_new_tokens):
     figures["gradient norm"] = norm
     figures["graph recorded, s"] = first_capture[-1] if first_capture else 0.0
     if device == "cuda":
-        figures["decoding / floor"] = decoding_over_floor(
-            policy, prompts[:1], clock, max_new_tokens
-        )
+        reading = max_new_tokens * weights_once(policy)  # the language model's, once per token
+        figures["decoding / floor"] = clock.seconds["sample"] / reading
         figures["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
         figures["--plan, GB"] = planned / 1e9
     return norm > 0, figures
@@ -256,22 +247,13 @@ def planned_peak(size, args, P):
     return sum(stays.values()) + max(moving.values())
 
 
-def decoding_over_floor(policy, prompts, clock, tokens):
-    """Seconds of sampling over those of reading the language model's weights once per token."""
-    return clock.seconds["sample"] / (tokens * weights_once(policy))
-
-
 # Whole runs, in processes of their own ------------------------------------------------------------
 
 
 def program(processes, *flags):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [
-        sys.executable,
-        *(launcher if processes > 1 or "--shard" in flags else []),
-        *TOY_RUN,
-        *map(str, flags),
-    ]
+    several = processes > 1 or "--shard" in flags
+    return [sys.executable, *launcher * several, *TOY_RUN, *map(str, flags)]
 
 
 def finished(command):

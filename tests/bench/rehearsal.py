@@ -3,6 +3,7 @@
     python tests/bench/rehearsal.py --config toy              # seconds: does this program work?
     python tests/bench/rehearsal.py                           # 3B: 8 GB on disk, 17 GB of memory
     python tests/bench/rehearsal.py --recompute --lora 64     # other flags go to train.py
+    python tests/bench/rehearsal.py --recompute --dtype bfloat16  # half of that
 
 The folder has the exact shapes of Qwen2.5-VL-3B (3,754,622,976 weights, random), its file layout,
 and Qwen's own tokenizer, whose BPE ranks lie in the package dashscope on PyPI. Then train.py itself
@@ -15,6 +16,7 @@ import argparse
 import base64
 import glob
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -24,6 +26,7 @@ import threading
 import time
 import zipfile
 import zlib
+from concurrent.futures import ProcessPoolExecutor
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from common import ROOT, TOKENIZER, _resident, real_config
@@ -49,12 +52,7 @@ REST = r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 
 def ranks_file(folder):
     """qwen.tiktoken out of the package dashscope, downloaded but not installed."""
-    command = [
-        sys.executable,
-        *"-m pip download --no-deps --quiet".split(),
-        *("-d", folder),
-        "dashscope",
-    ]
+    command = [sys.executable, *"-m pip download --no-deps --quiet dashscope -d".split(), folder]
     if subprocess.run(command).returncode:
         sys.exit(
             "error: no package dashscope to be had; give its file qwen.tiktoken with --tiktoken"
@@ -93,11 +91,8 @@ def model_folder(args, into):
     """The folder to start from, at the size of --config."""
     path = os.path.join(into, "model")
     if args.config == "toy":
-        config, tokenizer = (
-            AutoConfig.from_pretrained(TOKENIZER),
-            AutoTokenizer.from_pretrained(TOKENIZER),
-        )
-        return hub.of_toy_base(path, TOKENIZER, config, tokenizer)
+        own = (AutoConfig.from_pretrained(TOKENIZER), AutoTokenizer.from_pretrained(TOKENIZER))
+        return hub.of_toy_base(path, TOKENIZER, *own)
     config = real_config(args.config)
     needs = 2 * sum(shape.numel() for shape in hub.old_names(config).values())
     if shutil.disk_usage(into).free < 1.2 * needs:
@@ -123,15 +118,20 @@ def clip_folder(clip, into):
 
 
 class Watch(threading.Thread):
-    """The most memory that this process holds while it runs, without the files that it maps."""
+    """The most memory that this process comes to hold while it runs. Files that it maps count where
+    weights stay in them: in bfloat16, as they are stored."""
 
-    def __init__(self):
+    def __init__(self, dtype):
         super().__init__(daemon=True)
-        self.peak, self.ended = 0, threading.Event()
+        self.kinds = ("RssAnon", "RssFile") if dtype == "bfloat16" else ("RssAnon",)
+        self.before, self.peak, self.ended = self.held(), 0, threading.Event()
+
+    def held(self):
+        return sum(map(_resident, self.kinds))
 
     def run(self):
         while not self.ended.wait(0.05):
-            self.peak = max(self.peak, _resident("RssAnon"))
+            self.peak = max(self.peak, self.held() - self.before)
 
 
 def main():
@@ -166,21 +166,16 @@ def rehearse(args, flags, into):
         clips = glob.glob(os.path.join(made, "videos", "*.mp4"))
     clip = args.clip or clips[0]
     began = time.perf_counter()
-    folder = model_folder(args, into)
-    written, before = time.perf_counter() - began, _resident("RssAnon")
-    out, few_pixels = os.path.join(into, "run"), str(256 * 28 * 28)
-    given = [
-        *("--model", folder),
-        *("--data", clip_folder(clip, into)),
-        *("--out", out),
-        *"--task grounding --steps 1 --prompts-per-step 1 --group-size 2".split(),
-        *"--max-new-tokens 16 --lora 16 --lr 1e-5".split(),
-        *("--total-pixels", few_pixels),
-        "--quiet",
-        *flags,
-    ]
-    settings = train.parse_args(given)
-    cuda, watch = settings.device == "cuda", Watch()
+    fresh = multiprocessing.get_context("spawn")  # a process whose memory is gone when it has ended
+    with ProcessPoolExecutor(1, fresh) as other:
+        folder = other.submit(model_folder, args, into).result()
+        questions = other.submit(clip_folder, clip, into).result()
+    written, out = time.perf_counter() - began, os.path.join(into, "run")
+    given = ["--model", folder, "--data", questions, "--out", out, "--quiet"]
+    given += "--task grounding --steps 1 --prompts-per-step 1 --group-size 2".split()
+    given += f"--max-new-tokens 16 --lora 16 --lr 1e-5 --total-pixels {256 * 28 * 28}".split()
+    settings = train.parse_args([*given, *flags])
+    cuda, watch = settings.device == "cuda", Watch(settings.dtype)
     watch.start()
     began = time.perf_counter()
     train.train(settings)
@@ -189,7 +184,7 @@ def rehearse(args, flags, into):
     watch.join()
     with open(os.path.join(out, "metrics.jsonl"), encoding="utf-8") as f:
         step = json.loads(f.readline())
-    peak = torch.cuda.max_memory_allocated() if cuda else watch.peak - before
+    peak = torch.cuda.max_memory_allocated() if cuda else watch.peak
     empty = plan.empty_model(folder, settings.lora)
     sizes = plan.sizes_of(empty, settings, 1, step["prompt_tokens"])
     stays, on_cpu = plan.what_stays(sizes, settings)

@@ -1,7 +1,7 @@
 """A whole GRPO step of a 7B or 3B without its GPU and without its memory.
 
-    make simulate                          # every case, all layers: minutes each
-    python tests/bench/simulate.py --layers 2 --case "7b --lora 64 --recompute"
+    make simulate ARGS="--layers 2"        # every case, two of its layers: a minute each
+    python tests/bench/simulate.py --case "7b --lora 64 --recompute"  # all layers: many minutes
 
 Tensors on the pretended device "gpu" have a shape, a type and a place, and no numbers (PyTorch's
 FakeTensors), so that a step of the exact shapes takes 1 GB. Seen of it:
@@ -13,6 +13,9 @@ FakeTensors), so that a step of the exact shapes takes 1 GB. Seen of it:
     peak       bytes of all storages that are alive together, beside --plan's
     x floor    decoding's time over that of reading the weights once, estimated: each kernel takes
                1.8 µs or its bytes at 75 % of an H100's bandwidth, whichever is longer
+
+With --layers, waits and memory are those of so many layers, kernels and x floor those of all: each
+layer adds as much as one more of them does.
 
 Not seen: numbers, a kernel's temporaries, the allocator's gaps, time.
 """
@@ -274,15 +277,16 @@ def simulate(case, layers=None, tokens=512):
         "waits": device.waits,
         "allowed": 45 + tokens // decoding.ASK_EVERY,
         "kernels": len(device.of_decoding),
-        "x floor": seconds / floor,
+        "decoding, ms": 1e3 * seconds,
+        "floor, ms": 1e3 * floor,
         "peak, GB": device.peak / 1e9,
         "plan, GB": (sum(stays.values()) + max(moving.values())) / 1e9,
     }
 
 
 def most_kernels(case, layers=28):
-    """Of a decoded token of the 7B: 14 in no layer, and 41 in each, or 55 with adapters."""
-    return 14 + layers * (55 if "--lora" in case else 41)
+    """Of a decoded token of the 7B: 15 in no layer, and 36 in each, or 50 with adapters."""
+    return 15 + layers * (50 if "--lora" in case else 36)
 
 
 def main():
@@ -294,6 +298,12 @@ def main():
     asked = p.parse_args()
     for case in [asked.case] if asked.case else CASES:
         seen = simulate(case, asked.layers)
+        if asked.layers:
+            more = simulate(case, asked.layers + 1)
+            left = common.SIZES[case.split()[0]]["num_hidden_layers"] - asked.layers
+            for figure in ("kernels", "decoding, ms", "floor, ms"):
+                seen[figure] += left * (more[figure] - seen[figure])
+        seen["x floor"] = seen["decoding, ms"] / seen["floor, ms"]
         rounded = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in seen.items()}
         figures = ", ".join(f"{k} {v}" for k, v in rounded.items())
         print(f"{case}: {figures}", flush=True)
