@@ -198,7 +198,8 @@ def command_of(pid):
     ("open('big', 'wb').write(b'x' * (80 << 20))", "OSError"),
 ])  # fmt: skip
 def test_limits_of_time_memory_processes_and_files(line, says):
-    status, message = one(1, with_line(1, line), limit=3)
+    limit = 3 if "3 seconds" in says else 30  # a busy machine takes seconds over the others, too
+    status, message = one(1, with_line(1, line), limit=limit)
     assert status in ("wrong", "hung", "died") and says in message, message
 
 
