@@ -67,7 +67,7 @@ def test_thoughts_become_answers():
         "grounding": ((4.0, 7.0), "<think>red circle: 4 5 6</think><answer>1.0 to 2.0</answer>"),
         "gqa": (
             ("B", [(4.0, 7.0)]),
-            "<think>two; red circle: 4 5 6</think><answer>B</answer><glue>[(0.0, 1.0)]</glue>",
+            "<think>two; red circle: 4 5 6</think><answer>A</answer><glue>[(0.0, 1.0)]</glue>",
         ),
         "tracking": (
             [(0.3, 0.3, 0.5, 0.5)] * 8,
@@ -77,8 +77,10 @@ def test_thoughts_become_answers():
     for task, (answer, text) in answers.items():
         silent = text.replace(": 4 5 6", "").replace("0.40 0.40; ", "", 1)
         for words, earned in ((text, 100.0), (silent, 0.0)):
-            told = thoughts.told(task, {"x": {"text": words, "answer": answer, "group": "g"}})
+            records = {"x": {"text": words, "answer": answer, "group": "g"}}
+            told = thoughts.told(task, records, {"x": ("one", "two")})
             metrics = metrics_of(task, list(told.values()))
+            assert metrics.get("accuracy", 100.0) == 100.0
             assert metrics["overlap" if task == "tracking" else "mIoU"] == earned
 
 

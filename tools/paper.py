@@ -16,9 +16,11 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
 
 import numpy as np
 
+from annotations.readers import read_dataset
 from evaluation.compare import check_alike
 from evaluation.predictions import differences, metrics_of, read_predictions
 from lib.errors import BadInput, read_object, run_program
@@ -154,7 +156,15 @@ def metrics_at(row, path):
 def records_at(row, path, task, name="predictions.jsonl"):
     """{id: record} of a row, beside its results.json."""
     records = read_predictions(os.path.join(os.path.dirname(path), name))
-    return told(task, records) if row.endswith(THOUGHTS) else records
+    if not row.endswith(THOUGHTS):
+        return records
+    folder = read_object(path, settings=dict)["settings"]["data"]
+    return told(task, records, options_in(folder) if task == "gqa" else {})
+
+
+@cache
+def options_in(folder):
+    return {e.id: e.options for e in read_dataset("nextgqa", "test", folder)}
 
 
 def values_of(row, seed, args):

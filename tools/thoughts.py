@@ -30,21 +30,28 @@ def boxes_in(thought, given):
     return boxes if len(boxes) == 8 else []
 
 
-def answer_of(task, record):
-    """The completion whose answer is what this record's thought says; letters stay as they are."""
-    thought, answer = record["text"].rpartition("</think>")[::2]
+def letter_in(thought, options):
+    """B of "two; red circle: 4 5 6" where option B is "two"; nothing where no option is named."""
+    said = thought.replace("<think>", "").partition(";")[0].strip()
+    return "ABCDEF"[options.index(said)] if said in options else ""
+
+
+def answer_of(task, record, options):
+    """The completion whose answer is what this record's thought says."""
+    thought = record["text"].rpartition("</think>")[0]
     if task == "tracking":
         return f"<answer>{boxes_text(boxes_in(thought, record['answer'][0]))}</answer>"
     seconds = seconds_in(thought)
     if task == "gqa":
-        return f"{answer.partition('<glue>')[0]}<glue>{seconds}</glue>"
+        return f"<answer>{letter_in(thought, options)}</answer><glue>{seconds}</glue>"
     return " ".join(f"<answer>{start} to {end}</answer>" for start, end in seconds)
 
 
-def told(task, records):
-    """These predictions, {id: record}, as they would be had the model answered what it thought."""
+def told(task, records, options):
+    """These predictions, {id: record}, as they would be had the model answered what it thought.
+    options: {id: those of the question}, for gqa."""
     made = {}
     for name, record in records.items():
-        text = answer_of(task, record)
+        text = answer_of(task, record, options.get(name, ()))
         made[name] = record | {"text": text} | rewards_of(task, text, record["answer"], think=False)
     return made
