@@ -430,7 +430,7 @@ def test_sampler_check_tells_rounding_from_a_mistake(dtype, charades, monkeypatc
 def test_sharded_in_bfloat16(method, charades, tmp_path):
     """Two processes, gathered in bfloat16 over gloo: sampler and scorer agree."""
     flags = "--shard --dtype bfloat16 --prompts-per-step 2 --group-size 4 --max-new-tokens 32 "
-    flags += f"--steps 1 --quiet --method {method} --data {charades}"
+    flags += f"--steps 1 --method {method} --data {charades}"
     launcher = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
     command = [*launcher, "train.py", *flags.split(), "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
