@@ -107,7 +107,8 @@ def replace_file(path, content):
 def read_lines(path, **types):
     """The records of a .jsonl file; [] where there is no file.
 
-    types: of the keys that each record must have. A damaged line is named and left out.
+    types: of the keys that each record must have. A damaged line is named and left out. Raises
+    BadInput for a folder.
     """
     records = []
     try:
@@ -115,6 +116,8 @@ def read_lines(path, **types):
             lines = f.readlines()
     except FileNotFoundError:
         return records
+    except IsADirectoryError as e:
+        raise BadInput(f"{path} is a folder, where a file should be: move it away") from e
     for number, line in enumerate(lines, 1):
         try:
             wrong = wrong_key(record := json.loads(line), types) if line.strip() else ""

@@ -397,3 +397,8 @@ def test_damaged_files_are_named_and_are_no_traceback(name, damage, run, charade
     # A log may be empty, and may end within a line.
     quiet = name.endswith(".jsonl") and damage in ("empty", "cut")
     assert quiet or os.path.basename(name) in heard or "step-000001" in name, heard
+
+
+def test_a_folder_where_lines_should_be_is_one_sentence(tmp_path):
+    with pytest.raises(BadInput, match="is a folder, where a file should be"):
+        read_lines(str(tmp_path))

@@ -216,7 +216,7 @@ def model_folders():
 WRONG = {
     "train.py --device cuda": "no CUDA GPU",
     "train.py --task juggling": "is unknown",
-    "train.py --resume": "needs --out",
+    "train.py --resume": "the run in --out",
     "train.py --group-size 1": "at least 2",
     "train.py --shard --data {data}": "start with torchrun",
     "train.py --data {data} --min-frame-pixels 9999999": "pixel budget",
