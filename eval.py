@@ -224,7 +224,7 @@ def score(evaluation, name, records, first_look, constant):
         from evaluation.pictures import draw_predictions  # matplotlib takes a second to import
 
         draw_predictions(out, settings, records, metrics)
-    predictions.say_what_failed(results, records, out)
+    predictions.say_what_was_written(results, records, out)
     asked = (settings["look"], settings["data_name"], task)
     return controls.Scored(name, *asked, records, metrics, constant)
 

@@ -197,7 +197,7 @@ def metrics_of(task, records):
     return reported(task, records) | {"format": right_form}
 
 
-def say_what_failed(results, records, out):
+def say_what_was_written(results, records, out):
     """Says where the results are; names the first videos that could not be read, and counts what
     is not in the form."""
     for r in [r for r in records if "error" in r][:5]:

@@ -158,12 +158,13 @@ def records_at(row, path, task, name="predictions.jsonl"):
     records = read_predictions(os.path.join(os.path.dirname(path), name))
     if not row.endswith(THOUGHTS):
         return records
-    folder = read_object(path, settings=dict)["settings"]["data"]
-    return told(task, records, options_in(folder) if task == "gqa" else {})
+    settings = read_object(path, settings=dict)["settings"]
+    return told(task, records, options_in(settings["data"]) if task == "gqa" else {})
 
 
-@cache
+@cache  # every cell and seed answers the same questions
 def options_in(folder):
+    """{id: options} of toy nextgqa's questions, which its records do not hold."""
     return {e.id: e.options for e in read_dataset("nextgqa", "test", folder)}
 
 
