@@ -230,6 +230,7 @@ VARIANTS = {
     "offloaded": ["--offload"],
     "sft": ["--method", "sft"],
 }
+QUICK = ("all weights", "adapters, recomputed")  # the others are slow
 
 
 def one_step(device, dtype, flags, batch):
@@ -259,7 +260,10 @@ def one_step(device, dtype, flags, batch):
 
 
 @BOTH_IN_16_BITS_TOO
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=[pytest.mark.slow] * (v not in QUICK)) for v in VARIANTS],
+)
 def test_a_whole_step_is_the_cpus(variant, dtype, folder, batch, monkeypatch):
     """Random words are paid too. Adam's first step moves every weight by about lr whatever its
     gradient's size, so weights are compared where the gradient is not rounding alone; the norm of

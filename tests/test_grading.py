@@ -155,6 +155,7 @@ def rows_of(found, limit):
     return {s.student: grading.row_of(s, graded[s.student]) for s in found}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_hostile_class_forwards_backwards_and_each_alone(tmp_path):
     hostile_class(tmp_path / "in")

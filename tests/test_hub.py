@@ -137,7 +137,9 @@ PROCESSOR = {
 }
 
 
-@pytest.mark.parametrize("more", ([], ["--lora", "2"]))
+@pytest.mark.parametrize(
+    "more", ([], pytest.param(["--lora", "2"], marks=pytest.mark.slow)), ids=str
+)
 def test_what_a_run_saves_opens_elsewhere(charades, copy, tmp_path, more):
     """In transformers' AutoModel and AutoProcessor: the base's files come along, and a card."""
     for name, content in PROCESSOR.items():

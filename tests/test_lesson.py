@@ -163,6 +163,7 @@ def test_the_first_step_shows_a_pull_without_reward_that_became_likelier(capsys)
 # The loose rules ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_loose_rule_is_what_its_run_is_paid_for(charades, tmp_path):
     small = "--steps 1 --examples 4 --prompts-per-step 1 --group-size 16 --seed 1"
     flags = [*small.split(), "--device", "cpu", "--data", charades, "--out", str(tmp_path / "run")]

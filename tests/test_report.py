@@ -136,6 +136,7 @@ def token_id(tokenizer, text):
     return tokenizer(text)["input_ids"][0]
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_of_long_answers_stay_under_10_mb(copy):
     line = report.read_lines(os.path.join(copy, "metrics.jsonl"))[0]
     kl = {step: 0.1 + step / 10_000 for step in range(1, 1001)} | {8: float("nan"), 502: 80.0}

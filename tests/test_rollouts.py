@@ -88,7 +88,9 @@ def test_the_same_prompts_are_answered_again(charades, tmp_path, monkeypatch):
     assert texts(by_step[0]) != texts(by_step[3])
 
 
-@pytest.mark.parametrize("step_between, bad_ones", [(1, 2), (3, 10)])
+@pytest.mark.parametrize(
+    "step_between, bad_ones", [(1, 2), pytest.param(3, 10, marks=pytest.mark.slow)]
+)
 def test_clips_that_cannot_be_read(charades, tmp_path, monkeypatch, step_between, bad_ones):
     """The first examples: three prompts that differ. All that may stand in for the first: the run
     ends, as it does where a step finds nothing to read."""

@@ -156,6 +156,7 @@ os._exit(0)  # not by gloo's own way out, which was seen to abort on a busy mach
 """
 
 
+@pytest.mark.slow
 def test_two_processes_hold_and_save_the_model_of_one(tmp_path):
     """Weights and rotary frequencies are equal, bit for bit. A damaged model and a full disk are
     told once and leave no process waiting for the other."""
@@ -202,6 +203,7 @@ except BadInput as e:
 """
 
 
+@pytest.mark.slow
 def test_what_one_process_cannot_do_all_hear_of(tmp_path):
     """Else the others would wait for it, and its sentence would be lost."""
     (tmp_path / "work.py").write_text(GIVES_UP)

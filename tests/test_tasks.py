@@ -52,6 +52,7 @@ def test_prompts_say_what_the_model_must_know():
         assert all(said in question_text(EXAMPLES[task], 30.0, True) for said in words)
 
 
+@pytest.mark.slow
 def test_adding_a_task_is_adding_a_row(tmp_path, charades):
     """The example of CONTRIBUTING.md, put into tasks.py as it says: trained and evaluated."""
     for name in os.listdir(ROOT):

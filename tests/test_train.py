@@ -139,8 +139,7 @@ def test_killing_one_process_ends_the_other_with_a_message(charades, tmp_path):
 
 def test_sft_learns_the_true_answers(charades, tmp_path):
     flags = "--method sft --steps 8 --lr 1e-3".split()
-    done = run(PYTHON, *flags, "--data", charades, "--out", tmp_path / "sft")
-    assert done.returncode == 0, done.stderr
+    train.train(train.parse_args([*flags, "--data", charades, "--out", str(tmp_path / "sft")]))
     losses = [line["loss"] for line in metrics(str(tmp_path / "sft"))]
     assert losses[-1] < losses[0]
 

@@ -8,19 +8,9 @@ of their size, its letters often wrong, like captions and forum answers taken fr
 gives answers of the right form, most of them wrong, while its thoughts know better. GRPO has to
 find that out from rewards alone.
 
-    torchrun --nproc-per-node 2 -m toy.base    # makes such a model, in hours
+    torchrun --nproc-per-node 2 -m toy.base    # made the shipped one; its log: assets/
 
-A killed training goes on when the same command is given again. The shipped model did not go that
-way from the start: the base of the world before this one (commit 244017d), which had learned to see
-in it, went through the last three parts,
-
-    torchrun --nproc-per-node 2 -m toy.base --after OLD --steps 450
-
-in 40 minutes on two busy cores; its log is assets/toy-base-training.log. "roaming" was added, and
-the intervals of the "web" made later (U(-0.08, 0.26), before it U(-0.10, 0.22)), after a look: the
-thoughts about tracked things were no better than a guess, and with a thought charades stood at 47.7
-already. A training from scratch was stopped: after 250 steps of stills and 850 of looking it could
-not tell shapes apart. These two parts are longer now, and have not been run at that length.
+A killed training goes on when the same command is given again.
 """
 
 import argparse
@@ -53,7 +43,7 @@ from lib.processes import on_first, rank, start_processes
 from lib.processes import world as processes
 from lib.video import numbered_pictures
 from lib.weights import save
-from model import encode_videos, load, prepare, read
+from model import encode_videos, prepare, read
 from toy import world
 from toy.world import caption, make_clip
 from training.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
@@ -266,6 +256,17 @@ def tell_looking(clip, video, rng):
     return [said[i] for i in rng.permutation(len(said))]
 
 
+def tell_finding(clip, video, rng):
+    """The same without the descriptions from which a thing's seconds could be copied: they have to
+    be found in the video."""
+    alone = [replace(clip, things=[thing]) for thing in clip.things]
+    if clip.name.startswith("got10k"):
+        return [tell_centres(one, video, rng) for one in alone]
+    said = [tell_when_seen(one, video, rng) for one in alone]
+    said += [tell(clip, video, rng) for tell in (tell_moment, tell_fact)]
+    return [said[i] for i in rng.permutation(len(said))]
+
+
 def tell_answering(clip, video, rng):
     """Answers of every form: facts and letters, when and where. All of them are true, but for the
     seconds of evidence."""
@@ -427,8 +428,9 @@ def still(clip, frames, rng):
 # about second 7. Only the last part contains the wrong intervals, boxes and letters.
 PARTS = (
     ("stills", tell_still, 1000, 64, 2e-3, (0.0, 0.2)),
-    ("looking", tell_looking, 4000, 16, 2e-3, (0.12, 0.08)),
-    ("answering", tell_answering, 2500, 16, 8e-4, (0.4, 0.15)),
+    ("looking", tell_looking, 3000, 16, 2e-3, (0.3, 0.08)),
+    ("finding", tell_finding, 4000, 16, 2e-3, (0.25, 0.05)),
+    ("answering", tell_answering, 1000, 16, 8e-4, (0.4, 0.15)),
     ("web", tell_web, 300, 24, 1e-3, (0.4, 0.15)),
     ("roaming", tell_roaming, 350, 24, 1e-3, (0.7, 0.05)),
 )
@@ -473,30 +475,24 @@ class Conversations:
 SAVE_EVERY = 100  # steps
 
 
-def train_base(out, clips, seed, most_steps, after=None):
+def train_base(out, clips, seed, most_steps):
     """Trains the base model on `clips` clips that are in no other data set, and saves it in `out`.
 
-    most_steps: of each part; after: a model that sees already, so that training begins with the
-    part "answering". Checkpoints are kept in {out}.training, a folder for each part: a part
+    most_steps: of each part. Checkpoints are kept in {out}.training, a folder for each part: a part
     whose folder is removed, with those after it, is trained again. No state of a random generator
     is among them: what is told depends on seed, process, part and step alone.
     """
     start_processes("cpu")
+    folder = f"{out}.training/clips-{clips}-seed-{seed}-steps-{most_steps}"
     conversations = Conversations(clips)
-    if after:
-        model, tokenizer = load(after)
-    else:
-        tokenizer = on_first(lambda: conversations.tokenizer(seed))
-        torch.manual_seed(seed)  # the same weights in every process, other conversations
-        model = prepare(make_model(tokenizer))
+    tokenizer = on_first(lambda: kept_tokenizer(f"{folder}/tokenizer", conversations, seed))
+    torch.manual_seed(seed)  # the same weights in every process, other conversations
+    model = prepare(make_model(tokenizer))
     if rank() == 0:
         count = sum(p.numel() for p in model.parameters())
         print(f"toy base model: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
-    folder = f"{out}.training/clips-{clips}-seed-{seed}-steps-{most_steps}"
     for number, part in enumerate(PARTS):
         name, _, steps, batch, peak, _ = part
-        if after and name in ("stills", "looking"):
-            continue
 
         def rows(step, part=part, number=number, batch=batch):
             rng = np.random.default_rng([seed, rank(), number, step])
@@ -506,6 +502,15 @@ def train_base(out, clips, seed, most_steps, after=None):
         train_part(f"{folder}/{name}", rows, min(steps, most_steps), peak, model)
     if rank() == 0:
         save(model, tokenizer, TOY_BUDGET, out)
+
+
+def kept_tokenizer(folder, conversations, seed):
+    """Trained once: its ids are what the checkpoints of all parts were trained on, also if PARTS
+    has changed since."""
+    if not os.path.isdir(folder):
+        conversations.tokenizer(seed).save_pretrained(f"{folder}.new")
+        os.rename(f"{folder}.new", folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def train_part(folder, rows, steps, peak, model):
@@ -539,9 +544,8 @@ def main():
     parser.add_argument("--clips", type=int, default=3000, help="distinct clips to learn from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=10**6, help="at most, of each part: for a try")
-    parser.add_argument("--after", help="a model that sees already: it skips the first two parts")
     args = parser.parse_args()
-    train_base(args.out, args.clips, args.seed, args.steps, args.after)
+    train_base(args.out, args.clips, args.seed, args.steps)
 
 
 if __name__ == "__main__":
