@@ -10,10 +10,10 @@ find that out from rewards alone.
 
     torchrun --nproc-per-node 2 -m toy.base    # makes such a model, in hours
 
-A killed training goes on when the same command is given again. The shipped model was made otherwise:
-the base of the world before this one (commit 244017d), which had learned to see in it, went through
-the last three parts, as they were in commit 592f57b, in 40 minutes on two busy cores; its log is
-assets/toy-base-training.log.
+A killed training goes on when the same command is given again. The shipped model was made
+otherwise: the base of the world before this one (commit 244017d), which had learned to see in it,
+went through the last three parts, as commit 592f57b has them, in 40 minutes on two busy cores. Its
+log is assets/toy-base-training.log.
 """
 
 import argparse
